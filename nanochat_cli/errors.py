@@ -1,0 +1,35 @@
+"""The errors that a person can cause, and the exit code of each.
+
+Every message is one line that says what is wrong, where, and what to do. Anything else that
+escapes a command is an internal fault (exit code 1). Imports nothing, so that it costs nothing.
+"""
+
+
+class NanochatError(Exception):
+    """Base of all expected errors; `exit_code` is what the process ends with."""
+
+    exit_code = 1
+
+
+class ConfigError(NanochatError):
+    """Bad usage or configuration."""
+
+    exit_code = 2
+
+
+class DataError(NanochatError):
+    """Bad input data or a bad file."""
+
+    exit_code = 3
+
+
+class ValidationFailure(NanochatError):
+    """A check on something that we produced failed (export verification, validate)."""
+
+    exit_code = 4
+
+
+class Interrupted(NanochatError):
+    """Stopped by SIGINT or SIGTERM after the state was saved."""
+
+    exit_code = 130

@@ -1,0 +1,111 @@
+"""The decoder: embedding, n blocks, final norm, head.
+
+Knows token ids in and hidden states or logits out. Knows nothing of losses, tokenizers or files; the
+training loss reads `hidden` and `unembedding` so that it can avoid holding all logits.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+import torch.utils.checkpoint
+from torch import Tensor, nn
+
+from nanochat_cli.config.schema import ModelConfig
+from nanochat_cli.model.attention import Attention
+from nanochat_cli.model.bitlinear import BitLinear
+from nanochat_cli.model.feedforward import FeedForward
+from nanochat_cli.model.norm import RMSNorm
+from nanochat_cli.model.rope import rope_table
+
+if TYPE_CHECKING:
+    from nanochat_cli.inference.kv_cache import KVCache
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward around a plain residual stream x [B, T, C]."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.attention = Attention(config, layer)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: "KVCache | None" = None) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), cos, sin, cache)
+        return x + self.feed_forward(self.ffn_norm(x))
+
+
+class Transformer(nn.Module):
+    """tokens int64 [B, T] to hidden float [B, T, C]; `logits` maps hidden to [B, T, V]."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.head = None if config.tie_embeddings else nn.Linear(config.dim, config.vocab_size, bias=False)
+        cos, sin = rope_table(config.max_seq_len, config.resolved_head_dim, config.rope_theta)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        self.gradient_checkpointing = False
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Normal latents; the projections that write into the residual stream shrink with 1 / sqrt(2 L)."""
+        nn.init.normal_(self.embedding.weight, std=self.config.embedding_std, generator=generator)
+        if self.head is not None:
+            nn.init.normal_(self.head.weight, std=self.config.head_std, generator=generator)
+        output_std = self.config.matrix_std / math.sqrt(2 * self.config.n_layers)
+        for name, layer in self.linears():
+            writes_residual = name.endswith((".wo", ".w_down"))
+            nn.init.normal_(layer.weight, std=output_std if writes_residual else self.config.matrix_std, generator=generator)
+        self.requantize()
+
+    def forward(self, tokens: Tensor, cache: "KVCache | None" = None) -> Tensor:
+        """Hidden states after the final norm. Positions continue those in the cache. ValueError past max_seq_len."""
+        start = 0 if cache is None else cache.length
+        end = start + tokens.shape[1]
+        if end > self.config.max_seq_len:
+            raise ValueError(f"position {end} is past max_seq_len = {self.config.max_seq_len}")
+        cos, sin = self.cos[start:end], self.sin[start:end]
+        x = self.embedding(tokens)
+        for block in self.blocks:
+            if self.gradient_checkpointing and self.training:
+                x = torch.utils.checkpoint.checkpoint(block, x, cos, sin, use_reentrant=False)
+            else:
+                x = block(x, cos, sin, cache)
+        if cache is not None:
+            cache.advance(tokens.shape[1])
+        return self.norm(x)
+
+    @property
+    def unembedding(self) -> Tensor:
+        """The matrix [V, C] whose product with a hidden state gives the logits."""
+        return self.embedding.weight if self.head is None else self.head.weight
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden [..., C] to logits [..., V]."""
+        return nn.functional.linear(hidden, self.unembedding.to(hidden.dtype))
+
+    def linears(self) -> Iterator[tuple[str, BitLinear]]:
+        """Every linear layer of the blocks with its dotted name, in order."""
+        for name, module in self.named_modules():
+            if isinstance(module, BitLinear):
+                yield name, module
+
+    def ternary_layers(self) -> Iterator[tuple[str, BitLinear]]:
+        """Those of `linears` that are quantised."""
+        return ((name, layer) for name, layer in self.linears() if layer.quant.enabled)
+
+    def requantize(self) -> None:
+        """Refresh every effective weight; to be called after an optimizer step or a load."""
+        for _, layer in self.ternary_layers():
+            layer.requantize()
