@@ -1,0 +1,38 @@
+# Everything here works on a machine that has only Python 3.11+ and make; PYTHON=... chooses the interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint clean
+
+help:
+	@echo 'make quickstart   train, measure and export a small ternary model on this machine, then run it in llama.cpp'
+	@echo 'make test         run the tests'
+	@echo 'make lint         ruff and basedpyright'
+	@echo 'make clean        remove what builds and tests leave behind (not runs/, data/ or $(VENV))'
+
+quickstart: $(VENV)/.installed-llama-cpp
+	$(BIN)/nanochat quickstart
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name $(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo 'error: nanochat needs Python 3.11 or newer; name one with make PYTHON=/path/to/python' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp per extra: a changed pyproject.toml installs again, anything else starts at once.
+$(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
