@@ -9,7 +9,7 @@ Layouts (ggml-common.h, ggml-quants.c of llama.cpp; K runs along the row, d is t
 
     type   block  bytes  layout
     TQ1_0   256     54   48 + 4 bytes of base-3 digits (5 and 4 codes per byte), then d
-    TQ2_0   256     66   two planes-of-four halves of 128 codes, 2 bits each, then d
+    TQ2_0   256     66   plane-128 of nanochat_kernels: two halves of 128 codes, 2 bits each, then d
     Q2_0     64     18   d, then 16 bytes of four consecutive codes, 2 bits each
     Q4_0     32     18   d, then 16 bytes: code i in the low nibble, code i + 16 in the high one, +8
 
@@ -21,10 +21,12 @@ from dataclasses import dataclass
 
 import gguf
 import numpy as np
+import torch
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from nanochat_cli.errors import ConfigError, DataError
+from nanochat_kernels import pack_plane128
 
 Codes = NDArray[np.int8]
 """[N, K], values -1, 0, 1."""
@@ -79,8 +81,8 @@ _TWO_BITS: NDArray[np.uint8] = np.array([0, 2, 4, 6], dtype=np.uint8)
 
 
 def _encode_tq2_0(digits: NDArray[np.uint8]) -> Bytes:
-    planes = digits.reshape(*digits.shape[:-1], 2, 4, 32)
-    return np.bitwise_or.reduce(planes << _TWO_BITS[:, None], axis=-2).reshape(*digits.shape[:-1], 64)
+    codes = torch.from_numpy(digits.reshape(-1, 256).astype(np.int8) - np.int8(1))
+    return pack_plane128(codes).numpy().reshape(*digits.shape[:-1], 64)
 
 
 def _decode_tq2_0(packed: Bytes) -> NDArray[np.uint8]:
