@@ -1,0 +1,120 @@
+"""Which parameter is trained by what: the groups, and one object that steps them all.
+
+Matrices of the blocks go to Muon (or AdamW); embedding, head, and vectors to AdamW or Lion, each with
+its own learning rate.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from nanochat_cli.config.schema import OptimConfig
+from nanochat_cli.model.transformer import Transformer
+from nanochat_cli.optim.adamw import AdamW
+from nanochat_cli.optim.lion import Lion
+from nanochat_cli.optim.muon import Muon
+
+
+class Optimizer(Protocol):
+    def step(self, lr: float) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+    def state_tensors(self) -> list[Tensor]: ...
+
+
+@dataclass
+class Group:
+    """One optimizer and its peak learning rate. names: the parameters it trains."""
+
+    name: str
+    optimizer: Optimizer
+    lr: float
+    names: list[str]
+
+
+class Optimizers:
+    """All groups of a model, stepped together."""
+
+    def __init__(self, groups: list[Group], parameters: list[nn.Parameter]) -> None:
+        self.groups = groups
+        self.parameters = parameters
+
+    def step(self, lr_multiplier: float = 1.0, weight_decay_multiplier: float = 1.0) -> None:
+        """Update every parameter with its group's peak rate × lr_multiplier."""
+        for group in self.groups:
+            optimizer = group.optimizer
+            if isinstance(optimizer, Muon):
+                peak = optimizer.weight_decay
+                optimizer.weight_decay = peak * weight_decay_multiplier
+                optimizer.step(group.lr * lr_multiplier)
+                optimizer.weight_decay = peak
+            else:
+                optimizer.step(group.lr * lr_multiplier)
+
+    def zero_grad(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def clip_grad_norm(self, max_norm: float) -> Tensor:
+        """Scale all gradients to a global norm of at most max_norm (0: measure only). Returns the norm, 0-dim."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if max_norm > 0:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, max_norm, norm)
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """{group: {parameter name: {state name: tensor}}}"""
+        return {group.name: group.optimizer.state_dict() for group in self.groups}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for group in self.groups:
+            group.optimizer.load_state_dict(state.get(group.name, {}))
+
+    def state_bytes(self) -> int:
+        """Bytes of the state tensors that exist now."""
+        return sum(t.numel() * t.element_size() for group in self.groups for t in group.optimizer.state_tensors())
+
+
+def build_optimizer(model: Transformer, config: OptimConfig) -> Optimizers:
+    """Assign every trained parameter of `model` to exactly one group."""
+    matrices = {f"{name}.weight" for name, _ in model.linears()}
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    members: dict[str, list[tuple[str, nn.Parameter]]] = {"matrix": [], "embedding": [], "head": [], "scalar": []}
+    for name, parameter in named:
+        kind = "matrix" if name in matrices else name.split(".")[0]
+        members[kind if kind in members else "scalar"].append((name, parameter))
+    rates = {
+        "matrix": config.lr,
+        "embedding": config.embedding_lr,
+        "head": config.head_lr,
+        "scalar": config.scalar_lr,
+    }
+    groups = []
+    for kind, parameters in members.items():
+        if parameters:
+            optimizer, factor = _optimizer(kind, parameters, config)
+            groups.append(Group(kind, optimizer, rates[kind] * factor, [name for name, _ in parameters]))
+    return Optimizers(groups, [p for _, p in named])
+
+
+def _optimizer(kind: str, parameters: list[tuple[str, nn.Parameter]], config: OptimConfig) -> tuple[Optimizer, float]:
+    """The optimizer of a group, and the factor that its kind puts on the AdamW learning rate."""
+    if kind == "matrix" and config.matrix == "muon":
+        muon = Muon(
+            parameters,
+            momentum=config.muon_momentum,
+            nesterov=config.muon_nesterov,
+            ns_steps=config.muon_ns_steps,
+            coefficients=config.muon_coefficients,
+            weight_decay=config.weight_decay,
+            cautious=config.cautious_weight_decay,
+        )
+        return muon, 1.0
+    decay = config.weight_decay if kind == "matrix" else 0.0
+    if kind != "matrix" and config.other == "lion":
+        return Lion(parameters, weight_decay=config.lion_weight_decay), config.lion_lr_mult
+    return AdamW(parameters, betas=config.betas, eps=config.eps, weight_decay=decay), 1.0

@@ -1,0 +1,139 @@
+"""Next-token cross-entropy without ever holding all logits.
+
+`cross_entropy` is the definition: whole logits, plain autograd. `chunked_cross_entropy` computes the same
+number and the same gradients a few hundred tokens at a time, the gradients already in the forward pass, so
+that logits exist for one chunk only and are not computed twice (the idea of Liger's fused linear
+cross-entropy, arXiv:2410.10989).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """Label smoothing ε, z-loss weight on logsumexp² (arXiv:2204.02311) and entropy bonus; 0 means absent."""
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    entropy_weight: float = 0.0
+
+    @property
+    def plain(self) -> bool:
+        return not (self.label_smoothing or self.z_loss or self.entropy_weight)
+
+
+PLAIN = LossOptions()
+
+
+def token_losses(logits: Tensor, targets: Tensor, options: LossOptions = PLAIN) -> tuple[Tensor, Tensor]:
+    """Per-token objective and per-token cross-entropy, float32 [N] each, 0 where target is -100.
+
+    logits: [N, V]; targets: int64 [N].
+    """
+    logits = logits.float()
+    log_probabilities = logits.log_softmax(dim=-1)
+    valid = targets != IGNORE
+    picked = log_probabilities.gather(1, targets.clamp(min=0).unsqueeze(1)).squeeze(1)
+    cross_entropy_ = torch.where(valid, -picked, 0.0)
+    if options.plain:
+        return cross_entropy_, cross_entropy_
+    objective = -picked * (1 - options.label_smoothing) - options.label_smoothing * log_probabilities.mean(dim=-1)
+    objective = objective + options.z_loss * logits.logsumexp(dim=-1).square()
+    objective = objective + options.entropy_weight * (log_probabilities.exp() * log_probabilities).sum(dim=-1)
+    return torch.where(valid, objective, 0.0), cross_entropy_
+
+
+def cross_entropy(
+    hidden: Tensor, unembedding: Tensor, targets: Tensor, options: LossOptions = PLAIN
+) -> tuple[Tensor, Tensor]:
+    """Mean objective (to train on) and mean cross-entropy (to report) over tokens whose target is not -100.
+
+    hidden: [N, C]; unembedding: [V, C]; targets: int64 [N]. Two 0-dim float32 tensors; only the first has a gradient.
+    """
+    objective, reported = token_losses(F.linear(hidden, unembedding.to(hidden.dtype)), targets, options)
+    count = (targets != IGNORE).sum().clamp(min=1)
+    return objective.sum() / count, reported.detach().sum() / count
+
+
+def chunked_cross_entropy(
+    hidden: Tensor, unembedding: Tensor, targets: Tensor, chunk: int = 512, options: LossOptions = PLAIN
+) -> tuple[Tensor, Tensor]:
+    """`cross_entropy` with logits for at most `chunk` tokens at a time; same arguments and results."""
+    return _ChunkedCrossEntropy.apply(hidden, unembedding, targets, chunk, options)  # pyright: ignore[reportReturnType]
+
+
+def _plain_chunk(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of cross-entropies and its gradient to the logits; written so that one pass each is enough.
+
+    logits: float32 [n, V], overwritten with the gradient. Ignored rows get a zero gradient.
+    """
+    valid = targets != IGNORE
+    safe = targets.clamp(min=0)
+    maximum = logits.amax(dim=-1, keepdim=True)
+    picked = logits.gather(1, safe.unsqueeze(1))
+    exponentials = (logits - maximum).exp()
+    total = exponentials.sum(dim=-1, keepdim=True)
+    loss = torch.where(valid, (total.log() + maximum - picked).squeeze(1), 0.0).sum()
+    gradient = exponentials * (valid.unsqueeze(1) / total)
+    gradient.scatter_add_(1, safe.unsqueeze(1), -valid.unsqueeze(1).to(gradient.dtype))
+    return loss, gradient
+
+
+def _general_chunk(logits: Tensor, targets: Tensor, options: LossOptions) -> tuple[Tensor, Tensor, Tensor]:
+    with torch.enable_grad():
+        logits = logits.detach().requires_grad_()
+        objective, reported = token_losses(logits, targets, options)
+        (gradient,) = torch.autograd.grad(objective.sum(), logits)
+    return objective.detach().sum(), reported.detach().sum(), gradient
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, unembedding, targets, chunk, options):
+        wants_hidden, wants_unembedding = ctx.needs_input_grad[:2]
+        weight = unembedding.to(hidden.dtype)
+        count = (targets != IGNORE).sum().clamp(min=1)
+        objective = hidden.new_zeros((), dtype=torch.float32)
+        reported = hidden.new_zeros((), dtype=torch.float32)
+        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+        grad_unembedding = torch.zeros_like(unembedding, dtype=torch.float32) if wants_unembedding else None
+        for rows in torch.arange(hidden.shape[0]).split(chunk):
+            piece = slice(int(rows[0]), int(rows[-1]) + 1)
+            logits = (hidden[piece] @ weight.T).float()
+            if options.plain:
+                loss, gradient = _plain_chunk(logits, targets[piece])
+                objective += loss
+                reported += loss
+            else:
+                loss, plain, gradient = _general_chunk(logits, targets[piece], options)
+                objective += loss
+                reported += plain
+            gradient = (gradient / count).to(hidden.dtype)
+            if grad_hidden is not None:
+                torch.mm(gradient, weight, out=grad_hidden[piece])
+            if grad_unembedding is not None:
+                if gradient.dtype == torch.float32:
+                    grad_unembedding.addmm_(gradient.T, hidden[piece])
+                else:
+                    grad_unembedding += (gradient.T @ hidden[piece]).float()
+        ctx.save_for_backward(grad_hidden, grad_unembedding)
+        ctx.unembedding_dtype = unembedding.dtype
+        reported /= count
+        ctx.mark_non_differentiable(reported)
+        return objective / count, reported
+
+    @staticmethod
+    def backward(ctx, *grad_outputs):
+        scale = grad_outputs[0]
+        grad_hidden, grad_unembedding = ctx.saved_tensors
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden * scale.to(grad_hidden.dtype)
+        if grad_unembedding is not None:
+            grad_unembedding = (grad_unembedding * scale).to(ctx.unembedding_dtype)
+        return grad_hidden, grad_unembedding, None, None, None
