@@ -16,21 +16,23 @@ ScaleGranularity = Literal["row", "tensor", 256, 128, 64]
 class Section(BaseModel):
     """Base of every section: unknown keys are errors, assignments are validated."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True, allow_inf_nan=False)
 
 
 class RunConfig(Section):
-    name: str | None = Field(None, description="folder under run.dir; default: preset name and a counter")
-    dir: Path = Field(Path("runs"), description="where runs are kept")
-    seed: int = Field(1337, ge=0, lt=2**63)
+    name: str | None = Field(default=None, description="folder under run.dir; default: preset name and a counter")
+    dir: Path = Field(default=Path("runs"), description="where runs are kept")
+    seed: int = Field(default=1337, ge=0, lt=2**63)
 
 
 class QuantConfig(Section):
     """Ternary quantisation of the linear layers of the blocks (arXiv:2402.17764)."""
 
-    enabled: bool = Field(True, description="false: float linears (the twin that QAT is measured against)")
-    scale: ScaleGranularity = Field("row", description="one scale per output row, per tensor, or per N inputs of a row")
-    activations: bool = Field(True, description="int8 per-token activations; false: weights only")
+    enabled: bool = Field(default=True, description="false: float linears (the twin that QAT is measured against)")
+    scale: ScaleGranularity = Field(
+        default="row", description="one scale per output row, per tensor, or per N inputs of a row"
+    )
+    activations: bool = Field(default=True, description="int8 per-token activations; false: weights only")
 
 
 class ModelConfig(Section):
@@ -39,19 +41,23 @@ class ModelConfig(Section):
     n_layers: PositiveInt = 12
     n_heads: PositiveInt = 12
     n_kv_heads: PositiveInt = 4
-    head_dim: PositiveInt | None = Field(None, description="default dim / n_heads")
-    ffn_dim: PositiveInt | None = Field(None, description="SwiGLU width; default ffn_mult × dim rounded up to 256")
+    head_dim: PositiveInt | None = Field(default=None, description="default dim / n_heads")
+    ffn_dim: PositiveInt | None = Field(
+        default=None, description="SwiGLU width; default ffn_mult × dim rounded up to 256"
+    )
     ffn_mult: PositiveFloat = 8 / 3
     max_seq_len: PositiveInt = 2048
     rope_theta: PositiveFloat = 10000.0
     norm_eps: PositiveFloat = 1e-5
     tie_embeddings: bool = False
-    qk_norm: bool = Field(False, description="RMSNorm on q and k per head, before RoPE (arch qwen3)")
-    qk_norm_init: PositiveFloat = Field(1.2, description="initial weight of the q and k norms")
-    sub_norm: bool = Field(False, description="RMSNorm before wo and w_down (arch bitnet)")
+    qk_norm: bool = Field(default=False, description="RMSNorm on q and k per head, before RoPE (arch qwen3)")
+    qk_norm_init: PositiveFloat = Field(default=1.2, description="initial weight of the q and k norms")
+    sub_norm: bool = Field(default=False, description="RMSNorm before wo and w_down (arch bitnet)")
     embedding_std: PositiveFloat = 0.02
     head_std: NonNegativeFloat = 0.02
-    matrix_std: PositiveFloat = Field(0.02, description="initial std of the latents; output projections ÷ sqrt(2 n_layers)")
+    matrix_std: PositiveFloat = Field(
+        default=0.02, description="initial std of the latents; output projections ÷ sqrt(2 n_layers)"
+    )
     quant: QuantConfig = Field(default_factory=QuantConfig)
 
     @model_validator(mode="after")
@@ -86,88 +92,101 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    path: Path | None = Field(None, description="folder of shards written by `nanochat tokenize`")
-    source: str = Field("stdlib", description="corpus tokenised into the cache when data.path is not given")
-    glob: str = Field("**/*", description="files taken from a source folder")
-    text_field: str = Field("text", description="column of .jsonl, .parquet and hf: sources")
-    val_fraction: float = Field(0.02, gt=0, lt=0.5, description="share of documents held out, by hash")
-    workers: PositiveInt | None = Field(None, description="encoding processes; default: all cores")
+    path: Path | None = Field(default=None, description="folder of shards written by `nanochat tokenize`")
+    source: str = Field(default="stdlib", description="corpus tokenised into the cache when data.path is not given")
+    glob: str = Field(default="**/*", description="files taken from a source folder")
+    text_field: str = Field(default="text", description="column of .jsonl, .parquet and hf: sources")
+    val_fraction: float = Field(default=0.02, gt=0, lt=0.5, description="share of documents held out, by hash")
+    workers: PositiveInt | None = Field(default=None, description="encoding processes; default: all cores")
 
 
 class TokenizerConfig(Section):
-    pre: Literal["gpt-2", "llama3", "qwen2"] = Field("gpt-2", description="pre-tokenizer, by its llama.cpp name")
-    max_token_length: PositiveInt = Field(24, le=32)
-    train_bytes: PositiveInt = Field(32_000_000, description="bytes of the corpus that BPE training reads")
-    path: Path | None = Field(None, description="an existing tokenizer.json to use instead of training one")
+    pre: Literal["gpt-2", "llama3", "qwen2"] = Field(
+        default="gpt-2", description="pre-tokenizer, by its llama.cpp name"
+    )
+    max_token_length: PositiveInt = Field(default=24, le=32)
+    train_bytes: PositiveInt = Field(default=32_000_000, description="bytes of the corpus that BPE training reads")
+    path: Path | None = Field(default=None, description="an existing tokenizer.json to use instead of training one")
 
 
 class TrainConfig(Section):
     total_steps: PositiveInt = 1000
     time_budget: PositiveFloat | None = Field(
-        None, description="seconds of training; total_steps is lowered to what fits, once, after a few timed steps"
+        default=None,
+        description="seconds of training; total_steps is lowered to what fits, once, after a few timed steps",
     )
-    batch_size: PositiveInt = Field(8, description="sequences per micro-batch")
-    grad_accum: PositiveInt = Field(1, description="micro-batches per step")
+    batch_size: PositiveInt = Field(default=8, description="sequences per micro-batch")
+    grad_accum: PositiveInt = Field(default=1, description="micro-batches per step")
     seq_len: PositiveInt = 256
-    grad_clip: NonNegativeFloat = Field(1.0, description="global gradient norm over every parameter; 0: off")
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    grad_clip: NonNegativeFloat = Field(default=1.0, description="global gradient norm over every parameter; 0: off")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     z_loss: NonNegativeFloat = 0.0
     entropy_weight: NonNegativeFloat = 0.0
-    loss_chunk: PositiveInt = Field(512, description="tokens whose logits exist at a time")
-    device: str = Field("auto", description="auto | cpu | cuda | cuda:N")
-    dtype: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 autocast on CUDA, fp32 on CPU")
-    compile: Literal["auto", "on", "off"] = Field("auto", description="auto: where a compiler exists and the run is long enough")
+    loss_chunk: PositiveInt = Field(default=512, description="tokens whose logits exist at a time")
+    device: str = Field(default="auto", description="auto | cpu | cuda | cuda:N")
+    dtype: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="auto: bf16 autocast on CUDA, fp32 on CPU"
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        default="auto", description="auto: where a compiler exists and the run is long enough"
+    )
     gradient_checkpointing: bool = False
     log_interval: PositiveInt = 10
-    spike_factor: PositiveFloat = Field(4.0, description="skip a step whose gradient norm exceeds this × its running mean")
-    max_skipped_steps: PositiveInt = Field(20, description="consecutive skipped steps before the run stops")
+    spike_factor: PositiveFloat = Field(
+        default=4.0, description="skip a step whose gradient norm exceeds this × its running mean"
+    )
+    max_skipped_steps: PositiveInt = Field(default=20, description="consecutive skipped steps before the run stops")
 
 
 class EvalConfig(Section):
     interval: PositiveInt = 250
-    max_tokens: PositiveInt = Field(262_144, description="held-out tokens read by a periodic evaluation")
-    final_max_tokens: PositiveInt | None = Field(None, description="bound of the final evaluation; default: all")
+    max_tokens: PositiveInt = Field(default=262_144, description="held-out tokens read by a periodic evaluation")
+    final_max_tokens: PositiveInt | None = Field(
+        default=None, description="bound of the final evaluation; default: all"
+    )
     batch_size: PositiveInt = 16
 
 
 class OptimConfig(Section):
-    matrix: Literal["muon", "adamw"] = Field("muon", description="optimizer of the 2-D ternary latents")
-    other: Literal["adamw", "lion"] = Field("adamw", description="optimizer of embeddings, head, norms")
-    lr: PositiveFloat = Field(0.02, description="matrix learning rate")
+    matrix: Literal["muon", "adamw"] = Field(default="muon", description="optimizer of the 2-D ternary latents")
+    other: Literal["adamw", "lion"] = Field(default="adamw", description="optimizer of embeddings, head, norms")
+    lr: PositiveFloat = Field(default=0.02, description="matrix learning rate")
     embedding_lr: PositiveFloat = 0.3
     head_lr: PositiveFloat = 0.004
     scalar_lr: PositiveFloat = 0.01
-    muon_momentum: float = Field(0.95, ge=0, lt=1)
+    muon_momentum: float = Field(default=0.95, ge=0, lt=1)
     muon_nesterov: bool = True
-    muon_ns_steps: int = Field(5, ge=1, le=10)
+    muon_ns_steps: int = Field(default=5, ge=1, le=10)
     muon_coefficients: Literal["keller-jordan", "polar-express"] = "keller-jordan"
     betas: tuple[float, float] = (0.8, 0.95)
     eps: PositiveFloat = 1e-10
-    weight_decay: NonNegativeFloat = Field(0.0, description="decoupled, on matrices only")
+    weight_decay: NonNegativeFloat = Field(default=0.0, description="decoupled, on matrices only")
     cautious_weight_decay: bool = False
-    lion_lr_mult: PositiveFloat = Field(0.1, description="Lion uses this × the AdamW learning rate of a group")
+    lion_lr_mult: PositiveFloat = Field(default=0.1, description="Lion uses this × the AdamW learning rate of a group")
     lion_weight_decay: NonNegativeFloat = 0.0
     schedule: Literal["wsd", "two_stage", "cosine", "constant"] = "wsd"
-    decay_shape: Literal["linear", "cosine", "sqrt"] = Field("linear", description="shape of WSD's decay")
-    warmup_steps: int = Field(20, ge=0)
-    stable_ratio: float = Field(0.4, ge=0, le=1, description="share of the run before the decay starts")
-    min_lr_ratio: float = Field(0.0, ge=0, le=1)
+    decay_shape: Literal["linear", "cosine", "sqrt"] = Field(default="linear", description="shape of WSD's decay")
+    warmup_steps: int = Field(default=20, ge=0)
+    stable_ratio: float = Field(default=0.4, ge=0, le=1, description="share of the run before the decay starts")
+    min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
 
 
 class CheckpointConfig(Section):
     interval: PositiveInt = 500
     keep_last: PositiveInt = 2
-    keep_best: bool = Field(True, description="also keep the checkpoint with the lowest held-out bits per byte")
+    keep_best: bool = Field(default=True, description="also keep the checkpoint with the lowest held-out bits per byte")
 
 
 class TelemetryConfig(Section):
-    interval: PositiveInt = Field(50, description="steps between ternary statistics (flip rate, zeros, margins)")
+    interval: PositiveInt = Field(
+        default=50, description="steps between ternary statistics (flip rate, zeros, margins)"
+    )
     tensorboard: bool = True
 
 
 class ExportConfig(Section):
     type: Literal["auto", "tq2_0", "tq1_0", "q2_0", "q4_0", "f16", "f32"] = "auto"
-    head: Literal["f16", "f32"] = Field("f16", description="type of embeddings and head")
+    head: Literal["f16", "f32"] = Field(default="f16", description="type of embeddings and head")
     verify: bool = True
 
 

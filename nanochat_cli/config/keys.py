@@ -1,0 +1,130 @@
+"""The keys of the schema by dotted name: which exist, what each takes, which is closest to a typo.
+
+Derived from `config.schema` by introspection, so a new field is known here as soon as it is declared.
+"""
+
+import difflib
+import json
+import types
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from nanochat_cli.config.aliases import ALIASES
+from nanochat_cli.config.schema import Config
+
+
+@cache
+def sections() -> dict[str, type[BaseModel]]:
+    """Dotted section name -> its model; the root is the empty name."""
+    found: dict[str, type[BaseModel]] = {}
+
+    def visit(prefix: str, model: type[BaseModel]) -> None:
+        found[prefix] = model
+        for name, field in model.model_fields.items():
+            if (inner := _section_type(field)) is not None:
+                visit(join(prefix, name), inner)
+
+    visit("", Config)
+    return found
+
+
+@cache
+def leaves() -> dict[str, FieldInfo]:
+    """Dotted key -> field, for every value that can be set, in the order of the schema."""
+    return {
+        join(prefix, name): field
+        for prefix, model in sections().items()
+        for name, field in model.model_fields.items()
+        if _section_type(field) is None
+    }
+
+
+def join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
+
+
+def closest_key(key: str) -> str | None:
+    """The valid key that `key` most likely meant: the same name elsewhere, or else a near spelling."""
+    by_name: dict[str, str] = {}
+    for dotted in leaves():
+        by_name.setdefault(dotted.rpartition(".")[2], dotted)
+    name = key.rpartition(".")[2]
+    if name in by_name:
+        return by_name[name]
+    spelled = difflib.get_close_matches(key, [*leaves(), *ALIASES], n=1, cutoff=0.7)
+    if spelled:
+        return spelled[0]
+    named = difflib.get_close_matches(name, by_name, n=1, cutoff=0.7)
+    return by_name[named[0]] if named else None
+
+
+def accepted_kinds(key: str) -> frozenset[str]:
+    """Kinds of TOML value that `key` takes: a subset of integer, number, boolean, string, array, none."""
+    return _kinds(leaves()[key].annotation)
+
+
+def is_literal(key: str) -> bool:
+    """Whether `key` takes one of a fixed list of values."""
+    annotation = leaves()[key].annotation
+    return get_origin(annotation) is Literal
+
+
+def tuple_length(key: str) -> int:
+    """How many values the array `key` has."""
+    return len(get_args(leaves()[key].annotation))
+
+
+def kind_of(value: object) -> str:
+    """The kind of a TOML value, in TOML's own words."""
+    if value is None:
+        return "none"
+    for python_type, kind in _KIND_OF_TYPE.items():
+        if isinstance(value, python_type):
+            return kind
+    return "table" if isinstance(value, dict) else type(value).__name__
+
+
+def format_value(value: object) -> str:
+    """`value` as it would be written in TOML, shortened to fit a line."""
+    if value is None:
+        return "none"
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except TypeError:
+        text = str(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+# bool before int: a bool is an int in Python, not in TOML.
+_KIND_OF_TYPE: dict[type, str] = {
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    str: "string",
+    Path: "string",
+    list: "array",
+    tuple: "array",
+}
+
+
+def _section_type(field: FieldInfo) -> type[BaseModel] | None:
+    annotation = field.annotation
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _kinds(annotation: Any) -> frozenset[str]:
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _kinds(get_args(annotation)[0])
+    if origin is Literal:
+        return frozenset(kind_of(value) for value in get_args(annotation))
+    if origin in (Union, types.UnionType):
+        return frozenset().union(*(_kinds(part) for part in get_args(annotation)))
+    if annotation is types.NoneType:
+        return frozenset({"none"})
+    kind = _KIND_OF_TYPE[origin or annotation]
+    return frozenset({"integer", "number"}) if kind == "number" else frozenset({kind})

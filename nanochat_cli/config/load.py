@@ -1,0 +1,149 @@
+"""From presets, a file and `--set` to one validated Config, and from a Config back to TOML.
+
+The order is: presets left to right, the file, then every `--set`; later wins key by key. Each error is
+one line with the key, its value, where it came from, and what is allowed.
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from tomlkit.items import Table
+
+from nanochat_cli.config import presets as preset_files
+from nanochat_cli.config.files import read_toml
+from nanochat_cli.config.keys import format_value, leaves, tuple_length
+from nanochat_cli.config.layers import Layer, Setting, merge, nest, read_layer
+from nanochat_cli.config.overrides import parse_override
+from nanochat_cli.config.schema import Config
+from nanochat_cli.errors import ConfigError, DataError
+
+CONFIG_FILE = "config.toml"
+"""Name of the resolved configuration inside a run."""
+
+
+def resolve_config(
+    presets: Sequence[str] = (),
+    file: Path | None = None,
+    overrides: Sequence[str] = (),
+    warn: Callable[[str], None] = lambda message: None,
+) -> Config:
+    """Compose and validate. `warn` gets one line per place with keys that were dropped.
+
+    Raises ConfigError.
+    """
+    layers = [_preset_layer(name, warn) for name in presets]
+    if file is not None:
+        layers.append(_layer(read_toml(file, what="config"), str(file), warn))
+    layers.extend(_layer(parse_override(text), "--set", warn) for text in overrides)
+    return _validate(merge(layers))
+
+
+def load_run_config(run_dir: Path) -> Config:
+    """The resolved configuration of a run. Raises DataError when `run_dir` is not a run."""
+    path = run_dir / CONFIG_FILE
+    if not path.is_file():
+        raise DataError(f"{run_dir}: not a run of nanochat train (it has no {CONFIG_FILE})")
+    return resolve_config(file=path)
+
+
+def config_to_toml(config: Config, header: str = "") -> str:
+    """The whole configuration as TOML that resolves to an equal Config.
+
+    Keys without a value (None) are left out; each field's description becomes its comment.
+    """
+    document = tomlkit.document()
+    for line in header.splitlines():
+        document.add(tomlkit.comment(line))
+    for name in type(config).model_fields:
+        document.add(name, _table(getattr(config, name)))
+    return tomlkit.dumps(document)
+
+
+def _preset_layer(name: str, warn: Callable[[str], None]) -> Layer:
+    preset = preset_files.load(name)
+    return _layer(preset.values, f"preset {preset.name}", warn)
+
+
+def _layer(table: Mapping[str, object], origin: str, warn: Callable[[str], None]) -> Layer:
+    layer = read_layer(table, origin)
+    if layer.dropped:
+        warn(f"{', '.join(layer.dropped)} ({origin}): ignored; these features are off and not in this version")
+    return layer
+
+
+def _validate(settings: Mapping[str, Setting]) -> Config:
+    try:
+        return Config.model_validate(nest(settings))
+    except ValidationError as error:
+        problems = error.errors()
+    message = _explain(problems[0], settings)
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    raise ConfigError(message + more)
+
+
+def _explain(problem: Any, settings: Mapping[str, Setting]) -> str:
+    """One line for one pydantic error."""
+    location = ".".join(str(part) for part in problem["loc"])
+    key = next((leaf for leaf in leaves() if location == leaf or location.startswith(leaf + ".")), None)
+    if key is None:
+        return _explain_relation(location, problem, settings)
+    setting = settings.get(key, Setting(problem["input"], "default"))
+    return f"{key} = {format_value(setting.value)} ({setting.origin}): {_requirement(key, problem, setting.value)}"
+
+
+def _requirement(key: str, problem: Any, value: object) -> str:
+    """What pydantic wanted, as a sentence that starts with "must"."""
+    if problem["type"] == "literal_error":
+        expected = str(problem["ctx"]["expected"])
+        choices = re.findall(r"'([^']*)'", expected)
+        close = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
+        return f"must be {expected}" + (f"; did you mean {close[0]}?" if close else "")
+    if problem["type"] in ("missing", "too_short", "too_long"):
+        return f"must be an array of {tuple_length(key)} values"
+    message = str(problem["msg"]).removeprefix("Value error, ").replace("Input should", "must")
+    return message if message.startswith("must") else message[:1].lower() + message[1:]
+
+
+def _explain_relation(section: str, problem: Any, settings: Mapping[str, Setting]) -> str:
+    """A rule between several keys: the rule's own words, and where each key that it names was set."""
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    words = set(re.findall(r"[\w.]+", message))
+    named = [
+        f"{key}: {setting.origin}"
+        for key, setting in settings.items()
+        if key in words or (section and key.startswith(section + ".") and key.removeprefix(section + ".") in words)
+    ]
+    prefix = f"[{section}] " if section else ""
+    return prefix + message + (f" ({'; '.join(named)})" if named else "")
+
+
+def _table(section: BaseModel) -> Table:
+    """A section as a TOML table: its values first, then its inner sections, as TOML requires."""
+    table = tomlkit.table()
+    fields = type(section).model_fields.items()
+    for name, field in _values_first(fields, section):
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            table.add(name, _table(value))
+        elif value is not None:
+            item = tomlkit.item(_plain(value))
+            if field.description:
+                item.comment(field.description)
+            table.add(name, item)
+    return table
+
+
+def _values_first(fields: Iterable[tuple[str, FieldInfo]], section: BaseModel) -> list[tuple[str, FieldInfo]]:
+    return sorted(fields, key=lambda pair: isinstance(getattr(section, pair[0]), BaseModel))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Path):
+        return value.as_posix()
+    return list(value) if isinstance(value, tuple) else value

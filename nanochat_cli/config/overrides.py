@@ -1,0 +1,42 @@
+"""`--set a.b=c`: one assignment of the command line to a nested table.
+
+The value is read as TOML; what is not TOML is a string, so that `--set optim.schedule=cosine` needs no
+quotes in the shell. A bare `none` unsets a key that may be absent.
+"""
+
+import re
+
+import tomlkit
+from tomlkit.exceptions import TOMLKitError
+
+from nanochat_cli.config.aliases import ALIASES
+from nanochat_cli.config.keys import accepted_kinds, leaves
+from nanochat_cli.errors import ConfigError
+
+_KEY = re.compile(r"[\w-]+(\.[\w-]+)*")
+
+
+def parse_override(text: str) -> dict[str, object]:
+    """`"model.dim=512"` -> `{"model.dim": 512}`. Raises ConfigError when it is no assignment."""
+    key, separator, value = text.partition("=")
+    key, value = key.strip(), value.strip()
+    if not separator:
+        raise ConfigError(f"--set {text}: write KEY=VALUE, for example --set train.total_steps=100")
+    if not _KEY.fullmatch(key):
+        raise ConfigError(f"--set {text}: {key!r} is not a key; write it as section.name")
+    parsed = _parse_value(value)
+    target = key if key in leaves() else ALIASES.get(key, "")
+    if target in leaves() and accepted_kinds(target) <= {"string", "none"} and parsed is not None:
+        # A name such as 2024 or true is meant as text where only text fits.
+        parsed = parsed if isinstance(parsed, str) else value
+    return {key: parsed}
+
+
+def _parse_value(value: str) -> object:
+    if value == "none":
+        return None
+    try:
+        document = tomlkit.parse(f"value = {value}\n").unwrap()
+    except TOMLKitError:
+        return value
+    return document["value"] if len(document) == 1 else value

@@ -1,0 +1,19 @@
+"""Quantities as people read them: counts, bytes, rates and durations on one short line."""
+
+
+def format_quantity(value: float, unit: str) -> str:
+    """`(1_234_567, "tokens")` -> `"1.23M tokens"`; unit "B" is bytes: `"1.23 MB"`."""
+    for factor, suffix in ((1e9, "G" if unit == "B" else "B"), (1e6, "M"), (1e3, "K" if unit != "B" else "k")):
+        if abs(value) >= 10 * factor or (abs(value) >= factor and factor > 1e3):
+            scaled = value / factor
+            number = f"{scaled:.2f}" if scaled < 10 else f"{scaled:.1f}"
+            return f"{number} {suffix}B" if unit == "B" else f"{number}{suffix} {unit}".rstrip()
+    number = f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 100 else f"{value:.2g}"
+    return f"{number} {unit}".rstrip()
+
+
+def format_duration(seconds: float) -> str:
+    """`75` -> `"1:15"`, `3700` -> `"1:01:40"`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
