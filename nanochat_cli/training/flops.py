@@ -1,0 +1,81 @@
+"""Model FLOPs per token, and the matmul peak of this machine that utilisation is measured against.
+
+Knows the shapes of the configuration and a clock. "Model" FLOPs are what the mathematics needs (arXiv:2204.02311,
+appendix B), whatever a kernel really does: recomputation under activation checkpointing, quantising and masked halves
+of attention count for nothing. No data sheet enters: the peak is a dense matmul timed here, in this process.
+"""
+
+import time
+from typing import TYPE_CHECKING
+
+from nanochat_cli.config.schema import ModelConfig
+from nanochat_cli.config.size import count_parameters
+
+if TYPE_CHECKING:
+    import torch
+
+_CPU_SIZES = (1024, 2048)
+_CUDA_SIZES = (8192,)
+_CPU_REPEATS = 4
+_CUDA_REPEATS = 20
+
+_peaks: dict[tuple[str, "torch.dtype", int], float] = {}
+
+
+def model_flops_per_token(config: ModelConfig, seq_len: int) -> float:
+    """FLOPs of forward and backward for one token of a sequence of `seq_len` tokens (a multiply-add is 2).
+
+    6 × N for the matrices of the blocks and the head (2 forward, 2 for the gradient of the input, 2 for that of the
+    weight), plus 12 · L · H · D · T / 2 for attention: two matmuls of H heads of width D over T / 2 keys on average.
+    The embedding lookup, norms, activations and the optimizer are not counted; a tied head is.
+    """
+    matrices = count_parameters(config).matrices + config.vocab_size * config.dim
+    attention = 12 * config.n_layers * config.n_heads * config.resolved_head_dim * seq_len / 2
+    return 6 * matrices + attention
+
+
+def measured_peak(device: "torch.device", dtype: "torch.dtype", *, sizes: tuple[int, ...] | None = None) -> float:
+    """FLOP/s of the best dense n × n × n matmul on `device`, measured once per process, device, dtype and thread count.
+
+    CPU: best of a few repetitions of each size (about a second), since anything slower is disturbance. CUDA: mean of a
+    burst after a warm-up, since a burst is what training sustains.
+    """
+    import torch
+
+    key = (str(device), dtype, torch.get_num_threads())
+    if key not in _peaks:
+        if device.type == "cuda":
+            _peaks[key] = max(_cuda_matmul_rate(device, dtype, n) for n in sizes or _CUDA_SIZES)
+        else:
+            _peaks[key] = max(_cpu_matmul_rate(device, dtype, n) for n in sizes or _CPU_SIZES)
+    return _peaks[key]
+
+
+def _cpu_matmul_rate(device: "torch.device", dtype: "torch.dtype", n: int) -> float:
+    import torch
+
+    left, right, out = (torch.ones(n, n, device=device, dtype=dtype) for _ in range(3))
+    torch.mm(left, right, out=out)
+    seconds = []
+    for _ in range(_CPU_REPEATS):
+        start = time.perf_counter()
+        torch.mm(left, right, out=out)
+        seconds.append(time.perf_counter() - start)
+    return 2 * n**3 / min(seconds)
+
+
+def _cuda_matmul_rate(device: "torch.device", dtype: "torch.dtype", n: int) -> float:
+    import torch
+
+    # Random operands: a GPU clocks higher on constant ones, which no training step has.
+    generator = torch.Generator(device=device).manual_seed(0)
+    left, right = (torch.randn(n, n, device=device, dtype=dtype, generator=generator) for _ in range(2))
+    out = torch.empty(n, n, device=device, dtype=dtype)
+    for _ in range(_CUDA_REPEATS):
+        torch.mm(left, right, out=out)
+    torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    for _ in range(_CUDA_REPEATS):
+        torch.mm(left, right, out=out)
+    torch.cuda.synchronize(device)
+    return 2 * n**3 * _CUDA_REPEATS / (time.perf_counter() - start)
