@@ -1,0 +1,98 @@
+"""From logits to the next token: pure functions of logits [B, V] float32, and the settings they take.
+
+Every row of a batch draws from its own generator, so that what a row becomes does not depend on the
+rows beside it. Knows nothing of models or text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nanochat_cli.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How to continue a prompt. Raises ConfigError for a value out of range."""
+
+    max_tokens: int = 128
+    temperature: float = 0.8
+    """0: always the most probable token (greedy)."""
+    top_k: int = 0
+    """Draw from the k most probable tokens; 0: from all."""
+    top_p: float = 1.0
+    """Draw from the smallest set of tokens whose probability reaches p (arXiv:1904.09751); 1: from all."""
+    repetition_penalty: float = 1.0
+    """Divides positive and multiplies negative logits of tokens already seen (arXiv:1909.05858, §4.1); 1: off."""
+    seed: int = 0
+    """Row i of a batch draws with seed + i."""
+    stop: tuple[str, ...] = ()
+    """Strings that end the text; they are not part of it."""
+
+    def __post_init__(self) -> None:
+        for name, fits, allowed in (
+            ("max_tokens", self.max_tokens >= 0, "0 or more"),
+            ("temperature", 0 <= self.temperature < float("inf"), "0 (greedy) or more"),
+            ("top_k", self.top_k >= 0, "0 (off) or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0, at most 1 (off)"),
+            ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "above 0, 1 is off"),
+            ("seed", 0 <= self.seed < 2**63, "from 0 to 2⁶³ − 1"),
+            ("stop", all(self.stop), "strings that are not empty"),
+        ):
+            if not fits:
+                raise ConfigError(f"{name} = {getattr(self, name)} is out of range: {allowed}")
+
+
+def generators(seed: int, batch_size: int) -> list[torch.Generator]:
+    """One generator per row, on the CPU, so that a seed draws the same numbers for every device."""
+    return [torch.Generator().manual_seed(seed + row) for row in range(batch_size)]
+
+
+def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """logits [B, V] with tokens marked in seen (bool [B, V]) made less probable when penalty > 1."""
+    penalised = torch.where(logits > 0, logits / penalty, logits * penalty)
+    return torch.where(seen, penalised, logits)
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """logits [B, V] with all but the k largest of a row at -inf; exactly k remain, also among equals."""
+    if k <= 0 or k >= logits.shape[-1]:
+        return logits
+    best = logits.topk(k, dim=-1)
+    return torch.full_like(logits, float("-inf")).scatter(-1, best.indices, best.values)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """logits [B, V] with all but the nucleus at -inf: the fewest tokens whose probabilities sum to p or more."""
+    if p >= 1:
+        return logits
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    probabilities = ordered.double().softmax(dim=-1)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    outside = before >= p
+    outside[..., 0] = False
+    return logits.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), float("-inf"))
+
+
+def sample(logits: Tensor, config: SamplingConfig, seen: Tensor, rows: Sequence[torch.Generator]) -> Tensor:
+    """The next token of every row: int64 [B].
+
+    logits float [B, V], seen bool [B, V], one generator per row. A greedy choice draws no random number.
+    """
+    logits = logits.float()
+    if config.repetition_penalty != 1:
+        logits = penalise_repetition(logits, seen, config.repetition_penalty)
+    if config.temperature == 0:
+        return logits.argmax(dim=-1)
+    logits = keep_top_p(keep_top_k(logits / config.temperature, config.top_k), config.top_p)
+    return draw(logits.double().softmax(dim=-1), rows)
+
+
+def draw(probabilities: Tensor, rows: Sequence[torch.Generator]) -> Tensor:
+    """One token per row by inversion of the cumulative distribution; probabilities float64 [B, V]. int64 [B]."""
+    uniform = torch.stack([torch.rand(1, generator=row, dtype=torch.float64) for row in rows]).to(probabilities.device)
+    cumulative = probabilities.cumsum(dim=-1)
+    # right=True: the first entry *above* the draw, which therefore never has probability 0.
+    return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).squeeze(-1)

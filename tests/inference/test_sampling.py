@@ -1,0 +1,122 @@
+"""Sampling functions against their definitions, written as loops, and against the distributions they promise."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanochat_cli.errors import ConfigError
+from nanochat_cli.inference.sampling import (
+    SamplingConfig,
+    draw,
+    generators,
+    keep_top_k,
+    keep_top_p,
+    penalise_repetition,
+    sample,
+)
+
+rows_of_logits = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=12)
+
+
+def kept(logits: torch.Tensor) -> set[int]:
+    return {index for index, value in enumerate(logits[0].tolist()) if value > -math.inf}
+
+
+@given(rows_of_logits, st.integers(1, 15))
+def test_top_k_keeps_exactly_k_of_the_largest_values(values: list[float], k: int) -> None:
+    logits = torch.tensor([values])
+    result = kept(keep_top_k(logits, k))
+    assert len(result) == min(k, len(values))
+    assert sorted((values[i] for i in result), reverse=True) == sorted(values, reverse=True)[:k]
+
+
+@given(rows_of_logits, st.floats(0.01, 0.999))
+def test_top_p_keeps_the_smallest_set_that_reaches_p(values: list[float], p: float) -> None:
+    logits = torch.tensor([values])
+    result = kept(keep_top_p(logits, p))
+    probability = logits.double().softmax(-1)[0].tolist()
+    chosen = sorted((probability[i] for i in result), reverse=True)
+    assert result
+    assert math.isclose(sum(chosen), sum(sorted(probability, reverse=True)[: len(result)]))
+    assert sum(chosen) >= p - 1e-9
+    assert sum(chosen[:-1]) < p + 1e-9
+
+
+def test_filters_that_are_off_change_nothing() -> None:
+    logits = torch.randn(2, 9, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(keep_top_k(logits, 0), logits)
+    assert torch.equal(keep_top_k(logits, 9), logits)
+    assert torch.equal(keep_top_p(logits, 1.0), logits)
+
+
+def test_repetition_penalty_makes_seen_tokens_less_probable_on_both_sides_of_zero() -> None:
+    logits = torch.tensor([[2.0, -2.0, 2.0, -2.0]])
+    seen = torch.tensor([[True, True, False, False]])
+    assert penalise_repetition(logits, seen, 2.0).tolist() == [[1.0, -4.0, 2.0, -2.0]]
+
+
+@settings(max_examples=30)
+@given(rows_of_logits, st.integers(0, 2**32))
+def test_temperature_zero_is_the_argmax_and_draws_no_random_number(values: list[float], seed: int) -> None:
+    logits = torch.tensor([values])
+    rows = generators(seed, 1)
+    before = rows[0].get_state()
+    chosen = sample(logits, SamplingConfig(temperature=0), torch.zeros_like(logits, dtype=torch.bool), rows)
+    assert values[int(chosen)] == max(values)
+    assert torch.equal(rows[0].get_state(), before)
+
+
+def test_draws_follow_the_probabilities_and_never_hit_an_impossible_token() -> None:
+    probability = torch.tensor([[0.0, 0.5, 0.0, 0.3, 0.2, 0.0]], dtype=torch.float64)
+    rows = generators(7, 1)
+    counts = torch.zeros(6)
+    n = 20_000
+    for _ in range(n):
+        counts[int(draw(probability, rows))] += 1
+    assert counts[[0, 2, 5]].sum() == 0
+    # Five standard deviations of a binomial count.
+    for index, p in enumerate(probability[0].tolist()):
+        assert abs(counts[index] / n - p) <= 5 * math.sqrt(p * (1 - p) / n)
+
+
+def test_low_temperature_approaches_greedy_and_high_temperature_uniform() -> None:
+    logits = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    seen = torch.zeros_like(logits, dtype=torch.bool)
+    rows = generators(1, 1)
+    cold = [int(sample(logits, SamplingConfig(temperature=0.01), seen, rows)) for _ in range(200)]
+    hot = [int(sample(logits, SamplingConfig(temperature=1e4), seen, rows)) for _ in range(4000)]
+    assert set(cold) == {3}
+    assert all(abs(hot.count(i) / 4000 - 0.25) < 0.04 for i in range(4))
+
+
+def test_row_i_of_a_batch_draws_like_a_single_row_with_seed_plus_i() -> None:
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(3))
+    seen = torch.zeros_like(logits, dtype=torch.bool)
+    config = SamplingConfig(temperature=1.0, top_k=20, top_p=0.9)
+    batch = sample(logits, config, seen, generators(11, 3)).tolist()
+    single = [int(sample(logits[i : i + 1], config, seen[:1], generators(11 + i, 1))) for i in range(3)]
+    assert batch == single
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"temperature": -1.0},
+        {"temperature": math.nan},
+        {"temperature": math.inf},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"repetition_penalty": 0.0},
+        {"max_tokens": -1},
+        {"seed": -1},
+        {"stop": ("",)},
+    ],
+)
+def test_a_setting_out_of_range_is_one_clear_line(bad: dict) -> None:
+    with pytest.raises(ConfigError, match=f"^{next(iter(bad))} = .* out of range") as error:
+        SamplingConfig(**bad)
+    assert "\n" not in str(error.value)
