@@ -1,0 +1,122 @@
+"""Statistics of ternary layers while they train: flips, zeros, distance to the thresholds, scale drift.
+
+Knows codes, latents and scales as tensors; when to measure and where the numbers go is the trainer's affair. All
+layers are counted on their device, and one `.tolist()` at the end is the only host synchronisation.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MARGIN_EDGES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0)
+"""Lower edges of the margin histogram; the last bin is open. A zero code has a margin of at most 0.5."""
+
+Layer = tuple[str, Tensor, Tensor, Tensor]
+"""name, codes int8 [N, K], latent float32 [N, K], scales float32 ([1, 1] tensor, [N, 1] row, [N, K / g] groups)."""
+
+
+@dataclass(frozen=True)
+class TernaryStatistics:
+    """Of one layer, or of all layers together (every weight counts the same)."""
+
+    weights: int
+    zero_fraction: float
+    margin_histogram: tuple[float, ...]
+    """Shares of weights by ||w| / s − 0.5|, in units of the scale, over the bins of MARGIN_EDGES."""
+    scale_mean: float
+    flip_rate: float | None
+    """Share of codes that differ from those of the previous measurement; None at the first one."""
+    scale_drift: float | None
+    """Mean of |s / s_previous − 1| over the scales; None at the first measurement."""
+
+    def scalars(self) -> dict[str, float]:
+        """For the metrics log, under `ternary/`; `near_threshold` is the share of weights in the first margin bin."""
+        values = {
+            "ternary/flip_rate": self.flip_rate,
+            "ternary/zero_fraction": self.zero_fraction,
+            "ternary/near_threshold": self.margin_histogram[0],
+            "ternary/scale_mean": self.scale_mean,
+            "ternary/scale_drift": self.scale_drift,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+
+class TernaryTelemetry:
+    """Measures layers against the codes and scales of the previous measurement, of which it keeps a copy."""
+
+    def __init__(self) -> None:
+        self._codes: dict[str, Tensor] = {}
+        self._scales: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def measure(self, layers: Iterable[Layer]) -> tuple[TernaryStatistics, dict[str, TernaryStatistics]]:
+        """Statistics of all layers together, and of each by name. Raises ValueError without layers."""
+        sizes: dict[str, tuple[int, int]] = {}
+        rows: list[Tensor] = []
+        for name, codes, latent, scales in layers:
+            sizes[name] = codes.numel(), scales.numel()
+            changes = count_changes(codes, scales, self._codes.get(name), self._scales.get(name))
+            rows.append(torch.cat([count_layer(codes, latent, scales), changes]))
+            self._codes[name] = codes.clone()
+            self._scales[name] = scales.clone()
+        if not rows:
+            raise ValueError("no ternary layers to measure")
+        counts: list[list[float]] = torch.stack(rows).tolist()
+        by_name = {name: _statistics(*sizes[name], row) for name, row in zip(sizes, counts, strict=True)}
+        weights, scale_count = (sum(column) for column in zip(*sizes.values(), strict=True))
+        total = [sum(column) for column in zip(*counts, strict=True)]
+        return _statistics(weights, scale_count, total), by_name
+
+    def state_dict(self) -> dict[str, Any]:
+        """Codes (int8) and scales of the last measurement: what the next one is compared with after a resume."""
+        return {"codes": dict(self._codes), "scales": dict(self._scales)}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]], device: str | torch.device = "cpu") -> None:
+        self._codes = {name: codes.to(device) for name, codes in state["codes"].items()}
+        self._scales = {name: scales.to(device) for name, scales in state["scales"].items()}
+
+
+def margins(latent: Tensor, scales: Tensor) -> Tensor:
+    """Distance ||w| / s − 0.5| of every weight to the nearer rounding threshold, in units of its scale: [N, K]."""
+    rows, columns = latent.shape
+    groups = scales.shape[1]
+    relative = latent.reshape(rows, groups, columns // groups).abs() / scales.unsqueeze(-1)
+    return (relative - 0.5).abs().reshape(rows, columns)
+
+
+def count_layer(codes: Tensor, latent: Tensor, scales: Tensor) -> Tensor:
+    """float64 [2 + len(MARGIN_EDGES)]: zero codes, sum of scales, weights per margin bin."""
+    margin = margins(latent, scales)
+    # at_least[i] counts margins ≥ edge i; differences are the bins. No bincount: on CUDA it would synchronise.
+    at_least = torch.stack([(margin >= edge).sum() for edge in MARGIN_EDGES])
+    bins = at_least - torch.cat([at_least[1:], at_least.new_zeros(1)])
+    zeros_and_scales = torch.stack([(codes == 0).sum().double(), scales.sum(dtype=torch.float64)])
+    return torch.cat([zeros_and_scales, bins.double()])
+
+
+def count_changes(
+    codes: Tensor, scales: Tensor, previous_codes: Tensor | None, previous_scales: Tensor | None
+) -> Tensor:
+    """float64 [2]: codes that differ, and the sum of |s / s_previous − 1|; NaN with nothing to compare with."""
+    if previous_codes is None or previous_scales is None:
+        return torch.full((2,), torch.nan, dtype=torch.float64, device=codes.device)
+    flips = (codes != previous_codes).sum().double()
+    drift = (scales.double() / previous_scales.double() - 1).abs().sum()
+    return torch.stack([flips, drift])
+
+
+def _statistics(weights: int, scale_count: int, counts: Sequence[float]) -> TernaryStatistics:
+    """From the numbers of `count_layer` and `count_changes`, of one layer or summed over layers."""
+    zeros, scale_sum, *bins, flips, drift = counts
+    first = flips != flips  # NaN: at least one layer had nothing to compare with
+    return TernaryStatistics(
+        weights=weights,
+        zero_fraction=zeros / weights,
+        margin_histogram=tuple(count / weights for count in bins),
+        scale_mean=scale_sum / scale_count,
+        flip_rate=None if first else flips / weights,
+        scale_drift=None if first else drift / scale_count,
+    )
