@@ -65,7 +65,7 @@ def as_dict(statistics: object) -> dict[str, object]:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_totals_and_layers_equal_plain_loops(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    shapes = [("a", 5, 24, 1), ("b", 3, 32, 4), ("c", 7, 8, None)]
+    shapes: list[tuple[str, int, int, int | None]] = [("a", 5, 24, 1), ("b", 3, 32, 4), ("c", 7, 8, None)]
     first, second = ([make_layer(*shape, generator) for shape in shapes] for _ in range(2))
     telemetry = TernaryTelemetry()
     for layers, previous in ((first, None), (second, {layer[0]: layer for layer in first})):
