@@ -1,6 +1,6 @@
 """From presets, a file and `--set` to one validated Config, and from a Config back to TOML.
 
-The order is: presets left to right, the file, then every `--set`; later wins key by key. Each error is
+The order is: presets left to right, the file, every `--set`, the short options; later wins key by key. Each error is
 one line with the key, its value, where it came from, and what is allowed.
 """
 
@@ -8,6 +8,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import tomlkit
@@ -32,15 +33,20 @@ def resolve_config(
     file: Path | None = None,
     overrides: Sequence[str] = (),
     warn: Callable[[str], None] = lambda message: None,
+    options: Mapping[str, Mapping[str, object]] = MappingProxyType({}),
 ) -> Config:
     """Compose and validate. `warn` gets one line per place with keys that were dropped.
 
+    options: command-line options that are short for keys, as option -> {key: value}; None is "not given".
     Raises ConfigError.
     """
     layers = [_preset_layer(name, warn) for name in presets]
     if file is not None:
         layers.append(_layer(read_toml(file, what="config"), str(file), warn))
     layers.extend(_layer(parse_override(text), "--set", warn) for text in overrides)
+    for option, values in options.items():
+        given = {key: value for key, value in values.items() if value is not None}
+        layers.append(_layer(given, option, warn))
     return _validate(merge(layers))
 
 

@@ -1,0 +1,182 @@
+"""`nanochat`: the table of subcommands, loaded when they are called, and the end of every error.
+
+Only Typer is imported here: `nanochat --help` costs what an empty Typer app costs. A subcommand is a
+module with a Typer app named `app`; its line in the help stands in the table below.
+"""
+
+import errno
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.exceptions import TyperException
+from typer.main import get_command
+
+from nanochat_cli import __version__
+from nanochat_cli.cli.session import Session, common_parameters
+from nanochat_cli.errors import DataError, NanochatError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One subcommand: the module that holds it and its line in `nanochat --help`."""
+
+    module: str
+    help: str
+    hidden: bool = False
+
+
+COMMANDS: dict[str, Entry] = {
+    "quickstart": Entry("quickstart", "The whole job on this machine: tokenize, train, measure, export, run."),
+    "tokenize": Entry("tokenize", "Train a tokenizer and encode a corpus into shards."),
+    "train": Entry("train", "Train a ternary model."),
+    "eval": Entry("evaluate", "Measure bits per byte on the held-out documents."),
+    "generate": Entry("generate", "Continue a prompt with a run or a GGUF file."),
+    "export": Entry("export", "Write a verified GGUF file."),
+    "export-gguf": Entry("export", "Write a verified GGUF file.", hidden=True),
+    "presets": Entry("presets", "List presets with their true sizes, or show one."),
+}
+
+
+class LazyGroup(TyperGroup):
+    """Lists subcommands from the table and imports the module of the one that is called."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        for name, entry in COMMANDS.items():
+            self.add_command(TyperCommand(name, help=entry.help, hidden=entry.hidden))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As the base class; ctx is Typer's private Context class."""
+        if args[0] in COMMANDS:
+            self.add_command(_load(args[0]), args[0])
+        return super().resolve_command(ctx, args)
+
+
+def _load(name: str) -> Any:
+    module = importlib.import_module(f"nanochat_cli.cli.{COMMANDS[name].module}")
+    command = get_command(module.app)
+    command.name = name
+    for part in [command, *getattr(command, "commands", {}).values()]:
+        part.params.extend(common_parameters())
+    return command
+
+
+app = typer.Typer(cls=LazyGroup, no_args_is_help=True)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print(f"nanochat {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Train, measure, validate and export small ternary (1.58-bit) language models."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code; every expected error becomes one line."""
+    session = Session()
+    try:
+        status = get_command(app).main(
+            args=None if arguments is None else list(arguments),
+            prog_name="nanochat",
+            standalone_mode=False,
+            obj=session,
+        )
+        code = status if isinstance(status, int) else 0
+        if code == 130:
+            return _fail(session, "interrupted", code)
+        session.write_json({})
+        return code
+    except (NanochatError, TyperException) as error:
+        if session.verbose:
+            _print_traceback()
+        message = str(error) if isinstance(error, NanochatError) else error.format_message()
+        return _fail(session, message, error.exit_code)
+    except BrokenPipeError:
+        # The reader of our output, such as `head`, has seen enough.
+        _discard_output()
+        return 0
+    except OSError as error:
+        if error.errno not in _FILE_TROUBLE:
+            return _fail_unexpectedly(session, error)
+        if session.verbose:
+            _print_traceback()
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return _fail(session, f"{where}{error.strerror}", DataError.exit_code)
+    except typer.Abort:
+        return _fail(session, "interrupted", 130)
+    except Exception as error:  # noqa: BLE001 - the last line of defence; the traceback is kept
+        return _fail_unexpectedly(session, error)
+
+
+_FILE_TROUBLE = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EEXIST,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
+"""What the file system refuses, not what we got wrong."""
+
+
+def _fail(session: Session, message: str, code: int) -> int:
+    line = " ".join(message.split())
+    if line:
+        print(f"error: {line}", file=sys.stderr)
+    try:
+        session.write_json({"error": line, "exit_code": code})
+    except OSError as error:
+        print(f"warning: --json {session.json_path}: {error.strerror}", file=sys.stderr)
+    return code
+
+
+def _fail_unexpectedly(session: Session, error: Exception) -> int:
+    """An internal fault: one line, and the traceback in a file unless `--verbose` shows it."""
+    summary = f"internal fault: {type(error).__name__}: {error}"
+    if session.verbose:
+        _print_traceback()
+        return _fail(session, summary, 1)
+    import tempfile
+    import traceback
+
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", prefix="nanochat-", suffix=".traceback.txt", delete=False
+    ) as file:
+        traceback.print_exc(file=file)
+    return _fail(session, f"{summary} (traceback in {file.name}; --verbose shows it)", 1)
+
+
+def _print_traceback() -> None:
+    import traceback
+
+    traceback.print_exc()
+
+
+def _discard_output() -> None:
+    """Point standard output nowhere, so that flushing it at exit does not fail again."""
+    import os
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

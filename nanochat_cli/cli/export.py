@@ -1,0 +1,54 @@
+"""`nanochat export`: a run into a file that runs elsewhere."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nanochat_cli.cli.options import Overrides, Run
+from nanochat_cli.cli.session import session_of
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def export(
+    ctx: typer.Context,
+    run: Run = None,
+    gguf: Annotated[bool, typer.Option("--gguf", help="Write GGUF (the only format so far).")] = True,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: RUN/model.gguf.")] = None,
+    tensor_type: Annotated[
+        str | None,
+        typer.Option("--type", metavar="TYPE", help="auto, tq2_0, tq1_0, q2_0, q4_0, f16 or f32; default: auto."),
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option(metavar="TYPE", help="Embeddings and head: f16 or f32; default: f16.")
+    ] = None,
+    verify: Annotated[
+        bool | None, typer.Option("--verify/--no-verify", help="Read the file back and compare; default: verify.")
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006 - Typer copies it
+) -> None:
+    """Write a GGUF file with the codes and scales that were trained, and verify it.
+
+    The file is read back and compared bit for bit; with xllamacpp installed, llama.cpp's log-probabilities
+    are compared too.
+    """
+    from nanochat_cli.config.load import CONFIG_FILE, resolve_config
+    from nanochat_cli.runs import find_run, require_writable
+
+    session = session_of(ctx)
+    folder = find_run(run)
+    config = resolve_config(
+        file=folder / CONFIG_FILE,
+        overrides=overrides,
+        warn=session.reporter.warn,
+        options={
+            "--type": {"export.type": tensor_type},
+            "--head": {"export.head": head},
+            "--verify": {"export.verify": verify},
+        },
+    )
+    out = out or folder / "model.gguf"
+    require_writable(out)
+    session.engine.export(folder, out, config.export)

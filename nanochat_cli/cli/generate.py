@@ -1,0 +1,45 @@
+"""`nanochat generate`: continue a prompt with a run or an exported file."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nanochat_cli.cli.session import session_of
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def generate(
+    ctx: typer.Context,
+    target: Annotated[
+        Path | None, typer.Argument(metavar="TARGET", help="A run or a .gguf file; default: the latest run.")
+    ] = None,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="Text to continue; empty: a new document.")] = "",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0, help="0: always the most probable token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw from the K most probable tokens; 0: from all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(min=0, max=1, help="Draw from the smallest set that reaches this probability; 1: from all.")
+    ] = 1.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: tokens already seen become less probable.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same text.")] = 0,
+    stop: Annotated[list[str], typer.Option(metavar="TEXT", help="End before this text; may be repeated.")] = [],  # noqa: B006
+    stream: Annotated[bool, typer.Option(help="Show text as it comes.")] = True,
+) -> None:
+    """Continue a prompt with a run or a GGUF file of this project. The text goes to standard output."""
+    from nanochat_cli.runs import find_run_or_gguf
+
+    session_of(ctx).engine.generate(
+        find_run_or_gguf(target),
+        prompt,
+        stream=stream,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=tuple(stop),
+    )

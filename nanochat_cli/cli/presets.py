@@ -1,0 +1,59 @@
+"""`nanochat presets`: what can be given to `--preset`, and how large it truly is."""
+
+from typing import Annotated
+
+import typer
+
+from nanochat_cli.cli.session import session_of
+
+app = typer.Typer(add_completion=False, invoke_without_command=True)
+
+
+@app.callback()
+def presets(ctx: typer.Context) -> None:
+    """List presets with their true sizes, or show one."""
+    if ctx.invoked_subcommand is None:
+        _list(ctx)
+
+
+@app.command("list")
+def list_presets(ctx: typer.Context) -> None:
+    """List every preset. Sizes are counted, not taken from the name; overlays change a model preset."""
+    _list(ctx)
+
+
+@app.command()
+def show(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As in the list.")],
+    resolved: Annotated[bool, typer.Option("--resolved", help="With the defaults of every other key.")] = False,
+) -> None:
+    """Show a preset's file."""
+    from nanochat_cli.config.load import config_to_toml, resolve_config
+    from nanochat_cli.config.presets import load
+
+    session = session_of(ctx)
+    preset = load(name)
+    config = resolve_config([name])
+    session.reporter.result({"name": preset.name, "config": config.model_dump(mode="json")})
+    session.reporter.write(config_to_toml(config) if resolved else preset.path.read_text(encoding="utf-8"))
+
+
+def _list(ctx: typer.Context) -> None:
+    from nanochat_cli.config.load import resolve_config
+    from nanochat_cli.config.presets import available
+    from nanochat_cli.config.size import count_parameters, format_parameters
+
+    session = session_of(ctx)
+    found: list[dict[str, object]] = []
+    rows: list[list[object]] = []
+    for preset in available():
+        count = None if preset.is_overlay else count_parameters(resolve_config([preset.name]).model).total
+        kind = "overlay" if preset.is_overlay else "model"
+        found.append({"name": preset.name, "kind": kind, "parameters": count, "description": preset.description})
+        rows.append([preset.name, "overlay" if count is None else format_parameters(count), preset.description])
+    session.reporter.result({"presets": found})
+    if session.quiet:
+        session.reporter.write("".join(f"{row[0]}\n" for row in rows))
+    else:
+        session.reporter.table("presets", ("name", "parameters", "description"), rows)

@@ -1,0 +1,118 @@
+"""What all commands share: `--json`, `--quiet`, `--verbose`, and the Engine that they drive.
+
+The three options are declared once, here, and added to every command by `cli.app`; a command reads
+none of them and asks its Session for a reporter or an engine.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.main import get_command
+
+from nanochat_cli.errors import DataError
+
+if TYPE_CHECKING:
+    from nanochat_cli.engine import Engine
+    from nanochat_cli.report.reporter import Reporter
+
+_PANEL = "Every command"
+
+
+@dataclass
+class Session:
+    """One invocation. The fields are filled while the command line is parsed."""
+
+    json_path: Path | None = None
+    quiet: bool = False
+    verbose: bool = False
+
+    @cached_property
+    def reporter(self) -> "Reporter":
+        from nanochat_cli.report.reporter import open_reporter
+
+        return open_reporter(quiet=self.quiet)
+
+    @cached_property
+    def engine(self) -> "Engine":
+        from nanochat_cli.engine import Engine
+
+        return Engine(self.reporter)
+
+    def write_json(self, outcome: dict[str, object]) -> None:
+        """Write what the command found, and `outcome` on top, where `--json` asked for it."""
+        if self.json_path is not None:
+            from nanochat_cli.report.reporter import write_json
+
+            write_json(self.json_path, {**self.reporter.results, **outcome})
+
+
+def session_of(ctx: typer.Context) -> Session:
+    """The Session of this invocation."""
+    session = ctx.find_root().obj
+    assert isinstance(session, Session)
+    return session
+
+
+def common_parameters() -> list[Any]:
+    """The options of every command, as parameters that do not reach the command's function."""
+    app = typer.Typer(add_completion=False)
+    app.command()(_common)
+    return get_command(app).params
+
+
+def _remember_json(ctx: typer.Context, value: Path | None) -> None:
+    if value is not None:
+        try:
+            value.open("a", encoding="utf-8").close()
+        except OSError as error:
+            raise DataError(f"--json {value}: cannot be written: {error.strerror}") from None
+        session_of(ctx).json_path = value
+
+
+def _remember_quiet(ctx: typer.Context, value: bool) -> None:
+    session_of(ctx).quiet = value
+
+
+def _remember_verbose(ctx: typer.Context, value: bool) -> None:
+    session_of(ctx).verbose = value
+
+
+def _common(
+    json: Annotated[
+        Path | None,
+        typer.Option(
+            "--json",
+            metavar="FILE",
+            help="Write the result as JSON.",
+            callback=_remember_json,
+            expose_value=False,
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            "--quiet",
+            "-q",
+            help="Only warnings and the product itself.",
+            callback=_remember_quiet,
+            expose_value=False,
+            rich_help_panel=_PANEL,
+        ),
+    ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose",
+            "-v",
+            help="Show the traceback of an error.",
+            callback=_remember_verbose,
+            expose_value=False,
+            rich_help_panel=_PANEL,
+        ),
+    ] = False,
+) -> None:
+    """Declare the options; never called."""

@@ -1,0 +1,76 @@
+"""`nanochat tokenize`: a corpus into a tokenizer and shards."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nanochat_cli.cli.options import ConfigFile, Overrides, Presets, resolve
+from nanochat_cli.cli.session import session_of
+from nanochat_cli.errors import DataError
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def tokenize(
+    ctx: typer.Context,
+    source: Annotated[
+        str,
+        typer.Option(metavar="SRC", help="stdlib, a file or folder, .jsonl, .parquet, or hf:NAME[@CONFIG][:SPLIT]."),
+    ] = "stdlib",
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the data set; default: data/ and the source's name.")
+    ] = None,
+    glob: Annotated[
+        str | None, typer.Option(metavar="PATTERN", help="Files of a folder that are taken, e.g. '*.rs'.")
+    ] = None,
+    text_field: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Column of .jsonl, .parquet and hf: sources.")
+    ] = None,
+    vocab_size: Annotated[int | None, typer.Option(help="Entries of the tokenizer; default: the preset's.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Use this tokenizer.json instead of training one.")
+    ] = None,
+    preset: Presets = [],  # noqa: B006 - Typer copies it
+    config: ConfigFile = None,
+    overrides: Overrides = [],  # noqa: B006
+) -> None:
+    """Train a byte-level BPE tokenizer on a corpus and encode it into shards.
+
+    Re-running with the same input changes nothing; an interrupted run is finished.
+    """
+    from nanochat_cli.runs import require_writable
+
+    session = session_of(ctx)
+    resolved = resolve(
+        session,
+        preset,
+        config,
+        overrides,
+        default_preset="quickstart",
+        options={
+            "--source": {"data.source": source},
+            "--glob": {"data.glob": glob},
+            "--text-field": {"data.text_field": text_field},
+            "--vocab-size": {"model.vocab_size": vocab_size},
+            "--tokenizer": {"tokenizer.path": tokenizer and tokenizer.as_posix()},
+        },
+    )
+    for option, path in (("--source", _local_path(source)), ("--tokenizer", tokenizer)):
+        if path is not None and not path.exists():
+            raise DataError(f"{option} {path}: no such file or folder")
+    out = out or Path("data") / _name_of(source)
+    require_writable(out)
+    session.engine.tokenize(source, out, resolved)
+
+
+def _local_path(source: str) -> Path | None:
+    """Where the source lies, unless it is one that needs no file."""
+    return None if source == "stdlib" or source.startswith("hf:") else Path(source)
+
+
+def _name_of(source: str) -> str:
+    """`hf:org/name:train` -> `name`; `/src/crates/` -> `crates`."""
+    name = source.removeprefix("hf:").partition("@")[0].partition(":")[0] if source.startswith("hf:") else source
+    return Path(name).resolve().stem or "corpus"

@@ -1,0 +1,88 @@
+"""`nanochat train`: start a run, or continue one."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nanochat_cli.cli.options import ConfigFile, Overrides, Presets, resolve
+from nanochat_cli.cli.session import Session, session_of
+from nanochat_cli.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from nanochat_cli.config.schema import Config
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def train(
+    ctx: typer.Context,
+    run: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="With --resume: the run to continue; default: the latest.")
+    ] = None,
+    preset: Presets = [],  # noqa: B006 - Typer copies it
+    config: ConfigFile = None,
+    overrides: Overrides = [],  # noqa: B006
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the run; default: the preset's and a counter.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run from its last checkpoint.")] = False,
+) -> None:
+    """Train a ternary model. Without a preset, quickstart is trained; without data, the embedded corpus is used."""
+    session = session_of(ctx)
+    if resume:
+        _resume(session, run if run is not None or name is None else Path(name), bool(preset or config), overrides)
+        return
+    if run is not None:
+        raise ConfigError(f"{run}: a run is only named with --resume; did you mean --name or --preset {run}?")
+    resolved = resolve(
+        session, preset, config, overrides, default_preset="quickstart", options={"--name": {"run.name": name}}
+    )
+    start(session, resolved, stem=_stem(preset, config))
+
+
+def start(session: Session, config: "Config", *, stem: str) -> None:
+    """Name the run, check what can be checked without reading data, and train."""
+    name_run(config, stem)
+    check_data(config)
+    session.engine.train(config, resume=None)
+
+
+def name_run(config: "Config", stem: str) -> Path:
+    """Give a nameless run the next free name after `stem`; returns its folder, which is free and writable."""
+    from nanochat_cli.runs import new_run_folder, new_run_name
+
+    if config.run.name is None:
+        config.run.name = new_run_name(config.run.dir, stem)
+    return new_run_folder(config.run)
+
+
+def check_data(config: "Config") -> None:
+    """Raise DataError when `data.path` is no data set."""
+    path = config.data.path
+    if path is not None and not (path / "manifest.json").is_file():
+        reason = "it has no manifest.json; write one with nanochat tokenize" if path.is_dir() else "no such folder"
+        raise DataError(f"data.path = {path}: not a data set: {reason}")
+
+
+def _resume(session: Session, target: Path | None, other_config: bool, overrides: list[str]) -> None:
+    from nanochat_cli.config.load import CONFIG_FILE, resolve_config
+    from nanochat_cli.runs import find_run, require_writable
+
+    run = find_run(target)
+    if other_config:
+        session.reporter.warn(
+            f"--resume continues {run} with its own {CONFIG_FILE}; --preset and --config are not read"
+        )
+    config = resolve_config(file=run / CONFIG_FILE, overrides=overrides, warn=session.reporter.warn)
+    require_writable(run)
+    check_data(config)
+    session.engine.train(config, resume=run)
+
+
+def _stem(presets: list[str], config: Path | None) -> str:
+    """What a run is named after: its first preset, else its file, else quickstart."""
+    if presets:
+        return Path(presets[0]).stem
+    return config.stem if config is not None else "quickstart"

@@ -1,0 +1,81 @@
+"""Runs on disk by name: which folder a new run gets, which run is the latest, what a target names.
+
+Knows only the layout `runs/NAME/{config.toml, checkpoints/latest}`; no torch, so that a wrong path is an
+error within milliseconds.
+"""
+
+import os
+import re
+from pathlib import Path
+
+from nanochat_cli.config.load import CONFIG_FILE
+from nanochat_cli.config.schema import RunConfig
+from nanochat_cli.errors import ConfigError, DataError
+
+DEFAULT_FOLDER = Path("runs")
+
+
+def new_run_name(folder: Path, stem: str) -> str:
+    """`stem-N` with the first N after all that exist in `folder`."""
+    pattern = re.compile(re.escape(stem) + r"-(\d+)")
+    taken = [int(match[1]) for path in _children(folder) if (match := pattern.fullmatch(path.name))]
+    return f"{stem}-{max(taken, default=0) + 1}"
+
+
+def new_run_folder(run: RunConfig) -> Path:
+    """The folder of a run that is about to start. `run.name` must be set.
+
+    Raises ConfigError for a name that is no folder name or is taken, DataError when it cannot be written.
+    """
+    name = run.name or ""
+    if not name or name in (".", "..") or "/" in name or "\0" in name:
+        raise ConfigError(f'run.name = "{name}": must be the name of a folder, without "/"; run.dir says where it lies')
+    folder = run.dir / name
+    if (folder / CONFIG_FILE).exists():
+        raise ConfigError(f"{folder}: a run of that name exists; continue it with --resume or choose another --name")
+    require_writable(folder)
+    return folder
+
+
+def latest_run(folder: Path = DEFAULT_FOLDER) -> Path:
+    """The run in `folder` that saved a checkpoint last. Raises DataError when there is none."""
+    pointers = [pointer for path in _children(folder) if (pointer := path / "checkpoints" / "latest").is_file()]
+    if not pointers:
+        raise DataError(f"{folder}: no run with a checkpoint here; train one (nanochat train) or name a run")
+    return max(pointers, key=lambda pointer: pointer.stat().st_mtime_ns).parent.parent
+
+
+def find_run(target: Path | None) -> Path:
+    """The folder of a run: the latest one, a path, or a name inside `runs/`. Raises DataError."""
+    if target is None:
+        return latest_run()
+    for folder in (target, DEFAULT_FOLDER / target):
+        if (folder / CONFIG_FILE).is_file():
+            return folder
+    if not target.exists():
+        raise DataError(f"{target}: no such run")
+    raise DataError(f"{target}: not a run of nanochat train (it has no {CONFIG_FILE})")
+
+
+def find_run_or_gguf(target: Path | None) -> Path:
+    """As `find_run`; a `.gguf` file is taken as it is."""
+    if target is not None and target.suffix == ".gguf":
+        if not target.is_file():
+            raise DataError(f"{target}: no such file")
+        return target
+    return find_run(target)
+
+
+def require_writable(path: Path) -> None:
+    """Raise DataError when `path` could not be created or written, before hours are spent on it."""
+    existing = path
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if existing != path and not existing.is_dir():
+        raise DataError(f"{path}: cannot be written: {existing} is not a folder")
+    if not os.access(existing, os.W_OK):
+        raise DataError(f"{path}: cannot be written: {existing} is read-only")
+
+
+def _children(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []

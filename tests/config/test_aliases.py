@@ -1,0 +1,118 @@
+"""Flat spellings of published configs: where they go, and what happens to absent features."""
+
+from pathlib import Path
+
+import pytest
+
+from nanochat_cli.config.aliases import ABSENT, ALIASES
+from nanochat_cli.config.keys import leaves
+from nanochat_cli.config.load import resolve_config
+from nanochat_cli.errors import ConfigError
+
+PUBLISHED = """
+hidden_dim = 512
+num_layers = 6
+num_heads = 8
+num_kv_heads = 2
+ffn_mult = 4.0
+max_seq_len = 1024
+group_size = 128
+total_steps = 500
+batch_size = 4
+seq_length = 256
+learning_rate = 0.01
+warmup_steps = 10
+weight_decay = 0.1
+grad_clip = 0.5
+entropy_weight = 0.001
+schedule_type = "cosine"
+decay_start_frac = 0.5
+min_lr_ratio = 0.1
+gradient_checkpointing = true
+muon_momentum = 0.9
+lion_lr_mult = 0.2
+lion_weight_decay = 0.01
+"""
+
+
+def test_a_flat_published_config_reaches_its_sections(tmp_path):
+    file = tmp_path / "published.toml"
+    file.write_text(PUBLISHED)
+    config = resolve_config(file=file)
+    model, train, optim = config.model, config.train, config.optim
+    assert (model.dim, model.n_layers, model.n_heads, model.n_kv_heads) == (512, 6, 8, 2)
+    assert (model.ffn_mult, model.max_seq_len, model.quant.scale) == (4.0, 1024, 128)
+    assert (train.total_steps, train.batch_size, train.seq_len) == (500, 4, 256)
+    assert (train.grad_clip, train.entropy_weight, train.gradient_checkpointing) == (0.5, 0.001, True)
+    assert (optim.lr, optim.warmup_steps, optim.weight_decay, optim.schedule) == (0.01, 10, 0.1, "cosine")
+    assert (optim.stable_ratio, optim.min_lr_ratio) == (0.5, 0.1)
+    assert (optim.muon_momentum, optim.lion_lr_mult, optim.lion_weight_decay) == (0.9, 0.2, 0.01)
+
+
+def test_every_alias_points_at_a_key_of_the_schema():
+    assert set(ALIASES.values()) <= set(leaves())
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("hidden_dim", "dim"), ("num_heads", "n_heads"), ("learning_rate", "lr")]
+)
+def test_two_spellings_set_the_same_key(first, second):
+    assert ALIASES[first] == ALIASES[second]
+
+
+def test_an_alias_counts_inside_a_section_and_on_the_command_line(tmp_path):
+    file = tmp_path / "sectioned.toml"
+    file.write_text("[model]\nhidden_dim = 512\nnum_heads = 8\n[train]\nlearning_rate = 0.01\n")
+    config = resolve_config(file=file, overrides=["num_layers=3"])
+    assert (config.model.dim, config.model.n_heads, config.optim.lr, config.model.n_layers) == (512, 8, 0.01, 3)
+
+
+def test_two_spellings_in_one_file_are_refused(tmp_path):
+    file = tmp_path / "twice.toml"
+    file.write_text("hidden_dim = 512\n[model]\ndim = 256\n")
+    with pytest.raises(ConfigError, match=r"model\.dim and hidden_dim \(.*twice\.toml\): both set model\.dim"):
+        resolve_config(file=file)
+
+
+def test_a_wrong_value_is_reported_under_the_spelling_that_was_written():
+    with pytest.raises(ConfigError, match=r'^hidden_dim = "wide" \(--set\): must be an integer'):
+        resolve_config(overrides=["hidden_dim=wide"])
+
+
+TURNED_ON = [
+    "use_mtp=true",
+    "use_collider=true",
+    "use_async_loader=true",
+    "use_8bit_optim=true",
+    "use_galore=true",
+    "use_moe=true",
+    "mhc_n_streams=2",
+    "deltanet_ratio=0.2",
+]
+
+
+@pytest.mark.parametrize("setting", TURNED_ON)
+def test_turning_an_absent_feature_on_is_an_error(setting):
+    with pytest.raises(ConfigError, match=r"is not in this version; remove the key$"):
+        resolve_config(overrides=[setting])
+
+
+@pytest.mark.parametrize("section", ["mtp.weight", "model.mhc.n_streams", "optim.galore.rank", "fire.steps"])
+def test_a_section_of_an_absent_feature_is_an_error(section):
+    with pytest.raises(ConfigError, match=r"is not in this version"):
+        resolve_config(overrides=[f"{section}=1"])
+
+
+def test_absent_features_that_are_off_cost_one_warning_per_file(tmp_path):
+    file: Path = tmp_path / "off.toml"
+    off = {key: "false" if key.startswith("use_") else "0" for key in ABSENT}
+    file.write_text("".join(f"{key} = {value}\n" for key, value in off.items()))
+    warnings: list[str] = []
+    resolve_config(file=file, warn=warnings.append)
+    assert len(warnings) == 1
+    assert str(file) in warnings[0]
+    assert all(key in warnings[0] for key in ABSENT)
+
+
+def test_mhc_with_one_stream_is_the_plain_residual():
+    resolve_config(overrides=["mhc_n_streams=1"])

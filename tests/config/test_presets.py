@@ -1,0 +1,114 @@
+"""Every preset resolves, and its name tells the truth about its size."""
+
+import pytest
+import tomlkit
+
+from nanochat_cli.config import presets
+from nanochat_cli.config.load import resolve_config
+from nanochat_cli.config.schema import ModelConfig
+from nanochat_cli.config.size import count_parameters, format_parameters, parse_parameters
+from nanochat_cli.errors import ConfigError
+
+MODELS = [preset for preset in presets.available() if not preset.is_overlay]
+OVERLAYS = [preset for preset in presets.available() if preset.is_overlay]
+
+
+def names(found: list[presets.Preset]) -> list[str]:
+    return [preset.name for preset in found]
+
+
+def test_the_promised_presets_exist():
+    assert {"quickstart", "nano-125m", "d20"} <= set(names(MODELS))
+    assert {"llama-cpp", "bitnet", "cpu", "h200"} <= set(names(OVERLAYS))
+
+
+@pytest.mark.parametrize("preset", MODELS, ids=names(MODELS))
+def test_a_label_is_within_five_percent_of_the_parameters(preset):
+    total = count_parameters(resolve_config([preset.name]).model).total
+    assert preset.label is not None
+    assert total == pytest.approx(parse_parameters(preset.label), rel=0.05)
+
+
+@pytest.mark.parametrize("preset", MODELS, ids=names(MODELS))
+def test_widths_fit_every_ternary_type_of_llama_cpp(preset):
+    model = resolve_config([preset.name]).model
+    for width in (model.dim, model.n_heads * model.resolved_head_dim, model.resolved_ffn_dim):
+        assert width % 256 == 0
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=names(OVERLAYS))
+@pytest.mark.parametrize("model", MODELS, ids=names(MODELS))
+def test_every_overlay_composes_with_every_model(model, overlay):
+    config = resolve_config([model.name, overlay.name])
+    for section, table in overlay.values.items():
+        resolved = getattr(config, section)
+        for key, value in table.items():
+            if not isinstance(value, dict):
+                assert getattr(resolved, key) == value
+
+
+def test_presets_are_found_by_name_by_folder_and_by_path():
+    by_name = presets.load("cpu")
+    assert presets.load("overlays/cpu") == by_name
+    assert presets.load(str(by_name.path)) == by_name
+
+
+def test_a_preset_outside_the_installation_is_given_by_path(tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text('description = "mine"\n[train]\nbatch_size = 3\n')
+    assert presets.load(str(mine)).name == "mine"
+    assert resolve_config([str(mine)]).train.batch_size == 3
+
+
+def test_a_preset_without_a_description_is_refused(tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text("[train]\nbatch_size = 3\n")
+    with pytest.raises(ConfigError, match="starts with description"):
+        presets.load(str(mine))
+
+
+def test_an_unknown_preset_names_the_closest_or_all():
+    with pytest.raises(ConfigError, match=r"^--preset nano-125: no such preset; did you mean nano-125m\?$"):
+        presets.load("nano-125")
+    with pytest.raises(ConfigError, match=r"available: .*quickstart"):
+        presets.load("zzzzzz")
+    with pytest.raises(ConfigError, match=r"^--preset zzz\.toml: no such file$"):
+        presets.load("zzz.toml")
+
+
+def test_preset_names_are_unique():
+    assert len(set(presets.names())) == len(presets.names())
+
+
+def test_preset_files_hold_only_sections_and_their_description():
+    for preset in presets.available():
+        table = tomlkit.parse(preset.path.read_text(encoding="utf-8")).unwrap()
+        assert all(isinstance(value, dict) for key, value in table.items() if key not in ("description", "label"))
+
+
+def test_parameters_of_a_model_small_enough_to_count_by_hand():
+    counts = count_parameters(
+        ModelConfig(vocab_size=10, dim=8, n_layers=2, n_heads=2, n_kv_heads=1, ffn_dim=12, qk_norm=True)
+    )
+    # wq 8×8, wk and wv 4×8, wo 8×8; gate, up and down 12×8 each
+    assert counts.matrices == 2 * (64 + 32 + 32 + 64 + 3 * 96)
+    assert counts.norms == 2 * (8 + 8 + 4 + 4) + 8
+    assert (counts.embedding, counts.head) == (80, 80)
+    assert counts.total == counts.matrices + counts.norms + 160
+
+
+def test_a_tied_head_is_counted_once_and_sub_norms_are_counted():
+    counts = count_parameters(
+        ModelConfig(
+            vocab_size=10, dim=8, n_layers=1, n_heads=2, n_kv_heads=2, ffn_dim=12, tie_embeddings=True, sub_norm=True
+        )
+    )
+    assert counts.head == 0
+    assert counts.norms == 8 + 8 + 8 + 12 + 8
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(999, "999"), (5_510_000, "5.51M"), (121_900_000, "121.9M"), (3e9, "3.00B")]
+)
+def test_counts_are_written_short(count, text):
+    assert format_parameters(int(count)) == text
