@@ -1,0 +1,1 @@
+"""Corpora, tokenizer, shards and batches."""

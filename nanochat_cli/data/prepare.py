@@ -1,0 +1,326 @@
+"""Prepare a data set: split a corpus, train a tokenizer on the train side, encode both sides into shards.
+
+Two passes over the source: the first counts, decides the split and samples text for the tokenizer; the second encodes.
+Memory is bounded by `tokenizer.train_bytes` in the first and by a few batches in the second. A document's side is a
+function of its content's hash alone. The manifest is written last; preparing again with the same settings and
+source is a check of file sizes.
+"""
+
+import fcntl
+import hashlib
+import heapq
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanochat_cli.config.schema import Config
+from nanochat_cli.data.corpus import Corpus, Document, open_corpus
+from nanochat_cli.data.encoding import WORTH_A_WORKER, available_cores, encode_documents
+from nanochat_cli.data.shards import (
+    FORMAT_VERSION,
+    MANIFEST,
+    MAX_SHARD_TOKENS,
+    SPLITS,
+    TOKENIZER,
+    Manifest,
+    ShardWriter,
+    Split,
+    SplitInfo,
+    TokenizerInfo,
+    read_manifest,
+    remove_files,
+    verify_files,
+    write_atomically,
+)
+from nanochat_cli.data.tokenizer import Tokenizer
+from nanochat_cli.errors import DataError
+from nanochat_cli.report.reporter import Reporter
+
+HASH_RANGE = 1 << 64
+Settings = dict[str, str | int | float | bool | None]
+
+
+def prepare_dataset(source: str, out: Path, config: Config, reporter: Reporter) -> Manifest:
+    """Make `out` a data set of `source` (see `open_corpus`) under `[data]`, `[tokenizer]` and `model.vocab_size`.
+
+    Returns at once when it already is one. Raises DataError when the source is unusable, when it holds fewer than
+    two distinct documents, or when `out` cannot be written.
+    """
+    corpus = _open(source, config)
+    settings = _settings(source, config)
+    fingerprint = _fingerprint(settings, corpus)
+    found = _already_prepared(out, fingerprint, settings, reporter)
+    if found is not None:
+        return found
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with _exclusive(out, reporter):
+            # Another process may have prepared it while this one waited.
+            if (found := _already_prepared(out, fingerprint, None, reporter)) is not None:
+                return found
+            remove_files(out)
+            return _build(corpus, out, config, settings, fingerprint, reporter)
+    except OSError as error:
+        raise DataError(f"{error.filename or out}: cannot write the data set: {error.strerror or error}") from error
+
+
+def cached_dataset(config: Config, reporter: Reporter) -> Path:
+    """The folder of `data.path`, or of `data.source` prepared in the cache ($NANOCHAT_CACHE or ~/.cache/nanochat)."""
+    if config.data.path is not None:
+        return config.data.path
+    source = config.data.source
+    fingerprint = _fingerprint(_settings(source, config), _open(source, config))
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(source.removeprefix("hf:")).name or "corpus")
+    folder = cache_folder() / "datasets" / f"{name}-{fingerprint[:12]}"
+    prepare_dataset(source, folder, config, reporter)
+    return folder
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("NANOCHAT_CACHE") or Path.home() / ".cache" / "nanochat")
+
+
+def split_key(content: bytes) -> int:
+    """Place of a document in [0, 2^64): below the threshold it is held out. Equal contents have equal places."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
+
+
+# -- whether there is anything to do -----------------------------------------------------------------------
+
+
+def _open(source: str, config: Config) -> Corpus:
+    data = config.data
+    return open_corpus(source, data.glob, data.text_field, streaming=data.streaming)
+
+
+def _settings(source: str, config: Config) -> Settings:
+    """Everything but the source's content that the result depends on."""
+    data, tokenizer = config.data, config.tokenizer
+    settings: Settings = {
+        "source": source,
+        "data.text_field": data.text_field,
+        "data.max_bytes": data.max_bytes,
+        "data.val_fraction": data.val_fraction,
+        "model.vocab_size": config.model.vocab_size,
+    }
+    if tokenizer.path is None:
+        settings |= {
+            "tokenizer.pre": tokenizer.pre,
+            "tokenizer.max_token_length": tokenizer.max_token_length,
+            "tokenizer.train_bytes": tokenizer.train_bytes,
+        }
+    else:
+        try:
+            settings["tokenizer.path"] = hashlib.sha256(tokenizer.path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise DataError(f"{tokenizer.path}: cannot read the tokenizer: {error.strerror}") from error
+    return settings
+
+
+def _fingerprint(settings: Settings, corpus: Corpus) -> str:
+    text = json.dumps([FORMAT_VERSION, settings, corpus.fingerprint], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _already_prepared(out: Path, fingerprint: str, settings: Settings | None, reporter: Reporter) -> Manifest | None:
+    """The manifest of `out` if it is what would be made. Says why not, when `settings` are given."""
+    if not (out / MANIFEST).exists():
+        return None
+    try:
+        manifest = read_manifest(out)
+        verify_files(out, manifest, "size")
+    except DataError as error:
+        if settings is not None:
+            reporter.warn(f"{error}: preparing it again")
+        return None
+    if manifest.fingerprint == fingerprint:
+        reporter.info(f"{out}: already prepared ({_summary(manifest)})")
+        return manifest
+    if settings is not None:
+        changed = sorted(
+            key for key in settings.keys() | manifest.settings.keys() if settings.get(key) != manifest.settings.get(key)
+        )
+        reporter.info(f"{out}: {', '.join(changed) or 'the source'} changed: preparing it again")
+    return None
+
+
+@contextmanager
+def _exclusive(out: Path, reporter: Reporter) -> Iterator[None]:
+    """One process at a time prepares a folder; the system drops the lock when its holder dies."""
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            reporter.info(f"{out}: waiting for another process that prepares it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+# -- the two passes ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Scan:
+    """What the first pass knows. Documents with a key below `threshold` are held out."""
+
+    threshold: int
+    bytes: int
+    content: str
+    sample: list[bytes]
+
+
+class _Sample:
+    """The documents with the highest keys, up to `limit` bytes: an even sample of a stream of unknown length."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.heap: list[tuple[int, bytes]] = []
+        self.size = 0
+
+    def offer(self, key: int, content: bytes) -> None:
+        if self.size + len(content) > self.limit and self.heap and key < self.heap[0][0]:
+            return
+        heapq.heappush(self.heap, (key, content))
+        self.size += len(content)
+        while self.size > self.limit and len(self.heap) > 1:
+            self.size -= len(heapq.heappop(self.heap)[1])
+
+    def documents(self, threshold: int) -> list[bytes]:
+        """Sampled documents of the train side; a single one longer than the limit is cut."""
+        return [content[: self.limit] for key, content in self.heap if key >= threshold]
+
+
+def _build(
+    corpus: Corpus, out: Path, config: Config, settings: Settings, fingerprint: str, reporter: Reporter
+) -> Manifest:
+    scan = _scan(corpus, config, reporter)
+    if corpus.skipped:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(corpus.skipped.items()))
+        reporter.warn(f"{corpus.source}: skipped {sum(corpus.skipped.values())} documents ({reasons})")
+    tokenizer = _tokenizer(scan, config, reporter)
+    definition = tokenizer.to_str().encode()
+    write_atomically(out / TOKENIZER, definition)
+    train, val = _encode(corpus, scan, tokenizer, out, config, reporter)
+    manifest = Manifest(
+        source=corpus.source,
+        fingerprint=fingerprint,
+        content=scan.content,
+        settings=settings,
+        tokenizer=TokenizerInfo(
+            sha256=hashlib.sha256(definition).hexdigest(),
+            vocab_size=tokenizer.vocab_size,
+            unused=len(tokenizer.unused_ids),
+            pre=tokenizer.pre,
+        ),
+        train=train,
+        val=val,
+        skipped=dict(sorted(corpus.skipped.items())),
+    )
+    write_atomically(out / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
+    reporter.info(f"{out}: {_summary(manifest)}")
+    return manifest
+
+
+def _scan(corpus: Corpus, config: Config, reporter: Reporter) -> _Scan:
+    """First pass. Raises DataError when the documents are not at least two different ones."""
+    base = round(config.data.val_fraction * HASH_RANGE)
+    sample = _Sample(config.tokenizer.train_bytes) if config.tokenizer.path is None else None
+    lowest, highest, total = HASH_RANGE, -1, 0
+    digest = hashlib.sha256()
+    limit = config.data.max_bytes
+    with reporter.progress("reading", total=_known_size(corpus, limit), unit="B") as progress:
+        for document in _bounded(corpus, limit):
+            key = split_key(document.content)
+            digest.update(key.to_bytes(8, "big"))
+            lowest, highest = min(lowest, key), max(highest, key)
+            total += len(document.content)
+            if sample is not None and key >= base:
+                sample.offer(key, document.content)
+            progress.advance(len(document.content))
+    if lowest == highest:
+        raise DataError(
+            f"{corpus.source}: only one distinct document ({total} bytes), but one must be held out for validation; "
+            "give more text or more files"
+        )
+    # A small corpus may have no document on one side of the threshold: move it to the nearest one that has.
+    threshold = min(max(base, lowest + 1), highest)
+    return _Scan(threshold, total, digest.hexdigest(), sample.documents(threshold) if sample else [])
+
+
+def _tokenizer(scan: _Scan, config: Config, reporter: Reporter) -> Tokenizer:
+    vocab_size = config.model.vocab_size
+    if config.tokenizer.path is not None:
+        return Tokenizer.load(config.tokenizer.path).padded_to(vocab_size)
+    size = sum(len(content) for content in scan.sample)
+    with reporter.progress("training the tokenizer", total=size, unit="B") as progress:
+
+        def texts() -> Iterator[str]:
+            while scan.sample:  # emptied as it is read: the second pass needs none of it
+                content = scan.sample.pop()
+                progress.advance(len(content))
+                yield content.decode("utf-8", "ignore")  # a cut document may end inside a character
+
+        tokenizer = Tokenizer.train(
+            texts(), vocab_size, pre=config.tokenizer.pre, max_token_length=config.tokenizer.max_token_length
+        )
+    if tokenizer.unused_ids:
+        reporter.warn(
+            f"the corpus supports only {vocab_size - len(tokenizer.unused_ids)} tokens; the other "
+            f"{len(tokenizer.unused_ids)} of model.vocab_size = {vocab_size} are unused [PAD] entries"
+        )
+    return tokenizer
+
+
+def _encode(
+    corpus: Corpus, scan: _Scan, tokenizer: Tokenizer, out: Path, config: Config, reporter: Reporter
+) -> tuple[SplitInfo, SplitInfo]:
+    """Second pass: (train, val). Raises DataError when the source is no longer what the first pass read."""
+    most = config.data.workers or available_cores()
+    workers = max(1, min(most, scan.bytes // WORTH_A_WORKER))
+    digest = hashlib.sha256()
+    with (
+        ShardWriter(out, "train", tokenizer.vocab_size, MAX_SHARD_TOKENS) as train,
+        ShardWriter(out, "val", tokenizer.vocab_size, MAX_SHARD_TOKENS) as val,
+        reporter.progress("encoding", total=scan.bytes, unit="B") as progress,
+    ):
+        contents = (document.content for document in _bounded(corpus, config.data.max_bytes))
+        for batch in encode_documents(contents, tokenizer, workers):
+            start = 0
+            for content, length in zip(batch.documents, batch.lengths.tolist(), strict=True):
+                key = split_key(content)
+                digest.update(key.to_bytes(8, "big"))
+                writer = val if key < scan.threshold else train
+                writer.add(batch.tokens[start : start + length], len(content))
+                start += length
+            progress.advance(sum(map(len, batch.documents)))
+        if digest.hexdigest() != scan.content:
+            raise DataError(f"{corpus.source}: changed while it was read; run the command again")
+        return train.finish(), val.finish()
+
+
+def _bounded(documents: Iterable[Document], limit: int | None) -> Iterator[Document]:
+    """Documents up to the first that reaches `limit` bytes in all."""
+    size = 0
+    for document in documents:
+        yield document
+        size += len(document.content)
+        if limit is not None and size >= limit:
+            return
+
+
+def _known_size(corpus: Corpus, limit: int | None) -> int | None:
+    sizes = [size for size in (corpus.size_bytes, limit) if size is not None]
+    return min(sizes) if sizes else None
+
+
+def _summary(manifest: Manifest) -> str:
+    def part(name: Split) -> str:
+        split = manifest.split(name)
+        return f"{name} {split.documents:,} documents, {split.bytes:,} bytes, {split.tokens:,} tokens"
+
+    ratio = manifest.train.bytes / manifest.train.tokens
+    return f"{'; '.join(part(name) for name in SPLITS)}; {ratio:.2f} bytes per token"

@@ -1,0 +1,301 @@
+"""Byte-level BPE: train, save, load, encode, decode.
+
+Knows tokens, bytes and the three pre-tokenizers that llama.cpp implements too (a tokenizer that
+llama.cpp would split differently is refused here, not discovered after the export). The BPE itself is the
+`tokenizers` library; the file is a plain `tokenizer.json` that `tokenizers.Tokenizer.from_file` loads. Knows
+nothing of corpora, shards or chat templates.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Backend
+
+from nanochat_cli.errors import DataError
+
+EOS = "<|endoftext|>"
+SPECIAL_TOKENS = (
+    EOS,  # ends every document; also what generation stops at
+    "<|pad|>",
+    "<|fim_prefix|>",
+    "<|fim_middle|>",
+    "<|fim_suffix|>",
+    "<|im_start|>",
+    "<|im_end|>",
+)
+BASE_VOCAB = len(SPECIAL_TOKENS) + 256  # the smallest vocabulary: special tokens and one token per byte
+
+# End-of-text tokens of tokenizers that were trained elsewhere, in the order in which they are looked for.
+EOS_NAMES = (EOS, "<|end_of_text|>", "</s>", "<|eos|>")
+
+LLAMA3_REGEX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+QWEN2_REGEX = LLAMA3_REGEX.replace(r"\p{N}{1,3}", r"\p{N}")
+# configuration name -> (regex, or None for ByteLevel's own; `tokenizer.ggml.pre` of llama.cpp).
+# "llama-bpe" has the same regex as "smaug-bpe" but implies ignore_merges and a BOS token.
+PRE_TOKENIZERS: dict[str, tuple[str | None, str]] = {
+    "gpt-2": (None, "gpt-2"),
+    "llama3": (LLAMA3_REGEX, "smaug-bpe"),
+    "qwen2": (QWEN2_REGEX, "qwen2"),
+}
+
+
+def _byte_alphabet() -> list[str]:
+    """The character that stands for each byte in a byte-level vocabulary (GPT-2's table).
+
+    Printable Latin-1 stands for itself, the other 68 bytes move to U+0100 and up in order.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    moved = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printable else next(moved)) for byte in range(256)]
+
+
+BYTE_TO_CHAR = _byte_alphabet()
+CHAR_TO_BYTE = {char: byte for byte, char in enumerate(BYTE_TO_CHAR)}
+
+
+class Tokenizer:
+    """A byte-level BPE tokenizer. Every byte string round-trips: `decode_bytes(encode_bytes(b)) == b`.
+
+    Text never produces a special token: `<|endoftext|>` in a source file is encoded as its characters.
+    `encode(text, allow_special=True)` parses them, for prompts that a program wrote.
+    """
+
+    def __init__(self, backend: Backend, where: str = "tokenizer") -> None:
+        self.backend = backend
+        self.backend.encode_special_tokens = True
+        self._definition = json.loads(backend.to_str())
+        self.pre = _llama_cpp_name(self._definition, where)
+        self.special_tokens: dict[str, int] = {
+            token["content"]: token["id"] for token in self._definition["added_tokens"] if token["special"]
+        }
+        eos = next((name for name in EOS_NAMES if name in self.special_tokens), None)
+        if eos is None:
+            raise DataError(f"{where}: no end-of-text token among its special tokens (one of {', '.join(EOS_NAMES)})")
+        self.eos_token = eos
+        self.eos_id = self.special_tokens[eos]
+        self._bytes = _token_bytes(self._definition, where)
+        by_bytes = {content: token for token, content in enumerate(self._bytes) if len(content) == 1}
+        missing = [byte for byte in range(256) if bytes([byte]) not in by_bytes]
+        if missing:
+            raise DataError(f"{where}: no token for byte 0x{missing[0]:02x}; a byte-level vocabulary needs all 256")
+        self._byte_ids = [by_bytes[bytes([byte])] for byte in range(256)]
+
+    # -- making one ------------------------------------------------------------------------------------
+
+    @classmethod
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int,
+        pre: str = "gpt-2",
+        max_token_length: int = 24,
+        progress: bool = False,
+    ) -> "Tokenizer":
+        """Train a BPE of exactly `vocab_size` tokens on `texts`.
+
+        A corpus too small to supply that many merges leaves unused ids, filled with unique `[PAD{i}]` entries
+        that no text encodes to (`unused_ids`). Raises DataError when `vocab_size` cannot hold the byte alphabet.
+        """
+        if vocab_size < BASE_VOCAB:
+            raise DataError(
+                f"model.vocab_size = {vocab_size} is too small: 256 bytes and {len(SPECIAL_TOKENS)} special tokens "
+                f"need at least {BASE_VOCAB}"
+            )
+        backend = Backend(models.BPE())
+        backend.pre_tokenizer = _pre_tokenizer(PRE_TOKENIZERS[pre][0])
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            min_frequency=2,  # a pair seen once compresses nothing
+            special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS],
+            initial_alphabet=BYTE_TO_CHAR,
+            max_token_length=max_token_length,
+            show_progress=progress,
+        )
+        backend.train_from_iterator(texts, trainer)
+        return cls(backend).padded_to(vocab_size)
+
+    @classmethod
+    def load(cls, path: Path) -> "Tokenizer":
+        """Read a tokenizer.json. Raises DataError when it is missing, damaged, or not one llama.cpp can follow."""
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: cannot read the tokenizer: {error}") from error
+        return cls.from_str(text, where=str(path))
+
+    @classmethod
+    def from_str(cls, text: str, where: str = "tokenizer") -> "Tokenizer":
+        try:
+            backend = Backend.from_str(text)
+        except Exception as error:  # the library raises bare Exception for every parse error
+            raise DataError(f"{where}: not a tokenizer.json: {' '.join(str(error).split())}") from error
+        return cls(backend, where)
+
+    def to_str(self) -> str:
+        return self.backend.to_str()
+
+    def save(self, path: Path) -> None:
+        Path(path).write_text(self.to_str(), encoding="utf-8")
+
+    def padded_to(self, vocab_size: int) -> "Tokenizer":
+        """The same tokenizer with `[PAD{i}]` entries up to `vocab_size`; llama.cpp needs every text to be unique.
+
+        They are vocabulary entries without a merge, not added tokens, so no text can ever produce one.
+        """
+        size = self.vocab_size
+        if size > vocab_size:
+            raise DataError(
+                f"the tokenizer has {size} tokens but model.vocab_size = {vocab_size}; set model.vocab_size={size}"
+            )
+        if size == vocab_size:
+            return self
+        definition = self._definition
+        definition["model"]["vocab"].update({f"[PAD{i}]": i for i in range(size, vocab_size)})
+        return Tokenizer(Backend.from_str(json.dumps(definition)))
+
+    # -- facts about it --------------------------------------------------------------------------------
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._bytes)
+
+    @property
+    def unused_ids(self) -> list[int]:
+        """Ids that only fill the vocabulary up; the GGUF token type is UNUSED."""
+        return [i for i in range(self.vocab_size) if self.token_text(i) == f"[PAD{i}]"]
+
+    def token_text(self, token: int) -> str:
+        """The token as tokenizer.json spells it (byte-level characters), which is what a GGUF stores."""
+        text = self.backend.id_to_token(token)
+        if text is None:
+            raise IndexError(f"token {token} is outside the vocabulary of {self.vocab_size}")
+        return text
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes a token decodes to; a special or unused token decodes to its own name."""
+        return self._bytes[token]
+
+    def byte_lengths(self) -> NDArray[np.int64]:
+        """int64 [V]: bytes of text per token, 0 for special and unused tokens, which stand for no text."""
+        lengths = np.array([len(content) for content in self._bytes], dtype=np.int64)
+        lengths[[*self.special_tokens.values(), *self.unused_ids]] = 0
+        return lengths
+
+    # -- text to tokens and back -----------------------------------------------------------------------
+
+    def encode(self, text: str, allow_special: bool = False) -> list[int]:
+        """Token ids of `text`; special tokens are plain characters unless `allow_special`."""
+        if _has_surrogates(text):
+            return self.encode_bytes(text.encode("utf-8", "surrogatepass"))
+        backend = self._special_backend if allow_special else self.backend
+        return backend.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of many valid texts at once, on the library's own threads."""
+        return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def encode_bytes(self, content: bytes) -> list[int]:
+        """Token ids of any byte string: valid UTF-8 runs by the BPE, every other byte as its own token."""
+        ids: list[int] = []
+        for valid, invalid in _utf8_runs(content):
+            if valid:
+                ids += self.encode(valid)
+            ids += [self._byte_ids[byte] for byte in invalid]
+        return ids
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        return b"".join([self._bytes[token] for token in ids])
+
+    def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
+        """Text of `ids`; bytes that are not UTF-8 (a sequence cut inside a character) become U+FFFD."""
+        if skip_special:
+            special = set(self.special_tokens.values())
+            ids = [token for token in ids if token not in special]
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    @cached_property
+    def _special_backend(self) -> Backend:
+        # Whether special tokens are parsed is a property of the object, so a second one keeps calls independent.
+        backend = Backend.from_str(self.backend.to_str())
+        backend.encode_special_tokens = False
+        return backend
+
+
+def token_byte_lengths(tokenizer: Tokenizer) -> NDArray[np.int64]:
+    """int64 [V]: bytes of text per token (0 for specials): what bits per byte divides by."""
+    return tokenizer.byte_lengths()
+
+
+def _pre_tokenizer(regex: str | None) -> pre_tokenizers.PreTokenizer:
+    if regex is None:
+        return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(regex), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def _llama_cpp_name(definition: dict, where: str) -> str:
+    """`tokenizer.ggml.pre` of a tokenizer.json, recognised by its structure. Raises DataError on any other."""
+    if definition["model"]["type"] != "BPE":
+        raise DataError(f"{where}: a {definition['model']['type']} tokenizer; only byte-level BPE is supported")
+    if definition["normalizer"] is not None:
+        raise DataError(f"{where}: has a normalizer, which llama.cpp does not apply to BPE; train one without")
+    found = definition["pre_tokenizer"] or {}
+    steps = found.get("pretokenizers", [found])
+    for regex, name in PRE_TOKENIZERS.values():
+        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": regex is None}
+        split = [] if regex is None else [{"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated"}]
+        expected = [*split, byte_level]
+        if len(steps) == len(expected) and all(
+            wanted.items() <= step.items() for wanted, step in zip(expected, steps, strict=True)
+        ):
+            return name
+    raise DataError(
+        f"{where}: its pre-tokenizer is none that llama.cpp shares; supported: {', '.join(PRE_TOKENIZERS)} "
+        "(tokenizer.pre)"
+    )
+
+
+def _token_bytes(definition: dict, where: str) -> list[bytes]:
+    """Bytes of every id, from the vocabulary's byte-level spelling; added tokens are their own text."""
+    added = {token["id"]: token["content"] for token in definition["added_tokens"]}
+    texts = {token: text for text, token in definition["model"]["vocab"].items()} | added
+    if sorted(texts) != list(range(len(texts))) or len(set(texts.values())) != len(texts):
+        raise DataError(f"{where}: token ids or texts are not unique and gapless; GGUF cannot hold this vocabulary")
+    contents: list[bytes] = []
+    for token in range(len(texts)):
+        text = texts[token]
+        if token in added or not all(char in CHAR_TO_BYTE for char in text):
+            contents.append(text.encode("utf-8"))
+        else:
+            contents.append(bytes(CHAR_TO_BYTE[char] for char in text))
+    return contents
+
+
+def _has_surrogates(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _utf8_runs(content: bytes) -> Iterator[tuple[str, bytes]]:
+    """(valid text, the invalid bytes after it) until `content` is used up."""
+    while content:
+        try:
+            yield content.decode("utf-8"), b""
+            return
+        except UnicodeDecodeError as error:
+            yield content[: error.start].decode("utf-8"), content[error.start : error.end]
+            content = content[error.end :]
