@@ -1,0 +1,93 @@
+"""The vocabulary as `tokenizer.ggml.*` metadata, and back.
+
+GGUF holds what llama.cpp needs to split text as we do: the byte-level tokens in id order with a type
+each, the merges, the name of a pre-tokenizer that llama.cpp implements, and which ids end a text.
+Nothing is left to a default there: without an explicit BOS, id 11 would become it.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from tokenizers import AddedToken, decoders, models
+from tokenizers import Tokenizer as Backend
+
+from nanochat_cli.data.tokenizer import (
+    PRE_TOKENIZERS,
+    Tokenizer,
+    _pre_tokenizer,  # the one definition of how text is split
+)
+from nanochat_cli.errors import ConfigError, DataError
+
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+PAD_TOKEN = "<|pad|>"
+
+
+def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
+    """Every `tokenizer.ggml.*` key with a plain value. vocab_size: rows of the embedding.
+
+    Rows beyond the tokenizer get a unique text and the type UNUSED: llama.cpp refuses a vocabulary of another length
+    and aborts on two equal texts. Raises ConfigError when the tokenizer does not fit the model or llama.cpp.
+    """
+    if tokenizer.vocab_size > vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the model only {vocab_size} embeddings: "
+            "export with the tokenizer that the model was trained with"
+        )
+    padded = tokenizer.padded_to(vocab_size)
+    definition = json.loads(padded.to_str())
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in definition["model"]["merges"]]
+    if not merges:
+        raise ConfigError(
+            "the tokenizer has no merges and llama.cpp refuses such a vocabulary: "
+            "train it on more text, with a larger model.vocab_size"
+        )
+    types = [NORMAL] * vocab_size
+    for token in padded.unused_ids:
+        types[token] = UNUSED
+    for added in definition["added_tokens"]:
+        types[added["id"]] = CONTROL if added["special"] else USER_DEFINED
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": padded.pre,
+        "tokenizer.ggml.tokens": [padded.token_text(token) for token in range(vocab_size)],
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.bos_token_id": padded.eos_id,  # documents are separated by EOS; nothing else starts a text
+        "tokenizer.ggml.eos_token_id": padded.eos_id,
+        "tokenizer.ggml.eot_token_id": padded.eos_id,
+        "tokenizer.ggml.padding_token_id": padded.special_tokens.get(PAD_TOKEN, padded.eos_id),
+        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.ggml.add_eos_token": False,
+    }
+
+
+def tokenizer_from_metadata(fields: Mapping[str, Any]) -> Tokenizer:
+    """The inverse of `tokenizer_metadata`. DataError when a key is missing or the vocabulary is of another kind."""
+    if (kind := _required(fields, "model")) != "gpt2":
+        raise DataError(f"tokenizer.ggml.model = {kind}: only byte-level BPE (gpt2) is supported")
+    pre = _required(fields, "pre")
+    regexes = {name: regex for regex, name in PRE_TOKENIZERS.values()}
+    if pre not in regexes:
+        raise DataError(f"tokenizer.ggml.pre = {pre}: only {', '.join(regexes)} are supported")
+    tokens, types = _required(fields, "tokens"), _required(fields, "token_type")
+    merges = [tuple(merge.split(" ")) for merge in _required(fields, "merges")]
+    if len(types) != len(tokens) or len(set(tokens)) != len(tokens) or any(len(merge) != 2 for merge in merges):
+        raise DataError("the vocabulary is damaged: tokens, token types and merges do not fit together")
+    try:
+        backend = Backend(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
+    except Exception as error:  # the library raises bare Exception, for a merge of unknown tokens for example
+        raise DataError(f"the vocabulary is damaged: {' '.join(str(error).split())}") from error
+    backend.pre_tokenizer = _pre_tokenizer(regexes[pre])
+    backend.decoder = decoders.ByteLevel()
+    named = list(zip(tokens, types, strict=True))
+    backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t, kind in named if kind == CONTROL])
+    backend.add_tokens([AddedToken(t, special=False, normalized=False) for t, kind in named if kind == USER_DEFINED])
+    return Tokenizer(backend, "the vocabulary")
+
+
+def _required(fields: Mapping[str, Any], key: str) -> Any:
+    value = fields.get(f"tokenizer.ggml.{key}")
+    if value is None:
+        raise DataError(f"metadata key tokenizer.ggml.{key} is missing")
+    return value

@@ -1,0 +1,184 @@
+"""A GGUF file back in our own runtime, with exactly the codes and scales that it holds.
+
+The inverse of `export.gguf`, by the same names, row order and layouts. Also reads files of other
+programs as long as the architecture is one of ours and the linear layers are ternary or float.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from gguf import ReaderTensor
+from numpy.typing import NDArray
+
+from nanochat_cli.config.schema import ModelConfig, QuantConfig
+from nanochat_cli.data.tokenizer import Tokenizer
+from nanochat_cli.errors import DataError
+from nanochat_cli.export.architecture import ARCHITECTURES, config_from_metadata, file_row_order, tensor_name
+from nanochat_cli.export.gguf_file import GGUFFile
+from nanochat_cli.export.packing import TERNARY_TYPES, unpack
+from nanochat_cli.export.tokenizer_metadata import tokenizer_from_metadata
+from nanochat_cli.model.transformer import Transformer
+from nanochat_kernels import Granularity, Ternary
+
+_TERNARY_BY_GGML_TYPE = {t.ggml_type: t.name for t in TERNARY_TYPES.values()}
+_GRANULARITIES: tuple[Granularity, ...] = ("tensor", "row", 256, 128, 64)
+"""Coarsest first."""
+
+Matrix = tuple[NDArray[np.int8], NDArray[np.float32]]
+"""Codes [N, K] and the scale of every block [N, blocks]."""
+
+
+def load_gguf(path: Path) -> tuple[Transformer, Tokenizer]:
+    """The model and the tokenizer of a GGUF file, in float32 on the CPU, ready for inference.
+
+    Raises DataError when the file is damaged, or holds a model that this program does not compute.
+    """
+    file = GGUFFile(path)
+    try:
+        return _load(file)
+    except DataError as error:
+        raise error if str(path) in str(error) else DataError(f"{path}: {error}") from error
+
+
+@torch.no_grad()
+def _load(file: GGUFFile) -> tuple[Transformer, Tokenizer]:
+    config = _model_config(file)
+    arch = ARCHITECTURES[file.fields["general.architecture"]]
+    _check_tensors(file, config)
+    tokenizer = tokenizer_from_metadata(file.fields)
+
+    model = Transformer(config)
+    linears = dict(model.linears())
+    matrices: dict[str, Matrix] = {}
+    for key, parameter in model.state_dict().items():
+        tensor = file.tensors[tensor_name(key)]
+        name = key.removesuffix(".weight")
+        order = file_row_order(arch, key, config)
+        rows = slice(None) if order is None else np.argsort(order)
+        if name in linears and config.quant.enabled:
+            codes, scales = _ternary(tensor, config.quant.scale)
+            matrices[name] = codes[rows], scales[rows]
+        else:
+            parameter.copy_(torch.from_numpy(_float(tensor)[rows]))
+    granularity = _declared_granularity(file.fields) or _coarsest_granularity(matrices)
+    for name, (codes, scales) in matrices.items():
+        grouped = _grouped(scales, codes.shape[1], granularity)
+        if grouped is None:
+            raise DataError(
+                f"{tensor_name(name + '.weight')} has finer scales than nanochat.quant.scale = {granularity}"
+            )
+        linears[name].set_ternary(Ternary(torch.from_numpy(codes), torch.from_numpy(grouped), granularity))
+    config.quant.scale = granularity  # pyright: ignore[reportAttributeAccessIssue] - one of the Literal's values
+    return model.eval(), tokenizer
+
+
+def _model_config(file: GGUFFile) -> ModelConfig:
+    fields = dict(file.fields)
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is None:
+        raise DataError("there is no tensor token_embd.weight: not a language model")
+    arch = fields.get("general.architecture")
+    fields.setdefault(f"{arch}.vocab_size", int(embedding.shape[1]))
+    quant = QuantConfig.model_validate(
+        {
+            "enabled": _is_ternary(file),
+            "scale": _declared_granularity(fields) or "row",
+            "activations": bool(fields.get("nanochat.quant.activations", True)),
+        }
+    )
+    return config_from_metadata(fields, tied="output.weight" not in file.tensors, quant=quant)
+
+
+def _is_ternary(file: GGUFFile) -> bool:
+    """What the file says, or, from another program, whether a tensor has a type that is only ever ternary."""
+    declared = file.fields.get("nanochat.quant.enabled")
+    if declared is not None:
+        return bool(declared)
+    types = {_TERNARY_BY_GGML_TYPE.get(tensor.tensor_type) for tensor in file.tensors.values()}
+    return bool(types & {"tq1_0", "tq2_0", "q2_0"})
+
+
+def _check_tensors(file: GGUFFile, config: ModelConfig) -> None:
+    """Every tensor of the model is there with its shape, and nothing else; before any memory is taken for it."""
+    with torch.device("meta"):
+        expected = {tensor_name(key): list(w.shape) for key, w in Transformer(config).state_dict().items()}
+    if missing := sorted(expected.keys() - file.tensors.keys()):
+        raise DataError(f"tensor {missing[0]} is missing")
+    if extra := sorted(file.tensors.keys() - expected.keys()):
+        raise DataError(
+            f"tensor {extra[0]} is not part of a {file.fields['general.architecture']} model that we compute"
+        )
+    for name, shape in expected.items():
+        stored = [int(n) for n in reversed(file.tensors[name].shape.tolist())]
+        if stored != shape:
+            raise DataError(f"tensor {name} has shape {stored} where the metadata asks for {shape}")
+
+
+def _float(tensor: ReaderTensor) -> NDArray[np.float32]:
+    try:
+        values = gguf.quants.dequantize(np.array(tensor.data), tensor.tensor_type)
+    except NotImplementedError as error:
+        raise DataError(f"tensor {tensor.name} has type {tensor.tensor_type.name}, which we cannot read") from error
+    return np.ascontiguousarray(values, dtype=np.float32)
+
+
+def _ternary(tensor: ReaderTensor, granularity: Granularity) -> Matrix:
+    if name := _TERNARY_BY_GGML_TYPE.get(tensor.tensor_type):
+        codes, scales = unpack(name, np.array(tensor.data), tensor.name)
+        return codes, scales.astype(np.float32)
+    return _split_product(_float(tensor), granularity, tensor.name)
+
+
+def _split_product(values: NDArray[np.float32], granularity: Granularity, what: str) -> Matrix:
+    """Codes and scales of a ternary matrix stored as the product of the two (types F16 and F32).
+
+    The scale of a group without a non-zero code is not in the file; 0 computes the same.
+    """
+    n_rows, n_columns = values.shape
+    n_groups = n_columns // granularity if isinstance(granularity, int) else 1
+    magnitude = np.abs(values).reshape(n_rows, n_groups, -1).max(axis=-1)
+    if granularity == "tensor":
+        magnitude = np.full_like(magnitude, magnitude.max())
+    codes = np.sign(values).astype(np.int8)
+    if not np.array_equal(codes * np.repeat(magnitude, n_columns // n_groups, axis=1), values):
+        raise DataError(f"{what} holds values other than -1, 0 and 1 times a scale: not a ternary model")
+    return codes, magnitude
+
+
+def _declared_granularity(fields: Mapping[str, Any]) -> Granularity | None:
+    """What our exporter wrote down; None in files of other programs."""
+    declared = fields.get("nanochat.quant.scale")
+    if declared is None:
+        return None
+    for granularity in _GRANULARITIES:
+        if declared == str(granularity):
+            return granularity
+    raise DataError(f"nanochat.quant.scale = {declared} is none of {', '.join(map(str, _GRANULARITIES))}")
+
+
+def _coarsest_granularity(matrices: Mapping[str, Matrix]) -> Granularity:
+    for granularity in _GRANULARITIES:
+        if all(_grouped(scales, codes.shape[1], granularity) is not None for codes, scales in matrices.values()):
+            return granularity
+    raise DataError("the scales are finer than one per 64 weights: not supported")
+
+
+def _grouped(scales: NDArray[np.float32], n_columns: int, granularity: Granularity) -> NDArray[np.float32] | None:
+    """Scales per block [N, blocks] as scales per group; None when they differ within a group."""
+    n_rows, n_blocks = scales.shape
+    if granularity == "tensor":
+        return scales[:1, :1].copy() if (scales == scales[0, 0]).all() else None
+    if granularity == "row":
+        return scales[:, :1].copy() if (scales == scales[:, :1]).all() else None
+    group = int(granularity)
+    if n_columns % group:
+        return None
+    n_groups = n_columns // group
+    if n_blocks % n_groups == 0:
+        inside = scales.reshape(n_rows, n_groups, n_blocks // n_groups)
+        return inside[..., 0].copy() if (inside == inside[..., :1]).all() else None
+    return np.repeat(scales, n_groups // n_blocks, axis=1) if n_groups % n_blocks == 0 else None
