@@ -8,10 +8,10 @@ after every optimizer step. The quantizers themselves live in `nanochat_kernels`
 from collections.abc import Callable
 
 import torch
-from nanochat_kernels import Ternary, fake_quantize_activations, fake_ternarize, ternarize, ternary_linear
 from torch import Tensor, nn
 
 from nanochat_cli.config.schema import QuantConfig
+from nanochat_kernels import Ternary, fake_quantize_activations, fake_ternarize, ternarize, ternary_linear
 
 ActivationQuantizer = Callable[[Tensor], Tensor]
 

@@ -66,7 +66,9 @@ class Transformer(nn.Module):
         output_std = self.config.matrix_std / math.sqrt(2 * self.config.n_layers)
         for name, layer in self.linears():
             writes_residual = name.endswith((".wo", ".w_down"))
-            nn.init.normal_(layer.weight, std=output_std if writes_residual else self.config.matrix_std, generator=generator)
+            nn.init.normal_(
+                layer.weight, std=output_std if writes_residual else self.config.matrix_std, generator=generator
+            )
         self.requantize()
 
     def forward(self, tokens: Tensor, cache: "KVCache | None" = None) -> Tensor:

@@ -23,13 +23,14 @@ class Lion:
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        gradients: list[Tensor] = [p.grad for p in self.parameters]
-        updates = torch._foreach_lerp(gradients, self.momentum, self.betas[0])
-        torch._foreach_sign_(updates)
-        if self.weight_decay:
-            torch._foreach_mul_(self.parameters, 1 - lr * self.weight_decay)
-        torch._foreach_add_(self.parameters, updates, alpha=-lr)
-        torch._foreach_lerp_(self.momentum, gradients, 1 - self.betas[1])
+        for parameter, momentum in zip(self.parameters, self.momentum, strict=True):
+            if parameter.grad is None:
+                continue
+            update = torch.lerp(parameter.grad.float(), momentum, self.betas[0]).sign_()
+            if self.weight_decay:
+                parameter.mul_(1 - lr * self.weight_decay)
+            parameter.add_(update, alpha=-lr)
+            momentum.lerp_(parameter.grad.float(), 1 - self.betas[1])
 
     def state_dict(self) -> dict[str, Any]:
         return {name: {"momentum": m} for name, m in zip(self.names, self.momentum, strict=True)}

@@ -31,7 +31,8 @@ class Muon:
         cautious: bool = False,
         iteration_dtype: torch.dtype | None = None,
     ) -> None:
-        self.momentum, self.nesterov, self.ns_steps, self.coefficients = momentum, nesterov, ns_steps, coefficients
+        self.momentum, self.nesterov, self.ns_steps = momentum, nesterov, ns_steps
+        self.coefficients: Coefficients = coefficients
         self.weight_decay, self.cautious = weight_decay, cautious
         self.groups: dict[tuple[int, int], list[tuple[str, nn.Parameter]]] = {}
         for name, parameter in parameters:
@@ -48,28 +49,31 @@ class Muon:
     def step(self, lr: float) -> None:
         """One update of every parameter that has a gradient; a group without gradients is left alone."""
         for shape, members in self.groups.items():
-            parameters = [parameter for _, parameter in members]
-            gradients = [parameter.grad for parameter in parameters]
-            if any(gradient is None for gradient in gradients):
+            parameters: list[Tensor] = [parameter for _, parameter in members]
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            if len(gradients) < len(parameters):
                 continue
-            gradient = torch.stack([g for g in gradients if g is not None]).float()
+            gradient = torch.stack(gradients).float()
             buffer = self.buffers[shape]
             buffer.lerp_(gradient, 1 - self.momentum)
             update = gradient.lerp_(buffer, self.momentum) if self.nesterov else buffer
             update = orthogonalize(update.to(self._dtype(update)), self.ns_steps, self.coefficients).float()
             updates = list(update.unbind(0))
             self._decay(parameters, updates, lr)
-            torch._foreach_add_(parameters, updates, alpha=-lr * math.sqrt(max(1.0, shape[0] / shape[1])))
+            factor = -lr * math.sqrt(max(1.0, shape[0] / shape[1]))
+            for parameter, change in zip(parameters, updates, strict=True):
+                parameter.add_(change, alpha=factor)
 
     def _dtype(self, update: Tensor) -> torch.dtype:
         """bfloat16 where it is fast; on a CPU without AMX it is some 20 times slower than float32."""
         return self.iteration_dtype or (torch.bfloat16 if update.is_cuda else torch.float32)
 
-    def _decay(self, parameters: list[nn.Parameter], updates: list[Tensor], lr: float) -> None:
+    def _decay(self, parameters: list[Tensor], updates: list[Tensor], lr: float) -> None:
         if self.weight_decay == 0:
             return
         if not self.cautious:
-            torch._foreach_mul_(parameters, 1 - lr * self.weight_decay)
+            for parameter in parameters:
+                parameter.mul_(1 - lr * self.weight_decay)
             return
         for parameter, update in zip(parameters, updates, strict=True):  # decay only where the update agrees
             parameter.addcmul_(parameter, (parameter * update > 0).to(parameter.dtype), value=-lr * self.weight_decay)

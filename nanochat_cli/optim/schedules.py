@@ -1,9 +1,9 @@
 """Learning-rate schedules as pure functions of the step.
 
-    wsd        linear warm-up, flat, then a decay over the last 1 − stable_ratio (arXiv:2404.06395)
-    two_stage  linear warm-up, linear decay towards half the peak until ½, then from a lower peak to the
-               minimum; weight decay is off after ⅔ (BitNet training tips; Spectra, arXiv:2407.12327)
-    cosine     linear warm-up, then half a cosine;  constant: linear warm-up, then flat
+wsd        linear warm-up, flat, then a decay over the last 1 − stable_ratio (arXiv:2404.06395)
+two_stage  linear warm-up, linear decay towards half the peak until ½, then from a lower peak to the
+           minimum; weight decay is off after ⅔ (BitNet training tips; Spectra, arXiv:2407.12327)
+cosine     linear warm-up, then half a cosine;  constant: linear warm-up, then flat
 """
 
 import math

@@ -103,8 +103,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         reported = hidden.new_zeros((), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_unembedding = torch.zeros_like(unembedding, dtype=torch.float32) if wants_unembedding else None
-        for rows in torch.arange(hidden.shape[0]).split(chunk):
-            piece = slice(int(rows[0]), int(rows[-1]) + 1)
+        for start in range(0, hidden.shape[0], chunk):
+            piece = slice(start, min(start + chunk, hidden.shape[0]))
             logits = (hidden[piece] @ weight.T).float()
             if options.plain:
                 loss, gradient = _plain_chunk(logits, targets[piece])

@@ -12,8 +12,10 @@ def ternary_linear(x: Tensor, latent: Tensor, effective: Tensor) -> Tensor:
     """y = x · effectiveᵀ, with the straight-through gradient of `effective` going to `latent`.
 
     x: [..., K] (already quantised), latent and effective: [N, K]. Returns [..., N].
-    Backward: dx = dy · effective, dlatent = dyᵀ · x.
+    Backward: dx = dy · effective, dlatent = dyᵀ · x. Under autocast x and effective are cast to its dtype first.
     """
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
     return _TernaryLinear.apply(x, latent, effective)  # pyright: ignore[reportReturnType] - apply is untyped
 
 

@@ -33,7 +33,12 @@ class Ternary:
         """The scale of every element: float32 [N, K], a view where it can be one."""
         rows, columns = self.codes.shape
         groups = self.scales.shape[1]
-        return self.scales.expand(rows, groups).unsqueeze(-1).expand(rows, groups, columns // groups).reshape(rows, columns)
+        return (
+            self.scales.expand(rows, groups)
+            .unsqueeze(-1)
+            .expand(rows, groups, columns // groups)
+            .reshape(rows, columns)
+        )
 
     def dequantize(self) -> Tensor:
         """The effective weight codes · scale: float32 [N, K]."""

@@ -1,0 +1,326 @@
+"""The training loop: batches in, checkpoints and metrics out.
+
+Knows the order of things in a step: batch, gradient, clip, skip or update, quantise once, measure. Leaves to
+others how each is done. Batch order is a pure function of (seed, step), and everything else a step depends on is in
+the checkpoint, so that a resumed run equals the uninterrupted one bit for bit.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from nanochat_cli.config.schema import Config
+from nanochat_cli.errors import Interrupted
+from nanochat_cli.evaluation.bits_per_byte import HeldOut, evaluate
+from nanochat_cli.model.transformer import Transformer
+from nanochat_cli.optim import build_optimizer, lr_multiplier
+from nanochat_cli.optim.schedules import weight_decay_multiplier
+from nanochat_cli.report.live import LiveView
+from nanochat_cli.report.metrics_log import MetricsLog
+from nanochat_cli.report.reporter import Reporter
+from nanochat_cli.training import checkpoints
+from nanochat_cli.training.compilation import compile_blocks, decide
+from nanochat_cli.training.flops import measured_peak, model_flops_per_token
+from nanochat_cli.training.gradient_step import BatchLoss, GradientStep
+from nanochat_cli.training.skip_policy import SkipPolicy
+from nanochat_cli.training.stop_signals import StopSignals
+from nanochat_cli.training.telemetry import TernaryTelemetry
+from nanochat_cli.training.time_budget import TimeBudget
+
+Batch = tuple[Tensor, Tensor]
+
+
+class TrainingData(Protocol):
+    """What the trainer asks of the data: int64 [B, T] inputs and targets (-100: does not count)."""
+
+    token_bytes: Tensor
+
+    def batch(self, step: int) -> Batch:
+        """The global batch of a step."""
+        ...
+
+    def held_out(self, max_tokens: int | None) -> Iterator[Batch]:
+        """The held-out stream from its start."""
+        ...
+
+
+@dataclass
+class Progress:
+    """Where a run stands; all of it is in the checkpoint. step: steps done; seconds: spent in steps."""
+
+    total_steps: int
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    total_is_final: bool = True
+    compiled: bool = False
+    micro_batch: int = 0
+    best_bits_per_byte: float | None = None
+    best_step: int | None = None
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """progress and skipped at the end; held_out: over all held-out tokens (or eval.final_max_tokens)."""
+
+    progress: Progress
+    held_out: HeldOut
+    skipped: int
+    tokens_per_second: float
+    utilisation: float
+    peak_flops: float
+    parameters: int
+    optimizer_bytes: int
+
+
+class Trainer:
+    """Trains `model` in `run_dir`. `fit` runs to the end, or raises Interrupted after saving."""
+
+    def __init__(
+        self,
+        config: Config,
+        data: TrainingData,
+        run_dir: Path,
+        reporter: Reporter,
+        *,
+        resume: bool = False,
+    ) -> None:
+        self.config, self.data, self.run_dir, self.reporter = config, data, run_dir, reporter
+        self.device = choose_device(config.train.device)
+        self.autocast_dtype = choose_autocast(config.train.dtype, self.device)
+        torch.manual_seed(config.run.seed)
+        self.model = Transformer(config.model).to(self.device)
+        self.model.gradient_checkpointing = config.train.gradient_checkpointing
+        self.optimizers = build_optimizer(self.model, config.optim)
+        self.skip_policy = SkipPolicy(config.train.spike_factor, config.train.max_skipped_steps)
+        self.telemetry = TernaryTelemetry()
+        self.global_batch = config.train.batch_size * config.train.grad_accum
+        self.flops_per_token = model_flops_per_token(config.model, config.train.seq_len)
+        self.peak_flops = measured_peak(self.device, self.autocast_dtype or torch.float32)
+        budget = config.train.time_budget
+        self.budget = None if budget is None else TimeBudget(budget, config.optim, config.train.total_steps)
+        self.progress = Progress(config.train.total_steps, total_is_final=self.budget is None)
+        if resume:
+            self._restore()
+        else:
+            decision = decide(config.train.compile, self.device, self._expected_seconds())
+            self.progress.compiled = decision.compile
+            self.progress.micro_batch = config.train.batch_size
+            reporter.info(f"{'compiled' if decision.compile else 'eager'}: {decision.reason}")
+        self.gradient_step = GradientStep(self.model, config.train, self.autocast_dtype, reporter.warn)
+        self.gradient_step.micro_batch = self.progress.micro_batch
+        if self.progress.compiled:
+            compile_blocks(self.model)
+        self.log = MetricsLog(run_dir, config.telemetry.tensorboard, self.progress.step if resume else None)
+        self.view = LiveView(
+            reporter,
+            self.progress.total_steps,
+            config.train.log_interval,
+            title=run_dir.name,
+            peak_flops=self.peak_flops,
+        )
+
+    def fit(self) -> TrainResult:
+        """Train until `total_steps`, evaluate on the held-out documents, save, and return the figures."""
+        self.model.train()
+        with StopSignals() as stop, self.log, self.view:
+            while self.progress.step < self.progress.total_steps:
+                self._step()
+                self._between_steps()
+                if stop.requested and self.progress.step < self.progress.total_steps:
+                    self.save()
+                    raise Interrupted(
+                        f"stopped by {stop.name} after step {self.progress.step}, everything saved; "
+                        f"continue with: nanochat train --resume {self.run_dir}"
+                    )
+            held_out = self._evaluate(self.config.eval.final_max_tokens)
+            self.save()
+        tokens_per_second = self.progress.tokens / max(self.progress.seconds, 1e-9)
+        return TrainResult(
+            progress=self.progress,
+            held_out=held_out,
+            skipped=self.skip_policy.skipped,
+            tokens_per_second=tokens_per_second,
+            utilisation=tokens_per_second * self.flops_per_token / self.peak_flops,
+            peak_flops=self.peak_flops,
+            parameters=sum(p.numel() for p in self.model.parameters()),
+            optimizer_bytes=self.optimizers.state_bytes(),
+        )
+
+    def _step(self) -> None:
+        started = time.perf_counter()
+        progress, optim = self.progress, self.config.optim
+        inputs, targets = (t.to(self.device, non_blocking=True) for t in self.data.batch(progress.step))
+        waited = time.perf_counter() - started
+        loss = self.gradient_step(inputs, targets, self.optimizers.zero_grad)
+        progress.micro_batch = self.gradient_step.micro_batch
+        norm = self.optimizers.clip_grad_norm(self.config.train.grad_clip)
+        loss_value, objective, norm_value = read_scalars(loss, norm)
+        reason = self.skip_policy.reason_to_skip(objective, norm_value, self._last_checkpoint())
+        multiplier = lr_multiplier(progress.step, progress.total_steps, optim)
+        if reason is None:
+            decay = weight_decay_multiplier(progress.step, progress.total_steps, optim)
+            self.optimizers.step(multiplier, decay)
+            self.model.requantize()
+        else:
+            self.view.event(f"step {progress.step + 1} skipped: {reason}")
+        self.optimizers.zero_grad()
+        seconds = time.perf_counter() - started
+        progress.step += 1
+        progress.tokens += inputs.numel()
+        progress.seconds += seconds
+        self._fit_budget(seconds)
+        self._record(loss_value, objective, norm_value, multiplier * optim.lr, inputs.numel(), waited, seconds)
+
+    def _fit_budget(self, seconds: float) -> None:
+        progress = self.progress
+        if self.budget is None or progress.total_is_final:
+            return
+        progress.total_steps = self.budget.total_steps(progress.step, progress.seconds, seconds)
+        progress.total_is_final = self.budget.must_freeze(progress.step, progress.total_steps)
+
+    def _record(
+        self, loss: float, objective: float, norm: float, lr: float, tokens: int, waited: float, seconds: float
+    ) -> None:
+        progress = self.progress
+        rate = tokens / seconds
+        utilisation = rate * self.flops_per_token / self.peak_flops
+        self.view.total_steps = progress.total_steps
+        self.view.update(
+            progress.step,
+            loss=loss,
+            tokens_per_second=rate,
+            utilisation=utilisation,
+            data_wait_ms=waited * 1e3,
+            lr=lr,
+            grad_norm=norm,
+            skipped=self.skip_policy.skipped,
+        )
+        metrics = {
+            "loss/main": loss,
+            "loss/objective": objective,
+            "training/lr": lr,
+            "training/grad_norm": norm,
+            "training/skipped": self.skip_policy.skipped,
+            "throughput/tokens_per_second": rate,
+            "throughput/utilisation": utilisation,
+            "throughput/data_wait_ms": waited * 1e3,
+            "throughput/step_ms": seconds * 1e3,
+        }
+        measured = progress.step % self.config.telemetry.interval == 0 and self.config.model.quant.enabled
+        if measured:
+            metrics |= self._ternary_statistics()
+        if measured or progress.step % self.config.train.log_interval == 0 or progress.step == progress.total_steps:
+            self._log(metrics)
+
+    def _log(self, metrics: Mapping[str, float]) -> None:
+        progress = self.progress
+        self.log.log(progress.step, {"tokens": progress.tokens, "seconds": progress.seconds, **metrics})
+
+    def _ternary_statistics(self) -> dict[str, float]:
+        layers = []
+        for name, layer in self.model.ternary_layers():
+            ternary = layer.ternary()
+            layers.append((name, ternary.codes, layer.weight.detach(), ternary.scales))
+        overall, _ = self.telemetry.measure(layers)
+        return overall.scalars()
+
+    def _between_steps(self) -> None:
+        progress = self.progress
+        last = progress.step >= progress.total_steps
+        if not last and progress.step % self.config.eval.interval == 0:
+            self._evaluate(self.config.eval.max_tokens)
+        if not last and progress.step % self.config.checkpoint.interval == 0:
+            self.save()
+
+    def _evaluate(self, max_tokens: int | None) -> HeldOut:
+        progress = self.progress
+        held_out = evaluate(
+            self.model, self.data.held_out(max_tokens), self.data.token_bytes, autocast_dtype=self.autocast_dtype
+        )
+        self._log({f"eval/{name}": value for name, value in held_out.as_dict().items()})
+        progress.evaluations.append(
+            {"step": progress.step, "tokens": progress.tokens, "seconds": progress.seconds, **held_out.as_dict()}
+        )
+        self.view.update(progress.step, eval_loss=held_out.loss, bits_per_byte=held_out.bits_per_byte)
+        if progress.best_bits_per_byte is None or held_out.bits_per_byte < progress.best_bits_per_byte:
+            progress.best_bits_per_byte, progress.best_step = held_out.bits_per_byte, progress.step
+            if self.config.checkpoint.keep_best:
+                self.save(best=True)
+        return held_out
+
+    def save(self, *, best: bool = False) -> None:
+        """Write a checkpoint of everything that the next step depends on, and drop those no longer kept."""
+        self.log.sync()
+        tensors = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizers.state_dict(),
+            "telemetry": self.telemetry.state_dict(),
+            "random": checkpoints.rng_state(),
+        }
+        state = {"progress": asdict(self.progress), "skip_policy": self.skip_policy.state_dict()}
+        checkpoints.save(
+            self.run_dir,
+            self.progress.step,
+            tensors,
+            state,
+            model_config=self.config.model.model_dump(mode="json"),
+            best=best,
+        )
+        best_step = self.progress.best_step if self.config.checkpoint.keep_best else None
+        checkpoints.prune(self.run_dir, self.config.checkpoint.keep_last, best_step)
+
+    def _restore(self) -> None:
+        checkpoint = checkpoints.load(self.run_dir, device=self.device)
+        checkpoints.require_same_model(checkpoint, self.config.model.model_dump(mode="json"), self.model.state_dict())
+        self.model.load_state_dict(checkpoint.tensors["model"])
+        self.model.requantize()
+        self.optimizers.load_state_dict(checkpoint.tensors["optimizer"])
+        self.telemetry.load_state_dict(checkpoint.tensors["telemetry"], self.device)
+        checkpoints.restore_rng_state(checkpoint.tensors["random"])
+        self._restore_progress(checkpoint.state)
+        self.reporter.info(f"resumed at step {self.progress.step} of {self.progress.total_steps}")
+
+    def _restore_progress(self, state: Mapping[str, Any]) -> None:
+        """The saved progress; a larger total_steps in the configuration extends a run that had a fixed one."""
+        self.progress = Progress(**state["progress"])
+        if self.budget is None:
+            self.progress.total_steps = self.config.train.total_steps
+        self.skip_policy.load_state_dict(state["skip_policy"])
+
+    def _last_checkpoint(self) -> str | None:
+        step = checkpoints.latest_step(self.run_dir)
+        return None if step is None else f"step {step}"
+
+    def _expected_seconds(self) -> float:
+        """From the configuration alone (no clock): a resumed run must come to the same decision."""
+        tokens = self.config.train.total_steps * self.global_batch * self.config.train.seq_len
+        nominal = 5e10 if self.device.type == "cpu" else 2e14
+        expected = tokens * self.flops_per_token / nominal
+        return min(expected, self.config.train.time_budget or expected)
+
+
+def read_scalars(loss: BatchLoss, norm: Tensor) -> tuple[float, float, float]:
+    """Cross-entropy, objective and gradient norm: the one host sync of a step."""
+    cross_entropy, objective, value = torch.stack((loss.cross_entropy, loss.objective, norm.float())).tolist()
+    return cross_entropy, objective, value
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA when there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def choose_autocast(dtype: str, device: torch.device) -> torch.dtype | None:
+    """None means float32 throughout: the default on a CPU, where bfloat16 is slow."""
+    if dtype == "bf16" or (dtype == "auto" and device.type == "cuda"):
+        return torch.bfloat16
+    return None

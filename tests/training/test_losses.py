@@ -1,0 +1,87 @@
+"""Chunked cross-entropy against the whole one, and its peak memory."""
+
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from nanochat_cli.training.losses import LossOptions, chunked_cross_entropy, cross_entropy
+
+
+def problem(tokens=300, dim=48, vocab=200, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(tokens, dim, generator=generator, dtype=dtype, requires_grad=True)
+    unembedding = torch.randn(vocab, dim, generator=generator, dtype=dtype, requires_grad=True)
+    targets = torch.randint(0, vocab, (tokens,), generator=generator)
+    targets[::7] = -100
+    return hidden, unembedding, targets
+
+
+@pytest.mark.parametrize("chunk", [1, 64, 299, 300, 1000])
+@pytest.mark.parametrize(
+    "options", [LossOptions(), LossOptions(label_smoothing=0.1), LossOptions(0.05, z_loss=1e-2, entropy_weight=0.1)]
+)
+def test_loss_and_gradients_equal_the_plain_form(chunk, options):
+    hidden, unembedding, targets = problem(dtype=torch.float32)
+    plain, plain_reported = cross_entropy(hidden, unembedding, targets, options)
+    chunked, reported = chunked_cross_entropy(hidden, unembedding, targets, chunk, options)
+    torch.testing.assert_close(chunked, plain, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(reported, plain_reported, rtol=1e-5, atol=1e-6)
+    expected = torch.autograd.grad(plain * 0.5, (hidden, unembedding))
+    got = torch.autograd.grad(chunked * 0.5, (hidden, unembedding))
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+
+
+def test_the_reported_loss_is_torch_cross_entropy_whatever_the_objective_adds():
+    hidden, unembedding, targets = problem(dtype=torch.float32)
+    reference = torch.nn.functional.cross_entropy(hidden @ unembedding.T, targets)
+    for options in (LossOptions(), LossOptions(0.1, 0.01, 0.01)):
+        _, reported = chunked_cross_entropy(hidden, unembedding, targets, 64, options)
+        torch.testing.assert_close(reported, reference.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_only_the_unembedding_or_only_the_hidden_state_may_need_a_gradient():
+    hidden, unembedding, targets = problem(dtype=torch.float32)
+    loss, _ = chunked_cross_entropy(hidden.detach(), unembedding, targets)
+    loss.backward()
+    assert unembedding.grad is not None and hidden.grad is None
+
+
+def test_without_gradients_nothing_but_the_number_is_computed():
+    hidden, unembedding, targets = problem(dtype=torch.float32)
+    with torch.no_grad():
+        loss, reported = chunked_cross_entropy(hidden, unembedding, targets, 64)
+    assert float(loss) == pytest.approx(float(reported))
+    assert not loss.requires_grad
+
+
+MEASURE = """
+import resource, sys, torch
+from nanochat_cli.training.losses import chunked_cross_entropy, cross_entropy
+hidden = torch.randn(4096, 64, requires_grad=True)
+unembedding = torch.randn(32768, 64, requires_grad=True)
+targets = torch.randint(0, 32768, (4096,))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+loss = (chunked_cross_entropy(hidden, unembedding, targets, 256) if sys.argv[1] == "chunked"
+        else cross_entropy(hidden, unembedding, targets))[0]
+loss.backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def peak_kib(form: str) -> int:
+    return int(subprocess.run([sys.executable, "-c", MEASURE, form], capture_output=True, text=True, check=True).stdout)
+
+
+def test_peak_memory_is_that_of_a_chunk_not_of_all_logits():
+    """4096 × 32768 float32 logits are 512 MiB; a chunk of 256 tokens is 32 MiB, with a few temporaries."""
+    logits_kib = 4096 * 32768 * 4 // 1024
+    assert peak_kib("plain") > 1.9 * logits_kib
+    assert peak_kib("chunked") < 0.4 * logits_kib
+
+
+def test_this_machine_reports_memory_in_kibibytes():
+    assert sys.platform == "linux" and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 10_000
