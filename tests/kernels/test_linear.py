@@ -29,4 +29,5 @@ def test_under_bfloat16_autocast_the_output_is_bfloat16_and_the_latent_gradient_
         y = ternary_linear(x, latent, fake_ternarize(latent))
     assert y.dtype == torch.bfloat16
     y.float().sum().backward()
-    assert latent.grad is not None and latent.grad.dtype == torch.float32
+    assert latent.grad is not None
+    assert latent.grad.dtype == torch.float32

@@ -30,7 +30,8 @@ def test_every_parameter_belongs_to_exactly_one_group(tied):
     assert sorted(names) == sorted(name for name, _ in network.named_parameters())
     assert len(names) == len(set(names))
     matrix = next(group for group in groups if group.name == "matrix")
-    assert all(".w" in name for name in matrix.names) and len(matrix.names) == 14
+    assert all(".w" in name for name in matrix.names)
+    assert len(matrix.names) == 14
 
 
 def train(network, optimizers, steps, seed):

@@ -47,7 +47,8 @@ def test_only_the_unembedding_or_only_the_hidden_state_may_need_a_gradient():
     hidden, unembedding, targets = problem(dtype=torch.float32)
     loss, _ = chunked_cross_entropy(hidden.detach(), unembedding, targets)
     loss.backward()
-    assert unembedding.grad is not None and hidden.grad is None
+    assert unembedding.grad is not None
+    assert hidden.grad is None
 
 
 def test_without_gradients_nothing_but_the_number_is_computed():
@@ -84,4 +85,5 @@ def test_peak_memory_is_that_of_a_chunk_not_of_all_logits():
 
 
 def test_this_machine_reports_memory_in_kibibytes():
-    assert sys.platform == "linux" and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 10_000
+    assert sys.platform == "linux"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 10_000
