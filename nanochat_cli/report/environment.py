@@ -1,0 +1,114 @@
+"""Where and with what something was measured: git, versions, machine, date.
+
+A leaf that imports no torch: versions come from package metadata, and the GPU is named only when torch is already
+there and in use. A fact that cannot be found out is None, never a guess.
+"""
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "nanochat", "torch", "triton", "numpy", "tokenizers", "safetensors", "datasets", "gguf", "pydantic", "xllamacpp",
+)  # fmt: skip
+
+
+def environment() -> dict[str, Any]:
+    """Plain values for `environment.json`, result files and reports."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git": git_state(Path(__file__).resolve().parent),
+        "versions": {"python": platform.python_version(), **package_versions()},
+        "os": platform.platform(),
+        "device": gpu_name() or cpu_model(),
+        "cpu": cpu_model(),
+        "cores": usable_cores(),
+        "memory_bytes": memory_bytes(),
+        "gpu": gpu_name(),
+        "compiler": compiler(),
+    }
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """`{"commit", "dirty"}` of the checkout that tracks `folder`; None for an installed package or without git."""
+    # The folder must be tracked: a package installed below somebody else's checkout is not part of it.
+    if not _run("git", "-C", str(folder), "ls-files", "."):
+        return None
+    commit = _run("git", "-C", str(folder), "rev-parse", "HEAD")
+    if not commit:
+        return None
+    status = _run("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "dirty": None if status is None else bool(status)}
+
+
+def package_versions() -> dict[str, str | None]:
+    """Installed versions of what the results depend on; None for what is not installed."""
+    versions: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+@cache
+def cpu_model() -> str | None:
+    """Model name as the kernel reports it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor() or None
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return match[1].strip() if match else platform.machine() or None
+
+
+def usable_cores() -> int:
+    """Cores this process may run on: affinity and the CPU quota of its control group, not those of the machine."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, round(int(quota) / int(period))))
+
+
+def memory_bytes() -> int:
+    """Memory this process may use: that of the machine, or the limit of its control group if that is lower."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8").strip()
+    except OSError:
+        return total
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+def gpu_name() -> str | None:
+    """Name of the current CUDA device, only if torch is imported already and CUDA is there."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return None
+    return torch.cuda.get_device_name()
+
+
+@cache
+def compiler() -> str | None:
+    """First line of `$CXX --version` (g++ by default): what torch.compile uses on CPU."""
+    output = _run(os.environ.get("CXX", "g++"), "--version")
+    return output.splitlines()[0] if output else None
+
+
+def _run(*command: str) -> str | None:
+    """Standard output of a command that succeeded, else None."""
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
