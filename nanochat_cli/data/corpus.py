@@ -233,11 +233,11 @@ def _jsonl_documents(path: Path, name: str, text_field: str) -> Iterator[Documen
 
 
 def _parquet_documents(path: Path, name: str, text_field: str) -> Iterator[Document]:
-    import pyarrow
-    import pyarrow.parquet
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with ParquetFile(path) as file:
             columns = file.schema_arrow.names
             if text_field not in columns:
                 raise _no_field(str(path), text_field, columns)
@@ -248,7 +248,7 @@ def _parquet_documents(path: Path, name: str, text_field: str) -> Iterator[Docum
                         f"{name}:{row}", _record_text({text_field: value.as_py()}, text_field, f"{path}: row {row}")
                     )
                     row += 1
-    except pyarrow.ArrowException as error:
+    except ArrowException as error:
         raise DataError(f"{path}: not a readable parquet file: {' '.join(str(error).split())}") from error
 
 
@@ -286,6 +286,7 @@ def _hub_corpus(source: str, text_field: str, streaming: bool) -> Corpus:
 
     def read() -> Iterator[Document | Skipped]:
         import datasets
+        from datasets.exceptions import DatasetsError
 
         try:
             rows = datasets.load_dataset(name, config, split=split, streaming=streaming)
@@ -293,7 +294,7 @@ def _hub_corpus(source: str, text_field: str, streaming: bool) -> Corpus:
                 Document(f"{split}:{number}", _record_text(record, text_field, f"{source}: row {number}"))
                 for number, record in enumerate(rows)
             )
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        except (OSError, ValueError, DatasetsError) as error:
             raise DataError(f"{source}: cannot load: {' '.join(str(error).split())}") from error
 
     digest = hashlib.sha256(json.dumps(identity).encode())

@@ -168,7 +168,7 @@ class _Scan:
     """What the first pass knows. Documents with a key below `threshold` are held out."""
 
     threshold: int
-    bytes: int
+    size: int  # bytes of all documents
     content: str
     sample: list[bytes]
 
@@ -280,12 +280,12 @@ def _encode(
 ) -> tuple[SplitInfo, SplitInfo]:
     """Second pass: (train, val). Raises DataError when the source is no longer what the first pass read."""
     most = config.data.workers or available_cores()
-    workers = max(1, min(most, scan.bytes // WORTH_A_WORKER))
+    workers = max(1, min(most, scan.size // WORTH_A_WORKER))
     digest = hashlib.sha256()
     with (
         ShardWriter(out, "train", tokenizer.vocab_size, MAX_SHARD_TOKENS) as train,
         ShardWriter(out, "val", tokenizer.vocab_size, MAX_SHARD_TOKENS) as val,
-        reporter.progress("encoding", total=scan.bytes, unit="B") as progress,
+        reporter.progress("encoding", total=scan.size, unit="B") as progress,
     ):
         contents = (document.content for document in _bounded(corpus, config.data.max_bytes))
         for batch in encode_documents(contents, tokenizer, workers):

@@ -1,8 +1,9 @@
 """Token shards on disk: write them, verify them, read them without loading them.
 
-A data set is a folder: `tokenizer.json`, `train-00000.safetensors …`, `val-00000.safetensors …` and `manifest.json`, which
-is written last and has the sha256 of everything else: without a manifest there is no data set, so nothing half-written
-is ever believed. A shard holds `tokens` (uint16 up to 65536 ids, else uint32) and `doc_offsets` (int64 [documents + 1]).
+A data set is a folder: `tokenizer.json`, `train-00000.safetensors …`, `val-00000.safetensors …` and `manifest.json`,
+which is written last and has the sha256 of everything else: without a manifest there is no data set, so nothing
+half-written is ever believed. A shard holds `tokens` (uint16 up to 65536 ids, else uint32) and `doc_offsets`
+(int64 [documents + 1]).
 Knows nothing of where the tokens came from.
 """
 
@@ -66,8 +67,8 @@ class TokenizerInfo(_Record):
 class Manifest(_Record):
     """What a data set holds and what it was made from.
 
-    `fingerprint` covers the settings and the cheap identity of the source (names, sizes, times); `content` is the sha256
-    over the documents' own hashes in order; `skipped` counts left-out files or rows by reason.
+    `fingerprint` covers the settings and the cheap identity of the source (names, sizes, times); `content` is the
+    sha256 over the documents' own hashes in order; `skipped` counts left-out files or rows by reason.
     """
 
     version: Literal[1] = FORMAT_VERSION
@@ -90,9 +91,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except FileNotFoundError as error:
-        raise DataError(
-            f"{folder}: no {MANIFEST}, so not a prepared data set; make one with `nanochat tokenize`"
-        ) from error
+        raise DataError(f"{folder}: no {MANIFEST}, so no data set; make one with `nanochat tokenize`") from error
     except OSError as error:
         raise DataError(f"{path}: cannot read: {error.strerror}") from error
     except ValidationError as error:

@@ -33,7 +33,10 @@ BASE_VOCAB = len(SPECIAL_TOKENS) + 256  # the smallest vocabulary: special token
 # End-of-text tokens of tokenizers that were trained elsewhere, in the order in which they are looked for.
 EOS_NAMES = (EOS, "<|end_of_text|>", "</s>", "<|eos|>")
 
-LLAMA3_REGEX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3_REGEX = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 QWEN2_REGEX = LLAMA3_REGEX.replace(r"\p{N}{1,3}", r"\p{N}")
 # configuration name -> (regex, or None for ByteLevel's own; `tokenizer.ggml.pre` of llama.cpp).
 # "llama-bpe" has the same regex as "smaug-bpe" but implies ignore_merges and a BOS token.
@@ -42,6 +45,9 @@ PRE_TOKENIZERS: dict[str, tuple[str | None, str]] = {
     "llama3": (LLAMA3_REGEX, "smaug-bpe"),
     "qwen2": (QWEN2_REGEX, "qwen2"),
 }
+
+# Options of a BPE model that change its result and have no counterpart under those names.
+UNSHARED_BPE_OPTIONS = ("ignore_merges", "byte_fallback", "dropout", "continuing_subword_prefix", "end_of_word_suffix")
 
 
 def _byte_alphabet() -> list[str]:
@@ -68,17 +74,17 @@ class Tokenizer:
     def __init__(self, backend: Backend, where: str = "tokenizer") -> None:
         self.backend = backend
         self.backend.encode_special_tokens = True
-        self._definition = json.loads(backend.to_str())
-        self.pre = _llama_cpp_name(self._definition, where)
+        definition = json.loads(backend.to_str())
+        self.pre = _llama_cpp_name(definition, where)
         self.special_tokens: dict[str, int] = {
-            token["content"]: token["id"] for token in self._definition["added_tokens"] if token["special"]
+            token["content"]: token["id"] for token in definition["added_tokens"] if token["special"]
         }
         eos = next((name for name in EOS_NAMES if name in self.special_tokens), None)
         if eos is None:
             raise DataError(f"{where}: no end-of-text token among its special tokens (one of {', '.join(EOS_NAMES)})")
         self.eos_token = eos
         self.eos_id = self.special_tokens[eos]
-        self._bytes = _token_bytes(self._definition, where)
+        self._bytes = _token_bytes(definition, where)
         by_bytes = {content: token for token, content in enumerate(self._bytes) if len(content) == 1}
         missing = [byte for byte in range(256) if bytes([byte]) not in by_bytes]
         if missing:
@@ -107,7 +113,7 @@ class Tokenizer:
                 f"need at least {BASE_VOCAB}"
             )
         backend = Backend(models.BPE())
-        backend.pre_tokenizer = _pre_tokenizer(PRE_TOKENIZERS[pre][0])
+        backend.pre_tokenizer = pre_tokenizer(PRE_TOKENIZERS[pre][0])
         backend.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
@@ -156,7 +162,7 @@ class Tokenizer:
             )
         if size == vocab_size:
             return self
-        definition = self._definition
+        definition = json.loads(self.to_str())
         definition["model"]["vocab"].update({f"[PAD{i}]": i for i in range(size, vocab_size)})
         return Tokenizer(Backend.from_str(json.dumps(definition)))
 
@@ -233,7 +239,7 @@ def token_byte_lengths(tokenizer: Tokenizer) -> NDArray[np.int64]:
     return tokenizer.byte_lengths()
 
 
-def _pre_tokenizer(regex: str | None) -> pre_tokenizers.PreTokenizer:
+def pre_tokenizer(regex: str | None) -> pre_tokenizers.PreTokenizer:
     if regex is None:
         return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     return pre_tokenizers.Sequence(
@@ -248,6 +254,9 @@ def _llama_cpp_name(definition: dict, where: str) -> str:
     """`tokenizer.ggml.pre` of a tokenizer.json, recognised by its structure. Raises DataError on any other."""
     if definition["model"]["type"] != "BPE":
         raise DataError(f"{where}: a {definition['model']['type']} tokenizer; only byte-level BPE is supported")
+    unshared = [name for name in UNSHARED_BPE_OPTIONS if definition["model"].get(name)]
+    if unshared:
+        raise DataError(f"{where}: uses {unshared[0]}, which llama.cpp's byte-level BPE does not; train one without")
     if definition["normalizer"] is not None:
         raise DataError(f"{where}: has a normalizer, which llama.cpp does not apply to BPE; train one without")
     found = definition["pre_tokenizer"] or {}

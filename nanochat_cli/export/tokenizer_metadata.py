@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as Backend
 from nanochat_cli.data.tokenizer import (
     PRE_TOKENIZERS,
     Tokenizer,
-    _pre_tokenizer,  # the one definition of how text is split
+    pre_tokenizer,
 )
 from nanochat_cli.errors import ConfigError, DataError
 
@@ -78,7 +78,7 @@ def tokenizer_from_metadata(fields: Mapping[str, Any]) -> Tokenizer:
         backend = Backend(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
     except Exception as error:  # the library raises bare Exception, for a merge of unknown tokens for example
         raise DataError(f"the vocabulary is damaged: {' '.join(str(error).split())}") from error
-    backend.pre_tokenizer = _pre_tokenizer(regexes[pre])
+    backend.pre_tokenizer = pre_tokenizer(regexes[pre])
     backend.decoder = decoders.ByteLevel()
     named = list(zip(tokens, types, strict=True))
     backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t, kind in named if kind == CONTROL])
