@@ -104,10 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _print_traceback()
         message = str(error) if isinstance(error, NanochatError) else error.format_message()
         return _fail(session, message, error.exit_code)
-    except BrokenPipeError:
-        # The reader of our output, such as `head`, has seen enough.
-        _discard_output()
-        return 0
+    except SystemExit as exiting:
+        # Typer's answer when the reader of our output, such as `head`, has seen enough; no fault of anybody.
+        return 0 if isinstance(exiting.__context__, BrokenPipeError) else 1
     except OSError as error:
         if error.errno not in _FILE_TROUBLE:
             return _fail_unexpectedly(session, error)
@@ -169,13 +168,6 @@ def _print_traceback() -> None:
     import traceback
 
     traceback.print_exc()
-
-
-def _discard_output() -> None:
-    """Point standard output nowhere, so that flushing it at exit does not fail again."""
-    import os
-
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,156 @@
+"""Engine: the one object that every command drives.
+
+It knows the order of the steps and the layout of a run, and nothing of the command line. What is heavy
+is imported inside the method that needs it, so that importing the Engine costs nothing.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanochat_cli.config.load import CONFIG_FILE, config_to_toml
+from nanochat_cli.config.schema import Config, ExportConfig
+from nanochat_cli.report.reporter import Reporter
+
+if TYPE_CHECKING:
+    from nanochat_cli.data.shards import ShardReader
+    from nanochat_cli.data.tokenizer import Tokenizer
+    from nanochat_cli.model.transformer import Transformer
+
+QUICKSTART_PROMPT = "def "
+
+
+class Engine:
+    """One method per command. Results go to the reporter; every error is a NanochatError."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self.reporter = reporter
+
+    def tokenize(self, source: str, out: Path, config: Config) -> None:
+        """Prepare `source` as a data set in `out`; nothing happens when it already is one."""
+        from nanochat_cli.data.prepare import prepare_dataset
+
+        manifest = prepare_dataset(source, out, config, self.reporter)
+        rows = [
+            (name, split.documents, split.bytes, split.tokens, split.bytes / max(split.tokens, 1))
+            for name, split in (("train", manifest.train), ("val", manifest.val))
+        ]
+        self.reporter.table(str(out), ("split", "documents", "bytes", "tokens", "bytes per token"), rows)
+        self.reporter.result({"dataset": str(out), **manifest.model_dump(mode="json")})
+
+    def train(self, config: Config, resume: Path | None) -> Path:
+        """Train a new run in `run.dir/run.name` (a free name), or continue `resume`; returns the run's folder."""
+        from nanochat_cli.data.prepare import cached_dataset
+        from nanochat_cli.data.shards import ShardReader
+        from nanochat_cli.training.shard_data import ShardData
+        from nanochat_cli.training.trainer import Trainer
+
+        reader = ShardReader(cached_dataset(config, self.reporter), vocab_size=config.model.vocab_size)
+        data = ShardData(reader, config)
+        run_dir = self._create_run(config, reader) if resume is None else resume
+        result = Trainer(config, data, run_dir, self.reporter, resume=resume is not None).fit()
+        self.reporter.result({"run": str(run_dir), **asdict(result)})
+        return run_dir
+
+    def evaluate(self, run: Path) -> None:
+        """Measure the latest checkpoint of a run on all of its held-out documents."""
+        from nanochat_cli.data.prepare import cached_dataset
+        from nanochat_cli.data.shards import ShardReader
+        from nanochat_cli.evaluation.bits_per_byte import evaluate
+        from nanochat_cli.inference.load import load_run
+        from nanochat_cli.training.shard_data import ShardData
+
+        model, _, config = load_run(run)
+        reader = ShardReader(cached_dataset(config, self.reporter), vocab_size=config.model.vocab_size)
+        data = ShardData(reader, config)
+        with self.reporter.progress("held-out documents", len(reader.tokens("val")) - 1, "tokens") as progress:
+
+            def counted() -> Any:
+                for inputs, targets in data.held_out(None):
+                    yield inputs, targets
+                    progress.advance(int((targets >= 0).sum()))
+
+            held_out = evaluate(model, counted(), data.token_bytes)
+        self.reporter.table(str(run), ("measure", "value"), list(held_out.as_dict().items()))
+        self.reporter.result({"run": str(run), **held_out.as_dict()})
+
+    def generate(self, target: Path, prompt: str, *, stream: bool, **sampling: Any) -> str:
+        """Continue `prompt` with a run or a GGUF file; sampling: the fields of SamplingConfig. Returns the text."""
+        from nanochat_cli.inference.generate import generate
+        from nanochat_cli.inference.sampling import SamplingConfig
+
+        settings = SamplingConfig(**sampling)
+        model, tokenizer = self._load(target)
+        pieces: list[str] = []
+        if stream:
+            self.reporter.write(prompt)
+        for piece in generate(model, tokenizer, prompt, settings):
+            pieces.append(piece)
+            if stream:
+                self.reporter.write(piece)
+        text = "".join(pieces)
+        self.reporter.write("\n" if stream else f"{prompt}{text}\n")
+        self.reporter.result({"target": str(target), "prompt": prompt, "text": text})
+        return text
+
+    def export(self, run: Path, out: Path, export: ExportConfig) -> None:
+        """Write the latest checkpoint of a run as GGUF, and verify it unless `export.verify` is off."""
+        from nanochat_cli.export.gguf import export_gguf
+        from nanochat_cli.export.verify import verify_gguf
+        from nanochat_cli.inference.load import load_run
+
+        model, tokenizer, config = load_run(run)
+        report = export_gguf(model, tokenizer, out, export, self._provenance(run, config))
+        for line in report.fallbacks:
+            self.reporter.warn(line)
+        self.reporter.info(f"{out}: {report.arch}, {report.bytes:,} bytes")
+        self.reporter.result({"run": str(run), "export": asdict(report)})
+        if export.verify:
+            self.reporter.result({"verify": asdict(verify_gguf(out, model, tokenizer))})
+
+    def quickstart(self, config: Config, run: Path) -> None:
+        """The whole chain into the folder `run`: data, training, held-out bits per byte, a sample, a GGUF file."""
+        self.train(config, resume=None)
+        self.generate(run, QUICKSTART_PROMPT, stream=True)
+        self.export(run, run / "model.gguf", config.export)
+
+    def _load(self, target: Path) -> "tuple[Transformer, Tokenizer]":
+        if target.suffix == ".gguf":
+            from nanochat_cli.inference.load_gguf import load_gguf
+
+            return load_gguf(target)
+        from nanochat_cli.inference.load import load_run
+
+        model, tokenizer, _ = load_run(target)
+        return model, tokenizer
+
+    def _create_run(self, config: Config, reader: "ShardReader") -> Path:
+        """A run's folder with all that does not change while it trains."""
+        from nanochat_cli import __version__
+        from nanochat_cli.environment import describe_environment
+
+        assert config.run.name is not None, "the caller names the run"
+        run_dir = config.run.dir / config.run.name
+        run_dir.mkdir(parents=True, exist_ok=True)
+        header = f"Resolved configuration of {run_dir.name}, written by nanochat {__version__}."
+        (run_dir / CONFIG_FILE).write_text(config_to_toml(config, header), encoding="utf-8")
+        environment = json.dumps(describe_environment(), indent=2, ensure_ascii=False)
+        (run_dir / "environment.json").write_text(environment + "\n", encoding="utf-8")
+        reader.tokenizer.save(run_dir / "tokenizer.json")
+        return run_dir
+
+    def _provenance(self, run: Path, config: Config) -> dict[str, object]:
+        """What the exported file says about where it came from."""
+        from nanochat_cli import __version__
+        from nanochat_cli.training.checkpoints import latest_step
+
+        environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+        return {
+            "version": __version__,
+            "git": environment.get("git"),
+            "run": run.name,
+            "step": latest_step(run),
+            "config": config_to_toml(config),
+            "dataset": config.data.source if config.data.path is None else config.data.path.name,
+        }

@@ -1,0 +1,73 @@
+"""How `main` ends when a command raises: exit codes, one line, and where a traceback goes."""
+
+import errno
+import re
+from pathlib import Path
+
+import pytest
+
+from nanochat_cli.engine import Engine
+from nanochat_cli.errors import ConfigError, DataError, Interrupted, NanochatError, ValidationFailure
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Make `nanochat tokenize` end in a given exception."""
+
+    def fail_with(error: BaseException) -> None:
+        def tokenize(*arguments: object) -> None:
+            raise error
+
+        monkeypatch.setattr(Engine, "tokenize", tokenize)
+
+    return fail_with
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [(NanochatError, 1), (ConfigError, 2), (DataError, 3), (ValidationFailure, 4), (Interrupted, 130)],
+)
+def test_expected_errors_have_their_exit_codes(nanochat, failing, kind, code):
+    failing(kind("what,\nwhere"))
+    outcome = nanochat("tokenize")
+    assert outcome.code == code
+    assert outcome.error == "what, where"
+
+
+def test_ctrl_c_is_130(nanochat, failing):
+    failing(KeyboardInterrupt())
+    outcome = nanochat("tokenize")
+    assert outcome.code == 130
+    assert outcome.error == "interrupted"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_trouble_with_a_file_is_bad_data_and_names_the_file(nanochat, failing, number):
+    failing(OSError(number, "the reason", "some/file"))
+    outcome = nanochat("tokenize")
+    assert outcome.code == 3
+    assert outcome.error == "some/file: the reason"
+
+
+def test_an_internal_fault_keeps_its_traceback_in_a_file(nanochat, failing, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    failing(ZeroDivisionError("of something"))
+    outcome = nanochat("tokenize")
+    assert outcome.code == 1
+    found = re.fullmatch(
+        r"internal fault: ZeroDivisionError: of something \(traceback in (\S+); --verbose shows it\)", outcome.error
+    )
+    assert found is not None
+    assert "Traceback" in Path(found[1]).read_text()
+
+
+def test_verbose_shows_an_internal_fault(nanochat, failing):
+    failing(ZeroDivisionError("of something"))
+    outcome = nanochat("tokenize", "--verbose")
+    assert outcome.code == 1
+    assert "Traceback" in outcome.err
+
+
+def test_a_reader_that_left_is_no_error(nanochat, failing):
+    failing(BrokenPipeError(errno.EPIPE, "Broken pipe"))
+    assert nanochat("tokenize").err == ""
