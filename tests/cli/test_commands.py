@@ -1,0 +1,235 @@
+"""What each command asks of the Engine, and what `presets` and `--json` print."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomlkit
+
+from nanochat_cli import __version__
+from nanochat_cli.config.load import CONFIG_FILE, config_to_toml, resolve_config
+from nanochat_cli.engine import Engine
+
+
+class RecordingEngine:
+    """Calls of the Engine's methods: (name, positional arguments, keyword arguments)."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+        for name in ("tokenize", "train", "evaluate", "generate", "export", "quickstart"):
+            monkeypatch.setattr(Engine, name, self._recorder(name))
+
+    def _recorder(self, name: str) -> Any:
+        def record(engine: Engine, *arguments: Any, **keywords: Any) -> None:
+            self.calls.append((name, arguments, keywords))
+            engine.reporter.result({"called": name})
+
+        return record
+
+    @property
+    def last(self) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+        return self.calls[-1]
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> RecordingEngine:
+    return RecordingEngine(monkeypatch)
+
+
+def make_run(folder: Path, name: str, saved_at: int | None = None) -> Path:
+    """A run with a configuration, and a checkpoint pointer written at `saved_at`."""
+    run = folder / "runs" / name
+    run.mkdir(parents=True)
+    (run / CONFIG_FILE).write_text(config_to_toml(resolve_config(["quickstart"])))
+    if saved_at is not None:
+        pointer = run / "checkpoints" / "latest"
+        pointer.parent.mkdir()
+        pointer.write_text("step-000001")
+        os.utime(pointer, (saved_at, saved_at))
+    return run
+
+
+def test_version(nanochat):
+    outcome = nanochat("--version")
+    assert (outcome.code, outcome.out) == (0, f"nanochat {__version__}\n")
+
+
+def test_train_without_anything_is_quickstart(nanochat, engine):
+    assert nanochat("train").code == 0
+    name, (config,), keywords = engine.last
+    assert (name, keywords) == ("train", {"resume": None})
+    expected = resolve_config(["quickstart"], overrides=["run.name=quickstart-1"])
+    assert config == expected
+
+
+def test_train_composes_and_names_the_run_after_its_first_preset(nanochat, engine, folder):
+    (folder / "mine.toml").write_text("[train]\nbatch_size = 2\n")
+    make_run(folder, "nano-125m-4")
+    line = "train --preset nano-125m --preset overlays/cpu --config mine.toml --set train.total_steps=3"
+    assert nanochat(*line.split()).code == 0
+    _, (config,), _ = engine.last
+    assert (config.model.dim, config.train.dtype, config.train.batch_size, config.train.total_steps) == (
+        768,
+        "fp32",
+        2,
+        3,
+    )
+    assert config.run.name == "nano-125m-5"
+
+
+def test_a_run_of_a_config_file_is_named_after_the_file(nanochat, engine, folder):
+    (folder / "mine.toml").write_text("[train]\nbatch_size = 2\n")
+    nanochat("train", "--config", "mine.toml")
+    assert engine.last[1][0].run.name == "mine-1"
+
+
+def test_train_name(nanochat, engine):
+    nanochat("train", "--name", "first")
+    assert engine.last[1][0].run.name == "first"
+
+
+def test_resume_takes_the_run_that_saved_last_and_its_own_config(nanochat, engine, folder):
+    make_run(folder, "old", saved_at=1_000)
+    newest = make_run(folder, "newer", saved_at=2_000)
+    make_run(folder, "never-saved")
+    assert nanochat("train", "--resume", "--set", "train.total_steps=9").code == 0
+    name, (config,), keywords = engine.last
+    assert (name, keywords["resume"].resolve()) == ("train", newest)
+    assert config.train.total_steps == 9
+
+
+@pytest.mark.parametrize("line", ["train --resume old", "train --resume runs/old", "train --resume --name old"])
+def test_resume_takes_a_name_or_a_path(nanochat, engine, folder, line):
+    old = make_run(folder, "old", saved_at=1_000)
+    make_run(folder, "newer", saved_at=2_000)
+    nanochat(*line.split())
+    assert engine.last[2]["resume"].resolve() == old
+
+
+def test_resume_says_that_a_preset_is_not_read_again(nanochat, engine, folder):
+    make_run(folder, "old", saved_at=1_000)
+    outcome = nanochat("train", "--preset", "nano-125m", "--resume")
+    assert outcome.code == 0
+    assert outcome.err.startswith("warning: --resume continues runs/old with its own config.toml")
+    assert engine.last[1][0].model.dim == resolve_config(["quickstart"]).model.dim
+
+
+def test_tokenize_passes_its_short_options_into_the_configuration(nanochat, engine, folder):
+    (folder / "crates").mkdir()
+    (folder / "tokenizer.json").write_text("{}")
+    line = (
+        "tokenize --source crates --glob *.rs --vocab-size 512 --tokenizer tokenizer.json --set data.val_fraction=0.1"
+    )
+    assert nanochat(*line.split()).code == 0
+    name, (source, out, config), _ = engine.last
+    assert (name, source, out) == ("tokenize", "crates", Path("data/crates"))
+    assert (config.data.source, config.data.glob, config.data.val_fraction) == ("crates", "*.rs", 0.1)
+    assert (config.model.vocab_size, config.tokenizer.path) == (512, Path("tokenizer.json"))
+
+
+@pytest.mark.parametrize(
+    ("source", "out"), [("stdlib", "data/stdlib"), ("hf:org/code@rust:train", "data/code"), (".", None)]
+)
+def test_tokenize_names_its_folder_after_the_source(nanochat, engine, folder, source, out):
+    nanochat("tokenize", "--source", source)
+    assert engine.last[1][1] == Path(out or f"data/{folder.stem}")
+
+
+def test_generate_passes_the_sampling_settings(nanochat, engine, folder):
+    run = make_run(folder, "old", saved_at=1)
+    line = "generate old -p x --max-tokens 5 --temperature 0 --top-k 3 --top-p 0.5 --seed 7 --no-stream"
+    nanochat(*line.split(), "--repetition-penalty", "1.5", "--stop", "\n\n", "--stop", "#")
+    name, (target, prompt), keywords = engine.last
+    assert (name, target.resolve(), prompt) == ("generate", run, "x")
+    assert keywords == {
+        "stream": False,
+        "max_tokens": 5,
+        "temperature": 0.0,
+        "top_k": 3,
+        "top_p": 0.5,
+        "repetition_penalty": 1.5,
+        "seed": 7,
+        "stop": ("\n\n", "#"),
+    }
+
+
+def test_generate_takes_a_gguf_file(nanochat, engine, folder):
+    (folder / "model.gguf").write_bytes(b"GGUF")
+    assert nanochat("generate", "model.gguf").code == 0
+    assert engine.last[1][0] == Path("model.gguf")
+
+
+@pytest.mark.parametrize("command", ["export", "export-gguf"])
+def test_export_takes_the_latest_run_and_writes_beside_it(nanochat, engine, folder, command):
+    make_run(folder, "old", saved_at=1_000)
+    make_run(folder, "newer", saved_at=2_000)
+    assert nanochat(command, "--gguf").code == 0
+    name, (run, out, export), _ = engine.last
+    assert (name, run, out) == ("export", Path("runs/newer"), Path("runs/newer/model.gguf"))
+    assert export == resolve_config(["quickstart"]).export
+
+
+def test_export_options_override_the_run(nanochat, engine, folder):
+    make_run(folder, "old", saved_at=1)
+    nanochat(*["export", "old", "--out", "here.gguf", "--type", "tq1_0", "--head", "f32", "--no-verify"])
+    _, (_, out, export), _ = engine.last
+    assert (out, export.type, export.head, export.verify) == (Path("here.gguf"), "tq1_0", "f32", False)
+
+
+def test_eval_takes_the_latest_run(nanochat, engine, folder):
+    make_run(folder, "old", saved_at=1)
+    nanochat("eval")
+    assert engine.last[:2] == ("evaluate", (Path("runs/old"),))
+
+
+def test_quickstart_runs_in_the_folder_that_it_is_given(nanochat, engine):
+    nanochat("quickstart", "--out", "elsewhere/mine", "--set", "train.time_budget=5")
+    name, (config, run), _ = engine.last
+    assert (name, run, config.train.time_budget) == ("quickstart", Path("elsewhere/mine"), 5)
+    nanochat("quickstart")
+    assert engine.last[1][1] == Path("runs/quickstart-1")
+
+
+def test_json_holds_what_the_engine_found(nanochat, engine, folder):
+    nanochat("train", "--json", "result.json")
+    assert json.loads((folder / "result.json").read_text()) == {"called": "train"}
+
+
+def test_presets_lists_names_with_counted_parameters(nanochat):
+    listed = nanochat("presets").out
+    assert listed == nanochat("presets", "list").out
+    assert "nano-125m" in listed
+    assert "121.9M" in listed
+    assert "overlay" in listed
+
+
+def test_presets_quiet_is_one_name_per_line(nanochat):
+    names = nanochat("presets", "list", "--quiet").out.splitlines()
+    assert {"quickstart", "nano-125m", "d20", "cpu"} <= set(names)
+
+
+def test_presets_json_has_exact_counts(nanochat, folder):
+    nanochat("presets", "--json", "presets.json")
+    found = {entry["name"]: entry for entry in json.loads((folder / "presets.json").read_text())["presets"]}
+    assert found["nano-125m"]["parameters"] == 121_916_160
+    assert found["cpu"]["parameters"] is None
+
+
+def test_presets_show_is_the_file_and_resolved_is_everything(nanochat):
+    shown = tomlkit.parse(nanochat("presets", "show", "nano-125m").out).unwrap()
+    assert shown["label"] == "125M"
+    assert "telemetry" not in shown
+    resolved = tomlkit.parse(nanochat("presets", "show", "nano-125m", "--resolved").out).unwrap()
+    assert resolved["model"]["dim"] == shown["model"]["dim"]
+    assert "telemetry" in resolved
+
+
+def test_a_reader_that_leaves_early_is_no_error(folder):
+    import subprocess
+    import sys
+
+    command = f"{sys.executable} -m nanochat_cli.cli.app presets show d20 --resolved | head -n 1"
+    child = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
+    assert (child.returncode, child.stderr) == (0, "")

@@ -1,0 +1,66 @@
+"""The wheel works where there is no checkout: packages, presets and console script are inside it."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this checkout, built with hatchling in this environment (no network)."""
+    out = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(out)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    (built,) = out.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel's content in a folder of its own."""
+    target = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-compile"]
+    subprocess.run([*command, "--target", str(target), str(wheel)], check=True, capture_output=True)
+    return target
+
+
+def run_installed(installed: Path, cwd: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run with the installed packages first on the path, from a folder outside the checkout."""
+    environment = {**os.environ, "PYTHONPATH": str(installed), "COLUMNS": "200"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_wheel_holds_both_packages_and_every_preset(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    presets = {path.relative_to(ROOT).as_posix() for path in (ROOT / "presets").rglob("*.toml")}
+    assert presets
+    assert {f"nanochat_cli/{preset}" for preset in presets} <= names
+    assert {"nanochat_cli/cli/app.py", "nanochat_kernels/__init__.py"} <= names
+    assert not any(name.startswith(("tests/", "kernels/", "benchmarks/")) for name in names)
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_presets_work_outside_the_checkout(installed, tmp_path):
+    child = run_installed(installed, tmp_path, str(installed / "bin" / "nanochat"), "presets")
+    assert (child.returncode, child.stderr) == (0, "")
+    assert "quickstart" in child.stdout
+    show = "from nanochat_cli.config import presets; print(presets.load('quickstart').path)"
+    where = run_installed(installed, tmp_path, sys.executable, "-c", show).stdout.strip()
+    assert where == str(installed / "nanochat_cli" / "presets" / "models" / "quickstart.toml")
+
+
+def test_the_kernels_import_without_the_application(installed, tmp_path):
+    probe = "import sys, nanochat_kernels; assert 'nanochat_cli' not in sys.modules; print(nanochat_kernels.__file__)"
+    child = run_installed(installed, tmp_path, sys.executable, "-c", probe)
+    assert child.returncode == 0, child.stderr
+    assert child.stdout.strip() == str(installed / "nanochat_kernels" / "__init__.py")
