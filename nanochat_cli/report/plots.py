@@ -1,0 +1,174 @@
+"""Pictures of a run: loss and held-out bits per byte over tokens, with the time on a second axis.
+
+Knows the records of `metrics_log.read_metrics` and matplotlib (Agg, imported on use; no global state of it is
+touched). The text form of the same curve is `report.text_plot`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanochat_cli.errors import DataError
+from nanochat_cli.report.metrics_log import series
+from nanochat_cli.report.text_plot import line_plot
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TRAINING_LOSS = "loss/main"
+HELD_OUT_LOSS = "eval/loss"
+BITS_PER_BYTE = "eval/bits_per_byte"
+
+_TIME_UNITS = (("hours", 3600), ("minutes", 60), ("seconds", 1))
+_BLUE, _ORANGE, _GREY = "#2b6cb0", "#c05621", "#4a5568"
+
+
+def plot_run(
+    records: Sequence[Mapping[str, Any]], out: Path, *, title: str, baselines: Mapping[str, float] | None = None
+) -> Path:
+    """Writes the figure of `run_figure` as PNG; returns its path. Raises DataError when that cannot be done."""
+    figure = run_figure(records, title=title, baselines=baselines)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out, format="png")
+    except OSError as error:
+        raise DataError(f"cannot write {out}: {error.strerror}; free space or choose another place") from error
+    return out
+
+
+def run_figure(
+    records: Sequence[Mapping[str, Any]], *, title: str, baselines: Mapping[str, float] | None = None
+) -> "Figure":
+    """The loss above and the held-out bits per byte below, over training tokens.
+
+    records: need `tokens`, `seconds` and any of `loss/main`, `eval/loss`, `eval/bits_per_byte`.
+    baselines: bits per byte of compressors on the same held-out files, such as {"gzip -9": 2.31}.
+    Raises DataError when there is nothing to draw.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+
+    curves = {name: series(records, "tokens", name) for name in (TRAINING_LOSS, HELD_OUT_LOSS, BITS_PER_BYTE)}
+    if not any(x for x, _ in curves.values()):
+        raise DataError(f"{title}: the metrics hold no losses to draw; train for at least train.log_interval steps")
+    figure = Figure(figsize=(8, 7), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    loss_axes, byte_axes = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.15))
+    figure.suptitle(title, fontsize=13, fontweight="bold")
+    _draw_losses(loss_axes, curves[TRAINING_LOSS], curves[HELD_OUT_LOSS])
+    _draw_bits_per_byte(byte_axes, curves[BITS_PER_BYTE], baselines or {})
+    byte_axes.set_xlabel("training tokens")
+    byte_axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    byte_axes.set_xlim(left=0)
+    _add_time_axis(loss_axes, *series(records, "tokens", "seconds"))
+    return figure
+
+
+def text_curve(records: Sequence[Mapping[str, Any]], baselines: Mapping[str, float] | None = None) -> str:
+    """The curve for a terminal: held-out bits per byte if it was measured at least twice, else the training loss."""
+    x, y = series(records, "tokens", BITS_PER_BYTE)
+    if len(x) >= 2:
+        return line_plot(x, y, title="held-out bits per byte", x_label="tokens", references=baselines)
+    x, y = series(records, "tokens", TRAINING_LOSS)
+    return line_plot(x, y, title="training loss, nats per token", x_label="tokens")
+
+
+def _draw_losses(
+    axes: "Axes", training: tuple[list[float], list[float]], held_out: tuple[list[float], list[float]]
+) -> None:
+    if training[0]:
+        noisy = len(training[0]) > 40
+        axes.plot(*training, color=_BLUE, linewidth=0.8 if noisy else 1.5, alpha=0.35 if noisy else 1.0)
+        if noisy:
+            axes.plot(training[0], _smoothed(training[1]), color=_BLUE, linewidth=1.6)
+        axes.plot([], [], color=_BLUE, label="training" + (" (thick: smoothed)" if noisy else ""))
+    if held_out[0]:
+        axes.plot(*held_out, color=_ORANGE, marker="o", markersize=3.5, linewidth=1.4, label="held-out")
+    axes.set_ylabel("loss (nats per token)")
+    axes.set_ylim(*_focus([*_smoothed(training[1]), *held_out[1]]))
+    _finish(axes)
+    axes.legend(frameon=False, loc="upper right")
+
+
+def _draw_bits_per_byte(
+    axes: "Axes", held_out: tuple[list[float], list[float]], baselines: Mapping[str, float]
+) -> None:
+    x, y = held_out
+    low, high = _focus([*y, *baselines.values()])
+    axes.set_ylim(low, high + 0.04 * (high - low))
+    if x:
+        axes.plot(x, y, color=_ORANGE, marker="o", markersize=3.5, linewidth=1.6)
+        # The space above the last point may belong to the name of a baseline.
+        crowded = any(0 <= value - y[-1] < 0.12 * (high - low) for value in baselines.values())
+        _label(axes, f"{y[-1]:.3f}", (x[-1], y[-1]), _ORANGE, offset=-18 if crowded else 7, fontweight="bold")
+    else:
+        axes.text(0.5, 0.5, "not evaluated", transform=axes.transAxes, ha="center", color=_GREY)
+    for name, value in baselines.items():
+        axes.axhline(value, color=_GREY, linestyle="--", linewidth=1.1)
+        # At the right end, where a curve that falls has left the line behind.
+        _label(axes, f"{name}: {value:.3f}", (0.995, value), _GREY, xycoords=axes.get_yaxis_transform(), offset=3)
+    axes.set_ylabel("bits per byte, held-out documents")
+    _finish(axes)
+
+
+def _label(
+    axes: "Axes", text: str, at: tuple[float, float], color: str, *, offset: int, xycoords: Any = "data", **style: Any
+) -> None:
+    """Text that ends `offset` points above a place."""
+    axes.annotate(
+        text, at, xytext=(0, offset), xycoords=xycoords, textcoords="offset points",
+        ha="right", va="bottom", color=color, **style,
+    )  # fmt: skip
+
+
+def _add_time_axis(axes: "Axes", tokens: list[float], seconds: list[float]) -> None:
+    """A second x axis above, in time spent training; between records time is interpolated."""
+    pairs = sorted({(0.0, 0.0), *zip(tokens, seconds, strict=True)})
+    if len(pairs) < 2 or pairs[-1][1] <= 0:
+        return
+    name, unit = next((name, unit) for name, unit in _TIME_UNITS if pairs[-1][1] >= 5 * unit or unit == 1)
+    xs, ys = [pair[0] for pair in pairs], [pair[1] / unit for pair in pairs]
+    axis = axes.secondary_xaxis("top", functions=(_interpolation(xs, ys), _interpolation(ys, xs)))
+    axis.set_xlabel(f"training time ({name})")
+
+
+def _interpolation(xs: list[float], ys: list[float]) -> Callable[[Any], Any]:
+    """Piecewise linear through the points, at the mean slope outside of them."""
+    import numpy as np
+
+    slope = (ys[-1] - ys[0]) / (xs[-1] - xs[0])
+
+    def function(x: Any) -> Any:
+        x = np.asarray(x, dtype=float)
+        outside = np.minimum(x - xs[0], 0) + np.maximum(x - xs[-1], 0)
+        return np.interp(x, xs, ys) + slope * outside
+
+    return function
+
+
+def _finish(axes: "Axes") -> None:
+    axes.grid(True, color="#e2e8f0", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _smoothed(values: Sequence[float]) -> list[float]:
+    """Mean over a window of about a thirtieth of the curve around each point."""
+    reach = len(values) // 60
+    windows = (values[max(i - reach, 0) : i + reach + 1] for i in range(len(values)))
+    return [sum(window) / len(window) for window in windows]
+
+
+def _focus(values: Iterable[float]) -> tuple[float, float]:
+    """A y range with all values but the steepest start: the first losses would flatten everything else."""
+    ordered = sorted(values)
+    if not ordered:
+        return 0.0, 1.0
+    low, high = ordered[0], ordered[-1]
+    bulk = ordered[int(0.9 * (len(ordered) - 1))]
+    if len(ordered) > 10 and high - low > 3 * (bulk - low) > 0:
+        high = low + 3 * (bulk - low)
+    room = 0.06 * (high - low) or 0.5
+    return low - room, high + room
