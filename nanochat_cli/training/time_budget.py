@@ -28,7 +28,7 @@ class TimeBudget:
         self._recent.append(last_step_seconds)
         remaining = max(0.0, self.budget - elapsed)
         fitting = step + int(remaining / max(statistics.median(self._recent), 1e-6))
-        return max(step + 1, min(self.max_steps, fitting))
+        return max(step, min(self.max_steps, fitting))
 
     def must_freeze(self, step: int, total_steps: int) -> bool:
         """Whether the learning rate of the next step depends on the total."""

@@ -5,6 +5,7 @@ others how each is done. Batch order is a pure function of (seed, step), and eve
 the checkpoint, so that a resumed run equals the uninterrupted one bit for bit.
 """
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -249,7 +250,8 @@ class Trainer:
             {"step": progress.step, "tokens": progress.tokens, "seconds": progress.seconds, **held_out.as_dict()}
         )
         self.view.update(progress.step, eval_loss=held_out.loss, bits_per_byte=held_out.bits_per_byte)
-        if progress.best_bits_per_byte is None or held_out.bits_per_byte < progress.best_bits_per_byte:
+        best = progress.best_bits_per_byte if progress.best_bits_per_byte is not None else math.inf
+        if held_out.bits_per_byte < best:  # false for NaN
             progress.best_bits_per_byte, progress.best_step = held_out.bits_per_byte, progress.step
             if self.config.checkpoint.keep_best:
                 self.save(best=True)

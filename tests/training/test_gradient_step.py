@@ -1,0 +1,52 @@
+"""Memory back-off: the global batch stays, the micro-batch halves."""
+
+import pytest
+import torch
+
+from nanochat_cli.errors import ConfigError
+from nanochat_cli.model.transformer import Transformer
+from nanochat_cli.training.gradient_step import GradientStep, is_out_of_memory
+from tests.training.synthetic import SyntheticData, tiny_config
+
+
+class Limited(GradientStep):
+    """Fails as the CPU allocator does for more than `limit` sequences."""
+
+    limit = 8
+
+    def _forward(self, inputs, targets):
+        if inputs.shape[0] > self.limit:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+        return super()._forward(inputs, targets)
+
+
+def gradients(tmp_path, limit):
+    config = tiny_config(tmp_path, train={"batch_size": 8, "grad_accum": 1})
+    torch.manual_seed(0)
+    model = Transformer(config.model)
+    said = []
+    step = Limited(model, config.train, None, said.append)
+    step.limit = limit
+    step(*SyntheticData(8, 16).batch(0), lambda: model.zero_grad(set_to_none=True))
+    return {name: p.grad for name, p in model.named_parameters()}, step.micro_batch, said
+
+
+def test_half_the_memory_gives_the_same_gradient_and_says_so(tmp_path):
+    whole, _, silent = gradients(tmp_path, 8)
+    halved, micro_batch, said = gradients(tmp_path, 2)
+    assert micro_batch == 2
+    assert silent == []
+    assert len(said) == 2
+    assert "8 → 4" in said[0]
+    for name, gradient in whole.items():
+        torch.testing.assert_close(halved[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_not_even_one_sequence_is_a_clear_error(tmp_path):
+    with pytest.raises(ConfigError, match="train.seq_len"):
+        gradients(tmp_path, 0)
+
+
+def test_other_runtime_errors_are_not_taken_for_lack_of_memory():
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
