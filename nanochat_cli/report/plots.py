@@ -96,31 +96,29 @@ def _draw_bits_per_byte(
     axes: "Axes", held_out: tuple[list[float], list[float]], baselines: Mapping[str, float]
 ) -> None:
     x, y = held_out
-    low, high = _focus([*y, *baselines.values()])
-    axes.set_ylim(low, high + 0.04 * (high - low))
+    low, high = _focus(y)
+    low, high = min([low, *baselines.values()]), max([high, *baselines.values()])
+    axes.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low))
+    for value in baselines.values():
+        axes.axhline(value, color=_GREY, linestyle="--", linewidth=1.1)
+    names = [(value, f"{name}\n{value:.3f}", _GREY) for name, value in baselines.items()]
     if x:
         axes.plot(x, y, color=_ORANGE, marker="o", markersize=3.5, linewidth=1.6)
-        # The space above the last point may belong to the name of a baseline.
-        crowded = any(0 <= value - y[-1] < 0.12 * (high - low) for value in baselines.values())
-        _label(axes, f"{y[-1]:.3f}", (x[-1], y[-1]), _ORANGE, offset=-18 if crowded else 7, fontweight="bold")
+        names.append((y[-1], f"this model\n{y[-1]:.3f}", _ORANGE))
     else:
         axes.text(0.5, 0.5, "not evaluated", transform=axes.transAxes, ha="center", color=_GREY)
-    for name, value in baselines.items():
-        axes.axhline(value, color=_GREY, linestyle="--", linewidth=1.1)
-        # At the right end, where a curve that falls has left the line behind.
-        _label(axes, f"{name}: {value:.3f}", (0.995, value), _GREY, xycoords=axes.get_yaxis_transform(), offset=3)
+    _name_at_the_right(axes, names, apart=0.11 * (high - low))
     axes.set_ylabel("bits per byte, held-out documents")
     _finish(axes)
 
 
-def _label(
-    axes: "Axes", text: str, at: tuple[float, float], color: str, *, offset: int, xycoords: Any = "data", **style: Any
-) -> None:
-    """Text that ends `offset` points above a place."""
-    axes.annotate(
-        text, at, xytext=(0, offset), xycoords=xycoords, textcoords="offset points",
-        ha="right", va="bottom", color=color, **style,
-    )  # fmt: skip
+def _name_at_the_right(axes: "Axes", names: Sequence[tuple[float, str, str]], *, apart: float) -> None:
+    """Writes (y, text, color) beside the axes at its height, or higher where the one below needs the space."""
+    lowest = float("-inf")
+    for value, text, color in sorted(names):
+        place = max(value, lowest)
+        lowest = place + apart
+        axes.text(1.01, place, text, transform=axes.get_yaxis_transform(), va="center", color=color, fontsize=9)
 
 
 def _add_time_axis(axes: "Axes", tokens: list[float], seconds: list[float]) -> None:

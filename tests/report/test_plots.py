@@ -1,6 +1,7 @@
 """What a figure shows is what the metrics hold."""
 
 import struct
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +31,21 @@ def test_losses_and_bits_per_byte_are_drawn_over_tokens_with_the_baselines() -> 
         [(s * 1000.0, pytest.approx(9.0 - s / 50)) for s in range(10, 201, 10)],
         [(100_000.0, 7.5), (200_000.0, 5.5)],
     ]
-    assert curves(byte_axes)[0] == [(100_000.0, 2.5), (200_000.0, 2.125)]
-    assert [line[0][1] for line in curves(byte_axes)[1:]] == [2.31, 2.05]
-    assert [text.get_text() for text in byte_axes.texts] == ["2.125", "gzip -9: 2.310", "xz: 2.050"]
+    assert [line[0][1] for line in curves(byte_axes)[:2]] == [2.31, 2.05]
+    assert curves(byte_axes)[2] == [(100_000.0, 2.5), (200_000.0, 2.125)]
+    assert [text.get_text() for text in byte_axes.texts] == ["xz\n2.050", "this model\n2.125", "gzip -9\n2.310"]
+
+
+@pytest.mark.parametrize("baselines", [{"gzip": 9.0, "xz": 0.5}, {"gzip": 2.1251, "xz": 2.124}, {}])
+def test_every_baseline_is_inside_the_picture_and_no_name_covers_another(baselines: dict[str, float]) -> None:
+    figure = run_figure(RECORDS, title="run", baselines=baselines)
+    FigureCanvasAgg(figure).draw()
+    byte_axes = figure.axes[1]
+    low, high = byte_axes.get_ylim()
+    assert all(low < value < high for value in [2.125, 2.5, *baselines.values()])
+    boxes = sorted((text.get_window_extent() for text in byte_axes.texts), key=lambda box: box.y0)
+    assert all(lower.y1 <= upper.y0 for lower, upper in pairwise(boxes))
+    assert all(0 <= box.x0 < box.x1 <= 1200 for box in boxes)
 
 
 def test_axes_have_titles_and_units() -> None:
