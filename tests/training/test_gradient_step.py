@@ -43,7 +43,7 @@ def test_half_the_memory_gives_the_same_gradient_and_says_so(tmp_path):
 
 
 def test_not_even_one_sequence_is_a_clear_error(tmp_path):
-    with pytest.raises(ConfigError, match="train.seq_len"):
+    with pytest.raises(ConfigError, match=r"train\.seq_len"):
         gradients(tmp_path, 0)
 
 
