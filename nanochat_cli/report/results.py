@@ -1,0 +1,75 @@
+"""`runs/NAME/results.json`: what was found out about a run so far, and the report that is rendered from it.
+
+Training writes the first sections (results, baselines, sample …); export and verification add theirs later. The
+report is rendered anew each time, so that it always shows everything.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nanochat_cli.errors import DataError
+from nanochat_cli.report.run_report import write_report
+
+FILE_NAME = "results.json"
+SECTIONS = (
+    "config",
+    "parameters",
+    "environment",
+    "results",
+    "baselines",
+    "ternary",
+    "plot",
+    "sample",
+    "export",
+    "verification",
+)
+
+
+def add_results(run_dir: Path, **sections: Any) -> Path | None:
+    """Add or replace sections of SECTIONS and render the report; returns its path.
+
+    Returns None, and writes no report, while the sections that training writes are not there (a run that was
+    interrupted can be exported). Raises DataError when the files cannot be written.
+    """
+    unknown = sections.keys() - set(SECTIONS)
+    if unknown:
+        raise TypeError(f"unknown sections: {', '.join(sorted(unknown))}")
+    found = {**read_results(run_dir), **sections}
+    path = run_dir / FILE_NAME
+    try:
+        path.write_text(json.dumps(found, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror}; free space or check its permissions") from error
+    if not {"config", "parameters", "environment", "results"} <= found.keys():
+        return None
+    return _render(run_dir, found)
+
+
+def read_results(run_dir: Path) -> dict[str, Any]:
+    """All sections so far; empty before the first. Raises DataError for a damaged file."""
+    path = run_dir / FILE_NAME
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is damaged ({error}); remove it and run the command again") from error
+
+
+def _render(run_dir: Path, found: Mapping[str, Any]) -> Path:
+    sample = found.get("sample")
+    return write_report(
+        run_dir,
+        config=found["config"],
+        parameters=found["parameters"],
+        environment=found["environment"],
+        results=found["results"],
+        baselines=found.get("baselines"),
+        ternary=found.get("ternary"),
+        plot=run_dir / found["plot"] if found.get("plot") else None,
+        sample=None if sample is None else (sample[0], sample[1]),
+        export=found.get("export"),
+        verification=found.get("verification"),
+    )
