@@ -12,7 +12,6 @@ one; nothing is ever loaded instead of what was asked for.
 
 import hashlib
 import json
-import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -25,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
 
 from nanochat_cli.errors import DataError
+from nanochat_cli.training.nested_values import decode, encode
 
 Pointer = Literal["latest", "best"]
 Which = Pointer | int
@@ -70,15 +70,15 @@ def save(
     structure: dict[str, Any] = {}
     for part, tree in tensors.items():
         flat: dict[str, torch.Tensor] = {}
-        structure[part] = _encode(tree, (), flat)
+        structure[part] = encode(tree, (), flat)
         if flat:
             files[f"{part}.safetensors"] = flat
     document: dict[str, Any] = {
         "format": FORMAT,
         "step": step,
         "model_fingerprint": fingerprint(model_config),
-        "model_config": _encode(model_config, ("model_config",), None),
-        "state": _encode(state, ("state",), None),
+        "model_config": encode(model_config, ("model_config",), None),
+        "state": encode(state, ("state",), None),
         "structure": structure,
     }
 
@@ -186,7 +186,7 @@ def prune(run_dir: Path, keep_last: int, best_step: int | None = None) -> list[i
 
 def fingerprint(config: Mapping[str, Any]) -> str:
     """SHA-256 of the canonical JSON of a plain configuration."""
-    return hashlib.sha256(_canonical(_encode(config, (), None))).hexdigest()
+    return hashlib.sha256(_canonical(encode(config, (), None))).hexdigest()
 
 
 def require_same_model(
@@ -226,52 +226,7 @@ class _DamageError(Exception):
     """What is wrong with the files of a checkpoint; becomes a DataError in `load`."""
 
 
-# --- nested values <-> JSON with references to tensors ------------------------------------------------------------
-
-
-def _encode(node: Any, path: tuple[str, ...], tensors: dict[str, torch.Tensor] | None) -> Any:
-    """JSON form of a nested value; tensors go to `tensors` under their path and leave a reference."""
-    if isinstance(node, torch.Tensor):
-        if tensors is None:
-            raise TypeError(f"{'/'.join(path)}: a tensor belongs in `tensors`, not in the state")
-        name = "/".join(path)
-        if name in tensors:
-            raise TypeError(f"two tensors have the key {name!r}")
-        tensors[name] = node
-        return {"$tensor": name}
-    if isinstance(node, float) and not math.isfinite(node):
-        return {"$float": repr(node)}
-    if node is None or isinstance(node, bool | int | float | str):
-        return node
-    if isinstance(node, tuple):
-        return {"$tuple": [_encode(item, (*path, str(i)), tensors) for i, item in enumerate(node)]}
-    if isinstance(node, list):
-        return [_encode(item, (*path, str(i)), tensors) for i, item in enumerate(node)]
-    if isinstance(node, Mapping):
-        if all(isinstance(key, str) and not key.startswith("$") for key in node):
-            return {key: _encode(value, (*path, key), tensors) for key, value in node.items()}
-        if all(isinstance(key, bool | int | str) for key in node):
-            return {"$items": [[key, _encode(value, (*path, str(key)), tensors)] for key, value in node.items()]}
-        raise TypeError(f"{'/'.join(path)}: keys must be strings or integers")
-    raise TypeError(f"{'/'.join(path)}: cannot save a {type(node).__name__}; only tensors and plain values")
-
-
-def _decode(node: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
-    """Inverse of `_encode`."""
-    if isinstance(node, list):
-        return [_decode(item, tensors) for item in node]
-    if not isinstance(node, dict):
-        return node
-    match node:
-        case {"$tensor": name}:
-            return tensors[name]
-        case {"$float": text}:
-            return float(text)
-        case {"$tuple": items}:
-            return tuple(_decode(item, tensors) for item in items)
-        case {"$items": items}:
-            return {key: _decode(value, tensors) for key, value in items}
-    return {key: _decode(value, tensors) for key, value in node.items()}
+# --- files --------------------------------------------------------------------------------------------------------
 
 
 def _canonical(document: Any) -> bytes:
@@ -282,9 +237,6 @@ def _seal(document: dict[str, Any]) -> str:
     """Text of state.json: the document and the SHA-256 of its canonical form, so that it vouches for itself too."""
     sealed = {**document, "sha256": hashlib.sha256(_canonical(document)).hexdigest()}
     return json.dumps(sealed, indent=1, allow_nan=False) + "\n"
-
-
-# --- files --------------------------------------------------------------------------------------------------------
 
 
 def _fsync(path: Path) -> None:
@@ -351,13 +303,13 @@ def _read(folder: Path, document: Mapping[str, Any], device: str | torch.device)
     for part, tree in document["structure"].items():
         name = f"{part}.safetensors"
         flat = safetensors_torch.load_file(folder / name, device=str(device)) if name in document["files"] else {}
-        parts[part] = _decode(tree, flat)
+        parts[part] = decode(tree, flat)
     return Checkpoint(
         path=folder,
         step=document["step"],
         tensors=parts,
-        state=_decode(document["state"], {}),
-        model_config=_decode(document["model_config"], {}),
+        state=decode(document["state"], {}),
+        model_config=decode(document["model_config"], {}),
     )
 
 
