@@ -9,8 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nanochat_cli import __version__
 from nanochat_cli.config.load import CONFIG_FILE, config_to_toml
 from nanochat_cli.config.schema import Config, ExportConfig
+from nanochat_cli.report.quantities import format_quantity
 from nanochat_cli.report.reporter import Reporter
 
 if TYPE_CHECKING:
@@ -49,7 +51,20 @@ class Engine:
         reader = ShardReader(cached_dataset(config, self.reporter), vocab_size=config.model.vocab_size)
         data = ShardData(reader, config)
         run_dir = self._create_run(config, reader) if resume is None else resume
-        result = Trainer(config, data, run_dir, self.reporter, resume=resume is not None).fit()
+        trainer = Trainer(config, data, run_dir, self.reporter, resume=resume is not None)
+        if resume is not None:
+            self._write_config(config, run_dir)  # only now: the trainer has refused what does not fit the checkpoint
+        result = trainer.fit()
+        rows = [
+            ("held-out bits per byte", result.held_out.bits_per_byte),
+            ("held-out loss", result.held_out.loss),
+            ("steps", result.progress.step),
+            ("tokens", result.progress.tokens),
+            ("tokens per second", round(result.tokens_per_second)),
+            ("parameters", result.parameters),
+        ]
+        self.reporter.table(str(run_dir), ("measure", "value"), rows)
+        self.reporter.info(f"next: nanochat generate {run_dir} -p 'def '   or: nanochat export {run_dir} --gguf")
         self.reporter.result({"run": str(run_dir), **asdict(result)})
         return run_dir
 
@@ -104,10 +119,16 @@ class Engine:
         report = export_gguf(model, tokenizer, out, export, self._provenance(run, config))
         for line in report.fallbacks:
             self.reporter.warn(line)
-        self.reporter.info(f"{out}: {report.arch}, {report.bytes:,} bytes")
+        self.reporter.info(
+            f"{out}: arch {report.arch}, {format_quantity(report.bytes, 'B')}, "
+            f"{report.bits_per_weight:.3g} bits per ternary weight"
+        )
         self.reporter.result({"run": str(run), "export": asdict(report)})
         if export.verify:
-            self.reporter.result({"verify": asdict(verify_gguf(out, model, tokenizer))})
+            verified = verify_gguf(out, model, tokenizer)
+            for line in verified.lines():
+                self.reporter.info(f"verified: {line}")
+            self.reporter.result({"verify": asdict(verified)})
 
     def quickstart(self, config: Config, run: Path) -> None:
         """The whole chain into the folder `run`: data, training, held-out bits per byte, a sample, a GGUF file."""
@@ -127,22 +148,26 @@ class Engine:
 
     def _create_run(self, config: Config, reader: "ShardReader") -> Path:
         """A run's folder with all that does not change while it trains."""
-        from nanochat_cli import __version__
         from nanochat_cli.environment import describe_environment
 
         assert config.run.name is not None, "the caller names the run"
         run_dir = config.run.dir / config.run.name
         run_dir.mkdir(parents=True, exist_ok=True)
-        header = f"Resolved configuration of {run_dir.name}, written by nanochat {__version__}."
-        (run_dir / CONFIG_FILE).write_text(config_to_toml(config, header), encoding="utf-8")
+        self._write_config(config, run_dir)
         environment = json.dumps(describe_environment(), indent=2, ensure_ascii=False)
         (run_dir / "environment.json").write_text(environment + "\n", encoding="utf-8")
         reader.tokenizer.save(run_dir / "tokenizer.json")
         return run_dir
 
+    def _write_config(self, config: Config, run_dir: Path) -> None:
+        """Atomically: a run without its configuration could not be resumed."""
+        header = f"Resolved configuration of {run_dir.name}, written by nanochat {__version__}."
+        partial = run_dir / f"{CONFIG_FILE}.partial"
+        partial.write_text(config_to_toml(config, header), encoding="utf-8")
+        partial.replace(run_dir / CONFIG_FILE)
+
     def _provenance(self, run: Path, config: Config) -> dict[str, object]:
         """What the exported file says about where it came from."""
-        from nanochat_cli import __version__
         from nanochat_cli.training.checkpoints import latest_step
 
         environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))

@@ -1,0 +1,104 @@
+"""The commands on a tiny corpus, one after another: what each leaves on disk and says."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nanochat_cli.cli.app import main
+from nanochat_cli.config.load import load_run_config
+from nanochat_cli.training.checkpoints import latest_step
+
+TINY = [
+    *("--preset", "quickstart", "--preset", "cpu", "--set", "model.vocab_size=300", "--set", "model.n_layers=1"),
+    *("--set", "model.ffn_dim=256", "--set", "train.time_budget=none", "--set", "train.seq_len=32"),
+    *("--set", "train.batch_size=2", "--set", "telemetry.tensorboard=false"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with a corpus of sixty small files, made into a data set."""
+    folder = tmp_path_factory.mktemp("work")
+    source = folder / "src"
+    source.mkdir()
+    for number in range(60):
+        (source / f"f{number}.py").write_text(f"def f{number}(x):\n    return x + {number}\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["tokenize", "--source", "src", "--vocab-size", "300", "--json", "tokenize.json"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Path:
+    """A run of three steps on that data set."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        line = ["train", *TINY, "--set", "data.path=data/src", "--name", "tiny", "--set", "train.total_steps=3"]
+        assert main([*line, "--json", "train.json"]) == 0
+    return folder / "runs" / "tiny"
+
+
+@pytest.fixture(autouse=True)
+def _inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+
+
+def result(folder: Path, name: str) -> dict:
+    return json.loads((folder / name).read_text())
+
+
+def test_tokenize_reports_what_it_made(folder):
+    found = result(folder, "tokenize.json")
+    assert found["dataset"] == "data/src"
+    assert found["train"]["documents"] + found["val"]["documents"] == 60
+    sizes = sum(path.stat().st_size for path in (folder / "src").iterdir())
+    assert found["train"]["bytes"] + found["val"]["bytes"] == sizes
+
+
+def test_a_run_holds_what_is_needed_to_repeat_it(folder, run):
+    config = load_run_config(run)
+    assert (config.run.name, config.train.total_steps, config.model.n_layers) == ("tiny", 3, 1)
+    assert json.loads((run / "environment.json").read_text())["versions"]["torch"]
+    assert (run / "tokenizer.json").read_bytes() == (folder / "data/src/tokenizer.json").read_bytes()
+    assert latest_step(run) == 3
+
+
+def test_train_and_eval_agree_on_the_held_out_documents(folder, run):
+    trained = result(folder, "train.json")["held_out"]
+    assert main(["eval", "--json", "eval.json"]) == 0
+    measured = result(folder, "eval.json")
+    assert measured["tokens"] == trained["tokens"]
+    assert measured["bits_per_byte"] == pytest.approx(trained["bits_per_byte"], rel=1e-5)
+
+
+def test_generation_from_the_run_and_from_its_export_is_the_same(folder, run, capfd):
+    assert main(["export", "--gguf", "--type", "tq2_0", "--head", "f32", "--no-verify"]) == 0
+    capfd.readouterr()
+    texts = []
+    for target in ("runs/tiny", "runs/tiny/model.gguf"):
+        assert main(["generate", target, "-p", "def f", "--temperature", "0", "--max-tokens", "8", "--quiet"]) == 0
+        texts.append(capfd.readouterr().out)
+    assert texts[0].startswith("def f")
+    assert texts[0] == texts[1]
+
+
+def test_resuming_with_more_steps_is_remembered(run):
+    assert main(["train", "--resume", "--set", "train.total_steps=4"]) == 0
+    assert latest_step(run) == 4
+    assert load_run_config(run).train.total_steps == 4
+
+
+def test_resuming_as_another_model_is_refused_and_changes_nothing(run, capfd):
+    before = (run / "config.toml").read_bytes()
+    assert main(["train", "--resume", "tiny", "--set", "model.n_layers=2"]) in (2, 3)
+    assert capfd.readouterr().err.splitlines()[-1].startswith("error: ")
+    assert (run / "config.toml").read_bytes() == before
+
+
+def test_a_data_set_of_another_vocabulary_is_refused(capfd):
+    line = ["train", *TINY, "--set", "data.path=data/src", "--set", "model.vocab_size=512", "--name", "other"]
+    assert main(line) == 3
+    assert "model.vocab_size = 512" in capfd.readouterr().err
+    assert not Path("runs/other").exists()
