@@ -304,7 +304,7 @@ def _hub_corpus(source: str, text_field: str, streaming: bool) -> Corpus:
 def _parse_hub_name(source: str) -> tuple[str, str | None, str]:
     """`hf:NAME[@CONFIG][:SPLIT]` -> (name, config or None, split; default train)."""
     rest = source.removeprefix("hf:")
-    if Path(rest).is_dir():
+    if rest and Path(rest).is_dir():
         return rest, None, "train"
     name, _, split = rest.partition(":")
     name, _, config = name.partition("@")

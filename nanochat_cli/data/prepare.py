@@ -8,7 +8,6 @@ source is a check of file sizes.
 
 import fcntl
 import hashlib
-import heapq
 import json
 import os
 import re
@@ -36,6 +35,7 @@ from nanochat_cli.data.shards import (
     verify_files,
     write_atomically,
 )
+from nanochat_cli.data.text_sample import TextSample
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import DataError
 from nanochat_cli.report.reporter import Reporter
@@ -173,34 +173,13 @@ class _Scan:
     sample: list[bytes]
 
 
-class _Sample:
-    """The documents with the highest keys, up to `limit` bytes: an even sample of a stream of unknown length."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.heap: list[tuple[int, bytes]] = []
-        self.size = 0
-
-    def offer(self, key: int, content: bytes) -> None:
-        if self.size + len(content) > self.limit and self.heap and key < self.heap[0][0]:
-            return
-        heapq.heappush(self.heap, (key, content))
-        self.size += len(content)
-        while self.size > self.limit and len(self.heap) > 1:
-            self.size -= len(heapq.heappop(self.heap)[1])
-
-    def documents(self, threshold: int) -> list[bytes]:
-        """Sampled documents of the train side; a single one longer than the limit is cut."""
-        return [content[: self.limit] for key, content in self.heap if key >= threshold]
-
-
 def _build(
     corpus: Corpus, out: Path, config: Config, settings: Settings, fingerprint: str, reporter: Reporter
 ) -> Manifest:
     scan = _scan(corpus, config, reporter)
     if corpus.skipped:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(corpus.skipped.items()))
-        reporter.warn(f"{corpus.source}: skipped {sum(corpus.skipped.values())} documents ({reasons})")
+        reporter.warn(f"{corpus.source}: left out {reasons}")
     tokenizer = _tokenizer(scan, config, reporter)
     definition = tokenizer.to_str().encode()
     write_atomically(out / TOKENIZER, definition)
@@ -228,7 +207,7 @@ def _build(
 def _scan(corpus: Corpus, config: Config, reporter: Reporter) -> _Scan:
     """First pass. Raises DataError when the documents are not at least two different ones."""
     base = round(config.data.val_fraction * HASH_RANGE)
-    sample = _Sample(config.tokenizer.train_bytes) if config.tokenizer.path is None else None
+    sample = TextSample(config.tokenizer.train_bytes) if config.tokenizer.path is None else None
     lowest, highest, total = HASH_RANGE, -1, 0
     digest = hashlib.sha256()
     limit = config.data.max_bytes

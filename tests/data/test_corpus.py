@@ -1,0 +1,273 @@
+"""Corpora: which documents a source yields, in what order, and what is said when it cannot."""
+
+import json
+import os
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+import huggingface_hub.constants
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from nanochat_cli.data import corpus as corpus_module
+from nanochat_cli.data.corpus import open_corpus
+from nanochat_cli.errors import DataError
+from tests.data.corpora import write_folder
+
+
+def contents(source: str | Path, **options: object) -> list[bytes]:
+    return [document.content for document in open_corpus(str(source), **options)]  # pyright: ignore[reportArgumentType]
+
+
+# -- files and folders -----------------------------------------------------------------------------------
+
+
+def test_a_folder_yields_every_file_sorted_and_again_on_every_iteration(tmp_path: Path) -> None:
+    expected = write_folder(tmp_path, 30)
+    corpus = open_corpus(str(tmp_path))
+    assert [document.content for document in corpus] == expected
+    assert [document.content for document in corpus] == expected
+    assert corpus.size_bytes == sum(map(len, expected))
+    ids = [document.id for document in corpus]
+    assert ids == sorted(ids)
+    assert len(set(ids)) == 30
+
+
+@pytest.mark.parametrize(
+    ("glob", "expected"),
+    [
+        ("**/*", ["a.rs", "b.py", "src/c.rs", "src/deep/d.rs", "src/deep/e.py"]),
+        ("*.rs", ["a.rs", "src/c.rs", "src/deep/d.rs"]),
+        ("**/*.rs", ["a.rs", "src/c.rs", "src/deep/d.rs"]),
+        ("src/*", ["src/c.rs"]),
+        ("src/**", ["src/c.rs", "src/deep/d.rs", "src/deep/e.py"]),
+        ("src/**/*.py", ["src/deep/e.py"]),
+        ("**/deep/*", ["src/deep/d.rs", "src/deep/e.py"]),
+        ("[ab].*", ["a.rs", "b.py"]),
+    ],
+)
+def test_glob_selects_files(tmp_path: Path, glob: str, expected: list[str]) -> None:
+    for name in ("a.rs", "b.py", "src/c.rs", "src/deep/d.rs", "src/deep/e.py", ".git/config", "src/.hidden.rs"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert [document.id for document in open_corpus(str(tmp_path), glob)] == expected
+
+
+def test_links_in_a_circle_end(tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "a.txt").write_text("a")
+    (tmp_path / "inner" / "up").symlink_to(tmp_path)
+    (tmp_path / "self").symlink_to(tmp_path / "self")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "z.txt").symlink_to(tmp_path / "inner" / "a.txt")
+    os.mkfifo(tmp_path / "pipe")
+    assert [document.id for document in open_corpus(str(tmp_path))] == ["inner/a.txt", "z.txt"]
+
+
+def test_unusable_files_are_left_out_and_counted_by_reason(tmp_path: Path) -> None:
+    (tmp_path / "good.txt").write_bytes("naïve\r\n".encode())
+    (tmp_path / "latin1.txt").write_bytes("naïve".encode("latin-1"))
+    (tmp_path / "cut.txt").write_bytes("é".encode()[:1])
+    (tmp_path / "binary.txt").write_bytes(b"ELF\0\1")
+    (tmp_path / "empty.txt").touch()
+    corpus = open_corpus(str(tmp_path))
+    assert [document.content for document in corpus] == ["naïve\r\n".encode()]
+    assert corpus.skipped == {"not UTF-8": 2, "binary (NUL bytes)": 1, "empty": 1}
+    list(corpus)
+    assert sum(corpus.skipped.values()) == 4
+
+
+def test_a_single_file_is_cut_at_line_ends_so_that_part_can_be_held_out(tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    path.write_bytes("".join(f"line {number} é\n" for number in range(5000)).encode())
+    pieces = contents(path)
+    assert b"".join(pieces) == path.read_bytes()
+    assert len(pieces) > 3
+    assert all(piece.endswith(b"\n") for piece in pieces)
+    assert all(len(piece) < corpus_module.SINGLE_FILE_PIECE + 20 for piece in pieces)
+
+
+def test_a_long_document_is_cut_and_a_long_bad_one_is_left_out_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus_module, "MAX_DOCUMENT", 100)
+    text = "".join(f"{number} é\n" for number in range(100))
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"text": text}) + "\n" + json.dumps({"text": text + "\0"}))
+    corpus = open_corpus(str(rows))
+    pieces = [document.content for document in corpus]
+    assert b"".join(pieces).decode() == text
+    assert len(pieces) > 5
+    assert all(piece.endswith(b"\n") for piece in pieces)
+    assert corpus.skipped == {"binary (NUL bytes)": 1}
+
+    (tmp_path / "rows.jsonl").unlink()
+    (tmp_path / "long.txt").write_bytes(text.encode() + b"\xff")  # only the last piece would be invalid
+    (tmp_path / "short.txt").write_bytes(b"short")
+    assert contents(tmp_path) == [b"short"]
+
+
+def test_the_standard_library_is_a_corpus_without_installed_packages() -> None:
+    ids = [document.id for document in open_corpus("stdlib")]
+    root = Path(sysconfig.get_path("stdlib"))
+    assert "json/decoder.py" in ids
+    assert len(ids) > 500
+    assert not any("site-packages" in name or "dist-packages" in name for name in ids)
+    assert all((root / name.partition("@")[0]).suffix == ".py" for name in ids)
+
+
+def test_the_fingerprint_follows_names_sizes_and_times_but_not_where_the_folder_is(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    write_folder(folder, 3)
+    before = open_corpus(str(folder)).fingerprint
+    assert open_corpus(str(folder)).fingerprint == before
+    folder.rename(tmp_path / "b")
+    moved = tmp_path / "b"
+    assert open_corpus(str(moved)).fingerprint == before
+    assert open_corpus(str(moved), "*.txt").fingerprint != before
+    file = next(moved.rglob("*.txt"))
+    status = file.stat()
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert open_corpus(str(moved)).fingerprint != before
+
+
+# -- records ---------------------------------------------------------------------------------------------
+
+ROWS = ["first\n", "zweite Zeile é", "three \ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16")]
+
+
+def write_jsonl(path: Path, rows: list[str], field: str = "text") -> Path:
+    path.write_text("".join(json.dumps({"id": i, field: row}) + "\n" for i, row in enumerate(rows)) + "\n")
+    return path
+
+
+def write_parquet(path: Path, rows: list[str | None], field: str = "text") -> Path:
+    pq.write_table(pa.table({"id": list(range(len(rows))), field: pa.array(rows, pa.string())}), path)
+    return path
+
+
+def test_jsonl_and_parquet_rows_are_documents(tmp_path: Path) -> None:
+    expected = [row.encode() for row in ROWS]
+    assert contents(write_jsonl(tmp_path / "rows.jsonl", ROWS)) == expected
+    assert contents(write_parquet(tmp_path / "rows.parquet", [*ROWS, None])) == expected
+    assert contents(write_jsonl(tmp_path / "code.jsonl", ROWS, field="code"), text_field="code") == expected
+
+
+def test_a_folder_of_records_is_read_when_the_glob_says_so(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "b.jsonl", ROWS[1:])
+    write_jsonl(tmp_path / "a.jsonl", ROWS[:1])
+    write_parquet(tmp_path / "c.parquet", [*ROWS])
+    assert contents(tmp_path, glob="*.jsonl") == [row.encode() for row in ROWS]
+    assert contents(tmp_path, glob="*.parquet") == [row.encode() for row in ROWS]
+
+
+def test_a_row_that_has_no_utf8_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "\\ud800"}\n{"text": "fine"}\n{"text": null}\n')
+    corpus = open_corpus(str(path))
+    assert [document.content for document in corpus] == [b"fine"]
+    assert corpus.skipped == {"not UTF-8": 1, "empty": 1}
+
+
+# -- what cannot be read ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.jsonl", b'{"text": "ok"}\n{"text": ', r"rows\.jsonl:2: not JSON: "),
+        ("rows.jsonl", b'{"text": "ok"}\n\xff\xfe\n', r"rows\.jsonl:2: not JSON: "),
+        ("rows.jsonl", b'{"id": 1, "content": "x"}\n', r"rows\.jsonl:1: no field 'text'; columns there: id, content;"),
+        ("rows.jsonl", b'["x"]\n', r"rows\.jsonl:1: a JSON list, expected an object with 'text'"),
+        ("rows.jsonl", b'{"text": 3}\n', r"rows\.jsonl:1: field 'text' is int, expected text"),
+        ("rows.jsonl", b"", r"rows\.jsonl: no usable document: it is empty"),
+        ("rows.parquet", b"PAR1 this is not parquet", r"rows\.parquet: not a readable parquet file"),
+        ("note.txt", b"", r"note\.txt: no usable document \(1 empty\)"),
+        ("note.txt", b"\0", r"note\.txt: no usable document \(1 binary \(NUL bytes\)\)"),
+        ("note.txt", b"\xff", r"note\.txt: no usable document \(1 not UTF-8\)"),
+    ],
+)
+def test_a_bad_source_is_named_with_the_reason_in_one_line(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        contents(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_parquet_file_without_the_field_lists_its_columns(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "rows.parquet", ["x"], field="code")
+    with pytest.raises(DataError, match=r"no field 'text'; columns there: id, code; set data\.text_field"):
+        contents(path)
+
+
+def test_sources_that_do_not_exist_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere: no such file or folder"):
+        open_corpus(str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match=r"no file matches glob '\*\.rs'"):
+        open_corpus(str(tmp_path), "*.rs")
+    with pytest.raises(DataError, match="no data set named"):
+        open_corpus("hf:")
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    write_folder(tmp_path, 2)
+    corpus = open_corpus(str(tmp_path))
+    victim = next(tmp_path.rglob("*.txt"))
+    victim.unlink()
+    with pytest.raises(DataError, match=rf"{victim.name}: cannot read: No such file"):
+        list(corpus)
+
+
+# -- hf: -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A local data set with a train and a test split; the hub is out of reach and the cache is the test's own."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    datasets.disable_progress_bars()
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    write_jsonl(folder / "train.jsonl", [f"train {number}\n" for number in range(20)])
+    write_jsonl(folder / "test.jsonl", [f"test {number}\n" for number in range(5)])
+    yield folder
+    datasets.enable_progress_bars()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_data_set_is_read_through_the_datasets_library(hub_folder: Path, streaming: bool) -> None:
+    train = [f"train {number}\n".encode() for number in range(20)]
+    assert contents(f"hf:{hub_folder}", streaming=streaming) == train
+    assert contents(f"hf:{hub_folder}:test", streaming=streaming) == [f"test {n}\n".encode() for n in range(5)]
+    assert contents(f"hf:{hub_folder}@default:train", streaming=streaming) == train
+    corpus = open_corpus(f"hf:{hub_folder}", streaming=streaming)
+    assert list(corpus) == list(corpus)
+
+
+def test_part_of_a_split_can_be_named(hub_folder: Path) -> None:
+    assert contents(f"hf:{hub_folder}:train[:3]") == [b"train 0\n", b"train 1\n", b"train 2\n"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("suffix", "field", "message"),
+    [
+        (":nope", "text", "cannot load: .*nope"),
+        ("@nope", "text", "cannot load: .*nope"),
+        ("", "code", r"row 0: no field 'code'; columns there: id, text"),
+        ("-missing", "text", "cannot load"),
+    ],
+)
+def test_a_data_set_that_cannot_be_loaded_is_one_line(
+    hub_folder: Path, streaming: bool, suffix: str, field: str, message: str
+) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        contents(f"hf:{hub_folder}{suffix}", text_field=field, streaming=streaming)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,268 @@
+"""Preparing a data set: the right tokens on the right side, whatever the number of workers, and only once."""
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import tokenizers
+
+from nanochat_cli.data import prepare
+from nanochat_cli.data.encoding import encode_documents
+from nanochat_cli.data.prepare import cached_dataset, prepare_dataset, split_key
+from nanochat_cli.data.shards import ShardReader
+from nanochat_cli.data.text_sample import TextSample
+from nanochat_cli.data.tokenizer import Tokenizer
+from nanochat_cli.errors import DataError
+from nanochat_cli.report.reporter import PlainReporter, QuietReporter
+from tests.data.corpora import make_config, write_folder
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    """sha256 of every visible file."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.iterdir()
+        if not path.name.startswith(".")
+    }
+
+
+@pytest.mark.parametrize("pre", ["gpt-2", "llama3", "qwen2"])
+def test_the_shards_are_what_the_plain_library_encodes_document_by_document(tmp_path: Path, pre: str) -> None:
+    documents = write_folder(tmp_path / "corpus", 60)
+    manifest = prepare_dataset(
+        str(tmp_path / "corpus"), tmp_path / "data", make_config(tokenizer={"pre": pre}), QuietReporter()
+    )
+    plain = tokenizers.Tokenizer.from_file(str(tmp_path / "data" / "tokenizer.json"))
+    plain.encode_special_tokens = True
+    eos = plain.token_to_id("<|endoftext|>")
+    reader = ShardReader(tmp_path / "data", vocab_size=400)
+    held_out = list(reader.documents("val"))
+    trained_on = list(reader.documents("train"))
+    for split, contents in (("train", trained_on), ("val", held_out)):
+        expected = [token for content in contents for token in [*plain.encode(content.decode()).ids, eos]]
+        assert reader.tokens(split)[:].tolist() == expected
+    # Nothing is lost, nothing is on both sides, and each side keeps the order of the corpus.
+    assert Counter(trained_on + held_out) == Counter(documents)
+    assert trained_on == [content for content in documents if content in set(trained_on)]
+    assert manifest.train.documents + manifest.val.documents == 60
+    assert manifest.tokenizer.vocab_size == plain.get_vocab_size() == 400
+
+
+def test_the_side_depends_on_the_content_alone(tmp_path: Path) -> None:
+    documents = write_folder(tmp_path / "corpus", 60)
+    # The same documents under other names, each of them three times, among new ones.
+    for copy in range(3):
+        for number, content in enumerate(documents):
+            (tmp_path / "more" / str(copy)).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "more" / str(copy) / f"{hashlib.md5(content).hexdigest()}{number}").write_bytes(content)
+    write_folder(tmp_path / "more", 60, seed=1)
+    sides = []
+    for name in ("corpus", "more"):
+        prepare_dataset(str(tmp_path / name), tmp_path / f"{name}-data", make_config(), QuietReporter())
+        reader = ShardReader(tmp_path / f"{name}-data")
+        sides.append((set(reader.documents("train")), set(reader.documents("val"))))
+    (train, val), (more_train, more_val) = sides
+    assert not more_train & more_val
+    assert train <= more_train
+    assert val <= more_val
+
+
+def test_about_the_asked_share_of_documents_is_held_out() -> None:
+    keys = [split_key(str(number).encode()) for number in range(4000)]
+    share = sum(key < 0.1 * prepare.HASH_RANGE for key in keys) / 4000
+    assert share == pytest.approx(0.1, abs=0.02)  # four standard deviations of a binomial
+
+
+def test_a_small_corpus_still_has_a_document_on_each_side(tmp_path: Path) -> None:
+    for count in (2, 3, 5):
+        for fraction in (0.0001, 0.02, 0.49):
+            folder = tmp_path / f"{count}-{fraction}"
+            write_folder(folder / "corpus", count, seed=count)
+            manifest = prepare_dataset(
+                str(folder / "corpus"), folder / "data", make_config(data={"val_fraction": fraction}), QuietReporter()
+            )
+            assert manifest.train.documents >= 1
+            assert manifest.val.documents >= 1
+
+
+def test_the_tokenizer_is_trained_on_the_train_side_only(tmp_path: Path) -> None:
+    write_folder(tmp_path / "corpus", 60)
+    prepare_dataset(str(tmp_path / "corpus"), tmp_path / "data", make_config(), QuietReporter())
+    reader = ShardReader(tmp_path / "data")
+    again = Tokenizer.train((content.decode() for content in reader.documents("train")), 400)
+    assert again.to_str() == reader.tokenizer.to_str()
+
+
+def test_the_sample_for_the_tokenizer_is_bounded_even_and_independent_of_order() -> None:
+    documents = [(split_key(str(number).encode()), f"{number:05d}".encode() * 2) for number in range(5000)]
+    forwards, backwards = TextSample(10_000), TextSample(10_000)
+    for key, content in documents:
+        forwards.offer(key, content)
+    for key, content in reversed(documents):
+        backwards.offer(key, content)
+    sample = forwards.documents()
+    assert sorted(sample) == sorted(backwards.documents())
+    assert len(sample) == 1000
+    assert forwards.size == 10_000
+    # Five equal parts of the stream, 200 expected from each, standard deviation 12.
+    parts = Counter(int(content[:5]) // 1000 for content in sample)
+    assert all(abs(parts[part] - 200) < 60 for part in range(5))
+    lowest = sorted(split_key(content[: len(content) // 2].lstrip(b"0") or b"0") for content in sample)[500]
+    assert len(forwards.documents(lowest)) == 500
+
+
+def test_a_document_longer_than_the_sample_is_cut_to_it() -> None:
+    sample = TextSample(10)
+    sample.offer(1, b"x" * 100)
+    sample.offer(0, b"y" * 5)
+    assert sample.documents() == [b"x" * 10]
+
+
+def test_the_tokenizer_reads_no_more_than_train_bytes(tmp_path: Path) -> None:
+    write_folder(tmp_path / "corpus", 60)
+    read: list[str] = []
+    original = Tokenizer.train
+
+    def spy(texts: object, *arguments: object, **options: object) -> Tokenizer:
+        read.extend(texts)  # pyright: ignore[reportArgumentType]
+        return original(read, *arguments, **options)  # pyright: ignore[reportArgumentType]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare.Tokenizer, "train", spy)
+        config = make_config(tokenizer={"train_bytes": 2000})
+        prepare_dataset(str(tmp_path / "corpus"), tmp_path / "data", config, QuietReporter())
+    assert 1000 < sum(len(text.encode()) for text in read) <= 2000
+    held_out = set(ShardReader(tmp_path / "data").documents("val"))
+    assert not {text.encode() for text in read} & held_out
+
+
+def test_the_result_does_not_depend_on_the_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "WORTH_A_WORKER", 1)
+    monkeypatch.setattr(prepare, "MAX_SHARD_TOKENS", 1500)
+    documents = write_folder(tmp_path / "corpus", 60)
+    results = []
+    for workers in (1, 2, 3):
+        out = tmp_path / str(workers)
+        prepare_dataset(str(tmp_path / "corpus"), out, make_config(data={"workers": workers}), QuietReporter())
+        results.append(files_of(out))
+    assert results[0] == results[1] == results[2]
+    assert sum(name.startswith("train-") for name in results[0]) > 1
+    # Batches of one document each: more batches in flight than workers.
+    tokenizer = Tokenizer.load(tmp_path / "1" / "tokenizer.json")
+    one = list(encode_documents(documents, tokenizer, workers=1))
+    many = list(encode_documents(documents, tokenizer, workers=2, batch_bytes=1))
+    assert [t for batch in one for t in batch.tokens.tolist()] == [t for batch in many for t in batch.tokens.tolist()]
+    assert [d for batch in many for d in batch.documents] == documents
+
+
+def test_a_given_tokenizer_is_used_and_padded_to_the_vocabulary(tmp_path: Path) -> None:
+    documents = write_folder(tmp_path / "corpus", 20)
+    tokenizer = Tokenizer.train((content.decode() for content in documents), 300)
+    tokenizer.save(tmp_path / "mine.json")
+    config = make_config(tokenizer={"path": tmp_path / "mine.json"})
+    manifest = prepare_dataset(str(tmp_path / "corpus"), tmp_path / "data", config, QuietReporter())
+    used = ShardReader(tmp_path / "data", vocab_size=400).tokenizer
+    assert used.encode(documents[0].decode()) == tokenizer.encode(documents[0].decode())
+    assert manifest.tokenizer.unused == 100 + len(tokenizer.unused_ids)
+    small = make_config(tokenizer={"path": tmp_path / "mine.json"}, model={"vocab_size": 280})
+    with pytest.raises(DataError, match=r"300 tokens but model\.vocab_size = 280"):
+        prepare_dataset(str(tmp_path / "corpus"), tmp_path / "small", small, QuietReporter())
+
+
+def test_max_bytes_stops_the_corpus(tmp_path: Path) -> None:
+    documents = write_folder(tmp_path / "corpus", 60)
+    config = make_config(data={"max_bytes": 3000})
+    manifest = prepare_dataset(str(tmp_path / "corpus"), tmp_path / "data", config, QuietReporter())
+    found = manifest.train.bytes + manifest.val.bytes
+    assert 3000 <= found < 3000 + max(map(len, documents))
+
+
+# -- doing it once ---------------------------------------------------------------------------------------
+
+
+def test_the_same_settings_and_source_change_no_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_folder(tmp_path / "corpus", 20)
+    out = tmp_path / "data"
+    first = prepare_dataset(str(tmp_path / "corpus"), out, make_config(), PlainReporter())
+    before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.iterdir()}
+    capsys.readouterr()
+    # The number of workers is no part of the result.
+    again = prepare_dataset(str(tmp_path / "corpus"), out, make_config(data={"workers": 2}), PlainReporter())
+    assert again == first
+    assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.iterdir()} == before
+    assert "already prepared" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("changed", ["a setting", "the corpus", "a shard"])
+def test_a_change_prepares_again_and_equals_a_fresh_preparation(
+    tmp_path: Path, changed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_folder(tmp_path / "corpus", 20)
+    out, config = tmp_path / "data", make_config()
+    prepare_dataset(str(tmp_path / "corpus"), out, config, QuietReporter())
+    if changed == "a setting":
+        config = make_config(model={"vocab_size": 350})
+        expected = "model.vocab_size changed"
+    elif changed == "the corpus":
+        write_folder(tmp_path / "corpus", 25, seed=3)
+        expected = "the source changed"
+    else:
+        (out / "val-00000.safetensors").write_bytes(b"")
+        expected = "val-00000.safetensors: 0 bytes"
+    prepare_dataset(str(tmp_path / "corpus"), out, config, PlainReporter())
+    assert expected in capsys.readouterr().err
+    prepare_dataset(str(tmp_path / "corpus"), tmp_path / "fresh", config, QuietReporter())
+    assert files_of(out) == files_of(tmp_path / "fresh")
+
+
+def test_the_cache_prepares_once_per_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NANOCHAT_CACHE", str(tmp_path / "cache"))
+    write_folder(tmp_path / "corpus", 20)
+    config = make_config(data={"source": str(tmp_path / "corpus")})
+    first = cached_dataset(config, QuietReporter())
+    assert first.is_relative_to(tmp_path / "cache" / "datasets")
+    assert first.name.startswith("corpus-")
+    assert cached_dataset(config, QuietReporter()) == first
+    other = make_config(data={"source": str(tmp_path / "corpus")}, model={"vocab_size": 350})
+    assert cached_dataset(other, QuietReporter()) != first
+    assert ShardReader(first, vocab_size=400).tokens("train").document_count > 0
+    given = make_config(data={"path": tmp_path / "mine"})
+    assert cached_dataset(given, QuietReporter()) == tmp_path / "mine"
+
+
+# -- what cannot be prepared -----------------------------------------------------------------------------
+
+
+def test_a_corpus_of_one_document_or_of_equal_ones_cannot_be_split(tmp_path: Path) -> None:
+    (tmp_path / "one").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"only one distinct document \(1 bytes\)"):
+        prepare_dataset(str(tmp_path / "one"), tmp_path / "data", make_config(), QuietReporter())
+    (tmp_path / "equal").mkdir()
+    for number in range(5):
+        (tmp_path / "equal" / str(number)).write_bytes(b"the same")
+    with pytest.raises(DataError, match="only one distinct document"):
+        prepare_dataset(str(tmp_path / "equal"), tmp_path / "data", make_config(), QuietReporter())
+    assert not (tmp_path / "data" / "manifest.json").exists()
+
+
+def test_a_source_that_changes_between_the_passes_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path / "corpus", 20)
+    original = prepare._tokenizer
+
+    def edit_and_go_on(*arguments: object) -> Tokenizer:
+        next((tmp_path / "corpus").rglob("*.txt")).write_text("edited")
+        return original(*arguments)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(prepare, "_tokenizer", edit_and_go_on)
+    with pytest.raises(DataError, match="changed while it was read"):
+        prepare_dataset(str(tmp_path / "corpus"), tmp_path / "data", make_config(), QuietReporter())
+    assert not (tmp_path / "data" / "manifest.json").exists()
+
+
+def test_skipped_files_are_reported_and_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_folder(tmp_path / "corpus", 20)
+    (tmp_path / "corpus" / "image.png").write_bytes(b"\x89PNG\0")
+    manifest = prepare_dataset(str(tmp_path / "corpus"), tmp_path / "data", make_config(), PlainReporter())
+    assert manifest.skipped == {"binary (NUL bytes)": 1}
+    assert "corpus: left out 1 binary (NUL bytes)" in capsys.readouterr().err

@@ -1,0 +1,149 @@
+"""Preparation under stress: killed anywhere, a full disk, no permission, a dying worker, a large corpus."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nanochat_cli.data.encoding import encode_documents
+from nanochat_cli.data.prepare import prepare_dataset
+from nanochat_cli.data.shards import ShardReader
+from nanochat_cli.data.tokenizer import Tokenizer
+from nanochat_cli.errors import DataError
+from nanochat_cli.report.reporter import QuietReporter
+from tests.data.corpora import make_config, write_folder
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python on this checkout. Returns only when every process that inherited its output is gone."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=200, env=environment, check=False
+    )
+
+
+def test_killed_at_any_durable_step_nothing_half_written_is_believed(tmp_path: Path) -> None:
+    write_folder(tmp_path / "corpus", 30)
+    expected = tmp_path / "expected"
+    manifest = prepare_dataset(str(tmp_path / "corpus"), expected, make_config(), QuietReporter())
+    whole = f"{manifest.train.documents}+{manifest.val.documents} documents"
+    out = tmp_path / "data"
+    ran = python("-m", "tests.data.interrupted_preparation", str(tmp_path / "corpus"), str(out))
+    assert ran.returncode == 0, ran.stderr
+    ends = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert len(ends) > 12
+    assert all(end["killed"] for end in ends[:-1])
+    assert {end["left"] for end in ends} == {"no manifest", whole}
+    assert ends[0]["left"] == "no manifest"
+    assert ends[-1] == {"step": len(ends), "killed": False, "left": whole}
+    for path in expected.iterdir():
+        assert (out / path.name).read_bytes() == path.read_bytes()
+    assert not list(out.glob(".*.partial"))
+
+
+KILLED_WITH_WORKERS = """
+import os, signal, sys
+from nanochat_cli.data.encoding import encode_documents
+from nanochat_cli.data.tokenizer import Tokenizer
+
+if __name__ == "__main__":
+    tokenizer = Tokenizer.load(sys.argv[1])
+    for _ in encode_documents([b"a document"] * 100, tokenizer, workers=2, batch_bytes=1):
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
+    Tokenizer.train(["text " * 20], 300).save(tmp_path / "tokenizer.json")
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED_WITH_WORKERS)
+    # The workers hold the pipes: were one left over, this would time out.
+    assert python(str(script), str(tmp_path / "tokenizer.json")).returncode == -signal.SIGKILL
+
+
+def test_a_worker_that_dies_is_an_error_and_not_a_hang(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.train(["text " * 20], 300)
+    encoded = encode_documents([b"a document"] * 1000, tokenizer, workers=2, batch_bytes=1)
+    next(encoded)
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    for child in children:
+        command = Path(f"/proc/{child}/cmdline").read_bytes()
+        if b"spawn_main" in command:
+            os.kill(int(child), signal.SIGKILL)
+    with pytest.raises(DataError, match=r"an encoding process died .*data\.workers=1"):
+        list(encoded)
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_believed(tmp_path: Path) -> None:
+    write_folder(tmp_path / "corpus", 60, size=4000)
+    out = tmp_path / "data"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))  # a write beyond it fails as on a full disk
+    try:
+        with pytest.raises(DataError, match=r"cannot write the data set: File too large") as caught:
+            prepare_dataset(str(tmp_path / "corpus"), out, make_config(), QuietReporter())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+    assert not list(out.glob("*.safetensors"))
+    prepare_dataset(str(tmp_path / "corpus"), out, make_config(), QuietReporter())
+    assert ShardReader(out).tokens("train").document_count > 0
+    assert not list(out.glob(".*.partial"))
+
+
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    write_folder(tmp_path / "corpus", 5)
+    (tmp_path / "file").touch()
+    targets = [tmp_path / "file", tmp_path / "file" / "data", Path("/proc/nanochat")]
+    if os.geteuid() != 0:  # permissions do not bind root
+        (tmp_path / "locked").mkdir(mode=0o555)
+        targets.append(tmp_path / "locked" / "data")
+    for target in targets:
+        with pytest.raises(DataError, match="cannot write the data set") as caught:
+            prepare_dataset(str(tmp_path / "corpus"), target, make_config(), QuietReporter())
+        assert "\n" not in str(caught.value)
+
+
+PEAK_MEMORY = """
+import resource, sys
+from pathlib import Path
+from nanochat_cli.config.schema import Config
+from nanochat_cli.data.prepare import prepare_dataset
+from nanochat_cli.report.reporter import QuietReporter
+
+if __name__ == "__main__":
+    source, out, workers = sys.argv[1:]
+    config = Config.model_validate(
+        {"model": {"vocab_size": 400}, "tokenizer": {"train_bytes": 500_000}, "data": {"workers": int(workers)}}
+    )
+    prepare_dataset(source, Path(out), config, QuietReporter())
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "workers"),
+    [(3, 12, 1), pytest.param(5, 50, 1, marks=pytest.mark.slow), pytest.param(5, 50, 2, marks=pytest.mark.slow)],
+)
+def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, small: int, large: int, workers: int) -> None:
+    script = tmp_path / "peak.py"
+    script.write_text(PEAK_MEMORY)
+    peaks = []
+    for megabytes in (small, large):
+        path = tmp_path / f"{megabytes}.jsonl"
+        with path.open("w") as file:
+            for number in range(megabytes * 100):
+                file.write(json.dumps({"text": f"document {number} " + "some words of text\n" * 525}) + "\n")
+        ran = python(str(script), str(path), str(tmp_path / str(megabytes)), str(workers))
+        assert ran.returncode == 0, ran.stderr
+        peaks.append(int(ran.stdout))
+    # Keeping the additional text or its tokens would cost at least (large − small) MB.
+    assert peaks[1] - peaks[0] < 4e6
