@@ -10,6 +10,7 @@ Sources: quantize_row_q8_K_ref and quantize_row_q8_0_ref of ggml-quants.c.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -63,25 +64,43 @@ ACTIVATION_ROUNDING: dict[str, Callable[[Tensor], Tensor]] = {
 """By the type of the weight that the activation is multiplied with."""
 
 
+@dataclass(frozen=True)
+class Jitter:
+    """Random relative disturbance of everything that is about to be rounded, uniform in ± `relative`."""
+
+    relative: float
+    seed: int
+
+
+def _disturbed(rounding: Callable[[Tensor], Tensor], jitter: Jitter | None) -> Callable[[Tensor], Tensor]:
+    if jitter is None:
+        return rounding
+    generator = torch.Generator().manual_seed(jitter.seed)
+    return lambda x: rounding(
+        x * (1 + jitter.relative * (2 * torch.rand(x.shape, generator=generator) - 1)).to(x.device)
+    )
+
+
 @contextmanager
 def ggml_arithmetic(
-    model: Transformer, linear_types: Mapping[str, str], head_type: str
+    model: Transformer, linear_types: Mapping[str, str], head_type: str, jitter: Jitter | None = None
 ) -> Iterator[Callable[[Tensor], Tensor]]:
     """Within the block, `model` computes as ggml would; yields tokens int64 [B, T] -> logits [B, T, V].
 
     linear_types: type per dotted name of a linear layer, as `Transformer.linears` names it. Embedding and
-    head weights are rounded to `head_type`. Everything is put back at the end, also after an error.
+    head weights are rounded to `head_type`. `jitter` shows which results hang on a value that lies between
+    two codes. Everything is put back at the end, also after an error.
     """
     embedding, head = model.embedding.weight, model.unembedding
     originals = {id(parameter): (parameter, parameter.data) for parameter in (embedding, head)}
-    rounded_head = ACTIVATION_ROUNDING[head_type]
+    rounded_head = _disturbed(ACTIVATION_ROUNDING[head_type], jitter)
     layers = list(model.linears())
     try:
         for parameter, data in originals.values():
-            parameter.data = rounded_head(data)
+            parameter.data = ACTIVATION_ROUNDING[head_type](data)
         for name, layer in layers:
             # The instance attribute shadows the method: it also reaches layers that quantise nothing in our runtime.
-            setattr(layer, "quantize_input", ACTIVATION_ROUNDING[linear_types[name]])  # noqa: B010
+            setattr(layer, "quantize_input", _disturbed(ACTIVATION_ROUNDING[linear_types[name]], jitter))  # noqa: B010
             if not layer.quant.enabled:
                 originals[id(layer.weight)] = (layer.weight, layer.weight.data)
                 layer.weight.data = ACTIVATION_ROUNDING[linear_types[name]](layer.weight.data)

@@ -11,9 +11,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from nanochat_cli.errors import ConfigError, ValidationFailure
 
@@ -24,24 +27,11 @@ MAX_CONTEXT = 4096
 
 
 @dataclass(frozen=True)
-class Completion:
-    """One prompt to continue. prompt: token ids, or text that llama.cpp tokenises itself."""
-
-    prompt: Sequence[int] | str
-    n_predict: int
-    n_probs: int = 0
-    """Log-probabilities wanted per step: 0, or the vocabulary size for all."""
-    temperature: float = 0.0
-    seed: int = 0
-
-
-@dataclass(frozen=True)
 class Continuation:
-    """What llama.cpp made of a Completion. logprobs: one row per generated token, in order of ids."""
+    """What llama.cpp made of a prompt."""
 
     text: str
     tokens: list[int]
-    logprobs: list[list[float]] = field(repr=False)
 
 
 def is_available() -> bool:
@@ -49,39 +39,56 @@ def is_available() -> bool:
     return importlib.util.find_spec("xllamacpp") is not None
 
 
-def complete(path: Path, completions: Sequence[Completion], timeout: float = DEFAULT_TIMEOUT) -> list[Continuation]:
-    """Continue each prompt, from an empty cache. Raises ValidationFailure when llama.cpp cannot."""
+def complete(
+    path: Path,
+    prompts: Sequence[Sequence[int] | str],
+    n_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    timeout: float = DEFAULT_TIMEOUT,
+) -> list[Continuation]:
+    """Continue each prompt (token ids, or text that llama.cpp tokenises itself) by at most n_tokens, up to EOS.
+
+    Each starts from an empty cache. Raises ValidationFailure when llama.cpp cannot.
+    """
     jobs = [
         {
-            "prompt": job.prompt if isinstance(job.prompt, str) else list(job.prompt),
-            "n_predict": job.n_predict,
-            "n_probs": job.n_probs,
-            "temperature": job.temperature,
-            "seed": job.seed,
+            "prompt": prompt if isinstance(prompt, str) else list(prompt),
+            "n_predict": n_tokens,
+            "temperature": temperature,
+            "seed": seed,
         }
-        for job in completions
+        for prompt in prompts
     ]
-    longest = max((len(job.prompt) + job.n_predict for job in completions), default=0)
-    answer = _ask(path, {"completions": jobs, "context": _context(longest)}, timeout)
+    answer = _ask(path, {"completions": jobs, "context": _context(prompts, n_tokens)}, timeout)
     return [Continuation(**entry) for entry in answer["completions"]]
+
+
+def logprobs(
+    path: Path, prompts: Sequence[Sequence[int]], vocab_size: int, timeout: float = DEFAULT_TIMEOUT
+) -> NDArray[np.float64]:
+    """Log-probabilities [prompts, V] of the token after each prompt. Raises ValidationFailure when llama.cpp cannot."""
+    request = {"prompts": [list(prompt) for prompt in prompts], "vocab_size": vocab_size}
+    answer = _ask(path, {**request, "context": _context(prompts, 1)}, timeout)
+    return np.array(answer["logprobs"], dtype=np.float64).reshape(len(prompts), vocab_size)
 
 
 def tokenize(path: Path, texts: Sequence[str], timeout: float = DEFAULT_TIMEOUT) -> list[list[int]]:
     """Token ids of each text, special tokens as plain characters. Raises ValidationFailure when llama.cpp cannot."""
-    return _ask(path, {"texts": list(texts), "context": _context(0)}, timeout)["tokens"]
+    return _ask(path, {"texts": list(texts), "context": _context([], 0)}, timeout)["tokens"]
 
 
 def llama_cpp_generate(
     path: Path, prompt: Sequence[int] | str, n_tokens: int, temperature: float = 0.0, seed: int = 0
 ) -> str:
     """The continuation of a prompt by llama.cpp, as text. Raises ConfigError without xllamacpp."""
-    job = Completion(prompt, n_tokens, temperature=temperature, seed=seed)
-    return complete(path, [job])[0].text
+    return complete(path, [prompt], n_tokens, temperature, seed)[0].text
 
 
-def _context(longest: int) -> int:
-    # A text prompt has at most as many tokens as characters of UTF-8; a multiple of 256 is what llama.cpp rounds to.
-    return min(MAX_CONTEXT, -(-max(longest, 1) // 256) * 256)
+def _context(prompts: Sequence[Sequence[int] | str], n_tokens: int) -> int:
+    """Positions to allocate: a text has at most as many tokens as bytes; llama.cpp rounds up to 256."""
+    lengths = [len(prompt.encode()) if isinstance(prompt, str) else len(prompt) for prompt in prompts]
+    return min(MAX_CONTEXT, -(-max(max(lengths, default=0) + n_tokens, 1) // 256) * 256)
 
 
 def _ask(path: Path, request: dict[str, Any], timeout: float) -> dict[str, Any]:

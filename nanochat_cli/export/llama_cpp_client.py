@@ -16,23 +16,23 @@ from typing import Any
 
 import xllamacpp
 
+compiled: Any = xllamacpp  # a compiled module without type information
+
 
 def main(request_path: str, response_path: str) -> None:
     request = json.loads(Path(request_path).read_text(encoding="utf-8"))
-    server = xllamacpp.Server(_parameters(request))
+    server = compiled.Server(_parameters(request))
     url = server.listening_address
     response = {
         "completions": [_complete(url, job) for job in request.get("completions", [])],
-        "tokens": [
-            _post(url, "/tokenize", {"content": text, "add_special": False, "parse_special": False})["tokens"]
-            for text in request.get("texts", [])
-        ],
+        "logprobs": _logprobs(url, request.get("prompts", []), request.get("vocab_size", 0)),
+        "tokens": [_tokenize(url, text) for text in request.get("texts", [])],
     }
     Path(response_path).write_text(json.dumps(response), encoding="utf-8")
 
 
 def _parameters(request: dict[str, Any]) -> Any:
-    parameters: Any = xllamacpp.CommonParams()
+    parameters = compiled.CommonParams()
     parameters.model.path = request["model"]
     parameters.n_ctx = request["context"]
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = request["threads"]
@@ -42,29 +42,44 @@ def _parameters(request: dict[str, Any]) -> Any:
     parameters.fit_params = False
     parameters.no_extra_bufts = True
     parameters.n_gpu_layers = 0
-    parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-    parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    parameters.cache_type_k = parameters.cache_type_v = compiled.ggml_type.GGML_TYPE_F32
+    parameters.flash_attn_type = compiled.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     return parameters
 
 
 def _complete(url: str, job: dict[str, Any]) -> dict[str, Any]:
+    answer = _post(url, "/completion", {**job, "return_tokens": True, "cache_prompt": False})
+    return {"text": answer["content"], "tokens": answer["tokens"]}
+
+
+def _logprobs(url: str, prompts: list[list[int]], vocab_size: int) -> list[list[float]]:
+    """Log-probabilities of the token after each prompt, in order of ids.
+
+    The server leaves out the probabilities of a token that ends inside a UTF-8 character. They are taken before
+    sampling, so a bias makes it choose a plain letter without changing them.
+    """
+    if not prompts:
+        return []
+    letter = _tokenize(url, "a")[0]
     body = {
-        "prompt": job["prompt"],
-        "n_predict": job["n_predict"],
-        "temperature": job.get("temperature", 0.0),
-        "seed": job.get("seed", 0),
-        "n_probs": job.get("n_probs", 0),
-        "return_tokens": True,
+        "n_predict": 1,
+        "temperature": 0.0,
+        "n_probs": vocab_size,
+        "logit_bias": [[letter, 1e6]],
         "cache_prompt": False,
     }
-    answer = _post(url, "/completion", body)
-    logprobs = []
-    for step in answer.get("completion_probabilities", []):
-        row = [0.0] * len(step["top_logprobs"])
+    rows = []
+    for prompt in prompts:
+        (step,) = _post(url, "/completion", {**body, "prompt": prompt})["completion_probabilities"]
+        row = [float("-inf")] * vocab_size
         for entry in step["top_logprobs"]:
             row[entry["id"]] = entry["logprob"]
-        logprobs.append(row)
-    return {"text": answer["content"], "tokens": answer["tokens"], "logprobs": logprobs}
+        rows.append(row)
+    return rows
+
+
+def _tokenize(url: str, text: str) -> list[int]:
+    return _post(url, "/tokenize", {"content": text, "add_special": False, "parse_special": False})["tokens"]
 
 
 def _post(url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
