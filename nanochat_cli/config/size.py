@@ -1,7 +1,7 @@
 """How many parameters a model has, from its configuration alone.
 
 Closed form, no torch: `nanochat presets` counts every preset in milliseconds. That it equals the
-model that is built is a test (tests/model).
+model that is built is a test (tests/config/test_size.py).
 """
 
 from dataclasses import dataclass
