@@ -24,6 +24,7 @@ DEFAULT_TIMEOUT = 600.0
 """Seconds for one child process, from loading the file to the last answer."""
 MAX_CONTEXT = 4096
 """Positions that llama.cpp allocates at most; the tests and samples here are short."""
+ONE_THREAD_BYTES = 32_000_000
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ def _context(prompts: Sequence[Sequence[int] | str], n_tokens: int) -> int:
 def _ask(path: Path, request: dict[str, Any], timeout: float) -> dict[str, Any]:
     if not is_available():
         raise ConfigError("xllamacpp is not installed: pip install 'nanochat[llama-cpp]'")
-    threads = len(os.sched_getaffinity(0))
+    # llama.cpp's threads spin at every barrier: below some size a second one only waits, and slows other programs down.
+    threads = 1 if path.stat().st_size < ONE_THREAD_BYTES else len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="nanochat-llama-cpp-") as folder:
         asked, answered = Path(folder, "request.json"), Path(folder, "response.json")
         asked.write_text(json.dumps({**request, "model": str(path.resolve()), "threads": threads}), encoding="utf-8")
