@@ -35,11 +35,6 @@ class EncodedBatch(NamedTuple):
     lengths: NDArray[np.int64]
 
 
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def encode_documents(
     documents: Iterable[bytes], tokenizer: Tokenizer, workers: int, batch_bytes: int = BATCH_BYTES
 ) -> Iterator[EncodedBatch]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.corpus import Corpus, Document, open_corpus
-from nanochat_cli.data.encoding import WORTH_A_WORKER, available_cores, encode_documents
+from nanochat_cli.data.encoding import WORTH_A_WORKER, encode_documents
 from nanochat_cli.data.shards import (
     FORMAT_VERSION,
     MANIFEST,
@@ -38,6 +38,7 @@ from nanochat_cli.data.shards import (
 from nanochat_cli.data.text_sample import TextSample
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import DataError
+from nanochat_cli.report.environment import usable_cores
 from nanochat_cli.report.reporter import Reporter
 
 HASH_RANGE = 1 << 64
@@ -258,7 +259,7 @@ def _encode(
     corpus: Corpus, scan: _Scan, tokenizer: Tokenizer, out: Path, config: Config, reporter: Reporter
 ) -> tuple[SplitInfo, SplitInfo]:
     """Second pass: (train, val). Raises DataError when the source is no longer what the first pass read."""
-    most = config.data.workers or available_cores()
+    most = config.data.workers or usable_cores()
     workers = max(1, min(most, scan.size // WORTH_A_WORKER))
     digest = hashlib.sha256()
     with (

@@ -84,7 +84,9 @@ class Tokenizer:
             raise DataError(f"{where}: no end-of-text token among its special tokens (one of {', '.join(EOS_NAMES)})")
         self.eos_token = eos
         self.eos_id = self.special_tokens[eos]
-        self._bytes = _token_bytes(definition, where)
+        self._texts = _token_texts(definition, where)
+        added = {token["id"] for token in definition["added_tokens"]}
+        self._bytes = [_text_bytes(text, token in added) for token, text in enumerate(self._texts)]
         by_bytes = {content: token for token, content in enumerate(self._bytes) if len(content) == 1}
         missing = [byte for byte in range(256) if bytes([byte]) not in by_bytes]
         if missing:
@@ -175,14 +177,11 @@ class Tokenizer:
     @property
     def unused_ids(self) -> list[int]:
         """Ids that only fill the vocabulary up; the GGUF token type is UNUSED."""
-        return [i for i in range(self.vocab_size) if self.token_text(i) == f"[PAD{i}]"]
+        return [token for token, text in enumerate(self._texts) if text == f"[PAD{token}]"]
 
     def token_text(self, token: int) -> str:
         """The token as tokenizer.json spells it (byte-level characters), which is what a GGUF stores."""
-        text = self.backend.id_to_token(token)
-        if text is None:
-            raise IndexError(f"token {token} is outside the vocabulary of {self.vocab_size}")
-        return text
+        return self._texts[token]
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes a token decodes to; a special or unused token decodes to its own name."""
@@ -275,20 +274,20 @@ def _llama_cpp_name(definition: dict, where: str) -> str:
     )
 
 
-def _token_bytes(definition: dict, where: str) -> list[bytes]:
-    """Bytes of every id, from the vocabulary's byte-level spelling; added tokens are their own text."""
-    added = {token["id"]: token["content"] for token in definition["added_tokens"]}
-    texts = {token: text for text, token in definition["model"]["vocab"].items()} | added
+def _token_texts(definition: dict, where: str) -> list[str]:
+    """Text of every id as the file spells it. Raises DataError unless ids are gapless and texts unique."""
+    texts = {token: text for text, token in definition["model"]["vocab"].items()}
+    texts |= {token["id"]: token["content"] for token in definition["added_tokens"]}
     if sorted(texts) != list(range(len(texts))) or len(set(texts.values())) != len(texts):
         raise DataError(f"{where}: token ids or texts are not unique and gapless; GGUF cannot hold this vocabulary")
-    contents: list[bytes] = []
-    for token in range(len(texts)):
-        text = texts[token]
-        if token in added or not all(char in CHAR_TO_BYTE for char in text):
-            contents.append(text.encode("utf-8"))
-        else:
-            contents.append(bytes(CHAR_TO_BYTE[char] for char in text))
-    return contents
+    return [texts[token] for token in range(len(texts))]
+
+
+def _text_bytes(text: str, added: bool) -> bytes:
+    """What a token decodes to; added tokens, and entries outside the byte alphabet, are their own text."""
+    if added or not all(char in CHAR_TO_BYTE for char in text):
+        return text.encode("utf-8")
+    return bytes(CHAR_TO_BYTE[char] for char in text)
 
 
 def _has_surrogates(text: str) -> bool:

@@ -5,9 +5,9 @@ import os
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import datasets
-import huggingface_hub.constants
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,8 +18,8 @@ from nanochat_cli.errors import DataError
 from tests.data.corpora import write_folder
 
 
-def contents(source: str | Path, **options: object) -> list[bytes]:
-    return [document.content for document in open_corpus(str(source), **options)]  # pyright: ignore[reportArgumentType]
+def contents(source: str | Path, **options: Any) -> list[bytes]:
+    return [document.content for document in open_corpus(str(source), **options)]
 
 
 # -- files and folders -----------------------------------------------------------------------------------
@@ -229,9 +229,9 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 @pytest.fixture
 def hub_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A local data set with a train and a test split; the hub is out of reach and the cache is the test's own."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     datasets.disable_progress_bars()
     folder = tmp_path / "rows"
     folder.mkdir()

@@ -2,7 +2,9 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -10,7 +12,7 @@ import tokenizers
 from nanochat_cli.data import prepare
 from nanochat_cli.data.encoding import encode_documents
 from nanochat_cli.data.prepare import cached_dataset, prepare_dataset, split_key
-from nanochat_cli.data.shards import ShardReader
+from nanochat_cli.data.shards import ShardReader, Split
 from nanochat_cli.data.text_sample import TextSample
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import DataError
@@ -39,7 +41,8 @@ def test_the_shards_are_what_the_plain_library_encodes_document_by_document(tmp_
     reader = ShardReader(tmp_path / "data", vocab_size=400)
     held_out = list(reader.documents("val"))
     trained_on = list(reader.documents("train"))
-    for split, contents in (("train", trained_on), ("val", held_out)):
+    sides: list[tuple[Split, list[bytes]]] = [("train", trained_on), ("val", held_out)]
+    for split, contents in sides:
         expected = [token for content in contents for token in [*plain.encode(content.decode()).ids, eos]]
         assert reader.tokens(split)[:].tolist() == expected
     # Nothing is lost, nothing is on both sides, and each side keeps the order of the corpus.
@@ -124,9 +127,9 @@ def test_the_tokenizer_reads_no_more_than_train_bytes(tmp_path: Path) -> None:
     read: list[str] = []
     original = Tokenizer.train
 
-    def spy(texts: object, *arguments: object, **options: object) -> Tokenizer:
-        read.extend(texts)  # pyright: ignore[reportArgumentType]
-        return original(read, *arguments, **options)  # pyright: ignore[reportArgumentType]
+    def spy(texts: Iterable[str], *arguments: Any, **options: Any) -> Tokenizer:
+        read.extend(texts)
+        return original(read, *arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare.Tokenizer, "train", spy)
@@ -250,9 +253,9 @@ def test_a_source_that_changes_between_the_passes_is_noticed(tmp_path: Path, mon
     write_folder(tmp_path / "corpus", 20)
     original = prepare._tokenizer
 
-    def edit_and_go_on(*arguments: object) -> Tokenizer:
+    def edit_and_go_on(*arguments: Any) -> Tokenizer:
         next((tmp_path / "corpus").rglob("*.txt")).write_text("edited")
-        return original(*arguments)  # pyright: ignore[reportArgumentType]
+        return original(*arguments)
 
     monkeypatch.setattr(prepare, "_tokenizer", edit_and_go_on)
     with pytest.raises(DataError, match="changed while it was read"):

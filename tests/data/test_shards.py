@@ -1,6 +1,7 @@
 """Shards: plain safetensors, exact counts, and every damage noticed before training reads a token."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -109,8 +110,10 @@ def edit_manifest(folder: Path, **changes: object) -> None:
         (lambda folder: edit_manifest(folder, train={}), r"manifest\.json: damaged manifest \(train\.tokens: "),
     ],
 )  # fmt: skip
-def test_damage_is_noticed_on_open_and_said_in_one_line(dataset: Path, damage: object, message: str) -> None:
-    damage(dataset)  # pyright: ignore[reportCallIssue]
+def test_damage_is_noticed_on_open_and_said_in_one_line(
+    dataset: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    damage(dataset)
     with pytest.raises(DataError, match=message) as caught:
         ShardReader(dataset)
     assert "\n" not in str(caught.value)
