@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from nanochat_cli.data.tokenizer import Tokenizer
     from nanochat_cli.model.transformer import Transformer
 
+GGUF_FILE = "model.gguf"
 QUICKSTART_PROMPT = "def "
+QUICKSTART_TOKENS = 64
 
 
 class Engine:
@@ -46,6 +48,7 @@ class Engine:
         from nanochat_cli.data.prepare import cached_dataset
         from nanochat_cli.data.shards import ShardReader
         from nanochat_cli.training.shard_data import ShardData
+        from nanochat_cli.training.summary import summarise
         from nanochat_cli.training.trainer import Trainer
 
         reader = ShardReader(cached_dataset(config, self.reporter), vocab_size=config.model.vocab_size)
@@ -55,15 +58,7 @@ class Engine:
         if resume is not None:
             self._write_config(config, run_dir)  # only now: the trainer has refused what does not fit the checkpoint
         result = trainer.fit()
-        rows = [
-            ("held-out bits per byte", result.held_out.bits_per_byte),
-            ("held-out loss", result.held_out.loss),
-            ("steps", result.progress.step),
-            ("tokens", result.progress.tokens),
-            ("tokens per second", round(result.tokens_per_second)),
-            ("parameters", result.parameters),
-        ]
-        self.reporter.table(str(run_dir), ("measure", "value"), rows)
+        summarise(run_dir, config, result, reader, self.reporter)
         self.reporter.info(f"next: nanochat generate {run_dir} -p 'def '   or: nanochat export {run_dir} --gguf")
         self.reporter.result({"run": str(run_dir), **asdict(result)})
         return run_dir
@@ -114,6 +109,7 @@ class Engine:
         from nanochat_cli.export.gguf import export_gguf
         from nanochat_cli.export.verify import verify_gguf
         from nanochat_cli.inference.load import load_run
+        from nanochat_cli.report.results import add_results
 
         model, tokenizer, config = load_run(run)
         report = export_gguf(model, tokenizer, out, export, self._provenance(run, config))
@@ -124,17 +120,29 @@ class Engine:
             f"{report.bits_per_weight:.3g} bits per ternary weight"
         )
         self.reporter.result({"run": str(run), "export": asdict(report)})
+        add_results(run, export=asdict(report))
         if export.verify:
             verified = verify_gguf(out, model, tokenizer)
             for line in verified.lines():
                 self.reporter.info(f"verified: {line}")
             self.reporter.result({"verify": asdict(verified)})
+            add_results(run, verification=asdict(verified))
 
     def quickstart(self, config: Config, run: Path) -> None:
-        """The whole chain into the folder `run`: data, training, held-out bits per byte, a sample, a GGUF file."""
+        """The whole chain into the folder `run`: data, training, figures, a GGUF file, llama.cpp running it."""
+        from nanochat_cli.export import llama_cpp
+
         self.train(config, resume=None)
-        self.generate(run, QUICKSTART_PROMPT, stream=True)
-        self.export(run, run / "model.gguf", config.export)
+        gguf = run / GGUF_FILE
+        self.export(run, gguf, config.export)
+        if not llama_cpp.is_available():
+            self.reporter.warn("llama.cpp was not run: install the extra [llama-cpp] (make quickstart does)")
+            return
+        text = llama_cpp.llama_cpp_generate(gguf, QUICKSTART_PROMPT, QUICKSTART_TOKENS)
+        self.reporter.info("llama.cpp continues, greedily:")
+        self.reporter.write(f"{QUICKSTART_PROMPT}{text}\n")
+        self.reporter.result({"llama_cpp": QUICKSTART_PROMPT + text})
+        self.reporter.info(f"done: {run / 'report.md'} has everything; {gguf} runs in llama.cpp, Ollama and LM Studio")
 
     def _load(self, target: Path) -> "tuple[Transformer, Tokenizer]":
         if target.suffix == ".gguf":
@@ -148,14 +156,14 @@ class Engine:
 
     def _create_run(self, config: Config, reader: "ShardReader") -> Path:
         """A run's folder with all that does not change while it trains."""
-        from nanochat_cli.environment import describe_environment
+        from nanochat_cli.report.environment import environment
 
         assert config.run.name is not None, "the caller names the run"
         run_dir = config.run.dir / config.run.name
         run_dir.mkdir(parents=True, exist_ok=True)
         self._write_config(config, run_dir)
-        environment = json.dumps(describe_environment(), indent=2, ensure_ascii=False)
-        (run_dir / "environment.json").write_text(environment + "\n", encoding="utf-8")
+        described = json.dumps(environment(), indent=2, ensure_ascii=False)
+        (run_dir / "environment.json").write_text(described + "\n", encoding="utf-8")
         reader.tokenizer.save(run_dir / "tokenizer.json")
         return run_dir
 
@@ -173,7 +181,7 @@ class Engine:
         environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
         return {
             "version": __version__,
-            "git": environment.get("git"),
+            "git": (environment.get("git") or {}).get("commit"),
             "run": run.name,
             "step": latest_step(run),
             "config": config_to_toml(config),

@@ -15,7 +15,10 @@ WINDOW = 64
 
 
 class TimeBudget:
-    """Turns measured step times into a total. budget: seconds of training steps, compilation included."""
+    """Turns measured step times into a total. budget: seconds of training steps, compilation included.
+
+    The first CALIBRATION_STEPS steps are always taken: a budget that is eaten by compilation still trains a little.
+    """
 
     def __init__(self, budget: float, config: OptimConfig, max_steps: int) -> None:
         self.budget = budget
@@ -28,7 +31,7 @@ class TimeBudget:
         self._recent.append(last_step_seconds)
         remaining = max(0.0, self.budget - elapsed)
         fitting = step + int(remaining / max(statistics.median(self._recent), 1e-6))
-        return max(step, min(self.max_steps, fitting))
+        return min(self.max_steps, max(step, fitting, CALIBRATION_STEPS))
 
     def must_freeze(self, step: int, total_steps: int) -> bool:
         """Whether the learning rate of the next step depends on the total."""

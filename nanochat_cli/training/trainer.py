@@ -101,6 +101,7 @@ class Trainer:
         self.optimizers = build_optimizer(self.model, config.optim)
         self.skip_policy = SkipPolicy(config.train.spike_factor, config.train.max_skipped_steps)
         self.telemetry = TernaryTelemetry()
+        self._saved_step: int | None = None
         self.global_batch = config.train.batch_size * config.train.grad_accum
         self.flops_per_token = model_flops_per_token(config.model, config.train.seq_len)
         self.peak_flops = measured_peak(self.device, self.autocast_dtype or torch.float32)
@@ -163,7 +164,8 @@ class Trainer:
         progress.micro_batch = self.gradient_step.micro_batch
         norm = self.optimizers.clip_grad_norm(self.config.train.grad_clip)
         loss_value, objective, norm_value = read_scalars(loss, norm)
-        reason = self.skip_policy.reason_to_skip(objective, norm_value, self._last_checkpoint())
+        saved = None if self._saved_step is None else f"step {self._saved_step}"
+        reason = self.skip_policy.reason_to_skip(objective, norm_value, saved)
         multiplier = lr_multiplier(progress.step, progress.total_steps, optim)
         if reason is None:
             decay = weight_decay_multiplier(progress.step, progress.total_steps, optim)
@@ -242,9 +244,12 @@ class Trainer:
 
     def _evaluate(self, max_tokens: int | None) -> HeldOut:
         progress = self.progress
-        held_out = evaluate(
-            self.model, self.data.held_out(max_tokens), self.data.token_bytes, autocast_dtype=self.autocast_dtype
-        )
+        # On a CPU compiling the model once more for inference costs more than evaluating eagerly.
+        stance = "force_eager" if self.device.type == "cpu" else "default"
+        with torch.compiler.set_stance(stance):
+            held_out = evaluate(
+                self.model, self.data.held_out(max_tokens), self.data.token_bytes, autocast_dtype=self.autocast_dtype
+            )
         self._log({f"eval/{name}": value for name, value in held_out.as_dict().items()})
         progress.evaluations.append(
             {"step": progress.step, "tokens": progress.tokens, "seconds": progress.seconds, **held_out.as_dict()}
@@ -275,6 +280,7 @@ class Trainer:
             model_config=self.config.model.model_dump(mode="json"),
             best=best,
         )
+        self._saved_step = self.progress.step
         best_step = self.progress.best_step if self.config.checkpoint.keep_best else None
         checkpoints.prune(self.run_dir, self.config.checkpoint.keep_last, best_step)
 
@@ -295,10 +301,7 @@ class Trainer:
         if self.budget is None:
             self.progress.total_steps = self.config.train.total_steps
         self.skip_policy.load_state_dict(state["skip_policy"])
-
-    def _last_checkpoint(self) -> str | None:
-        step = checkpoints.latest_step(self.run_dir)
-        return None if step is None else f"step {step}"
+        self._saved_step = self.progress.step
 
     def _expected_seconds(self) -> float:
         """From the configuration alone (no clock): a resumed run must come to the same decision."""

@@ -42,6 +42,6 @@ def test_schedules_that_depend_on_the_total_from_the_start_freeze_after_a_short_
     assert frozen == 8
 
 
-def test_total_steps_is_an_upper_bound_and_one_step_a_lower_one():
+def test_total_steps_is_an_upper_bound_and_the_calibration_a_lower_one():
     assert run(lambda _: 0.01, 100.0, OptimConfig(), max_steps=50)[0] == 50
-    assert run(lambda _: 500.0, 100.0, OptimConfig())[0] == 1
+    assert run(lambda _: 500.0, 100.0, OptimConfig())[0] == 8

@@ -1,0 +1,106 @@
+"""Training speed of the ternary model against the same model with float linears, in one process.
+
+    python benchmarks/qat_overhead.py [--rounds 7] [--out benchmarks/results/qat_overhead.json]
+
+For about 2 M and 20 M parameters: whole training steps (forward, backward, clip, optimizer, requantisation), compiled,
+the two models in turn; tokens per second of each round and their ratio, and for the larger model the utilisation
+against the matmul peak measured between the rounds. Eager ratios are printed beside them.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+
+from nanochat_cli.bench.result_file import Result, summarise, write_results
+from nanochat_cli.config.schema import ModelConfig, OptimConfig, TrainConfig
+from nanochat_cli.model.transformer import Transformer
+from nanochat_cli.optim import build_optimizer
+from nanochat_cli.training.compilation import compile_blocks
+from nanochat_cli.training.flops import model_flops_per_token
+from nanochat_cli.training.gradient_step import GradientStep
+
+SHAPES = {
+    "2M": {"dim": 256, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 512, "vocab_size": 2048},
+    "20M": {"dim": 512, "n_layers": 6, "n_heads": 8, "n_kv_heads": 4, "ffn_dim": 1536, "vocab_size": 4096},
+}
+BATCH = {"2M": 16, "20M": 16}
+SEQ_LEN = 256
+
+
+class Contender:
+    """A model that can take one training step and say how long it took."""
+
+    def __init__(self, shape: dict[str, int], batch: int, quantized: bool, compiled: bool) -> None:
+        torch.manual_seed(0)
+        settings = {**shape, "max_seq_len": SEQ_LEN, "qk_norm": True, "quant": {"enabled": quantized}}
+        self.config = ModelConfig.model_validate(settings)
+        self.model = Transformer(self.config)
+        if compiled:
+            compile_blocks(self.model)
+        self.optimizers = build_optimizer(self.model, OptimConfig())
+        self.gradient = GradientStep(self.model, TrainConfig(batch_size=batch, seq_len=SEQ_LEN), None, print)
+        self.tokens = torch.randint(0, shape["vocab_size"], (batch, SEQ_LEN + 1))
+
+    def step(self) -> float:
+        """Seconds of one training step."""
+        started = time.perf_counter()
+        self.gradient(self.tokens[:, :-1], self.tokens[:, 1:], self.optimizers.zero_grad)
+        self.optimizers.clip_grad_norm(1.0)
+        self.optimizers.step(0.01)
+        self.model.requantize()
+        return time.perf_counter() - started
+
+
+def sgemm_flops(n: int = 2048) -> float:
+    """FLOP/s of one large float32 matmul now."""
+    left, right = torch.ones(n, n), torch.ones(n, n)
+    started = time.perf_counter()
+    torch.mm(left, right)
+    return 2 * n**3 / (time.perf_counter() - started)
+
+
+def compare(name: str, rounds: int, compiled: bool) -> list[Result]:
+    """Interleaved rounds of ternary and float steps of one shape."""
+    shape, batch = SHAPES[name], BATCH[name]
+    ternary, twin = (Contender(shape, batch, quantized, compiled) for quantized in (True, False))
+    for contender in (ternary, twin, ternary, twin):
+        contender.step()
+    tokens = batch * SEQ_LEN
+    rates: dict[str, list[float]] = {"ternary": [], "float": []}
+    peaks: list[float] = []
+    for _ in range(rounds):
+        rates["ternary"].append(tokens / min(ternary.step(), ternary.step()))
+        rates["float"].append(tokens / min(twin.step(), twin.step()))
+        peaks.append(max(sgemm_flops() for _ in range(3)))
+    form = "compiled" if compiled else "eager"
+    parameters = sum(p.numel() for p in ternary.model.parameters())
+    case = f"{name} ({parameters / 1e6:.1f} M parameters), {form}"
+    flops = model_flops_per_token(ternary.config, SEQ_LEN)
+    best_peak = max(peaks)
+    utilisation = [rate * flops / best_peak for rate in rates["ternary"]]
+    results = [
+        summarise(case, "training rate", "tokens/s", rates["ternary"], peer="float twin", peer_runs=rates["float"]),
+        summarise(case, "utilisation of the SGEMM peak", "share", utilisation),
+        summarise(case, "SGEMM peak", "FLOP/s", peaks),
+    ]
+    for result in results:
+        ratio = "" if result.ratio is None else f"  {result.ratio:.3f} × {result.peer}"
+        print(f"{result.case}: {result.metric} {result.value:.4g} {result.unit}{ratio}", flush=True)
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "qat_overhead.json")
+    arguments = parser.parse_args()
+    results = [
+        result for name in SHAPES for compiled in (True, False) for result in compare(name, arguments.rounds, compiled)
+    ]
+    print(f"wrote {write_results(arguments.out, 'qat_overhead', results)}")
+
+
+if __name__ == "__main__":
+    main()

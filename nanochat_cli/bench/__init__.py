@@ -1,0 +1,1 @@
+"""Measurements: matched runs, result files, statistics."""

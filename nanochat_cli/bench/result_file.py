@@ -1,0 +1,80 @@
+"""The one form of every committed measurement: `{"suite", "environment", "results", "claims"}` as JSON.
+
+A result compares a value with a named peer measured in the same process or run. `ratio` above 1 always means better
+than the peer, so that a ratio of times is peer / ours and a ratio of rates ours / peer.
+"""
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nanochat_cli.errors import DataError
+from nanochat_cli.report.environment import environment
+
+
+@dataclass(frozen=True)
+class Result:
+    """One figure. runs: the single measurements; spread: their smallest and largest; value: their median."""
+
+    case: str
+    metric: str
+    value: float
+    unit: str
+    peer: str | None = None
+    ratio: float | None = None
+    runs: list[float] = field(default_factory=list)
+    spread: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement that was measured; verdict: supported, not supported, or not measurable here."""
+
+    id: str
+    statement: str
+    source: str
+    expected: str
+    measured: str
+    verdict: str
+    interval: tuple[float, float] | None = None
+    seeds: int | None = None
+
+
+def summarise(
+    case: str,
+    metric: str,
+    unit: str,
+    runs: Sequence[float],
+    *,
+    peer: str | None = None,
+    peer_runs: Sequence[float] | None = None,
+    smaller_is_better: bool = False,
+) -> Result:
+    """The median of interleaved runs, and the median of the ratios to the peer, pair by pair."""
+    ratio = None
+    if peer_runs is not None:
+        pairs = zip(runs, peer_runs, strict=True)
+        ratio = statistics.median(theirs / ours if smaller_is_better else ours / theirs for ours, theirs in pairs)
+    return Result(case, metric, statistics.median(runs), unit, peer, ratio, list(runs), spread=(min(runs), max(runs)))
+
+
+def write_results(
+    path: Path, suite: str, results: Sequence[Result], claims: Sequence[Claim] = (), **details: Any
+) -> Path:
+    """Write the file, with the environment it was measured in; details: further keys. Raises DataError."""
+    document = {
+        "suite": suite,
+        "environment": environment(),
+        "results": [asdict(result) for result in results],
+        "claims": [asdict(claim) for claim in claims],
+        **details,
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror}") from error
+    return path

@@ -1,0 +1,105 @@
+"""The end of a run: compressors on the same held-out files, the curve, a sample, `results.json` and the report.
+
+Knows what a finished run is judged by; the figures come from the trainer, the drawing from `report`.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from nanochat_cli.config.schema import Config
+from nanochat_cli.config.size import count_parameters
+from nanochat_cli.data.compress_baselines import compress_baselines
+from nanochat_cli.data.shards import ShardReader
+from nanochat_cli.inference.generate import generate
+from nanochat_cli.inference.load import load_run
+from nanochat_cli.inference.sampling import SamplingConfig
+from nanochat_cli.report.metrics_log import read_metrics
+from nanochat_cli.report.plots import plot_run, text_curve
+from nanochat_cli.report.reporter import Reporter
+from nanochat_cli.report.results import add_results
+from nanochat_cli.training.trainer import TrainResult
+
+MAX_COMPRESSED_BYTES = 16_000_000
+"""xz reads about a megabyte a second: larger held-out sets are not compressed."""
+CURVE_FILE = "curve.png"
+SAMPLE_PROMPT = "def "
+SAMPLE = SamplingConfig(max_tokens=96, temperature=0.7, top_k=50, seed=0)
+
+
+def summarise(run_dir: Path, config: Config, result: TrainResult, reader: ShardReader, reporter: Reporter) -> None:
+    """Write everything into the run's folder, and say the essence."""
+    baselines = _baselines(reader, reporter)
+    records = read_metrics(run_dir)
+    plot_run(records, run_dir / CURVE_FILE, title=run_dir.name, baselines=baselines)
+    sample = _sample(run_dir, result.progress.step)
+    counts = count_parameters(config.model)
+    report = add_results(
+        run_dir,
+        config=config.model_dump(mode="json"),
+        parameters={**asdict(counts), "total": counts.total},
+        environment=json.loads((run_dir / "environment.json").read_text(encoding="utf-8")),
+        results={
+            **result.held_out.as_dict(),
+            "steps": result.progress.step,
+            "training_tokens": result.progress.tokens,
+            "training_seconds": result.progress.seconds,
+            "tokens_per_second": result.tokens_per_second,
+            "utilisation": result.utilisation,
+            "peak_flops": result.peak_flops,
+            "skipped": result.skipped,
+            "optimizer_state_bytes": result.optimizer_bytes,
+        },
+        baselines=baselines,
+        ternary=_last_ternary(records),
+        plot=CURVE_FILE,
+        sample=[SAMPLE_PROMPT, sample],
+    )
+    reporter.info(text_curve(records, baselines))
+    reporter.info(f"sample: {SAMPLE_PROMPT}{sample}")
+    rows: list[tuple[str, object]] = [(f"held-out bits per byte, {run_dir.name}", result.held_out.bits_per_byte)]
+    rows += [(f"held-out bits per byte, {name}", value) for name, value in baselines.items()]
+    rows += [
+        ("held-out loss, nats per token", result.held_out.loss),
+        ("parameters", result.parameters),
+        ("steps", result.progress.step),
+        ("tokens", result.progress.tokens),
+        ("tokens per second", round(result.tokens_per_second)),
+        ("model FLOP/s over the matmul peak", f"{result.utilisation:.0%}"),
+    ]
+    reporter.table(str(run_dir), ("measure", "value"), rows)
+    reporter.info(f"report: {report}   curve: {run_dir / CURVE_FILE}")
+    reporter.result({"baselines": baselines, "sample": SAMPLE_PROMPT + sample})
+
+
+def _baselines(reader: ShardReader, reporter: Reporter) -> dict[str, float]:
+    """Bits per byte of gzip and xz on the held-out documents; empty when there are too many of them."""
+    size = reader.manifest.val.bytes
+    if size > MAX_COMPRESSED_BYTES:
+        reporter.info(f"gzip and xz are not measured: {size / 1e6:.0f} MB of held-out documents would take minutes")
+        return {}
+    measured = compress_baselines(reader.documents("val"))
+    return {
+        "gzip -9": measured.gzip,
+        "xz -9e": measured.xz,
+        "gzip -9, each file alone": measured.gzip_per_document,
+        "xz -9e, each file alone": measured.xz_per_document,
+    }
+
+
+def _sample(run_dir: Path, step: int) -> str:
+    """A continuation of SAMPLE_PROMPT by the saved model, also written to `samples/`."""
+    model, tokenizer, _ = load_run(run_dir)
+    text = "".join(generate(model, tokenizer, SAMPLE_PROMPT, SAMPLE))
+    folder = run_dir / "samples"
+    folder.mkdir(exist_ok=True)
+    (folder / f"step-{step:06d}.txt").write_text(SAMPLE_PROMPT + text + "\n", encoding="utf-8")
+    return text
+
+
+def _last_ternary(records: list[dict[str, float]]) -> dict[str, float]:
+    """The last value of every `ternary/*` scalar."""
+    found: dict[str, float] = {}
+    for record in records:
+        found |= {name: value for name, value in record.items() if name.startswith("ternary/") and value is not None}
+    return found
