@@ -11,6 +11,7 @@ provenance goes to `nanochat.*` metadata, which other programs ignore.
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -221,11 +222,16 @@ def _write(writer: GGUFWriter, out: Path) -> None:
         temporary.replace(out)
         _fsync(out.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
         raise DataError(f"cannot write {out}: {error.strerror or error}; free space or choose another --out") from error
     except BaseException:  # Ctrl-C included: nothing half-written stays behind
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
         raise
+
+
+def _discard(path: Path) -> None:
+    with suppress(OSError):  # what prevented the writing may prevent this too; the first error is the one to tell
+        path.unlink()
 
 
 def _fsync(path: Path) -> None:
