@@ -12,6 +12,7 @@ import json
 import os
 from bisect import bisect_right
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal, Self
@@ -185,7 +186,7 @@ class ShardWriter:
         )
         digest = hashlib.sha256()
         with temporary.open("wb") as out, self._tokens_path.open("rb") as tokens:
-            for block in (header, offsets, *iter(lambda: tokens.read(COPY_BYTES), b"")):
+            for block in chain((header, offsets), iter(lambda: tokens.read(COPY_BYTES), b"")):
                 digest.update(block)
                 out.write(block)
             out.flush()
