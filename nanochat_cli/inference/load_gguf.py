@@ -21,6 +21,7 @@ from nanochat_cli.export.architecture import ARCHITECTURES, config_from_metadata
 from nanochat_cli.export.gguf_file import GGUFFile
 from nanochat_cli.export.packing import TERNARY_TYPES, unpack
 from nanochat_cli.export.tokenizer_metadata import tokenizer_from_metadata
+from nanochat_cli.model.rope import rope_table
 from nanochat_cli.model.transformer import Transformer
 from nanochat_kernels import Granularity, Ternary
 
@@ -48,10 +49,15 @@ def load_gguf(path: Path) -> tuple[Transformer, Tokenizer]:
 def _load(file: GGUFFile) -> tuple[Transformer, Tokenizer]:
     config = _model_config(file)
     arch = ARCHITECTURES[file.fields["general.architecture"]]
-    _check_tensors(file, config)
+    with torch.device("meta"):  # shapes without memory, and no random weights to be overwritten
+        model = Transformer(config)
+    _check_tensors(file, model)
     tokenizer = tokenizer_from_metadata(file.fields)
 
-    model = Transformer(config)
+    model.to_empty(device="cpu")
+    cos, sin = rope_table(config.max_seq_len, config.resolved_head_dim, config.rope_theta)
+    model.cos.copy_(cos)
+    model.sin.copy_(sin)
     linears = dict(model.linears())
     matrices: dict[str, Matrix] = {}
     for key, parameter in model.state_dict().items():
@@ -102,10 +108,9 @@ def _is_ternary(file: GGUFFile) -> bool:
     return bool(types & {"tq1_0", "tq2_0", "q2_0"})
 
 
-def _check_tensors(file: GGUFFile, config: ModelConfig) -> None:
+def _check_tensors(file: GGUFFile, model: Transformer) -> None:
     """Every tensor of the model is there with its shape, and nothing else; before any memory is taken for it."""
-    with torch.device("meta"):
-        expected = {tensor_name(key): list(w.shape) for key, w in Transformer(config).state_dict().items()}
+    expected = {tensor_name(key): list(weight.shape) for key, weight in model.state_dict().items()}
     if missing := sorted(expected.keys() - file.tensors.keys()):
         raise DataError(f"tensor {missing[0]} is missing")
     if extra := sorted(file.tensors.keys() - expected.keys()):
