@@ -24,7 +24,7 @@ DEFAULT_TIMEOUT = 600.0
 """Seconds for one child process, from loading the file to the last answer."""
 MAX_CONTEXT = 4096
 """Positions that llama.cpp allocates at most; the tests and samples here are short."""
-ONE_THREAD_BYTES = 32_000_000
+ONE_THREAD_BYTES = 500_000_000
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _context(prompts: Sequence[Sequence[int] | str], n_tokens: int) -> int:
 def _ask(path: Path, request: dict[str, Any], timeout: float) -> dict[str, Any]:
     if not is_available():
         raise ConfigError("xllamacpp is not installed: pip install 'nanochat[llama-cpp]'")
-    # llama.cpp's threads spin at every barrier: below some size a second one only waits, and slows other programs down.
+    # The threads of llama.cpp spin at every barrier: on a busy machine a second one costs more than it gives.
     threads = 1 if path.stat().st_size < ONE_THREAD_BYTES else len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="nanochat-llama-cpp-") as folder:
         asked, answered = Path(folder, "request.json"), Path(folder, "response.json")
