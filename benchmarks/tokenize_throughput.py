@@ -24,8 +24,8 @@ from tokenizers import Tokenizer as Backend
 from nanochat_cli.bench.result_file import Result, summarise, write_results
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.corpus import open_corpus
-from nanochat_cli.data.encoding import available_cores
 from nanochat_cli.data.prepare import prepare_dataset
+from nanochat_cli.report.environment import usable_cores
 from nanochat_cli.report.reporter import Progress, QuietReporter
 
 VOCAB_SIZE = 4096
@@ -118,7 +118,7 @@ def measure_throughput(folder: Path, tokenizer: Path, max_bytes: int | None, rep
         for name, run in contenders.items():
             speeds[name].append(size / run(turn) / 1e6)
             print(f"turn {turn + 1}/{repeats}: {name}: {speeds[name][-1]:.2f} MB/s", flush=True)
-    case = f"stdlib, {size / 1e6:.1f} MB, vocabulary {VOCAB_SIZE}, {available_cores()} cores"
+    case = f"stdlib, {size / 1e6:.1f} MB, vocabulary {VOCAB_SIZE}, {usable_cores()} cores"
     return [
         summarise(case, "encoding speed", "MB/s", speeds["nanochat"], peer=name, peer_runs=found)
         for name, found in speeds.items()
