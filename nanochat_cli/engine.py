@@ -44,18 +44,27 @@ class Engine:
         self.reporter.result({"dataset": str(out), **manifest.model_dump(mode="json")})
 
     def train(self, config: Config, resume: Path | None) -> Path:
-        """Train a new run in `run.dir/run.name` (a free name), or continue `resume`; returns the run's folder."""
+        """Train a new run in `run.dir/run.name` (a free name), or continue `resume`; returns the run's folder.
+
+        A run that was stopped before its first checkpoint starts from the beginning.
+        """
         from nanochat_cli.data.prepare import cached_dataset
         from nanochat_cli.data.shards import ShardReader
+        from nanochat_cli.training.checkpoints import is_empty
         from nanochat_cli.training.shard_data import ShardData
         from nanochat_cli.training.summary import summarise
         from nanochat_cli.training.trainer import Trainer
 
         reader = ShardReader(cached_dataset(config, self.reporter), vocab_size=config.model.vocab_size)
         data = ShardData(reader, config)
-        run_dir = self._create_run(config, reader) if resume is None else resume
-        trainer = Trainer(config, data, run_dir, self.reporter, resume=resume is not None)
-        if resume is not None:
+        run_dir = config.run.dir / str(config.run.name) if resume is None else resume
+        resumable = resume is not None and not is_empty(resume)
+        if not resumable:
+            self._create_run(run_dir, config, reader)
+            if resume is not None:
+                self.reporter.warn(f"{resume}: no checkpoint yet; it starts from the beginning")
+        trainer = Trainer(config, data, run_dir, self.reporter, resume=resumable)
+        if resumable:
             self._write_config(config, run_dir)  # only now: the trainer has refused what does not fit the checkpoint
         result = trainer.fit()
         summarise(run_dir, config, result, reader, self.reporter)
@@ -154,18 +163,16 @@ class Engine:
         model, tokenizer, _ = load_run(target)
         return model, tokenizer
 
-    def _create_run(self, config: Config, reader: "ShardReader") -> Path:
+    def _create_run(self, run_dir: Path, config: Config, reader: "ShardReader") -> None:
         """A run's folder with all that does not change while it trains."""
         from nanochat_cli.report.environment import environment
 
         assert config.run.name is not None, "the caller names the run"
-        run_dir = config.run.dir / config.run.name
         run_dir.mkdir(parents=True, exist_ok=True)
         self._write_config(config, run_dir)
         described = json.dumps(environment(), indent=2, ensure_ascii=False)
         (run_dir / "environment.json").write_text(described + "\n", encoding="utf-8")
         reader.tokenizer.save(run_dir / "tokenizer.json")
-        return run_dir
 
     def _write_config(self, config: Config, run_dir: Path) -> None:
         """Atomically: a run without its configuration could not be resumed."""

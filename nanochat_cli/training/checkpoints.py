@@ -157,6 +157,11 @@ def latest_step(run_dir: Path) -> int | None:
     return _pointed_step(_root(run_dir), "latest")
 
 
+def is_empty(run_dir: Path) -> bool:
+    """Whether no save has ever finished. One folder without a pointer is a first save that a crash cut short."""
+    return latest_step(run_dir) is None and len(steps(run_dir)) <= 1
+
+
 def prune(run_dir: Path, keep_last: int, best_step: int | None = None) -> list[int]:
     """Removes all but the last `keep_last`, `best_step` and what the pointers name; returns the steps removed.
 
