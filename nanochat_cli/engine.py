@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nanochat_cli import __version__
 from nanochat_cli.config.load import CONFIG_FILE, config_to_toml
 from nanochat_cli.config.schema import Config, ExportConfig
+from nanochat_cli.errors import DataError
 from nanochat_cli.report.quantities import format_quantity
 from nanochat_cli.report.reporter import Reporter
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from nanochat_cli.data.tokenizer import Tokenizer
     from nanochat_cli.model.transformer import Transformer
 
+ENVIRONMENT_FILE = "environment.json"
 GGUF_FILE = "model.gguf"
 QUICKSTART_PROMPT = "def "
 QUICKSTART_TOKENS = 64
@@ -53,8 +55,9 @@ class Engine:
         from nanochat_cli.training.checkpoints import is_empty
         from nanochat_cli.training.shard_data import ShardData
         from nanochat_cli.training.summary import summarise
-        from nanochat_cli.training.trainer import Trainer
+        from nanochat_cli.training.trainer import Trainer, choose_device
 
+        choose_device(config.train.device)  # refused before anything is prepared
         reader = ShardReader(cached_dataset(config, self.reporter), vocab_size=config.model.vocab_size)
         data = ShardData(reader, config)
         run_dir = config.run.dir / str(config.run.name) if resume is None else resume
@@ -168,11 +171,16 @@ class Engine:
         from nanochat_cli.report.environment import environment
 
         assert config.run.name is not None, "the caller names the run"
-        run_dir.mkdir(parents=True, exist_ok=True)
-        self._write_config(config, run_dir)
         described = json.dumps(environment(), indent=2, ensure_ascii=False)
-        (run_dir / "environment.json").write_text(described + "\n", encoding="utf-8")
-        reader.tokenizer.save(run_dir / "tokenizer.json")
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            self._write_config(config, run_dir)
+            (run_dir / ENVIRONMENT_FILE).write_text(described + "\n", encoding="utf-8")
+            reader.tokenizer.save(run_dir / "tokenizer.json")
+        except OSError as error:
+            raise DataError(
+                f"cannot write {run_dir}: {error.strerror}; free space or choose another run.dir"
+            ) from error
 
     def _write_config(self, config: Config, run_dir: Path) -> None:
         """Atomically: a run without its configuration could not be resumed."""
@@ -185,10 +193,15 @@ class Engine:
         """What the exported file says about where it came from."""
         from nanochat_cli.training.checkpoints import latest_step
 
-        environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+        path = run / ENVIRONMENT_FILE
+        try:
+            commit = (json.loads(path.read_text(encoding="utf-8"))["git"] or {}).get("commit")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            self.reporter.warn(f"{path} is missing or damaged: the file will not name the commit it was trained with")
+            commit = None
         return {
             "version": __version__,
-            "git": (environment.get("git") or {}).get("commit"),
+            "git": commit,
             "run": run.name,
             "step": latest_step(run),
             "config": config_to_toml(config),

@@ -6,6 +6,7 @@ module with a Typer app named `app`; its line in the help stands in the table be
 
 import errno
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -87,6 +88,10 @@ def root(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; every expected error becomes one line."""
     session = Session()
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that is not UTF-8 shows "?" for what it cannot show, instead of ending the command.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
     try:
         status = get_command(app).main(
             args=None if arguments is None else list(arguments),
@@ -143,8 +148,8 @@ def _fail(session: Session, message: str, code: int) -> int:
         print(f"error: {line}", file=sys.stderr)
     try:
         session.write_json({"error": line, "exit_code": code})
-    except OSError as error:
-        print(f"warning: --json {session.json_path}: {error.strerror}", file=sys.stderr)
+    except DataError as error:
+        print(f"warning: {error}", file=sys.stderr)
     return code
 
 

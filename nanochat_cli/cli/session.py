@@ -46,7 +46,11 @@ class Session:
         if self.json_path is not None:
             from nanochat_cli.report.reporter import write_json
 
-            write_json(self.json_path, {**self.reporter.results, **outcome})
+            path, self.json_path = self.json_path, None
+            try:
+                write_json(path, {**self.reporter.results, **outcome})
+            except OSError as error:
+                raise DataError(f"--json {path}: cannot be written: {error.strerror}") from error
 
 
 def session_of(ctx: typer.Context) -> Session:

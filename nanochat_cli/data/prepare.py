@@ -66,7 +66,10 @@ def prepare_dataset(source: str, out: Path, config: Config, reporter: Reporter) 
             remove_files(out)
             return _build(corpus, out, config, settings, fingerprint, reporter)
     except OSError as error:
-        raise DataError(f"{error.filename or out}: cannot write the data set: {error.strerror or error}") from error
+        raise DataError(
+            f"{error.filename or out}: cannot write the data set: {error.strerror or error}; "
+            "free space or choose another folder"
+        ) from error
 
 
 def cached_dataset(config: Config, reporter: Reporter) -> Path:

@@ -97,8 +97,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise DataError(f"{path}: cannot read: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{path}: damaged manifest ({where}: {first['msg']}); run `nanochat tokenize` again") from error
+        what = ": ".join(filter(None, (".".join(str(part) for part in first["loc"]), first["msg"])))
+        raise DataError(f"{path}: damaged manifest ({what}); run `nanochat tokenize` again") from error
 
 
 # -- writing ---------------------------------------------------------------------------------------------

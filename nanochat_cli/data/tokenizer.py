@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
-from nanochat_cli.errors import DataError
+from nanochat_cli.errors import ConfigError, DataError
 
 EOS = "<|endoftext|>"
 SPECIAL_TOKENS = (
@@ -107,10 +107,10 @@ class Tokenizer:
         """Train a BPE of exactly `vocab_size` tokens on `texts`.
 
         A corpus too small to supply that many merges leaves unused ids, filled with unique `[PAD{i}]` entries
-        that no text encodes to (`unused_ids`). Raises DataError when `vocab_size` cannot hold the byte alphabet.
+        that no text encodes to (`unused_ids`). Raises ConfigError when `vocab_size` cannot hold the byte alphabet.
         """
         if vocab_size < BASE_VOCAB:
-            raise DataError(
+            raise ConfigError(
                 f"model.vocab_size = {vocab_size} is too small: 256 bytes and {len(SPECIAL_TOKENS)} special tokens "
                 f"need at least {BASE_VOCAB}"
             )

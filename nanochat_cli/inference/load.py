@@ -23,6 +23,11 @@ def load_run(run_dir: Path, checkpoint: checkpoints.Which = "latest") -> tuple[T
         raise DataError(f"{run_dir} is not a folder: name a run, that is a folder with config.toml and checkpoints/")
     config = load_run_config(run_dir)
     tokenizer = Tokenizer.load(run_dir / "tokenizer.json")
+    if tokenizer.vocab_size != config.model.vocab_size:
+        raise DataError(
+            f"{run_dir / 'tokenizer.json'} has {tokenizer.vocab_size} tokens and the model {config.model.vocab_size}: "
+            "not the tokenizer it was trained with; copy that of its data set"
+        )
     saved = checkpoints.load(run_dir, checkpoint)
     model = Transformer(config.model)
     state = model.state_dict()

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 class AdamW:
     """torch's fused AdamW over named parameters, with the interface of the other optimizers here."""
 
+    state_names = frozenset({"step", "exp_avg", "exp_avg_sq"})
+
     def __init__(
         self,
         parameters: Iterable[tuple[str, nn.Parameter]],

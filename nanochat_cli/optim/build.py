@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nanochat_cli.config.schema import OptimConfig
+from nanochat_cli.errors import DataError
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.optim.adamw import AdamW
 from nanochat_cli.optim.lion import Lion
@@ -19,6 +20,8 @@ from nanochat_cli.optim.muon import Muon
 
 
 class Optimizer(Protocol):
+    @property
+    def state_names(self) -> frozenset[str]: ...
     def step(self, lr: float) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
@@ -71,8 +74,19 @@ class Optimizers:
         return {group.name: group.optimizer.state_dict() for group in self.groups}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned. Raises DataError for the state of other optimizers."""
         for group in self.groups:
-            group.optimizer.load_state_dict(state.get(group.name, {}))
+            saved = state.get(group.name, {})
+            expected = group.optimizer.state_names
+            for name in group.names:
+                found = frozenset(saved.get(name, ()))
+                if found and found != expected:  # AdamW has no state before its first step
+                    key = "optim.matrix" if group.name == "matrix" else "optim.other"
+                    raise DataError(
+                        f"the checkpoint was trained with another {key} (it has {', '.join(sorted(found))} of {name}, "
+                        f"not {', '.join(sorted(expected))}): resume with the one it was trained with"
+                    )
+            group.optimizer.load_state_dict(saved)
 
     def state_bytes(self) -> int:
         """Bytes of the state tensors that exist now."""

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 class Lion:
     """Lion over named parameters; `step(lr)` reads `.grad` and updates in place."""
 
+    state_names = frozenset({"momentum"})
+
     def __init__(
         self,
         parameters: Iterable[tuple[str, nn.Parameter]],

@@ -19,6 +19,8 @@ from nanochat_cli.optim.newton_schulz import Coefficients, orthogonalize
 class Muon:
     """Muon over named 2-D parameters; `step(lr)` reads `.grad` and updates in place."""
 
+    state_names = frozenset({"momentum"})
+
     def __init__(
         self,
         parameters: Iterable[tuple[str, nn.Parameter]],

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Protocol
 
+from nanochat_cli.errors import DataError
 from nanochat_cli.report.quantities import format_duration, format_quantity
 
 FIRST_LINE_AFTER = 2.0
@@ -73,8 +74,13 @@ class _Voice:
         print(f"warning: {message}", file=self._err, flush=True)
 
     def write(self, text: str) -> None:
-        self._out.write(text)
-        self._out.flush()
+        try:
+            self._out.write(text)
+            self._out.flush()
+        except BrokenPipeError:  # a reader such as `head` has seen enough
+            raise
+        except OSError as error:
+            raise DataError(f"standard output cannot be written: {error.strerror}; free space") from error
 
     def result(self, values: Mapping[str, object]) -> None:
         self.results.update(values)

@@ -53,9 +53,12 @@ def read_results(run_dir: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"a JSON {type(found).__name__} where an object belongs")
     except ValueError as error:
         raise DataError(f"{path} is damaged ({error}); remove it and run the command again") from error
+    return found
 
 
 def _render(run_dir: Path, found: Mapping[str, Any]) -> Path:

@@ -142,7 +142,9 @@ def load(run_dir: Path, which: Which = "latest", *, device: str | torch.device =
     except _DamageError as damage:
         intact = _newest_intact(root, excluding=step)
         advice = (
-            f"the newest intact one is step {intact}, resume from that" if intact is not None else "no other is intact"
+            f"the newest intact one is step {intact}: to go on from it, write {_name(intact)} into {root / 'latest'}"
+            if intact is not None
+            else "no other is intact"
         )
         raise DataError(f"{folder} is damaged: {damage}; {advice}") from damage
 

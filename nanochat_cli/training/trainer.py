@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nanochat_cli.config.schema import Config
-from nanochat_cli.errors import Interrupted
+from nanochat_cli.errors import ConfigError, Interrupted
 from nanochat_cli.evaluation.bits_per_byte import HeldOut, evaluate
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.optim import build_optimizer, lr_multiplier
@@ -318,9 +318,14 @@ def read_scalars(loss: BatchLoss, norm: Tensor) -> tuple[float, float, float]:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA when there is one."""
+    """`auto` is CUDA when there is one. Raises ConfigError for a device that this machine lacks."""
+    there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if torch.cuda.is_available():
+        there.insert(1, "cuda")
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if "cuda" in there else "cpu"
+    if name not in there:
+        raise ConfigError(f"train.device = {name}: this machine has no such device; use auto or {' or '.join(there)}")
     return torch.device(name)
 
 

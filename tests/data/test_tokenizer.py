@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat_cli.data.tokenizer import BASE_VOCAB, SPECIAL_TOKENS, Tokenizer, token_byte_lengths
-from nanochat_cli.errors import DataError
+from nanochat_cli.errors import ConfigError, DataError
 from tests.data.corpora import random_text
 
 TEXTS = [random_text(random.Random(seed), 2000) for seed in range(20)]
@@ -148,7 +148,7 @@ def test_byte_lengths_are_those_of_the_text_and_zero_for_what_is_no_text() -> No
 
 
 def test_a_vocabulary_smaller_than_the_bytes_is_refused() -> None:
-    with pytest.raises(DataError, match=rf"model\.vocab_size = 262 is too small.*at least {BASE_VOCAB}"):
+    with pytest.raises(ConfigError, match=rf"model\.vocab_size = 262 is too small.*at least {BASE_VOCAB}"):
         Tokenizer.train(TEXTS, BASE_VOCAB - 1)
 
 

@@ -1,0 +1,327 @@
+"""Bad inputs to the commands, on a real data set, run and GGUF file: one clear line, the documented exit code, no loss.
+
+Mistakes that need neither data nor a model (spelling, types, options) are in tests/cli/test_bad_input.py; here are
+those that are found in files. Exit codes: 2 bad usage or configuration, 3 bad input.
+"""
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from nanochat_cli.cli.app import main
+from tests.e2e.tiny import TINY, write_corpus
+
+USAGE, DATA = 2, 3
+NANOCHAT = [sys.executable, "-m", "nanochat_cli.cli.app"]
+CHECKPOINT = "runs/tiny/checkpoints/step-000004"
+TRAIN = ["train", *TINY, "--name", "new", "--set", "train.total_steps=4", "--set", "checkpoint.interval=2"]
+TRAIN_ON_SRC = [*TRAIN, "--set", "data.path=data/src"]
+RESUME = ["train", "--resume", "tiny", "--set", "train.total_steps=8"]
+TOKENIZE = ["tokenize", "--vocab-size", "300", "--out", "data/new", "--source"]
+
+Change = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A command line, what was wrong before it, its exit code, and what its one line must say.
+
+    disk: bytes that a file may have, as on a full disk. changes: files that the command rightly writes before it fails.
+    """
+
+    name: str
+    line: list[str]
+    code: int
+    says: str
+    before: Change | None = None
+    disk: int | None = None
+    changes: tuple[str, ...] = ()
+
+
+# -- what can be wrong with a file --------------------------------------------------------------------------
+
+
+def write(path: str, content: bytes) -> Change:
+    return lambda: Path(path).write_bytes(content)
+
+
+def cut(path: str, size: int) -> Change:
+    """Only the first `size` bytes are left; a negative size counts from the end."""
+    return lambda: Path(path).write_bytes(Path(path).read_bytes()[:size])
+
+
+def flip(path: str) -> Change:
+    """One bit of the last byte is wrong; the size is not."""
+
+    def change() -> None:
+        content = bytearray(Path(path).read_bytes())
+        content[-1] ^= 1
+        Path(path).write_bytes(bytes(content))
+
+    return change
+
+
+def remove(path: str) -> Change:
+    return lambda: shutil.rmtree(path) if Path(path).is_dir() else Path(path).unlink()
+
+
+def replace(path: str, other: str) -> Change:
+    """`path` is a copy of what belongs elsewhere."""
+
+    def change() -> None:
+        remove(path)()
+        shutil.copytree(other, path) if Path(other).is_dir() else shutil.copy(other, path)
+
+    return change
+
+
+def write_parquet(path: str, column: str) -> Change:
+    return lambda: parquet.write_table(pa.table({column: ["x = 1\n", "y = 2\n"]}), path)
+
+
+def write_gguf(path: str, arch: str) -> Change:
+    """A whole and valid GGUF file of one tensor."""
+
+    def change() -> None:
+        writer = gguf.GGUFWriter(path, arch)
+        writer.add_tensor("token_embd.weight", np.zeros((4, 4), np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+    return change
+
+
+# -- the table ----------------------------------------------------------------------------------------------
+
+CONFIGURATION = [
+    Mistake("typo in a key", [*TRAIN, "--set", "train.batch_sise=4"], USAGE, "did you mean train.batch_size?"),
+    Mistake("wrong type", [*TRAIN, "--set", "model.n_layers=two"], USAGE, "must be an integer, not a string"),
+    Mistake("unknown preset", ["train", "--preset", "nano-125n"], USAGE, "did you mean nano-125m?"),
+    Mistake("no such device", [*TRAIN_ON_SRC, "--set", "train.device=gpu"], USAGE, "use auto or cpu"),
+    Mistake("a device too many", [*TRAIN_ON_SRC, "--set", "train.device=cuda:99"], USAGE, "train.device = cuda:99"),
+    Mistake("vocabulary below the bytes", [*TOKENIZE, "src", "--vocab-size", "9"], USAGE, "need at least 263"),
+    Mistake("K no multiple of the block", ["export", "tiny", "--type", "tq2_0"], USAGE, "one of q2_0, q4_0, f16"),
+    Mistake("K no multiple of the scale", [*TRAIN, "--set", "model.quant.scale=128"], USAGE, "multiple of quant.scale"),
+    Mistake("penalty of zero", ["generate", "tiny", "--repetition-penalty", "0"], USAGE, "repetition_penalty = 0.0"),
+    Mistake("temperature not a number", ["generate", "tiny", "--temperature", "nan"], USAGE, "--temperature"),
+    Mistake("infinite temperature", ["generate", "tiny", "--temperature", "inf"], USAGE, "temperature = inf"),
+    Mistake("top-p of zero", ["generate", "tiny", "--top-p", "0"], USAGE, "top_p = 0.0 is out of range"),
+    Mistake("empty stop string", ["generate", "tiny", "--stop", ""], USAGE, "not empty"),
+    Mistake("seed of 70 bits", ["generate", "tiny", "--seed", str(2**70)], USAGE, "seed = "),
+]
+
+CORPUS = [
+    Mistake("missing source", [*TOKENIZE, "nowhere"], DATA, "nowhere: no such file or folder"),
+    Mistake("missing source of a run", [*TRAIN, "--set", "data.source=nowhere"], DATA, "nowhere: no such file"),
+    Mistake("empty corpus", [*TOKENIZE, "empty"], DATA, "empty: no file matches", lambda: Path("empty").mkdir()),
+    Mistake("glob without a match", [*TOKENIZE, "src", "--glob", "*.rs"], DATA, "no file matches glob '*.rs'"),
+    Mistake("empty file", [*TOKENIZE, "x.txt"], DATA, "no usable document (1 empty)", write("x.txt", b"")),
+    Mistake("one-byte corpus", [*TOKENIZE, "x.txt"], DATA, "(1 bytes), but one must be held out", write("x.txt", b"x")),
+    Mistake("binary file", [*TOKENIZE, "x.bin"], DATA, "(1 binary (NUL bytes))", write("x.bin", bytes(range(256)))),
+    Mistake("not UTF-8", [*TOKENIZE, "x.txt"], DATA, "(1 not UTF-8)", write("x.txt", "café ".encode("latin-1") * 99)),
+    Mistake("jsonl line that is not JSON", [*TOKENIZE, "x.jsonl"], DATA, "x.jsonl:2: not JSON",
+            write("x.jsonl", b'{"text": "a"}\n{text: b}\n')),
+    Mistake("jsonl without the column", [*TOKENIZE, "x.jsonl"], DATA, "no field 'text'; columns there: code",
+            write("x.jsonl", b'{"code": "a"}\n')),
+    Mistake("parquet without the column", [*TOKENIZE, "x.parquet"], DATA, "no field 'text'; columns there: code",
+            write_parquet("x.parquet", "code")),
+    Mistake("parquet that is none", [*TOKENIZE, "x.parquet"], DATA, "x.parquet: not a readable parquet file",
+            write("x.parquet", b"PAR1")),
+    Mistake("hf: without a name", [*TOKENIZE, "hf:"], DATA, "write hf:NAME"),
+    Mistake("tokenizer that is none", [*TOKENIZE, "src", "--tokenizer", "src/f1.py"], DATA, "not a tokenizer.json"),
+    Mistake("tokenizer with too many tokens",
+            [*TOKENIZE, "src", "--tokenizer", "data/src/tokenizer.json", "--vocab-size", "280"],
+            DATA, "set model.vocab_size=300"),
+]  # fmt: skip
+
+SHARDS = [
+    Mistake("truncated shard", TRAIN_ON_SRC, DATA, "run `nanochat tokenize` again",
+            cut("data/src/train-00000.safetensors", -10)),
+    Mistake("wrong hash", TRAIN_ON_SRC, DATA, "its sha256 is not that of manifest.json",
+            flip("data/src/train-00000.safetensors")),
+    Mistake("missing shard", TRAIN_ON_SRC, DATA, "missing shard", remove("data/src/val-00000.safetensors")),
+    Mistake("damaged manifest", TRAIN_ON_SRC, DATA, "damaged manifest", write("data/src/manifest.json", b"{")),
+    Mistake("tokenizer of another data set", TRAIN_ON_SRC, DATA, "tokenizer.json: its sha256",
+            replace("data/src/tokenizer.json", "data/other/tokenizer.json")),
+    Mistake("no data set", [*TRAIN, "--set", "data.path=src"], DATA, "data.path = src: not a data set"),
+    Mistake("another vocabulary", [*TRAIN, "--set", "data.path=data/other"], DATA, "tokenised with 280 tokens"),
+    Mistake("sequence longer than the corpus",
+            [*TRAIN_ON_SRC, "--set", "model.max_seq_len=100000", "--set", "train.seq_len=100000"],
+            DATA, "give more text or lower train.seq_len"),
+    Mistake("data set gone", ["eval", "tiny"], DATA, "data/src: no manifest.json", remove("data/src")),
+    Mistake("data set exchanged", ["eval", "tiny"], DATA, "280 tokens", replace("data/src", "data/other")),
+]  # fmt: skip
+
+RUNS = [
+    Mistake("resume of nothing", ["train", "--resume"], DATA, "no run with a checkpoint here", remove("runs")),
+    Mistake("resume of no run", ["train", "--resume", "src"], DATA, "src: not a run of nanochat train"),
+    Mistake("damaged checkpoint", RESUME, DATA, "write step-000002 into runs/tiny/checkpoints/latest",
+            flip(f"{CHECKPOINT}/model.safetensors")),
+    Mistake("truncated optimizer state", RESUME, DATA, "optimizer.safetensors has 100 bytes",
+            cut(f"{CHECKPOINT}/optimizer.safetensors", 100)),
+    Mistake("damaged state", RESUME, DATA, "state.json is not a state file", write(f"{CHECKPOINT}/state.json", b"{")),
+    Mistake("pointer to nothing", RESUME, DATA, "there is no checkpoint of step 9 (saved steps: 2, 4)",
+            write("runs/tiny/checkpoints/latest", b"step-000009\n")),
+    Mistake("binary pointer", RESUME, DATA, "write the name of a checkpoint folder into it",
+            write("runs/tiny/checkpoints/latest", b"\xff\xfe")),
+    Mistake("resume as another model", [*RESUME, "--set", "model.dim=128"], DATA, "model.dim is 64 there and 128 here"),
+    Mistake("resume with another optimizer", [*RESUME, "--set", "optim.matrix=adamw"], DATA, "another optim.matrix"),
+    Mistake("checkpoint of another model", ["generate", "tiny"], DATA, "model.vocab_size is 280 there and 300 here",
+            replace("runs/tiny/checkpoints", "runs/other/checkpoints")),
+    Mistake("damaged run configuration", RESUME, USAGE, "runs/tiny/config.toml: not valid TOML",
+            write("runs/tiny/config.toml", b"[model\n")),
+    Mistake("evaluation of a damaged checkpoint", ["eval", "tiny"], DATA, "model.safetensors does not match its SHA",
+            flip(f"{CHECKPOINT}/model.safetensors")),
+    Mistake("export of a missing checkpoint", ["export", "tiny"], DATA, "model.safetensors is missing",
+            remove(f"{CHECKPOINT}/model.safetensors")),
+    Mistake("export of no run", ["export", "runs/tiny/model.gguf"], DATA, "not a run of nanochat train"),
+    Mistake("damaged results", ["export", "tiny", "--no-verify", "--out", "new.gguf"], DATA, "results.json is damaged",
+            write("runs/tiny/results.json", b"[]")),
+    Mistake("run without a tokenizer", ["generate", "tiny"], DATA, "runs/tiny/tokenizer.json: cannot read",
+            remove("runs/tiny/tokenizer.json")),
+    Mistake("tokenizer of another vocabulary", ["generate", "tiny"], DATA, "has 280 tokens and the model 300",
+            replace("runs/tiny/tokenizer.json", "runs/other/tokenizer.json")),
+    Mistake("prompt longer than the context", ["generate", "tiny", "-p", "§" * 300], DATA, "shorten the prompt"),
+]  # fmt: skip
+
+GGUF = [
+    Mistake("no such file", ["generate", "nowhere.gguf"], DATA, "nowhere.gguf: no such file"),
+    Mistake("not a GGUF", ["generate", "x.gguf"], DATA, "x.gguf is not a GGUF file", write("x.gguf", b"hello " * 99)),
+    Mistake("empty GGUF", ["generate", "x.gguf"], DATA, "x.gguf is not a GGUF file", write("x.gguf", b"")),
+    *(
+        Mistake(f"GGUF cut to {size}", ["generate", "runs/tiny/model.gguf"], DATA, "is damaged or incomplete",
+                cut("runs/tiny/model.gguf", size))
+        for size in (20, 3000, -1000)
+    ),
+    Mistake("GGUF of another arch", ["generate", "x.gguf"], DATA, "'gpt2' is not one", write_gguf("x.gguf", "gpt2")),
+    Mistake("GGUF without metadata", ["generate", "x.gguf"], DATA, "is missing", write_gguf("x.gguf", "llama")),
+]  # fmt: skip
+
+OUTPUT = [  # root ignores permissions: nobody can write a file's children or into /proc
+    Mistake("file where the data set belongs", [*TOKENIZE, "src", "--out", "src/f1.py"], DATA, "src/f1.py: cannot"),
+    Mistake("file above the data set", [*TOKENIZE, "src", "--out", "src/f1.py/x"], DATA, "src/f1.py is not a folder"),
+    Mistake("read-only data set", [*TOKENIZE, "src", "--out", "/proc/nanochat"], DATA, "/proc/nanochat: cannot"),
+    Mistake("read-only runs", [*TRAIN_ON_SRC, "--set", "run.dir=/proc/runs"], DATA, "/proc/runs/new"),
+    Mistake("read-only export", ["export", "tiny", "--out", "/proc/x.gguf"], DATA, "/proc/x.gguf"),
+    Mistake("folder where the export belongs", ["export", "tiny", "--out", "src"], DATA, "cannot write src"),
+    Mistake("full disk: --json", ["presets", "--json", "/dev/full"], DATA, "--json /dev/full: cannot be written"),
+    Mistake("full disk: tokenize", [*TOKENIZE, "src"], DATA, "free space or choose another folder", disk=2000),
+    Mistake("full disk: a new run", TRAIN_ON_SRC, DATA, "cannot write runs/new: File too large", disk=100),
+    Mistake("full disk: a checkpoint", RESUME, DATA, "the checkpoint of step 4 is intact", disk=200_000,
+            changes=("runs/tiny/config.toml",)),
+    Mistake("full disk: an export", ["export", "tiny", "--out", "x.gguf"], DATA, "cannot write x.gguf", disk=40_000),
+    Mistake("full disk: the same export again", ["export", "tiny"], DATA, "cannot write runs/tiny/model", disk=40_000),
+]  # fmt: skip
+
+MISTAKES = [*CONFIGURATION, *CORPUS, *SHARDS, *RUNS, *GGUF, *OUTPUT]
+
+
+# -- the test -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder where nothing is wrong: two data sets, two runs of other models, an exported file."""
+    folder = tmp_path_factory.mktemp("original")
+    other = ["--set", "model.vocab_size=280", "--set", "data.path=data/other", "--set", "train.total_steps=1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write_corpus(folder / "src")
+        for line in (
+            ["tokenize", "--source", "src", "--vocab-size", "300"],
+            ["tokenize", "--source", "src", "--vocab-size", "280", "--out", "data/other"],
+            [*TRAIN_ON_SRC, "--name", "tiny"],
+            [*TRAIN, *other, "--name", "other"],
+            ["export", "tiny", "--no-verify"],
+        ):
+            assert main([*line, "--quiet"]) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it to do harm in, as the working folder, with an empty cache."""
+    folder = tmp_path / "work"
+    shutil.copytree(original, folder)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("NANOCHAT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+    return folder
+
+
+@contextmanager
+def files_of_at_most(size: int | None) -> Iterator[None]:
+    """Writing beyond `size` bytes of any file fails, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft if size is None else size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=[mistake.name for mistake in MISTAKES])
+def test_a_bad_input_is_one_line_and_its_exit_code_and_nothing_is_lost(
+    folder: Path, capfd: pytest.CaptureFixture[str], mistake: Mistake
+) -> None:
+    if mistake.before is not None:
+        mistake.before()
+    before = contents(folder)
+    capfd.readouterr()
+    with files_of_at_most(mistake.disk):
+        code = main(mistake.line)
+    said = capfd.readouterr().err
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, said
+    assert said.splitlines()[-1] == errors[0]
+    assert mistake.says in errors[0]
+    assert code == mistake.code
+    assert "Traceback" not in said
+    assert len(errors[0]) < 400
+    after = contents(folder)
+    assert {name for name, content in before.items() if after.get(name) != content} == set(mistake.changes)
+    assert not (folder / "runs" / "new" / "config.toml").exists(), "a run that never began has taken the name"
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_run_that_could_not_begin_does_not_take_the_name() -> None:
+    with files_of_at_most(100):
+        assert main(TRAIN_ON_SRC) == DATA
+    assert main([*TRAIN_ON_SRC, "--quiet"]) == 0
+
+
+@pytest.mark.usefixtures("folder")
+def test_standard_output_on_a_full_disk_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*NANOCHAT, "presets"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == DATA
+    assert done.stderr == "error: standard output cannot be written: No space left on device; free space\n"
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_terminal_that_is_not_utf8_and_a_prompt_that_is_not_either_are_no_error() -> None:
+    done = subprocess.run(
+        [*NANOCHAT, "generate", "tiny", "--max-tokens", "3", "-p", b"caf\xe9 \xff"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(b"caf")
