@@ -1,0 +1,31 @@
+"""Every relative link in README.md and docs/ leads to a file of this repository, and to a heading if it names one."""
+
+import re
+
+import pytest
+
+from benchmarks.update_figures import ROOT
+from tests.docs.markdown import NAMES, anchors, links, read
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_relative_link_leads_somewhere(name):
+    page = ROOT / name
+    targets = [target for target in links(read(page)) if not re.match(r"[a-z]+:", target)]
+    for target in targets:
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{target}: no such file"
+        assert file.is_relative_to(ROOT), f"{target}: outside the repository"
+        if anchor:
+            assert anchor in anchors(read(file)), f"{target}: no such heading"
+
+
+def test_every_page_can_be_reached_from_the_readme():
+    reached = {(ROOT / target).resolve() for target in links(read(ROOT / "README.md")) if ":" not in target}
+    assert {ROOT / name for name in NAMES} - {ROOT / "README.md"} <= reached
+
+
+def test_links_are_found_where_they_are(tmp_path):
+    text = '[a](x.md) ![b](y.png "title") `[c](z.md)` <!-- [d](w.md) -->\n```\n[e](v.md)\n```\n'
+    assert list(links(text)) == ["x.md", "y.png"]
