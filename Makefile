@@ -4,12 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint clean
+.PHONY: help quickstart test lint bench validate gpu clean
 
 help:
 	@echo 'make quickstart   train, measure and export a small ternary model on this machine, then run it in llama.cpp'
 	@echo 'make test         run the tests'
 	@echo 'make lint         ruff and basedpyright'
+	@echo 'make bench        the benchmarks in their short form: they work here, and roughly how fast (build/bench/)'
+	@echo 'make validate     check the whole chain end to end, against llama.cpp too'
+	@echo 'make gpu          check the kernels and measure training on a CUDA device'
 	@echo 'make clean        remove what builds and tests leave behind (not runs/, data/ or $(VENV))'
 
 quickstart: $(VENV)/.installed-llama-cpp
@@ -22,6 +25,18 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
+
+# The committed benchmarks/results/ come from the long forms; the short ones must not replace them.
+bench: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/qat_overhead.py --quick --out build/bench/qat_overhead.json
+	$(BIN)/python benchmarks/tokenize_throughput.py --quick --out build/bench/tokenize.json
+
+# The command `nanochat validate` takes this over when it exists.
+validate: $(VENV)/.installed-test
+	$(BIN)/python -m pytest tests/conformance tests/e2e tests/test_engine.py
+
+gpu: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/gpu.py
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis

@@ -1,10 +1,11 @@
 """Training speed of the ternary model against the same model with float linears, in one process.
 
-    python benchmarks/qat_overhead.py [--rounds 7] [--out benchmarks/results/qat_overhead.json]
+    python benchmarks/qat_overhead.py [--quick] [--rounds 7] [--out benchmarks/results/qat_overhead.json]
 
 For about 2 M and 20 M parameters: whole training steps (forward, backward, clip, optimizer, requantisation), compiled,
 the two models in turn; tokens per second of each round and their ratio, and for the larger model the utilisation
-against the matmul peak measured between the rounds. Eager ratios are printed beside them.
+against the matmul peak measured between the rounds. Eager ratios are printed beside them. `--quick` is one round of
+the smaller model with a small batch, compiled only: it shows that the benchmark works, its figures say little.
 """
 
 import argparse
@@ -26,6 +27,7 @@ SHAPES = {
     "20M": {"dim": 512, "n_layers": 6, "n_heads": 8, "n_kv_heads": 4, "ffn_dim": 1536, "vocab_size": 4096},
 }
 BATCH = {"2M": 16, "20M": 16}
+QUICK_BATCH = {"2M": 4}
 SEQ_LEN = 256
 
 
@@ -61,9 +63,9 @@ def sgemm_flops(n: int = 2048) -> float:
     return 2 * n**3 / (time.perf_counter() - started)
 
 
-def compare(name: str, rounds: int, compiled: bool) -> list[Result]:
+def compare(name: str, batch: int, rounds: int, compiled: bool) -> list[Result]:
     """Interleaved rounds of ternary and float steps of one shape."""
-    shape, batch = SHAPES[name], BATCH[name]
+    shape = SHAPES[name]
     ternary, twin = (Contender(shape, batch, quantized, compiled) for quantized in (True, False))
     for contender in (ternary, twin, ternary, twin):
         contender.step()
@@ -93,11 +95,16 @@ def compare(name: str, rounds: int, compiled: bool) -> list[Result]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one round of the smaller model: under a minute")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "qat_overhead.json")
     arguments = parser.parse_args()
+    rounds, batches = (1, QUICK_BATCH) if arguments.quick else (arguments.rounds, BATCH)
     results = [
-        result for name in SHAPES for compiled in (True, False) for result in compare(name, arguments.rounds, compiled)
+        result
+        for name in batches
+        for compiled in ((True,) if arguments.quick else (True, False))
+        for result in compare(name, batches[name], rounds, compiled)
     ]
     print(f"wrote {write_results(arguments.out, 'qat_overhead', results)}")
 

@@ -119,6 +119,7 @@ class Engine:
     def export(self, run: Path, out: Path, export: ExportConfig) -> None:
         """Write the latest checkpoint of a run as GGUF, and verify it unless `export.verify` is off."""
         from nanochat_cli.export.gguf import export_gguf
+        from nanochat_cli.export.tensor_types import support_table
         from nanochat_cli.export.verify import verify_gguf
         from nanochat_cli.inference.load import load_run
         from nanochat_cli.report.results import add_results
@@ -131,6 +132,8 @@ class Engine:
             f"{out}: arch {report.arch}, {format_quantity(report.bytes, 'B')}, "
             f"{report.bits_per_weight:.3g} bits per ternary weight"
         )
+        columns, rows = support_table([*report.linear_types.values(), report.head_type])
+        self.reporter.table("where llama.cpp has kernels for these types", columns, rows)
         self.reporter.result({"run": str(run), "export": asdict(report)})
         add_results(run, export=asdict(report))
         if export.verify:
