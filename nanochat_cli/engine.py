@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from nanochat_cli.data.tokenizer import Tokenizer
     from nanochat_cli.model.transformer import Transformer
 
-ENVIRONMENT_FILE = "environment.json"
 GGUF_FILE = "model.gguf"
 QUICKSTART_PROMPT = "def "
 QUICKSTART_TOKENS = 64
@@ -62,7 +61,9 @@ class Engine:
         data = ShardData(reader, config)
         run_dir = config.run.dir / str(config.run.name) if resume is None else resume
         resumable = resume is not None and not is_empty(resume)
-        if not resumable:
+        if resumable:
+            self._require_same_tokenizer(run_dir, reader)
+        else:
             self._create_run(run_dir, config, reader)
             if resume is not None:
                 self.reporter.warn(f"{resume}: no checkpoint yet; it starts from the beginning")
@@ -171,7 +172,7 @@ class Engine:
 
     def _create_run(self, run_dir: Path, config: Config, reader: "ShardReader") -> None:
         """A run's folder with all that does not change while it trains."""
-        from nanochat_cli.report.environment import environment
+        from nanochat_cli.report.environment import ENVIRONMENT_FILE, environment
 
         assert config.run.name is not None, "the caller names the run"
         described = json.dumps(environment(), indent=2, ensure_ascii=False)
@@ -185,6 +186,17 @@ class Engine:
                 f"cannot write {run_dir}: {error.strerror}; free space or choose another run.dir"
             ) from error
 
+    def _require_same_tokenizer(self, run_dir: Path, reader: "ShardReader") -> None:
+        """Raise DataError when the data set was tokenised otherwise than the run: its tokens mean something else."""
+        from nanochat_cli.data.tokenizer import Tokenizer
+
+        path = run_dir / "tokenizer.json"
+        if Tokenizer.load(path).to_str() != reader.tokenizer.to_str():
+            raise DataError(
+                f"{path} is not the tokenizer of {reader.folder}: continue with the data set that the run began with, "
+                "or start a new run"
+            )
+
     def _write_config(self, config: Config, run_dir: Path) -> None:
         """Atomically: a run without its configuration could not be resumed."""
         header = f"Resolved configuration of {run_dir.name}, written by nanochat {__version__}."
@@ -194,17 +206,15 @@ class Engine:
 
     def _provenance(self, run: Path, config: Config) -> dict[str, object]:
         """What the exported file says about where it came from."""
+        from nanochat_cli.report.environment import read_environment
         from nanochat_cli.training.checkpoints import latest_step
 
-        path = run / ENVIRONMENT_FILE
-        try:
-            commit = (json.loads(path.read_text(encoding="utf-8"))["git"] or {}).get("commit")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            self.reporter.warn(f"{path} is missing or damaged: the file will not name the commit it was trained with")
-            commit = None
+        environment = read_environment(run)
+        if environment is None:
+            self.reporter.warn(f"{run}: no readable environment.json: the file will not name the commit it comes from")
         return {
             "version": __version__,
-            "git": commit,
+            "git": ((environment or {}).get("git") or {}).get("commit"),
             "run": run.name,
             "step": latest_step(run),
             "config": config_to_toml(config),

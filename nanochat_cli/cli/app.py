@@ -122,6 +122,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except typer.Abort:
         return _fail(session, "interrupted", 130)
     except Exception as error:  # noqa: BLE001 - the last line of defence; the traceback is kept
+        if _is_out_of_memory(error):
+            if session.verbose:
+                _print_traceback()
+            return _fail(session, f"out of memory: lower train.batch_size, train.seq_len or the model ({error})", 2)
         return _fail_unexpectedly(session, error)
 
 
@@ -167,6 +171,15 @@ def _fail_unexpectedly(session: Session, error: Exception) -> int:
     ) as file:
         traceback.print_exc(file=file)
     return _fail(session, f"{summary} (traceback in {file.name}; --verbose shows it)", 1)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """MemoryError and what torch raises on CPU and CUDA, told without importing torch."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    )
 
 
 def _print_traceback() -> None:

@@ -29,6 +29,7 @@ SPECIAL_TOKENS = (
     "<|im_end|>",
 )
 BASE_VOCAB = len(SPECIAL_TOKENS) + 256  # the smallest vocabulary: special tokens and one token per byte
+MAX_VOCAB = 1 << 20  # the trainer of the tokenizers library takes memory for all of it at once, and aborts without
 
 # End-of-text tokens of tokenizers that were trained elsewhere, in the order in which they are looked for.
 EOS_NAMES = (EOS, "<|end_of_text|>", "</s>", "<|eos|>")
@@ -107,8 +108,11 @@ class Tokenizer:
         """Train a BPE of exactly `vocab_size` tokens on `texts`.
 
         A corpus too small to supply that many merges leaves unused ids, filled with unique `[PAD{i}]` entries
-        that no text encodes to (`unused_ids`). Raises ConfigError when `vocab_size` cannot hold the byte alphabet.
+        that no text encodes to (`unused_ids`). Raises ConfigError when `vocab_size` cannot hold the byte alphabet, or
+        is above `MAX_VOCAB`.
         """
+        if vocab_size > MAX_VOCAB:
+            raise ConfigError(f"model.vocab_size = {vocab_size} is too large: at most {MAX_VOCAB}")
         if vocab_size < BASE_VOCAB:
             raise ConfigError(
                 f"model.vocab_size = {vocab_size} is too small: 256 bytes and {len(SPECIAL_TOKENS)} special tokens "

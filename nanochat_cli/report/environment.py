@@ -4,6 +4,7 @@ A leaf that imports no torch: versions come from package metadata, and the GPU i
 there and in use. A fact that cannot be found out is None, never a guess.
 """
 
+import json
 import os
 import platform
 import re
@@ -15,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+ENVIRONMENT_FILE = "environment.json"
 PACKAGES = (
     "nanochat", "torch", "triton", "numpy", "tokenizers", "safetensors", "datasets", "gguf", "pydantic", "xllamacpp",
 )  # fmt: skip
@@ -34,6 +36,15 @@ def environment() -> dict[str, Any]:
         "gpu": gpu_name(),
         "compiler": compiler(),
     }
+
+
+def read_environment(run_dir: Path) -> dict[str, Any] | None:
+    """What `environment.json` of a run says; None when it is missing or damaged, since nothing depends on it."""
+    try:
+        found = json.loads((run_dir / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

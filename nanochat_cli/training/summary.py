@@ -3,7 +3,6 @@
 Knows what a finished run is judged by; the figures come from the trainer, the drawing from `report`.
 """
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.inference.generate import generate
 from nanochat_cli.inference.load import load_run
 from nanochat_cli.inference.sampling import SamplingConfig
+from nanochat_cli.report.environment import environment, read_environment
 from nanochat_cli.report.metrics_log import read_metrics
 from nanochat_cli.report.plots import plot_run, text_curve
 from nanochat_cli.report.reporter import Reporter
@@ -38,7 +38,7 @@ def summarise(run_dir: Path, config: Config, result: TrainResult, reader: ShardR
         run_dir,
         config=config.model_dump(mode="json"),
         parameters={**asdict(counts), "total": counts.total},
-        environment=json.loads((run_dir / "environment.json").read_text(encoding="utf-8")),
+        environment=read_environment(run_dir) or environment(),
         results={
             **result.held_out.as_dict(),
             "steps": result.progress.step,

@@ -28,6 +28,7 @@ NANOCHAT = [sys.executable, "-m", "nanochat_cli.cli.app"]
 CHECKPOINT = "runs/tiny/checkpoints/step-000004"
 TRAIN = ["train", *TINY, "--name", "new", "--set", "train.total_steps=4", "--set", "checkpoint.interval=2"]
 TRAIN_ON_SRC = [*TRAIN, "--set", "data.path=data/src"]
+TOKENIZE_SRC = ["tokenize", "--source", "src", "--vocab-size", "300", "--out", "data/src"]
 RESUME = ["train", "--resume", "tiny", "--set", "train.total_steps=8"]
 TOKENIZE = ["tokenize", "--vocab-size", "300", "--out", "data/new", "--source"]
 
@@ -114,6 +115,7 @@ CONFIGURATION = [
     Mistake("no such device", [*TRAIN_ON_SRC, "--set", "train.device=gpu"], USAGE, "use auto or cpu"),
     Mistake("a device too many", [*TRAIN_ON_SRC, "--set", "train.device=cuda:99"], USAGE, "train.device = cuda:99"),
     Mistake("vocabulary below the bytes", [*TOKENIZE, "src", "--vocab-size", "9"], USAGE, "need at least 263"),
+    Mistake("vocabulary of trillions", [*TOKENIZE, "src", "--vocab-size", str(10**12)], USAGE, "at most 1048576"),
     Mistake("K no multiple of the block", ["export", "tiny", "--type", "tq2_0"], USAGE, "one of q2_0, q4_0, f16"),
     Mistake("K no multiple of the scale", [*TRAIN, "--set", "model.quant.scale=128"], USAGE, "multiple of quant.scale"),
     Mistake("penalty of zero", ["generate", "tiny", "--repetition-penalty", "0"], USAGE, "repetition_penalty = 0.0"),
@@ -182,6 +184,8 @@ RUNS = [
     Mistake("resume with another optimizer", [*RESUME, "--set", "optim.matrix=adamw"], DATA, "another optim.matrix"),
     Mistake("checkpoint of another model", ["generate", "tiny"], DATA, "model.vocab_size is 280 there and 300 here",
             replace("runs/tiny/checkpoints", "runs/other/checkpoints")),
+    Mistake("resume with another tokenizer", RESUME, DATA, "is not the tokenizer of data/src",
+            lambda: main([*TOKENIZE_SRC, "--set", "tokenizer.max_token_length=2"])),
     Mistake("damaged run configuration", RESUME, USAGE, "runs/tiny/config.toml: not valid TOML",
             write("runs/tiny/config.toml", b"[model\n")),
     Mistake("evaluation of a damaged checkpoint", ["eval", "tiny"], DATA, "model.safetensors does not match its SHA",
@@ -242,7 +246,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         write_corpus(folder / "src")
         for line in (
-            ["tokenize", "--source", "src", "--vocab-size", "300"],
+            TOKENIZE_SRC,
             ["tokenize", "--source", "src", "--vocab-size", "280", "--out", "data/other"],
             [*TRAIN_ON_SRC, "--name", "tiny"],
             [*TRAIN, *other, "--name", "other"],
@@ -306,6 +310,22 @@ def test_a_run_that_could_not_begin_does_not_take_the_name() -> None:
     with files_of_at_most(100):
         assert main(TRAIN_ON_SRC) == DATA
     assert main([*TRAIN_ON_SRC, "--quiet"]) == 0
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_batch_beyond_all_memory_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([*TRAIN_ON_SRC, "--quiet", "--set", f"train.batch_size={10**12}"]) == USAGE
+    said = capfd.readouterr().err
+    assert said.startswith("error: out of memory: lower train.batch_size")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_missing_environment_is_no_obstacle(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("runs/tiny/environment.json").unlink()
+    assert main([*RESUME, "--quiet"]) == 0
+    assert main(["export", "tiny", "--no-verify", "--quiet"]) == 0
+    assert "runs/tiny: no readable environment.json" in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("folder")
