@@ -250,10 +250,10 @@ class Trainer:
             held_out = evaluate(
                 self.model, self.data.held_out(max_tokens), self.data.token_bytes, autocast_dtype=self.autocast_dtype
             )
-        self._log({f"eval/{name}": value for name, value in held_out.as_dict().items()})
-        progress.evaluations.append(
-            {"step": progress.step, "tokens": progress.tokens, "seconds": progress.seconds, **held_out.as_dict()}
-        )
+        if not any(past["step"] == progress.step for past in progress.evaluations):  # else: resumed after it
+            self._log({f"eval/{name}": value for name, value in held_out.as_dict().items()})
+            where = {"step": progress.step, "tokens": progress.tokens, "seconds": progress.seconds}
+            progress.evaluations.append({**held_out.as_dict(), **where})
         self.view.update(progress.step, eval_loss=held_out.loss, bits_per_byte=held_out.bits_per_byte)
         best = progress.best_bits_per_byte if progress.best_bits_per_byte is not None else math.inf
         if held_out.bits_per_byte < best:  # false for NaN

@@ -144,6 +144,15 @@ def test_a_run_killed_at_random_moments_equals_the_uninterrupted_one_bit_for_bit
         write_results(Path(result_file), "resume", [found], killed_after_step=landed)
 
 
+def test_resuming_a_finished_run_changes_no_bit(folder: Path) -> None:
+    whole = folder / "runs" / "whole"
+    before = checkpoint_files(whole), saved_state(whole), metrics(whole)
+    with start(folder, "train", "--resume", "whole") as process:
+        _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert (checkpoint_files(whole), saved_state(whole), metrics(whole)) == before
+
+
 def test_a_run_killed_before_its_first_checkpoint_starts_again(folder: Path) -> None:
     name = "killed-early"
     with start(folder, "train", *RUN, "--name", name, "--set", "train.total_steps=12") as process:
