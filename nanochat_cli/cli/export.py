@@ -7,6 +7,7 @@ import typer
 
 from nanochat_cli.cli.options import Overrides, Run
 from nanochat_cli.cli.session import session_of
+from nanochat_cli.errors import DataError
 
 app = typer.Typer(add_completion=False)
 
@@ -50,5 +51,7 @@ def export(
         },
     )
     out = out or folder / "model.gguf"
+    if out.is_dir():
+        raise DataError(f"--out {out}: is a folder; name a file in it, such as {out / 'model.gguf'}")
     require_writable(out)
     session.engine.export(folder, out, config.export)

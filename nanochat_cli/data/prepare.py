@@ -63,7 +63,6 @@ def prepare_dataset(source: str, out: Path, config: Config, reporter: Reporter) 
             # Another process may have prepared it while this one waited.
             if (found := _already_prepared(out, fingerprint, None, reporter)) is not None:
                 return found
-            remove_files(out)
             return _build(corpus, out, config, settings, fingerprint, reporter)
     except OSError as error:
         raise DataError(
@@ -185,6 +184,7 @@ def _build(
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(corpus.skipped.items()))
         reporter.warn(f"{corpus.source}: left out {reasons}")
     tokenizer = _tokenizer(scan, config, reporter)
+    remove_files(out)  # only now: a source or a setting that is no good leaves the data set that was there
     definition = tokenizer.to_str().encode()
     write_atomically(out / TOKENIZER, definition)
     train, val = _encode(corpus, scan, tokenizer, out, config, reporter)
