@@ -50,7 +50,7 @@ class Contender:
         started = time.perf_counter()
         self.gradient(self.tokens[:, :-1], self.tokens[:, 1:], self.optimizers.zero_grad)
         self.optimizers.clip_grad_norm(1.0)
-        self.optimizers.step(0.01)
+        self.optimizers.step(1, 100)
         self.model.requantize()
         return time.perf_counter() - started
 

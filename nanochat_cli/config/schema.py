@@ -8,7 +8,16 @@ are true for every preset. Cross-field rules that need no data live in the valid
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 ScaleGranularity = Literal["row", "tensor", 256, 128, 64]
 
@@ -57,6 +66,9 @@ class ModelConfig(Section):
     head_std: NonNegativeFloat = 0.02
     matrix_std: PositiveFloat = Field(
         default=0.02, description="initial std of the latents; output projections ÷ sqrt(2 n_layers)"
+    )
+    output_init_scale: NonNegativeFloat = Field(
+        default=1.0, description="factor on the initial std of the output projections; 0: they start at zero"
     )
     quant: QuantConfig = Field(default_factory=QuantConfig)
 
@@ -160,6 +172,14 @@ class OptimConfig(Section):
     muon_nesterov: bool = True
     muon_ns_steps: int = Field(default=5, ge=1, le=10)
     muon_coefficients: Literal["keller-jordan", "polar-express"] = "keller-jordan"
+    muon_equilibrate: bool = Field(
+        default=False, description="equal row norms before orthogonalising (arXiv:2603.28254)"
+    )
+    muon_variance_beta: float = Field(
+        default=0.0, ge=0, lt=1, description="NorMuon's running row variance (arXiv:2510.05491); 0: off"
+    )
+    muon_momentum_start: float | None = Field(default=None, ge=0, lt=1, description="momentum of the first step")
+    muon_momentum_warmup: int = Field(default=0, ge=0, description="steps from muon_momentum_start to muon_momentum")
     betas: tuple[float, float] = (0.8, 0.95)
     eps: PositiveFloat = 1e-10
     weight_decay: NonNegativeFloat = Field(default=0.0, description="decoupled, on matrices only")
@@ -171,6 +191,14 @@ class OptimConfig(Section):
     warmup_steps: int = Field(default=20, ge=0)
     stable_ratio: float = Field(default=0.4, ge=0, le=1, description="share of the run before the decay starts")
     min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
+
+
+class BigramInitConfig(Section):
+    """Fit embedding and head to the corpus' bigram counts before training; see training/bigram_init.py."""
+
+    steps: NonNegativeInt = Field(default=0, description="full-corpus gradient steps; 0: off")
+    embedding_lr: PositiveFloat = 0.2
+    head_lr: PositiveFloat = 0.02
 
 
 class CheckpointConfig(Section):
@@ -202,9 +230,18 @@ class Config(Section):
     train: TrainConfig = Field(default_factory=TrainConfig)
     eval: EvalConfig = Field(default_factory=EvalConfig)
     optim: OptimConfig = Field(default_factory=OptimConfig)
+    bigram_init: BigramInitConfig = Field(default_factory=BigramInitConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)
+
+    @model_validator(mode="after")
+    def _bigrams_need_two_matrices(self) -> "Config":
+        if self.bigram_init.steps and self.model.tie_embeddings:
+            raise ValueError(
+                "bigram_init.steps needs model.tie_embeddings = false: one matrix cannot say which token comes first"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sequence_fits(self) -> "Config":

@@ -63,7 +63,7 @@ class Transformer(nn.Module):
         nn.init.normal_(self.embedding.weight, std=self.config.embedding_std, generator=generator)
         if self.head is not None:
             nn.init.normal_(self.head.weight, std=self.config.head_std, generator=generator)
-        output_std = self.config.matrix_std / math.sqrt(2 * self.config.n_layers)
+        output_std = self.config.output_init_scale * self.config.matrix_std / math.sqrt(2 * self.config.n_layers)
         for name, layer in self.linears():
             writes_residual = name.endswith((".wo", ".w_down"))
             nn.init.normal_(

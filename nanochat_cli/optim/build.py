@@ -17,6 +17,7 @@ from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.optim.adamw import AdamW
 from nanochat_cli.optim.lion import Lion
 from nanochat_cli.optim.muon import Muon
+from nanochat_cli.optim.schedules import lr_multiplier, muon_momentum, weight_decay_multiplier
 
 
 class Optimizer(Protocol):
@@ -41,21 +42,21 @@ class Group:
 class Optimizers:
     """All groups of a model, stepped together."""
 
-    def __init__(self, groups: list[Group], parameters: list[nn.Parameter]) -> None:
+    def __init__(self, groups: list[Group], parameters: list[nn.Parameter], config: OptimConfig) -> None:
         self.groups = groups
+        self.config = config
         self.parameters = parameters
 
-    def step(self, lr_multiplier: float = 1.0, weight_decay_multiplier: float = 1.0) -> None:
-        """Update every parameter with its group's peak rate × lr_multiplier."""
+    def step(self, step: int, total_steps: int) -> float:
+        """Update every parameter as the schedules say for this 0-based step; returns the factor on the peak rates."""
+        factor = lr_multiplier(step, total_steps, self.config)
         for group in self.groups:
-            optimizer = group.optimizer
-            if isinstance(optimizer, Muon):
-                peak = optimizer.weight_decay
-                optimizer.weight_decay = peak * weight_decay_multiplier
-                optimizer.step(group.lr * lr_multiplier)
-                optimizer.weight_decay = peak
-            else:
-                optimizer.step(group.lr * lr_multiplier)
+            if isinstance(group.optimizer, Muon):
+                group.optimizer.momentum = muon_momentum(step, self.config)
+                decay = weight_decay_multiplier(step, total_steps, self.config)
+                group.optimizer.weight_decay = self.config.weight_decay * decay
+            group.optimizer.step(group.lr * factor)
+        return factor
 
     def zero_grad(self) -> None:
         for parameter in self.parameters:
@@ -112,7 +113,7 @@ def build_optimizer(model: Transformer, config: OptimConfig) -> Optimizers:
         if parameters:
             optimizer, factor = _optimizer(kind, parameters, config)
             groups.append(Group(kind, optimizer, rates[kind] * factor, [name for name, _ in parameters]))
-    return Optimizers(groups, [p for _, p in named])
+    return Optimizers(groups, [p for _, p in named], config)
 
 
 def _optimizer(kind: str, parameters: list[tuple[str, nn.Parameter]], config: OptimConfig) -> tuple[Optimizer, float]:
@@ -126,6 +127,8 @@ def _optimizer(kind: str, parameters: list[tuple[str, nn.Parameter]], config: Op
             coefficients=config.muon_coefficients,
             weight_decay=config.weight_decay,
             cautious=config.cautious_weight_decay,
+            equilibrate=config.muon_equilibrate,
+            variance_beta=config.muon_variance_beta,
         )
         return muon, 1.0
     decay = config.weight_decay if kind == "matrix" else 0.0

@@ -31,11 +31,14 @@ class Muon:
         coefficients: Coefficients = "keller-jordan",
         weight_decay: float = 0.0,
         cautious: bool = False,
+        equilibrate: bool = False,
+        variance_beta: float = 0.0,
         iteration_dtype: torch.dtype | None = None,
     ) -> None:
         self.momentum, self.nesterov, self.ns_steps = momentum, nesterov, ns_steps
         self.coefficients: Coefficients = coefficients
         self.weight_decay, self.cautious = weight_decay, cautious
+        self.equilibrate, self.variance_beta = equilibrate, variance_beta
         self.groups: dict[tuple[int, int], list[tuple[str, nn.Parameter]]] = {}
         for name, parameter in parameters:
             if parameter.ndim != 2:
@@ -44,6 +47,11 @@ class Muon:
         self.buffers = {
             shape: torch.zeros(len(members), *shape, device=members[0][1].device)
             for shape, members in self.groups.items()
+        }
+        self.second_moments = {
+            shape: torch.zeros(len(members), shape[0], 1, device=members[0][1].device)
+            for shape, members in self.groups.items()
+            if variance_beta
         }
         self.iteration_dtype = iteration_dtype
 
@@ -59,7 +67,11 @@ class Muon:
             buffer = self.buffers[shape]
             buffer.lerp_(gradient, 1 - self.momentum)
             update = gradient.lerp_(buffer, self.momentum) if self.nesterov else buffer
+            if self.equilibrate:
+                update = equilibrate_rows(update)
             update = orthogonalize(update.to(self._dtype(update)), self.ns_steps, self.coefficients).float()
+            if self.variance_beta:
+                update = reduce_row_variance(update, self.second_moments[shape], self.variance_beta)
             updates = list(update.unbind(0))
             self._decay(parameters, updates, lr)
             factor = -lr * math.sqrt(max(1.0, shape[0] / shape[1]))
@@ -80,9 +92,13 @@ class Muon:
         for parameter, update in zip(parameters, updates, strict=True):  # decay only where the update agrees
             parameter.addcmul_(parameter, (parameter * update > 0).to(parameter.dtype), value=-lr * self.weight_decay)
 
+    def _states(self) -> dict[str, dict[tuple[int, int], Tensor]]:
+        """State name → shape → stacked tensor; `second_moment` only where it is used."""
+        return {"momentum": self.buffers} | ({"second_moment": self.second_moments} if self.variance_beta else {})
+
     def state_dict(self) -> dict[str, Any]:
         return {
-            name: {"momentum": self.buffers[shape][index]}
+            name: {kind: stacks[shape][index] for kind, stacks in self._states().items()}
             for shape, members in self.groups.items()
             for index, (name, _) in enumerate(members)
         }
@@ -91,7 +107,27 @@ class Muon:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for shape, members in self.groups.items():
             for index, (name, _) in enumerate(members):
-                self.buffers[shape][index].copy_(state[name]["momentum"])
+                for kind, stacks in self._states().items():
+                    stacks[shape][index].copy_(state[name][kind])
 
     def state_tensors(self) -> list[Tensor]:
-        return list(self.buffers.values())
+        return [stack for stacks in self._states().values() for stack in stacks.values()]
+
+
+def equilibrate_rows(matrices: Tensor) -> Tensor:
+    """Scale every row of matrices [n, R, C] to the root mean square of the row norms (MuonEq, arXiv:2603.28254)."""
+    norms = matrices.norm(dim=-1, keepdim=True)
+    target = norms.square().mean(dim=-2, keepdim=True).sqrt()
+    return matrices * (target / norms.clamp(min=1e-12))
+
+
+def reduce_row_variance(updates: Tensor, second_moment: Tensor, beta: float) -> Tensor:
+    """Divide each row by the root of its running mean square (NorMuon, arXiv:2510.05491), then fix the size.
+
+    updates: [n, R, C], orthogonalised; second_moment: [n, R, 1], changed in place. The result has the Frobenius norm
+    sqrt(min(R, C)) of an exactly semi-orthogonal matrix, whatever the iteration left (Muon+, arXiv:2602.21545).
+    """
+    second_moment.lerp_(updates.square().mean(dim=-1, keepdim=True), 1 - beta)
+    scaled = updates * second_moment.clamp(min=1e-20).rsqrt()
+    target = math.sqrt(min(updates.shape[-2:]))
+    return scaled * (target / scaled.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-12))

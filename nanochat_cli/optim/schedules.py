@@ -42,6 +42,14 @@ def weight_decay_multiplier(step: int, total_steps: int, config: OptimConfig) ->
     return 0.0 if config.schedule == "two_stage" and step >= WEIGHT_DECAY_OFF * total_steps else 1.0
 
 
+def muon_momentum(step: int, config: OptimConfig) -> float:
+    """Muon's β at a 0-based step: linear from muon_momentum_start to muon_momentum, then flat."""
+    if config.muon_momentum_start is None or step >= config.muon_momentum_warmup:
+        return config.muon_momentum
+    share = step / config.muon_momentum_warmup
+    return config.muon_momentum_start + share * (config.muon_momentum - config.muon_momentum_start)
+
+
 def _between(floor: float, factor: float) -> float:
     return floor + (1 - floor) * factor
 

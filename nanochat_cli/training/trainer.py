@@ -19,12 +19,12 @@ from nanochat_cli.config.schema import Config
 from nanochat_cli.errors import ConfigError, Interrupted
 from nanochat_cli.evaluation.bits_per_byte import HeldOut, evaluate
 from nanochat_cli.model.transformer import Transformer
-from nanochat_cli.optim import build_optimizer, lr_multiplier
-from nanochat_cli.optim.schedules import weight_decay_multiplier
+from nanochat_cli.optim import build_optimizer
 from nanochat_cli.report.live import LiveView
 from nanochat_cli.report.metrics_log import MetricsLog
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.training import checkpoints
+from nanochat_cli.training.bigram_init import BigramCounts, fit_bigrams
 from nanochat_cli.training.compilation import compile_blocks, decide
 from nanochat_cli.training.flops import measured_peak, model_flops_per_token
 from nanochat_cli.training.gradient_step import BatchLoss, GradientStep
@@ -47,6 +47,10 @@ class TrainingData(Protocol):
 
     def held_out(self, max_tokens: int | None) -> Iterator[Batch]:
         """The held-out stream from its start."""
+        ...
+
+    def bigrams(self) -> BigramCounts:
+        """How often each token follows each other one in the training split."""
         ...
 
 
@@ -131,6 +135,8 @@ class Trainer:
     def fit(self) -> TrainResult:
         """Train until `total_steps`, evaluate on the held-out documents, save, and return the figures."""
         self.model.train()
+        if self.progress.step == 0 and self.config.bigram_init.steps:
+            self._start_from_bigrams()
         with StopSignals() as stop, self.log, self.view:
             while self.progress.step < self.progress.total_steps:
                 self._step()
@@ -155,6 +161,19 @@ class Trainer:
             optimizer_bytes=self.optimizers.state_bytes(),
         )
 
+    def _start_from_bigrams(self) -> None:
+        """Counts as training time."""
+        started = time.perf_counter()
+        losses = []
+        with self.reporter.progress("bigram start", self.config.bigram_init.steps, "steps") as shown:
+            for loss in fit_bigrams(self.model, self.data.bigrams(), self.config.bigram_init):
+                losses.append(loss)
+                shown.advance(1)
+        self.progress.seconds += time.perf_counter() - started
+        self.reporter.info(
+            f"bigram start: {losses[0]:.3f} → {losses[-1]:.3f} nats per token in {self.progress.seconds:.1f} s"
+        )
+
     def _step(self) -> None:
         started = time.perf_counter()
         progress, optim = self.progress, self.config.optim
@@ -166,12 +185,11 @@ class Trainer:
         loss_value, objective, norm_value = read_scalars(loss, norm)
         saved = None if self._saved_step is None else f"step {self._saved_step}"
         reason = self.skip_policy.reason_to_skip(objective, norm_value, saved)
-        multiplier = lr_multiplier(progress.step, progress.total_steps, optim)
         if reason is None:
-            decay = weight_decay_multiplier(progress.step, progress.total_steps, optim)
-            self.optimizers.step(multiplier, decay)
+            multiplier = self.optimizers.step(progress.step, progress.total_steps)
             self.model.requantize()
         else:
+            multiplier = 0.0
             self.view.event(f"step {progress.step + 1} skipped: {reason}")
         self.optimizers.zero_grad()
         seconds = time.perf_counter() - started

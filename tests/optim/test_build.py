@@ -40,7 +40,7 @@ def train(network, optimizers, steps, seed):
         tokens = torch.randint(0, 64, (2, 16), generator=generator)
         network.logits(network(tokens)).log_softmax(-1)[..., 0].sum().backward()
         optimizers.clip_grad_norm(1.0)
-        optimizers.step(0.5)
+        optimizers.step(1, 4)
         network.requantize()
         optimizers.zero_grad()
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from nanochat_cli.config.schema import Config
+from nanochat_cli.training.bigram_init import BigramCounts, count_bigrams
 
 VOCAB = 64
 
@@ -26,6 +27,10 @@ class SyntheticData:
 
     def held_out(self, max_tokens: int | None) -> Iterator[tuple[Tensor, Tensor]]:
         yield self._sequences(10**6, 4)
+
+    def bigrams(self) -> BigramCounts:
+        rows = [torch.cat((inputs, targets[:, -1:]), dim=1) for inputs, targets in (self.batch(s) for s in range(50))]
+        return count_bigrams((row.numpy() for row in torch.cat(rows)), VOCAB)
 
     def _sequences(self, seed: int, rows: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(seed)

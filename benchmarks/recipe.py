@@ -1,0 +1,266 @@
+"""Held-out bits per byte after a fixed time of training: our ternary model, its float twin, and karpathy/nanochat.
+
+    python benchmarks/recipe.py --peer PATH [--seconds 120] [--seeds 3] [--out benchmarks/results/recipe.json]
+
+PATH is a checkout of https://github.com/karpathy/nanochat; without it only the two forms of our own model are
+compared. Every run is a process of its own, on the embedded corpus with one tokenizer and one split, in the batch order
+of its seed; the contenders take turns within a seed. Each compiles, times a few steps, starts again from its seed and
+takes as many steps as fit into the time; compilation is not counted for anyone. The peer is its own model class of the
+same width and depth, its own optimizer with the learning rates of its `base_train` script (for this batch size they are
+multiplied by --peer-lr-scale; the script's own rule for batches as small as these would be 1/16), its schedule, and
+torch.compile as in that script.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanochat_cli.bench.result_file import Claim, Result, write_results
+from nanochat_cli.config.load import resolve_config
+from nanochat_cli.config.schema import Config
+from nanochat_cli.data.prepare import cached_dataset
+from nanochat_cli.data.shards import ShardReader
+from nanochat_cli.evaluation.bits_per_byte import evaluate
+from nanochat_cli.model.transformer import Transformer
+from nanochat_cli.optim import build_optimizer
+from nanochat_cli.report.reporter import PlainReporter
+from nanochat_cli.training.compilation import compile_blocks, find_compiler
+from nanochat_cli.training.gradient_step import GradientStep
+from nanochat_cli.training.shard_data import ShardData
+
+CALIBRATION_STEPS = 6
+CONTENDERS = ("ternary", "float", "nanochat")
+
+
+def measure(step: Callable[[int, int], None], restart: Callable[[], None], seconds: float) -> tuple[int, float]:
+    """Compile, calibrate, start again, train; returns steps taken and seconds used. step(index, total_steps)."""
+    times = []
+    for index in range(2 + CALIBRATION_STEPS):
+        started = time.perf_counter()
+        step(index, 1000)
+        times.append(time.perf_counter() - started)
+    total = max(1, int(seconds / statistics.median(times[2:])))
+    restart()
+    started = time.perf_counter()
+    for index in range(total):
+        step(index, total)
+    return total, time.perf_counter() - started
+
+
+def run_ours(config: Config, data: ShardData, seconds: float) -> dict[str, Any]:
+    """One run of our model, ternary or float as the configuration says."""
+    torch.manual_seed(config.run.seed)
+    model = Transformer(config.model)
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    if find_compiler() is not None:
+        compile_blocks(model)
+    gradient = GradientStep(model, config.train, None, print)
+    state: dict[str, Any] = {"optimizers": build_optimizer(model, config.optim)}
+
+    def restart() -> None:
+        model.load_state_dict(start)
+        model.requantize()
+        state["optimizers"] = build_optimizer(model, config.optim)
+
+    def step(index: int, total: int) -> None:
+        optimizers = state["optimizers"]
+        gradient(*data.batch(index), optimizers.zero_grad)
+        optimizers.clip_grad_norm(config.train.grad_clip)
+        optimizers.step(index, total)
+        model.requantize()
+
+    steps, used = measure(step, restart, seconds)
+    with torch.compiler.set_stance("force_eager"):
+        held_out = evaluate(model, data.held_out(None), data.token_bytes)
+    parameters = sum(p.numel() for p in model.parameters())
+    return {"bits_per_byte": held_out.bits_per_byte, "steps": steps, "seconds": used, "parameters": parameters}
+
+
+def run_peer(config: Config, data: ShardData, seconds: float, peer: Path, lr_scale: float) -> dict[str, Any]:
+    """One run of karpathy/nanochat's model, optimizer and schedule, imported from a checkout of it."""
+    sys.path.insert(0, str(peer))
+    from nanochat.gpt import GPT, GPTConfig  # pyright: ignore[reportMissingImports] - the checkout
+
+    shape = GPTConfig(
+        sequence_len=config.train.seq_len,
+        vocab_size=config.model.vocab_size,
+        n_layer=config.model.n_layers,
+        n_head=config.model.n_heads,
+        n_kv_head=config.model.n_kv_heads,
+        n_embd=config.model.dim,
+        window_pattern="L",
+    )
+    with torch.device("meta"):
+        model = GPT(shape)
+    model.to_empty(device="cpu")
+    compiled = torch.compile(model, dynamic=False)
+    state: dict[str, Any] = {}
+
+    def restart() -> None:
+        torch.manual_seed(config.run.seed)
+        model.init_weights()
+        state["optimizer"] = model.setup_optimizer(
+            unembedding_lr=0.008 * lr_scale,
+            embedding_lr=0.3 * lr_scale,
+            matrix_lr=0.02 * lr_scale,
+            scalar_lr=0.5 * lr_scale,
+        )
+
+    def step(index: int, total: int) -> None:
+        inputs, targets = data.batch(index)
+        compiled(inputs, targets).backward()
+        for group in state["optimizer"].param_groups:
+            group["lr"] = group["initial_lr"] * peer_lr(index, total)
+            if group["kind"] == "muon":
+                group["momentum"] = peer_momentum(index, total)
+        state["optimizer"].step()
+        model.zero_grad(set_to_none=True)
+
+    restart()
+    steps, used = measure(step, restart, seconds)
+    parameters = sum(p.numel() for p in model.parameters())
+    return {"bits_per_byte": peer_bits_per_byte(model, data), "steps": steps, "seconds": used, "parameters": parameters}
+
+
+def peer_lr(step: int, total: int, warmup: int = 40, warmdown: float = 0.65, final: float = 0.05) -> float:
+    """The schedule of its base_train script: warm-up, flat, linear to `final`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    down = round(warmdown * total)
+    if step <= total - down:
+        return 1.0
+    left = (total - step) / down
+    return left + (1 - left) * final
+
+
+def peer_momentum(step: int, total: int, warmdown: float = 0.65) -> float:
+    """Muon momentum of its base_train script: .85 to .97 over 400 steps, down to .90 in the warm-down."""
+    down = round(warmdown * total)
+    if step < 400:
+        return 0.85 + 0.12 * step / 400
+    if step >= total - down:
+        progress = (step - (total - down)) / down
+        return 0.97 * (1 - progress) + 0.90 * progress
+    return 0.97
+
+
+@torch.no_grad()
+def peer_bits_per_byte(model: Any, data: ShardData) -> float:
+    """The definition of `evaluation.bits_per_byte` on its per-token losses."""
+    nats, count = 0.0, 0
+    for inputs, targets in data.held_out(None):
+        losses: Tensor = model(inputs, targets.where(targets >= 0, -1), loss_reduction="none").reshape(-1).double()
+        flat = targets.reshape(-1)
+        lengths = torch.where(flat >= 0, data.token_bytes[flat.clamp(min=0)], 0)
+        nats += float((losses * (lengths > 0)).sum())
+        count += int(lengths.sum())
+    return nats / math.log(2) / count
+
+
+def one_run(arguments: argparse.Namespace) -> None:
+    """The child process: prints one JSON line."""
+    contender = arguments.one
+    overrides = [*arguments.set, f"run.seed={arguments.seed}"]
+    if contender == "float":
+        overrides.append("model.quant.enabled=false")
+    reporter = PlainReporter()
+    config = resolve_config([arguments.preset], None, overrides, reporter.warn)
+    reader = ShardReader(cached_dataset(config, reporter), vocab_size=config.model.vocab_size)
+    data = ShardData(reader, config)
+    if contender == "nanochat":
+        found = run_peer(config, data, arguments.seconds, arguments.peer, arguments.peer_lr_scale)
+    else:
+        found = run_ours(config, data, arguments.seconds)
+    print(json.dumps(found))
+
+
+def all_runs(arguments: argparse.Namespace) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """Every contender of every seed, in turns; each in a process of its own."""
+    contenders = [c for c in CONTENDERS if c != "nanochat" or arguments.peer is not None]
+    for seed in range(1, arguments.seeds + 1):
+        for contender in contenders:
+            command = [sys.executable, __file__, "--one", contender, "--seed", str(seed), "--preset", arguments.preset]
+            command += ["--seconds", str(arguments.seconds), "--peer-lr-scale", str(arguments.peer_lr_scale)]
+            command += [part for value in arguments.set for part in ("--set", value)]
+            command += [] if arguments.peer is None else ["--peer", str(arguments.peer)]
+            finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            found = json.loads(finished.stdout.strip().splitlines()[-1])
+            print(f"seed {seed}  {contender:9s} {json.dumps(found)}", flush=True)
+            yield contender, seed, found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", type=Path, help="checkout of karpathy/nanochat")
+    parser.add_argument("--peer-lr-scale", type=float, default=1.0)
+    parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--preset", default="quickstart")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "recipe.json")
+    parser.add_argument("--one", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=1, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        one_run(arguments)
+        return
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for contender, _, found in all_runs(arguments):
+        runs.setdefault(contender, []).append(found)
+    print(f"wrote {write_results(arguments.out, 'recipe', *judge(runs, arguments.seconds))}")
+
+
+def judge(runs: dict[str, list[dict[str, Any]]], seconds: float) -> tuple[list[Result], list[Claim]]:
+    """Results and claims; ratios are peer / ours in bits per byte, pair by pair over seeds."""
+    results, claims = [], []
+    ours = [run["bits_per_byte"] for run in runs["ternary"]]
+    case = f"{seconds:.0f} s of training"
+    for contender, found in runs.items():
+        values = [run["bits_per_byte"] for run in found]
+        ratios = [mine / theirs for mine, theirs in zip(ours, values, strict=True)]
+        tokens = ("steps", "seconds", "parameters")
+        results.append(
+            Result(
+                f"{case}: {contender}",
+                "held-out bits per byte",
+                statistics.median(values),
+                "bits/byte",
+                peer=None if contender == "ternary" else "ternary",
+                ratio=None if contender == "ternary" else statistics.median(1 / r for r in ratios),
+                runs=values,
+                spread=(min(values), max(values)),
+            )
+        )
+        results += [
+            Result(f"{case}: {contender}", key, statistics.median(run[key] for run in found), key) for key in tokens
+        ]
+        target = {"nanochat": 1.00, "float": 1.02}.get(contender)
+        if target is not None:
+            middle = statistics.median(ratios)
+            claims.append(
+                Claim(
+                    id=f"recipe-{contender}",
+                    statement=f"ternary bits per byte ≤ {target:.2f} × {contender} after {case}",
+                    source="docs/training.md",
+                    expected=f"≤ {target:.2f}",
+                    measured=f"{middle:.4f} (median of paired ratios)",
+                    verdict="supported" if middle <= target else "not supported",
+                    interval=(min(ratios), max(ratios)),
+                    seeds=len(ratios),
+                )
+            )
+    return results, claims
+
+
+if __name__ == "__main__":
+    main()
