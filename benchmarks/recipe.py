@@ -3,12 +3,12 @@
     python benchmarks/recipe.py --peer PATH [--seconds 120] [--seeds 3] [--out benchmarks/results/recipe.json]
 
 PATH is a checkout of https://github.com/karpathy/nanochat; without it only the two forms of our own model are
-compared. Every run is a process of its own, on the embedded corpus with one tokenizer and one split, in the batch order
-of its seed; the contenders take turns within a seed. Each compiles, times a few steps, starts again from its seed and
-takes as many steps as fit into the time; compilation is not counted for anyone. The peer is its own model class of the
-same width and depth, its own optimizer with the learning rates of its `base_train` script (for this batch size they are
-multiplied by --peer-lr-scale; the script's own rule for batches as small as these would be 1/16), its schedule, and
-torch.compile as in that script.
+compared. Every run is a process of its own, on the embedded corpus with one tokenizer and one split, in the batch
+order of its seed; the contenders take turns within a seed. Each compiles, times a few steps, starts again from its
+seed and takes as many steps as fit into the time; compilation is not counted for anyone, our bigram start is. The peer
+is its own model class of the same width and depth, its own optimizer with the learning rates of its `base_train`
+script (for this batch size they are multiplied by --peer-lr-scale; the script's own rule for batches as small as these
+would be 1/16), its schedule, and torch.compile as in that script.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from nanochat_cli.evaluation.bits_per_byte import evaluate
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.optim import build_optimizer
 from nanochat_cli.report.reporter import PlainReporter
+from nanochat_cli.training.bigram_init import fit_bigrams
 from nanochat_cli.training.compilation import compile_blocks, find_compiler
 from nanochat_cli.training.gradient_step import GradientStep
 from nanochat_cli.training.shard_data import ShardData
@@ -42,16 +43,23 @@ CALIBRATION_STEPS = 6
 CONTENDERS = ("ternary", "float", "nanochat")
 
 
-def measure(step: Callable[[int, int], None], restart: Callable[[], None], seconds: float) -> tuple[int, float]:
-    """Compile, calibrate, start again, train; returns steps taken and seconds used. step(index, total_steps)."""
+def measure(
+    step: Callable[[int, int], None], restart: Callable[[], None], begin: Callable[[], None], seconds: float
+) -> tuple[int, float]:
+    """Compile, calibrate, start again, train; returns steps taken and seconds used.
+
+    step(index, total_steps) is one training step, begin() whatever is computed before the first: it counts.
+    """
     times = []
     for index in range(2 + CALIBRATION_STEPS):
         started = time.perf_counter()
         step(index, 1000)
         times.append(time.perf_counter() - started)
-    total = max(1, int(seconds / statistics.median(times[2:])))
     restart()
     started = time.perf_counter()
+    begin()
+    left = seconds - (time.perf_counter() - started)
+    total = max(1, int(left / statistics.median(times[2:])))
     for index in range(total):
         step(index, total)
     return total, time.perf_counter() - started
@@ -79,7 +87,11 @@ def run_ours(config: Config, data: ShardData, seconds: float) -> dict[str, Any]:
         optimizers.step(index, total)
         model.requantize()
 
-    steps, used = measure(step, restart, seconds)
+    def begin() -> None:
+        if config.bigram_init.steps:
+            list(fit_bigrams(model, data.bigrams(), config.bigram_init))
+
+    steps, used = measure(step, restart, begin, seconds)
     with torch.compiler.set_stance("force_eager"):
         held_out = evaluate(model, data.held_out(None), data.token_bytes)
     parameters = sum(p.numel() for p in model.parameters())
@@ -127,7 +139,7 @@ def run_peer(config: Config, data: ShardData, seconds: float, peer: Path, lr_sca
         model.zero_grad(set_to_none=True)
 
     restart()
-    steps, used = measure(step, restart, seconds)
+    steps, used = measure(step, restart, lambda: None, seconds)
     parameters = sum(p.numel() for p in model.parameters())
     return {"bits_per_byte": peer_bits_per_byte(model, data), "steps": steps, "seconds": used, "parameters": parameters}
 
@@ -236,7 +248,7 @@ def judge(runs: dict[str, list[dict[str, Any]]], seconds: float) -> tuple[list[R
                 statistics.median(values),
                 "bits/byte",
                 peer=None if contender == "ternary" else "ternary",
-                ratio=None if contender == "ternary" else statistics.median(1 / r for r in ratios),
+                ratio=None if contender == "ternary" else statistics.median(ratios),
                 runs=values,
                 spread=(min(values), max(values)),
             )

@@ -158,7 +158,7 @@ class Engine:
         self.reporter.info("llama.cpp continues, greedily:")
         self.reporter.write(f"{QUICKSTART_PROMPT}{text}\n")
         self.reporter.result({"llama_cpp": QUICKSTART_PROMPT + text})
-        self.reporter.info(f"done: {run / 'report.md'} has everything; {gguf} runs in llama.cpp, Ollama and LM Studio")
+        self.reporter.info(f"done: {run / 'report.md'} has everything; {gguf} is what llama.cpp ran")
 
     def _load(self, target: Path) -> "tuple[Transformer, Tokenizer]":
         if target.suffix == ".gguf":

@@ -94,7 +94,7 @@ def _context(prompts: Sequence[Sequence[int] | str], n_tokens: int) -> int:
 
 def _ask(path: Path, request: dict[str, Any], timeout: float) -> dict[str, Any]:
     if not is_available():
-        raise ConfigError("xllamacpp is not installed: pip install 'nanochat[llama-cpp]'")
+        raise ConfigError("xllamacpp is not installed: install the extra [llama-cpp] of nanochat")
     # The threads of llama.cpp spin at every barrier: on a busy machine a second one costs more than it gives.
     threads = 1 if path.stat().st_size < ONE_THREAD_BYTES else len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="nanochat-llama-cpp-") as folder:

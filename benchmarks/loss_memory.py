@@ -1,0 +1,57 @@
+"""Peak memory of the chunked cross-entropy against the plain one, each in a fresh process.
+
+    python benchmarks/loss_memory.py [--out benchmarks/results/memory.json]
+
+4096 tokens, a vocabulary of 32768, forward and backward; what the process grew by beyond its inputs.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from nanochat_cli.bench.result_file import Result, write_results
+
+RUNS = 5
+MEASURE = """
+import re, sys, torch
+from pathlib import Path
+from nanochat_cli.training.losses import chunked_cross_entropy, cross_entropy
+def peak():  # not ru_maxrss: that survives exec and would be the peak of whoever started this process
+    return int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
+hidden = torch.randn(4096, 64, requires_grad=True)
+unembedding = torch.randn(32768, 64, requires_grad=True)
+targets = torch.randint(0, 32768, (4096,))
+before = peak()
+form = chunked_cross_entropy if sys.argv[1] == "chunked" else cross_entropy
+form(hidden, unembedding, targets)[0].backward()
+print((peak() - before) * 1024)
+"""
+
+
+def peak_bytes(form: str) -> int:
+    """Growth of the resident set, in a process of its own."""
+    return int(subprocess.run([sys.executable, "-c", MEASURE, form], capture_output=True, text=True, check=True).stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "memory.json")
+    arguments = parser.parse_args()
+    runs: dict[str, list[float]] = {"chunked": [], "plain": []}
+    for _ in range(RUNS):
+        for form, found in runs.items():
+            found.append(peak_bytes(form))
+    case = "cross-entropy, 4096 tokens, vocabulary 32768, chunks of 512"
+    plain, chunked = (statistics.median(runs[form]) for form in ("plain", "chunked"))
+    results = [
+        Result(case, "peak memory", chunked, "B", "plain cross-entropy", plain / chunked, runs["chunked"]),
+        Result(f"{case}: plain", "peak memory", plain, "B", runs=runs["plain"]),
+    ]
+    print(f"plain {plain / 1e6:.0f} MB, chunked {chunked / 1e6:.0f} MB")
+    print(f"wrote {write_results(arguments.out, 'memory', results)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""The whole chain on real Rust crates: tokenize, train for ten minutes on the CPU, export, llama.cpp.
+
+    python benchmarks/rust_crates.py FOLDER [--seconds 600] [--out benchmarks/results/rust.json]
+
+FOLDER holds unpacked crates (Debian's librust-*-dev packages are a source of real ones). Every step is the command that
+a person would type. The held-out documents are compared byte for byte after decoding, so that newlines are known to
+survive, and llama.cpp's tokens of them with ours.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from nanochat_cli.bench.result_file import Result, write_results
+from nanochat_cli.data.shards import ShardReader
+from nanochat_cli.export import llama_cpp
+
+ROOT = Path(__file__).parent.parent
+PROMPTS = ("fn main() {\n", "impl fmt::Display for Error {\n", "use std::")
+
+
+def command(work: Path, *arguments: str) -> dict[str, Any]:
+    """Run nanochat in `work`; its --json result."""
+    answer = work / "answer.json"
+    subprocess.run([sys.executable, "-m", "nanochat_cli", *arguments, "--json", str(answer)], cwd=work, check=True)
+    return json.loads(answer.read_text(encoding="utf-8"))
+
+
+def newlines_survive(reader: ShardReader, gguf: Path, documents: int = 20) -> int:
+    """How many held-out documents llama.cpp splits into our tokens and we decode to their bytes; all, or an error."""
+    texts = [document.decode() for document, _ in zip(reader.documents("val"), range(documents), strict=False)]
+    theirs = llama_cpp.tokenize(gguf, texts)
+    for text, tokens in zip(texts, theirs, strict=True):
+        assert "\n" in text, "a source file without a line end proves nothing"
+        assert tokens == reader.tokenizer.encode(text), "llama.cpp splits a document differently"
+        assert reader.tokenizer.decode(tokens) == text, "a document changed on the way through its tokens"
+    return len(texts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "rust")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "rust.json")
+    arguments = parser.parse_args()
+    work = arguments.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    source = str(arguments.source.resolve())
+    data = command(work, "tokenize", "--source", source, "--glob", "**/*.rs", "--out", "data", "--vocab-size", "4096")
+    budget = ["--set", f"train.time_budget={arguments.seconds}", "--set", "data.path=data"]
+    trained = command(work, "train", "--preset", "quickstart", *budget)
+    run = work / trained["run"]
+    exported = command(work, "export", str(run), "--gguf")
+    reader = ShardReader(work / "data")
+    checked = newlines_survive(reader, run / "model.gguf")
+    samples = {prompt: llama_cpp.llama_cpp_generate(run / "model.gguf", prompt, 64) for prompt in PROMPTS}
+    for prompt, text in samples.items():
+        print(f"--- llama.cpp\n{prompt}{text}")
+    own = trained["held_out"]["bits_per_byte"]
+    case = "Rust crates"
+    results = [
+        Result(case, "corpus", data["train"]["bytes"] + data["val"]["bytes"], "B"),
+        Result(case, "documents", data["train"]["documents"] + data["val"]["documents"], "documents"),
+        Result(case, "training", trained["progress"]["seconds"], "s"),
+        Result(case, "training tokens", trained["progress"]["tokens"], "tokens"),
+        Result(case, "held-out documents that llama.cpp splits into our tokens", checked, f"of {checked}"),
+        Result(case, "held-out bits per byte", own, "bits/byte"),
+    ]
+    results += [
+        Result(case, "held-out bits per byte", value, "bits/byte", peer=name, ratio=value / own)
+        for name, value in trained["baselines"].items()
+    ]
+    print(f"wrote {write_results(arguments.out, 'rust', results, verification=exported['verify'], samples=samples)}")
+
+
+if __name__ == "__main__":
+    main()
