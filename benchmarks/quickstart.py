@@ -48,7 +48,7 @@ def figures(run: Path, seconds: float) -> list[Result]:
         Result(case, "utilisation of the SGEMM peak", results["utilisation"], "share"),
         Result(case, "parameters", found["parameters"]["total"], "parameters"),
         Result(case, "size of the GGUF file", (run / "model.gguf").stat().st_size, "B"),
-        Result(case, "held-out bits per byte", own, "bits/byte"),
+        Result(case, "held-out bits per byte, ours", own, "bits/byte"),
     ]
     figures += [
         Result(case, "held-out bits per byte", value, "bits/byte", peer=name, ratio=value / own)

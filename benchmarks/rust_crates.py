@@ -68,7 +68,7 @@ def main() -> None:
         Result(case, "training", trained["progress"]["seconds"], "s"),
         Result(case, "training tokens", trained["progress"]["tokens"], "tokens"),
         Result(case, "held-out documents that llama.cpp splits into our tokens", checked, f"of {checked}"),
-        Result(case, "held-out bits per byte", own, "bits/byte"),
+        Result(case, "held-out bits per byte, ours", own, "bits/byte"),
     ]
     results += [
         Result(case, "held-out bits per byte", value, "bits/byte", peer=name, ratio=value / own)

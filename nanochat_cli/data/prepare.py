@@ -33,10 +33,10 @@ from nanochat_cli.data.shards import (
     read_manifest,
     remove_files,
     verify_files,
-    write_atomically,
 )
 from nanochat_cli.data.text_sample import TextSample
 from nanochat_cli.data.tokenizer import Tokenizer
+from nanochat_cli.durable import write_atomically
 from nanochat_cli.errors import DataError
 from nanochat_cli.report.environment import usable_cores
 from nanochat_cli.report.reporter import Reporter

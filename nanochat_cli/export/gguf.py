@@ -23,6 +23,7 @@ from torch import Tensor
 
 from nanochat_cli.config.schema import ExportConfig
 from nanochat_cli.data.tokenizer import Tokenizer
+from nanochat_cli.durable import sync
 from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.export.architecture import Architecture, architecture_of, file_row_order, metadata, tensor_name
 from nanochat_cli.export.packing import TERNARY_TYPES, pack
@@ -218,9 +219,9 @@ def _write(writer: GGUFWriter, out: Path) -> None:
             writer.write_tensors_to_file()
         finally:
             writer.close()
-        _fsync(temporary)
+        sync(temporary)
         temporary.replace(out)
-        _fsync(out.parent)
+        sync(out.parent)
     except OSError as error:
         _discard(temporary)
         raise DataError(f"cannot write {out}: {error.strerror or error}; free space or choose another --out") from error
@@ -232,11 +233,3 @@ def _write(writer: GGUFWriter, out: Path) -> None:
 def _discard(path: Path) -> None:
     with suppress(OSError):  # what prevented the writing may prevent this too; the first error is the one to tell
         path.unlink()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
 
+from nanochat_cli.durable import sync
 from nanochat_cli.errors import DataError
 from nanochat_cli.training.nested_values import decode, encode
 
@@ -93,12 +94,12 @@ def save(
         temporary.mkdir()
         document["files"] = {name: _write_tensors(temporary / name, flat) for name, flat in files.items()}
         _write_text(temporary / STATE_FILE, _seal(document))
-        _fsync(temporary)
+        sync(temporary)
         replaced = root / (_REPLACED + final.name)
         if final.exists():
             final.rename(replaced)
         temporary.rename(final)
-        _fsync(root)
+        sync(root)
         _point(root, "latest", step)
         if best:
             _point(root, "best", step)
@@ -246,14 +247,6 @@ def _seal(document: dict[str, Any]) -> str:
     return json.dumps(sealed, indent=1, allow_nan=False) + "\n"
 
 
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _write_text(path: Path, text: str) -> None:
     with path.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -272,7 +265,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str,
         stored[name] = tensor.clone() if storage in storages else tensor
         storages.add(storage)
     safetensors_torch.save_file(stored, path)
-    _fsync(path)
+    sync(path)
     return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
 
 
@@ -361,7 +354,7 @@ def _point(root: Path, pointer: Pointer, step: int) -> None:
     temporary = root / (_TEMPORARY + pointer)
     _write_text(temporary, _name(step) + "\n")
     temporary.replace(root / pointer)
-    _fsync(root)
+    sync(root)
 
 
 def _pointed_step(root: Path, pointer: Pointer) -> int | None:

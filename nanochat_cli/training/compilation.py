@@ -12,8 +12,8 @@ import torch
 
 from nanochat_cli.model.transformer import Transformer
 
-# Compiling took 15 to 30 s here and saved about a fifth of a step (docs/log.md), so that a run of less than two
-# minutes would lose by it.
+# What compiling saves of a step is measured in benchmarks/results/qat_overhead.json; it costs tens of seconds on two
+# cores, so that a run of less than two minutes would lose by it.
 MIN_SECONDS_WORTH_COMPILING = 120.0
 
 
