@@ -71,21 +71,22 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """Every token of `stream` but the first as a target once, in order: (inputs, targets), int64 [batch_size, seq_len].
 
-    `max_tokens` bounds the targets. What the last batch lacks is padded: target −100, input EOS; its shape is the same,
-    so that a compiled model is not compiled again for it.
+    With `max_tokens`, at most that many targets (but one window at least), in windows spread evenly over the stream:
+    its beginning may be easier or harder than the rest. What the last window and the last batch lack is padded: target
+    −100, input EOS; the shape is always the same, so that a compiled model is not compiled again.
     """
-    targets_left = len(stream) - 1 if max_tokens is None else min(len(stream) - 1, max_tokens)
-    start = 0
-    while targets_left > 0:
-        count = min(targets_left, batch_size * seq_len)
-        tokens = stream[start : start + count + 1]
-        inputs = np.full(batch_size * seq_len, stream.eos_id, dtype=np.int64)
-        targets = np.full(batch_size * seq_len, IGNORE_INDEX, dtype=np.int64)
-        inputs[:count] = tokens[:-1]
-        targets[:count] = tokens[1:]
-        yield inputs.reshape(batch_size, seq_len), targets.reshape(batch_size, seq_len)
-        start += count
-        targets_left -= count
+    targets = len(stream) - 1
+    windows = -(-targets // seq_len)
+    chosen = windows if max_tokens is None or max_tokens >= targets else max(1, min(windows, max_tokens // seq_len))
+    for first in range(0, chosen, batch_size):
+        inputs = np.full((batch_size, seq_len), stream.eos_id, dtype=np.int64)
+        labels = np.full((batch_size, seq_len), IGNORE_INDEX, dtype=np.int64)
+        for row in range(min(batch_size, chosen - first)):
+            start = (2 * (first + row) + 1) * windows // (2 * chosen) * seq_len
+            tokens = stream[start : start + seq_len + 1]
+            inputs[row, : len(tokens) - 1] = tokens[:-1]
+            labels[row, : len(tokens) - 1] = tokens[1:]
+        yield inputs, labels
 
 
 def permuted(place: int, size: int, seed: int, epoch: int) -> int:

@@ -31,7 +31,8 @@ def summarise(run_dir: Path, config: Config, result: TrainResult, reader: ShardR
     """Write everything into the run's folder, and say the essence."""
     baselines = _baselines(reader, reporter)
     records = read_metrics(run_dir)
-    plot_run(records, run_dir / CURVE_FILE, title=run_dir.name, baselines=baselines)
+    own = {"all held-out files": result.held_out.bits_per_byte}
+    plot_run(records, run_dir / CURVE_FILE, title=run_dir.name, baselines=own | baselines)
     sample = _sample(run_dir, result.progress.step)
     counts = count_parameters(config.model)
     report = add_results(

@@ -46,7 +46,7 @@ class TrainingData(Protocol):
         ...
 
     def held_out(self, max_tokens: int | None) -> Iterator[Batch]:
-        """The held-out stream from its start."""
+        """The held-out stream, or windows of it that are spread evenly."""
         ...
 
     def bigrams(self) -> BigramCounts:
@@ -67,6 +67,7 @@ class Progress:
     micro_batch: int = 0
     best_bits_per_byte: float | None = None
     best_step: int | None = None
+    final_step: int | None = None
     evaluations: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -147,8 +148,7 @@ class Trainer:
                         f"stopped by {stop.name} after step {self.progress.step}, everything saved; "
                         f"continue with: nanochat train --resume {self.run_dir}"
                     )
-            held_out = self._evaluate(self.config.eval.final_max_tokens)
-            self.save()
+            held_out = self._finish()
         tokens_per_second = self.progress.tokens / max(self.progress.seconds, 1e-9)
         return TrainResult(
             progress=self.progress,
@@ -255,19 +255,33 @@ class Trainer:
     def _between_steps(self) -> None:
         progress = self.progress
         last = progress.step >= progress.total_steps
-        if not last and progress.step % self.config.eval.interval == 0:
-            self._evaluate(self.config.eval.max_tokens)
+        if last or progress.step % self.config.eval.interval == 0:
+            self._evaluate()
         if not last and progress.step % self.config.checkpoint.interval == 0:
             self.save()
 
-    def _evaluate(self, max_tokens: int | None) -> HeldOut:
-        progress = self.progress
+    def _finish(self) -> HeldOut:
+        """Score all held-out tokens (or eval.final_max_tokens), which the periodic evaluations sample, and save."""
+        held_out = self._score(self.config.eval.final_max_tokens)
+        if self.progress.final_step != self.progress.step:  # else: a finished run was resumed
+            self._log({f"final/{name}": value for name, value in held_out.as_dict().items()})
+            self.progress.final_step = self.progress.step
+        self.view.update(self.progress.step, eval_loss=held_out.loss, bits_per_byte=held_out.bits_per_byte)
+        self.save()
+        return held_out
+
+    def _score(self, max_tokens: int | None) -> HeldOut:
         # On a CPU compiling the model once more for inference costs more than evaluating eagerly.
         stance = "force_eager" if self.device.type == "cpu" else "default"
         with torch.compiler.set_stance(stance):
-            held_out = evaluate(
+            return evaluate(
                 self.model, self.data.held_out(max_tokens), self.data.token_bytes, autocast_dtype=self.autocast_dtype
             )
+
+    def _evaluate(self) -> None:
+        """A periodic evaluation: the same sample of the held-out tokens every time, so that points compare."""
+        progress = self.progress
+        held_out = self._score(self.config.eval.max_tokens)
         if not any(past["step"] == progress.step for past in progress.evaluations):  # else: resumed after it
             self._log({f"eval/{name}": value for name, value in held_out.as_dict().items()})
             where = {"step": progress.step, "tokens": progress.tokens, "seconds": progress.seconds}
@@ -278,7 +292,6 @@ class Trainer:
             progress.best_bits_per_byte, progress.best_step = held_out.bits_per_byte, progress.step
             if self.config.checkpoint.keep_best:
                 self.save(best=True)
-        return held_out
 
     def save(self, *, best: bool = False) -> None:
         """Write a checkpoint of everything that the next step depends on, and drop those no longer kept."""

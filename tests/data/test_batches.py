@@ -136,9 +136,16 @@ def test_evaluation_scores_every_token_but_the_first_once_in_order(tmp_path: Pat
     assert len(batches) == -(-(n_tokens - 1) // 64)
 
 
-def test_evaluation_stops_at_the_bound(tmp_path: Path) -> None:
-    batches = list(evaluation_batches(make_stream(tmp_path, 203), batch_size=4, seq_len=16, max_tokens=70))
-    assert sum(int((targets != -100).sum()) for _, targets in batches) == 70
+@pytest.mark.parametrize("bound", [16, 70, 100, 201])
+def test_a_bounded_evaluation_reads_windows_spread_over_the_whole_stream(tmp_path: Path, bound: int) -> None:
+    batches = list(evaluation_batches(make_stream(tmp_path, 203), batch_size=4, seq_len=16, max_tokens=bound))
+    rows = [row[row != -100] for _, targets in batches for row in targets if (row != -100).any()]
+    starts = [int(row[0]) - 1 for row in rows]
+    assert bound - 16 < sum(len(row) for row in rows) <= bound
+    assert all(start % 16 == 0 for start in starts)
+    assert len(set(starts)) == len(starts)
+    gaps = np.diff([0, *starts, 203])
+    assert max(gaps) <= 2 * 203 / len(starts)
 
 
 def test_a_stream_reads_across_shards_like_one_array(tmp_path: Path) -> None:
