@@ -4,8 +4,8 @@
 
 For about 2 M and 20 M parameters: whole training steps (forward, backward, clip, optimizer, requantisation), compiled,
 the two models in turn; tokens per second of each round and their ratio, and the utilisation against the best of three
-large matrix products timed right after each round. The smaller model is also measured eagerly. `--quick` is one round of
-the smaller model with a small batch, compiled only: it shows that the benchmark works, its figures say little.
+large matrix products timed right after each round. The smaller model is also measured eagerly. `--quick` is one round
+of the smaller model with a small batch, compiled only: it shows that the benchmark works, its figures say little.
 """
 
 import argparse
