@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rich.live import Live
 
 REFRESHES_PER_SECOND = 2
+LONGEST_SILENCE = 30.0
+"""Seconds without a line, elsewhere than on a terminal, after which a step is worth one whatever the log interval."""
 HISTORY = 256
 """Points of the loss curve that are kept; older ones are averaged in pairs."""
 
@@ -92,7 +94,7 @@ class LiveView:
         self._started = clock()
         self._step = 0
         self._first: tuple[int, float] | None = None
-        self._last_line = -1
+        self._last_line, self._last_line_at = -1, self._started
         self._readings = Readings()
         self._history = LossHistory()
         self._live: Live | None = None
@@ -146,9 +148,10 @@ class LiveView:
     def _print_lines(self, step: int, *, evaluated: bool) -> None:
         if evaluated:
             self._reporter.info("  ".join([f"step {step}", *self._evaluation()]))
-        due = step % self._log_interval == 0 or step == self.total_steps
+        overdue = self._clock() - self._last_line_at >= LONGEST_SILENCE
+        due = step % self._log_interval == 0 or step == self.total_steps or overdue
         if due and step != self._last_line and self._readings.loss is not None:
-            self._last_line = step
+            self._last_line, self._last_line_at = step, self._clock()
             parts = [f"step {step}/{self.total_steps}", *self._training(), *self._speed(), *self._times()]
             self._reporter.info("  ".join(parts))
 

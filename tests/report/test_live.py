@@ -141,3 +141,12 @@ def test_the_history_is_bounded_and_its_points_are_means_of_equal_stretches() ->
     stretch = 64 // len(history.values)
     assert len(history.values) < 8
     assert history.values == [sum(range(i, i + stretch)) / stretch for i in range(0, 64, stretch)]
+
+
+def test_slow_steps_are_not_silent_until_the_interval_is_full() -> None:
+    log, clock = io.StringIO(), Clock()
+    with LiveView(PlainReporter(err=log), 100, 10, clock=clock) as view:
+        for step in range(1, 6):
+            clock.now += 20.0
+            view.update(step, loss=1.0)
+    assert [line.split()[1] for line in log.getvalue().splitlines()] == ["2/100", "4/100"]
