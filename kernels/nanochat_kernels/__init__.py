@@ -9,19 +9,40 @@ Names:
     effective weight = codes · scale: what a forward pass multiplies with
 """
 
-from nanochat_kernels.reference.activations import fake_quantize_activations, quantize_activations
+from nanochat_kernels.operations import (
+    fp8_matmul,
+    int8_matmul,
+    quantize_activations,
+    rmsnorm_quantize,
+    swiglu_quantize,
+    ternarize,
+    ternarize_packed,
+    ternary_matmul,
+    unpack,
+)
+from nanochat_kernels.packed import PackedTernary
+from nanochat_kernels.reference.activations import QuantizedActivations, fake_quantize_activations
 from nanochat_kernels.reference.linear import ternary_linear
 from nanochat_kernels.reference.packing import pack_plane128, unpack_plane128
-from nanochat_kernels.reference.ternarize import Granularity, Ternary, fake_ternarize, ternarize
+from nanochat_kernels.reference.ternarize import Granularity, Ternary, fake_ternarize
 
 __all__ = [
     "Granularity",
+    "PackedTernary",
+    "QuantizedActivations",
     "Ternary",
     "fake_quantize_activations",
     "fake_ternarize",
+    "fp8_matmul",
+    "int8_matmul",
     "pack_plane128",
     "quantize_activations",
+    "rmsnorm_quantize",
+    "swiglu_quantize",
     "ternarize",
+    "ternarize_packed",
     "ternary_linear",
+    "ternary_matmul",
+    "unpack",
     "unpack_plane128",
 ]

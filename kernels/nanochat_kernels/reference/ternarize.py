@@ -2,7 +2,8 @@
 
 Knows one weight matrix. Leaves to others when to quantise (once per optimizer step) and where the
 result is kept. The scale is rounded to float16 *before* it is used, so that an exported file, which
-stores float16 scales, holds exactly the weights that were trained.
+stores float16 scales, holds exactly the weights that were trained. The mean is summed in float64: its
+float16 value then does not depend on the order of summation, and every backend gets the same scales.
 """
 
 from dataclasses import dataclass
@@ -49,15 +50,15 @@ def absmean_scales(weight: Tensor, granularity: Granularity) -> Tensor:
     """Mean magnitude per group, at least 1e-5, rounded to float16: float32 [1, 1], [N, 1] or [N, K / g]."""
     rows, columns = weight.shape
     if granularity == "tensor":
-        means = weight.abs().mean().reshape(1, 1)
+        means = weight.abs().mean(dtype=torch.float64).reshape(1, 1)
     elif granularity == "row":
-        means = weight.abs().mean(dim=1, keepdim=True)
+        means = weight.abs().mean(dim=1, keepdim=True, dtype=torch.float64)
     else:
         group = int(granularity)
         if group <= 0 or columns % group:
             raise ValueError(f"a weight with {columns} inputs cannot be split into groups of {granularity}")
-        means = weight.reshape(rows, columns // group, group).abs().mean(dim=2)
-    return means.clamp(MIN_SCALE, MAX_SCALE).to(torch.float16).to(torch.float32)
+        means = weight.reshape(rows, columns // group, group).abs().mean(dim=2, dtype=torch.float64)
+    return means.to(torch.float32).clamp(MIN_SCALE, MAX_SCALE).to(torch.float16).to(torch.float32)
 
 
 def ternarize(weight: Tensor, granularity: Granularity = "row") -> Ternary:

@@ -1,0 +1,80 @@
+"""Which backend computes an operation: chosen by argument, by NANOCHAT_BACKEND, or by where the tensors are.
+
+A backend is a module of functions with the names and signatures of `operations`. It raises Unsupported, with the
+reason, for what it cannot compute here; the operation then falls back to the next backend and says so once, through
+the logger `nanochat_kernels`. Knows names and order; leaves the computing to the backends.
+"""
+
+import importlib
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+
+Backend = Literal["reference", "cpu", "triton"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+ENVIRONMENT_VARIABLE = "NANOCHAT_BACKEND"
+
+_MODULES: dict[Backend, str] = {
+    "reference": "nanochat_kernels.reference.operations",
+    "cpu": "nanochat_kernels.cpu.operations",
+    "triton": "nanochat_kernels.triton_kernels.operations",
+}
+_log = logging.getLogger("nanochat_kernels")
+_said: set[tuple[str, str]] = set()
+
+
+class Unsupported(Exception):
+    """A backend cannot compute this here; the message is the reason, for the log."""
+
+
+def requested_backend(backend: str | None = None) -> Backend | None:
+    """The argument, else NANOCHAT_BACKEND, else None for automatic. ValueError for a name that does not exist."""
+    name = backend or os.environ.get(ENVIRONMENT_VARIABLE) or None
+    if name is None or name in BACKENDS:
+        return name
+    source = "backend" if backend else ENVIRONMENT_VARIABLE
+    raise ValueError(f"{source} = {name} does not exist: choose one of {', '.join(BACKENDS)}")
+
+
+def candidates(device: torch.device, backend: str | None = None) -> Sequence[Backend]:
+    """Backends in the order in which they are tried for tensors on `device`; the reference is always last."""
+    requested = requested_backend(backend)
+    if requested is not None:
+        return (requested, "reference") if requested != "reference" else ("reference",)
+    if device.type == "cuda":
+        return ("triton", "reference")
+    if device.type == "cpu":
+        return ("cpu", "reference")
+    return ("reference",)
+
+
+def dispatch(operation: str, device: torch.device, backend: str | None) -> Callable[..., Any]:
+    """The function to call: tries the candidates in order and falls back on Unsupported, logging each cause once."""
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        for name in candidates(device, backend):
+            try:
+                return getattr(load(name), operation)(*arguments, **options)
+            except Unsupported as reason:
+                report_fallback(operation, name, str(reason))
+        raise AssertionError("the reference computes everything")
+
+    return call
+
+
+def load(backend: Backend) -> Any:
+    """The module of a backend. Unsupported when it cannot be imported here."""
+    try:
+        return importlib.import_module(_MODULES[backend])
+    except ImportError as error:
+        raise Unsupported(f"cannot import it: {error}") from error
+
+
+def report_fallback(operation: str, backend: str, reason: str) -> None:
+    """Say once per backend and reason that something slower computes instead."""
+    if (backend, reason) not in _said:
+        _said.add((backend, reason))
+        _log.warning("backend %s does not compute %s here (%s): a slower form does", backend, operation, reason)

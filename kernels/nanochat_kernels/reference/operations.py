@@ -1,0 +1,25 @@
+"""The reference backend: every operation by its definition."""
+
+from torch import Tensor
+
+from nanochat_kernels.packed import PackedTernary
+from nanochat_kernels.reference.activations import quantize_activations, rmsnorm_quantize, swiglu_quantize
+from nanochat_kernels.reference.matmul import fp8_matmul, int8_matmul, ternary_matmul, unpack
+from nanochat_kernels.reference.ternarize import Granularity, ternarize
+
+__all__ = [
+    "fp8_matmul",
+    "int8_matmul",
+    "quantize_activations",
+    "rmsnorm_quantize",
+    "swiglu_quantize",
+    "ternarize",
+    "ternarize_packed",
+    "ternary_matmul",
+    "unpack",
+]
+
+
+def ternarize_packed(weight: Tensor, granularity: Granularity = "row") -> PackedTernary:
+    """Codes and scales of a latent weight, packed. float32 [N, K], K a multiple of 128."""
+    return PackedTernary.pack(ternarize(weight, granularity))
