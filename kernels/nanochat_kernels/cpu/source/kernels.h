@@ -1,0 +1,81 @@
+/* The CPU backend: interface between its files, and what Python calls (names that start with nk_).
+ *
+ * Layout of weights: plane-128 (see reference/packing.py): 128 inputs of a row are 32 bytes, byte j holds the biased
+ * codes w + 1 of inputs j, j + 32, j + 64 and j + 96. K is always a multiple of 128. Biased codes are what is
+ * multiplied, and the sum of the activations is subtracted from the integer result: Σ (w + 1) a − Σ a = Σ w a.
+ *
+ * Every primitive exists in a portable form and, on x86, in an AVX2 form; `kernels` points at the set that this
+ * machine runs, chosen once at load. No file is compiled for a particular machine: AVX2 is a per-function target.
+ */
+#ifndef NANOCHAT_KERNELS_H
+#define NANOCHAT_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define PLANE 128            /* inputs per block of the packed layout */
+#define PLANE_BYTES 32       /* bytes of such a block */
+#define TOKEN_BLOCK 8        /* tokens that a tile of the matrix product holds in registers */
+#define ROW_BLOCK 64         /* rows of weights that stay in the cache while token blocks pass */
+#define K_BLOCK 16           /* planes summed in 16 bits: 16 · 4 · 2 · 2 · 127 = 32512 */
+
+#define MIN_ABSMAX 1e-5f
+#define LEVELS 127.0f
+#define INVERSE_LEVELS (1.0f / 127.0f)
+#define MIN_SCALE 1e-5f
+#define MAX_SCALE 65504.0f   /* the largest float16 */
+
+struct kernels {
+    const char *name;
+    /* One row of activations: codes, their scale, and the sum of the codes of every `group` inputs. */
+    void (*quantize)(const float *x, size_t k, size_t group, int8_t *codes, float *scale, int32_t *sums);
+    /* y = x · weight / sqrt(mean(x²) + eps) */
+    void (*rmsnorm)(const float *x, const float *weight, float eps, size_t k, float *y);
+    /* y = silu(gate) · up */
+    void (*swiglu)(const float *gate, const float *up, size_t k, float *y);
+    /* Exact Σ w a of `rows` consecutive rows; total = Σ a. */
+    void (*dots)(const uint8_t *packed, size_t rows, size_t k, const int8_t *codes, int32_t total, int32_t *out);
+    /* Σ_g scale_g · float(Σ_{k in g} w a) of `rows` consecutive rows; group: 64 or a multiple of 128. */
+    void (*dots_grouped)(const uint8_t *packed, const float *scales, size_t rows, size_t k, size_t group,
+                         const int8_t *codes, const int32_t *sums, float *out);
+    /* The same for TOKEN_BLOCK tokens at once: codes interleaved by plane, [K/128][TOKEN_BLOCK][128]. out: [rows][8]. */
+    void (*tile)(const uint8_t *packed, size_t stride, size_t rows, size_t planes, const int8_t *codes, int32_t *out);
+    void (*tile_grouped)(const uint8_t *packed, const float *scales, size_t rows, size_t k, size_t group,
+                         const int8_t *codes, const int32_t *sums, size_t sums_stride, float *out);
+    /* y[token][row] = (float(dots[row][token] − totals[token]) · a_scale[token]) · w_scale[row] for a block of rows. */
+    void (*scale_tile)(const int32_t *dots, const int32_t *totals, const float *a_scale, const float *w_scale,
+                       size_t w_scale_stride, size_t rows, size_t tokens, float *y, size_t y_stride);
+    /* Σ |w| in float64, and codes of a row by the scale of each of its groups. */
+    double (*abs_sum)(const float *w, size_t k);
+    void (*codes)(const float *w, size_t k, float scale, int8_t *codes);
+    void (*pack)(const int8_t *codes, size_t k, uint8_t *packed);
+    /* Codes of a packed row; returns non-zero when there is a code 3. */
+    int (*unpack)(const uint8_t *packed, size_t k, int8_t *codes);
+    /* Exact Σ a b of int8 vectors of any length. */
+    int32_t (*dot_int8)(const int8_t *a, const int8_t *b, size_t k);
+    /* Σ x y; the second operand float32 or float16. */
+    float (*dot_f32)(const float *x, const float *y, size_t k);
+    float (*dot_f16)(const float *x, const uint16_t *y, size_t k);
+    /* y += a · x */
+    void (*axpy)(float a, const float *x, size_t k, float *y);
+    /* float32 to the nearest float16 and back, half to even. */
+    float (*round_to_f16)(float x);
+    void (*f16_to_f32)(const uint16_t *x, size_t k, float *y);
+    /* exp of k values, in place; returns their sum. All values must be at most 0. */
+    float (*exp_sum)(float *x, size_t k, float maximum);
+};
+
+extern const struct kernels portable_kernels;
+#if defined(__x86_64__)
+extern const struct kernels avx2_kernels;
+#endif
+extern const struct kernels *kernels;
+
+/* Memory of the calling thread that grows and is kept: aligned to 64 bytes; NULL when there is none. */
+void *scratch(size_t bytes);
+
+/* Rows of a matrix product for a range of rows and one token; shared by nk_ternary_matmul and the decoder. */
+void gemv_rows(const uint8_t *packed, const float *scales, size_t groups, size_t first, size_t last, size_t k,
+               const int8_t *codes, float a_scale, const int32_t *sums, float *y);
+
+#endif

@@ -1,0 +1,188 @@
+/* Every primitive in plain C: the form for machines without AVX2, and what the fast form is read against. */
+#include <math.h>
+#include <string.h>
+
+#include "kernels.h"
+
+static void quantize(const float *x, size_t k, size_t group, int8_t *codes, float *scale, int32_t *sums) {
+    float absmax = MIN_ABSMAX;
+    for (size_t i = 0; i < k; i++) absmax = fabsf(x[i]) > absmax ? fabsf(x[i]) : absmax;
+    const float step = absmax * INVERSE_LEVELS;
+    *scale = step;
+    for (size_t g = 0; g < k / group; g++) {
+        int32_t sum = 0;
+        for (size_t i = g * group; i < (g + 1) * group; i++) {
+            float code = rintf(x[i] / step);
+            code = code > LEVELS ? LEVELS : code < -LEVELS ? -LEVELS : code;
+            codes[i] = (int8_t)code;
+            sum += codes[i];
+        }
+        sums[g] = sum;
+    }
+}
+
+static void rmsnorm(const float *x, const float *weight, float eps, size_t k, float *y) {
+    double sum = 0;
+    for (size_t i = 0; i < k; i++) sum += (double)x[i] * x[i];
+    const float factor = 1.0f / sqrtf((float)(sum / (double)k) + eps);
+    for (size_t i = 0; i < k; i++) y[i] = (x[i] * factor) * weight[i];
+}
+
+static void swiglu(const float *gate, const float *up, size_t k, float *y) {
+    for (size_t i = 0; i < k; i++) y[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+}
+
+/* Code w + 1 of input i of a packed row. */
+static inline int32_t biased(const uint8_t *row, size_t i) {
+    return row[i / PLANE * PLANE_BYTES + i % PLANE_BYTES] >> (2 * (i % PLANE / PLANE_BYTES)) & 3;
+}
+
+static int32_t biased_dot(const uint8_t *row, size_t first, size_t last, const int8_t *codes) {
+    int32_t sum = 0;
+    for (size_t i = first; i < last; i++) sum += biased(row, i) * codes[i];
+    return sum;
+}
+
+static void dots(const uint8_t *packed, size_t rows, size_t k, const int8_t *codes, int32_t total, int32_t *out) {
+    for (size_t n = 0; n < rows; n++) out[n] = biased_dot(packed + n * (k / 4), 0, k, codes) - total;
+}
+
+static void dots_grouped(const uint8_t *packed, const float *scales, size_t rows, size_t k, size_t group,
+                         const int8_t *codes, const int32_t *sums, float *out) {
+    const size_t groups = k / group;
+    for (size_t n = 0; n < rows; n++) {
+        float sum = 0;
+        for (size_t g = 0; g < groups; g++) {
+            const int32_t dot = biased_dot(packed + n * (k / 4), g * group, (g + 1) * group, codes) - sums[g];
+            sum += scales[n * groups + g] * (float)dot;
+        }
+        out[n] = sum;
+    }
+}
+
+/* Code of input i of a token in the interleaved form. */
+static inline int32_t interleaved(const int8_t *codes, size_t token, size_t i) {
+    return codes[(i / PLANE * TOKEN_BLOCK + token) * PLANE + i % PLANE];
+}
+
+static void tile(const uint8_t *packed, size_t stride, size_t rows, size_t planes, const int8_t *codes, int32_t *out) {
+    for (size_t n = 0; n < rows; n++)
+        for (size_t t = 0; t < TOKEN_BLOCK; t++)
+            for (size_t i = 0; i < planes * PLANE; i++)
+                out[n * TOKEN_BLOCK + t] += biased(packed + n * stride, i) * interleaved(codes, t, i);
+}
+
+static void tile_grouped(const uint8_t *packed, const float *scales, size_t rows, size_t k, size_t group,
+                         const int8_t *codes, const int32_t *sums, size_t sums_stride, float *out) {
+    const size_t groups = k / group;
+    for (size_t n = 0; n < rows; n++)
+        for (size_t t = 0; t < TOKEN_BLOCK; t++) {
+            float sum = 0;
+            for (size_t g = 0; g < groups; g++) {
+                int32_t dot = -sums[t * sums_stride + g];
+                for (size_t i = g * group; i < (g + 1) * group; i++)
+                    dot += biased(packed + n * (k / 4), i) * interleaved(codes, t, i);
+                sum += scales[n * groups + g] * (float)dot;
+            }
+            out[n * TOKEN_BLOCK + t] = sum;
+        }
+}
+
+static void scale_tile(const int32_t *dots, const int32_t *totals, const float *a_scale, const float *w_scale,
+                       size_t w_scale_stride, size_t rows, size_t tokens, float *y, size_t y_stride) {
+    for (size_t t = 0; t < tokens; t++)
+        for (size_t n = 0; n < rows; n++)
+            y[t * y_stride + n] =
+                ((float)(dots[n * TOKEN_BLOCK + t] - totals[t]) * a_scale[t]) * w_scale[n * w_scale_stride];
+}
+
+static double abs_sum(const float *w, size_t k) {
+    double sum = 0;
+    for (size_t i = 0; i < k; i++) sum += fabs((double)w[i]);
+    return sum;
+}
+
+/* round(w / s) clamped to ±1 is (w > s/2) − (w < −s/2), exactly: a float16 s has 11 significant bits. */
+static void ternary_codes(const float *w, size_t k, float scale, int8_t *codes) {
+    const float half = 0.5f * scale;
+    for (size_t i = 0; i < k; i++) codes[i] = (int8_t)((w[i] > half) - (w[i] < -half));
+}
+
+static void pack(const int8_t *codes, size_t k, uint8_t *packed) {
+    for (size_t block = 0; block < k / PLANE; block++)
+        for (size_t j = 0; j < PLANE_BYTES; j++) {
+            const int8_t *c = codes + block * PLANE + j;
+            packed[block * PLANE_BYTES + j] =
+                (uint8_t)((c[0] + 1) | (c[32] + 1) << 2 | (c[64] + 1) << 4 | (c[96] + 1) << 6);
+        }
+}
+
+static int unpack(const uint8_t *packed, size_t k, int8_t *codes) {
+    int invalid = 0;
+    for (size_t i = 0; i < k; i++) {
+        const int32_t code = biased(packed, i);
+        invalid |= code == 3;
+        codes[i] = (int8_t)(code - 1);
+    }
+    return invalid;
+}
+
+static int32_t dot_int8(const int8_t *a, const int8_t *b, size_t k) {
+    int32_t sum = 0;
+    for (size_t i = 0; i < k; i++) sum += (int32_t)a[i] * b[i];
+    return sum;
+}
+
+static float dot_f32(const float *x, const float *y, size_t k) {
+    float sum = 0;
+    for (size_t i = 0; i < k; i++) sum += x[i] * y[i];
+    return sum;
+}
+
+static float from_f16(uint16_t bits) {
+    const uint32_t sign = (uint32_t)(bits & 0x8000) << 16, exponent = bits >> 10 & 31, fraction = bits & 1023;
+    uint32_t word;
+    float value;
+    if (exponent == 0) {
+        value = (float)fraction * 0x1p-24f;
+        return sign ? -value : value;
+    }
+    word = exponent == 31 ? sign | 0x7f800000 | fraction << 13 : sign | (exponent + 112) << 23 | fraction << 13;
+    memcpy(&value, &word, sizeof value);
+    return value;
+}
+
+static float dot_f16(const float *x, const uint16_t *y, size_t k) {
+    float sum = 0;
+    for (size_t i = 0; i < k; i++) sum += x[i] * from_f16(y[i]);
+    return sum;
+}
+
+static void f16_to_f32(const uint16_t *x, size_t k, float *y) {
+    for (size_t i = 0; i < k; i++) y[i] = from_f16(x[i]);
+}
+
+static void axpy(float a, const float *x, size_t k, float *y) {
+    for (size_t i = 0; i < k; i++) y[i] += a * x[i];
+}
+
+/* For 2^-14 and above float16 has 11 significant bits, below it steps of 2^-24. */
+static float round_to_f16(float x) {
+    const float magnitude = fabsf(x);
+    int exponent;
+    frexpf(magnitude, &exponent);
+    const float step = magnitude < 0x1p-14f ? 0x1p-24f : ldexpf(1.0f, exponent - 11);
+    return copysignf(rintf(magnitude / step) * step, x);
+}
+
+static float exp_sum(float *x, size_t k, float maximum) {
+    float sum = 0;
+    for (size_t i = 0; i < k; i++) sum += x[i] = expf(x[i] - maximum);
+    return sum;
+}
+
+const struct kernels portable_kernels = {
+    "portable", quantize,  rmsnorm,  swiglu,  dots,    dots_grouped, tile,         tile_grouped,
+    scale_tile, abs_sum,   ternary_codes, pack, unpack, dot_int8,     dot_f32,      dot_f16,
+    axpy,       round_to_f16, f16_to_f32, exp_sum,
+};
