@@ -50,6 +50,24 @@ def test_the_wheel_holds_both_packages_and_every_preset(wheel):
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
+def test_the_wheel_holds_the_c_sources_of_the_kernels(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    folder = ROOT / "kernels" / "nanochat_kernels" / "cpu" / "source"
+    sources = {path.relative_to(ROOT / "kernels").as_posix() for path in folder.glob("*.[ch]")}
+    assert {Path(name).suffix for name in sources} == {".c", ".h"}
+    assert sources <= names
+
+
+def test_the_c_sources_of_the_wheel_compile(installed, tmp_path):
+    probe = "from nanochat_kernels.cpu.build import shared_library; print(shared_library())"
+    environment = {**os.environ, "PYTHONPATH": str(installed), "NANOCHAT_CACHE": str(tmp_path / "cache")}
+    child = subprocess.run(
+        [sys.executable, "-c", probe], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert child.returncode == 0, child.stderr
+    assert Path(child.stdout.strip()).parent == tmp_path / "cache" / "kernels"
+
+
 def test_presets_work_outside_the_checkout(installed, tmp_path):
     child = run_installed(installed, tmp_path, str(installed / "bin" / "nanochat"), "presets")
     assert (child.returncode, child.stderr) == (0, "")
