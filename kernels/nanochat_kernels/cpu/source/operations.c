@@ -9,6 +9,8 @@
 #include "kernels.h"
 
 #define MIN_PARALLEL_BYTES 65536
+/* More tokens than this are cheaper as a tile of eight. */
+#define MAX_VECTOR_TOKENS 3
 
 const struct kernels *kernels = &portable_kernels;
 
@@ -155,7 +157,7 @@ static void multiply_tile(const uint8_t *packed, const float *scales, size_t gro
  * y: [m, n]. Returns 0, or -1 without memory. */
 int nk_ternary_matmul(const int8_t *codes, const float *a_scale, const int32_t *sums, const uint8_t *packed,
                       const float *scales, size_t groups, float *y, size_t m, size_t n, size_t k) {
-    if (m <= 2) {
+    if (m <= MAX_VECTOR_TOKENS) {
         for (size_t i = 0; i < m; i++)
             gemv(packed, scales, groups, n, k, codes + i * k, a_scale[i], sums + i * groups, y + i * n);
         return 0;

@@ -1,0 +1,227 @@
+"""The CPU backend: the operations of the compiled library on torch tensors.
+
+Every function checks what the C code takes for granted, and raises Unsupported for what it does not cover; the
+dispatcher then uses the reference. Float inputs of other types than float32 are converted first.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nanochat_kernels.backends import Unsupported
+from nanochat_kernels.cpu.native import library
+from nanochat_kernels.packed import PackedTernary
+from nanochat_kernels.reference import matmul as reference
+from nanochat_kernels.reference.activations import QuantizedActivations
+from nanochat_kernels.reference.packing import PLANE
+from nanochat_kernels.reference.ternarize import Granularity, Ternary
+
+SUM_GROUP = 32
+"""The C code sums activations in pieces of this many."""
+
+
+def quantize_activations(x: Tensor, group: int | None = None) -> QuantizedActivations:
+    rows, out = _activations(x, group)
+    m, k = rows.shape
+    library().nk_quantize(rows.data_ptr(), m, k, group or k, *_pointers(out))
+    return _shaped(out, x.shape[:-1])
+
+
+def rmsnorm_quantize(x: Tensor, weight: Tensor, eps: float, group: int | None = None) -> QuantizedActivations:
+    rows, out = _activations(x, group)
+    m, k = rows.shape
+    weight = _floats(weight)
+    if weight.shape != (k,):
+        raise ValueError(f"a norm weight of shape {list(weight.shape)} does not fit rows of {k}")
+    _require_memory(
+        library().nk_rmsnorm_quantize(rows.data_ptr(), weight.data_ptr(), eps, m, k, group or k, *_pointers(out))
+    )
+    return _shaped(out, x.shape[:-1])
+
+
+def swiglu_quantize(gate: Tensor, up: Tensor, group: int | None = None) -> QuantizedActivations:
+    if gate.shape != up.shape:
+        raise ValueError(f"gate {list(gate.shape)} and up {list(up.shape)} differ in shape")
+    _require_cpu(gate, up)
+    k = gate.shape[-1]
+    gates, ups = _rows_of_a_block(gate), _rows_of_a_block(up)
+    if gates is None or ups is None or gates.stride(0) != ups.stride(0):
+        gates, ups = _floats(gate).reshape(-1, k), _floats(up).reshape(-1, k)
+    out = _room(len(gates), k, group)
+    _require_memory(
+        library().nk_swiglu_quantize(
+            gates.data_ptr(), ups.data_ptr(), gates.stride(0), len(gates), k, group or k, *_pointers(out)
+        )
+    )
+    return _shaped(out, gate.shape[:-1])
+
+
+def ternary_matmul(
+    activations: QuantizedActivations, weight: PackedTernary, out_dtype: torch.dtype = torch.float32
+) -> Tensor:
+    codes, scale, sums = activations
+    _require_cpu(codes, weight.packed)
+    n, k, groups = weight.rows, weight.columns, weight.n_groups
+    if codes.shape[-1] != k:
+        raise ValueError(f"activations of {codes.shape[-1]} inputs do not fit weights of {k}")
+    if groups > 1 and weight.group % PLANE and weight.group != PLANE // 2:
+        raise Unsupported(f"scales of {weight.group} inputs (64 and multiples of 128 are)")
+    rows = codes.reshape(-1, k).contiguous()
+    m = len(rows)
+    sums = sums.reshape(m, -1)
+    if sums.shape[1] != groups:
+        sums = _regroup(rows, sums, groups)
+    y = torch.empty(m, n)
+    scales = scale.reshape(m).contiguous()
+    _require_memory(
+        library().nk_ternary_matmul(
+            rows.data_ptr(),
+            scales.data_ptr(),
+            sums.contiguous().data_ptr(),
+            weight.packed.data_ptr(),
+            weight.scales.data_ptr(),
+            groups,
+            y.data_ptr(),
+            m,
+            n,
+            k,
+        )
+    )
+    return y.to(out_dtype).reshape(*codes.shape[:-1], n)
+
+
+def int8_matmul(
+    a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, out_dtype: torch.dtype = torch.float32
+) -> Tensor:
+    _require_cpu(a, b)
+    a, b = a.contiguous(), b.contiguous()
+    (m, k), n = a.shape, len(b)
+    if b.shape[1] != k:
+        raise ValueError(f"int8 matrices of {k} and {b.shape[1]} inputs cannot be multiplied")
+    y = torch.empty(m, n)
+    a_scale, b_scale = _floats(a_scale).reshape(-1), _floats(b_scale).reshape(-1)
+    library().nk_int8_matmul(
+        a.data_ptr(),
+        b.data_ptr(),
+        a_scale.data_ptr(),
+        b_scale.data_ptr(),
+        0 if len(b_scale) == 1 else 1,
+        y.data_ptr(),
+        m,
+        n,
+        k,
+    )
+    return y.to(out_dtype)
+
+
+def fp8_matmul(
+    a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, out_dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """A format of GPUs; here the reference is all there is to do."""
+    return reference.fp8_matmul(a, b, a_scale, b_scale, out_dtype)
+
+
+def ternarize(weight: Tensor, granularity: Granularity = "row") -> Ternary:
+    weight, group, scales = _weights(weight, granularity)
+    codes = torch.empty(weight.shape, dtype=torch.int8)
+    _ternarize(weight, group, codes, None, scales)
+    return Ternary(codes, scales, granularity)
+
+
+def ternarize_packed(weight: Tensor, granularity: Granularity = "row") -> PackedTernary:
+    weight, group, scales = _weights(weight, granularity)
+    rows, columns = weight.shape
+    if columns % PLANE:
+        raise ValueError(f"K = {columns} is not a multiple of {PLANE}")
+    packed = torch.empty(rows, columns // 4, dtype=torch.uint8)
+    _ternarize(weight, group, None, packed, scales)
+    return PackedTernary(packed, scales.expand(rows, -1).contiguous(), columns)
+
+
+def unpack(weight: PackedTernary, dtype: torch.dtype = torch.int8) -> Tensor:
+    _require_cpu(weight.packed)
+    codes = torch.empty(weight.rows, weight.columns, dtype=torch.int8)
+    if library().nk_unpack(weight.packed.data_ptr(), weight.rows, weight.columns, codes.data_ptr()):
+        raise ValueError("invalid code 3 in packed ternary weights")
+    return codes.to(dtype)
+
+
+# --- checks and shapes ------------------------------------------------------------------------------------------------
+
+
+def _require_cpu(*tensors: Tensor) -> None:
+    for tensor in tensors:
+        if tensor.device.type != "cpu":
+            raise Unsupported(f"the tensors are on {tensor.device}")
+
+
+def _floats(x: Tensor) -> Tensor:
+    return x.detach().to(torch.float32).contiguous()
+
+
+def _rows_of_a_block(x: Tensor) -> Tensor | None:
+    """[M, K] view of a float32 tensor whose rows are contiguous and equally far apart, as after a fused product."""
+    if x.dtype != torch.float32 or x.stride(-1) != 1:
+        return None
+    try:
+        return x.detach().view(-1, x.shape[-1])
+    except RuntimeError:
+        return None
+
+
+def _activations(x: Tensor, group: int | None) -> tuple[Tensor, QuantizedActivations]:
+    _require_cpu(x)
+    rows = _floats(x).reshape(-1, x.shape[-1])
+    return rows, _room(len(rows), x.shape[-1], group)
+
+
+def _room(m: int, k: int, group: int | None) -> QuantizedActivations:
+    """Uninitialised codes, scale and sums of m tokens. Unsupported for sizes that the C code does not take."""
+    group = group or k
+    if k % group:
+        raise ValueError(f"{k} inputs cannot be split into groups of {group}")
+    if group % SUM_GROUP:
+        raise Unsupported(f"{k} inputs in groups of {group} (multiples of {SUM_GROUP} are)")
+    return QuantizedActivations(
+        torch.empty(m, k, dtype=torch.int8), torch.empty(m, 1), torch.empty(m, k // group, dtype=torch.int32)
+    )
+
+
+def _pointers(out: QuantizedActivations) -> tuple[int, int, int]:
+    return out.codes.data_ptr(), out.scale.data_ptr(), out.sums.data_ptr()
+
+
+def _shaped(out: QuantizedActivations, leading: Sequence[int]) -> QuantizedActivations:
+    return QuantizedActivations(*(tensor.reshape(*leading, tensor.shape[-1]) for tensor in out))
+
+
+def _regroup(codes: Tensor, sums: Tensor, groups: int) -> Tensor:
+    """Sums of other groups than the activations came with: added up where they are finer, else counted again."""
+    m = len(codes)
+    if sums.shape[1] % groups == 0:
+        return sums.reshape(m, groups, -1).sum(dim=-1, dtype=torch.int32)
+    return codes.reshape(m, groups, -1).sum(dim=-1, dtype=torch.int32)
+
+
+def _weights(weight: Tensor, granularity: Granularity) -> tuple[Tensor, int, Tensor]:
+    """The latent, the C code's name for the granularity (0: tensor, else inputs per scale), and room for the scales."""
+    _require_cpu(weight)
+    weight = _floats(weight)
+    rows, columns = weight.shape
+    if granularity == "tensor":
+        return weight, 0, torch.empty(1, 1)
+    group = columns if granularity == "row" else int(granularity)
+    if group <= 0 or columns % group:
+        raise ValueError(f"a weight with {columns} inputs cannot be split into groups of {granularity}")
+    return weight, group, torch.empty(rows, columns // group)
+
+
+def _ternarize(weight: Tensor, group: int, codes: Tensor | None, packed: Tensor | None, scales: Tensor) -> None:
+    pointers = (None if tensor is None else tensor.data_ptr() for tensor in (codes, packed))
+    _require_memory(library().nk_ternarize(weight.data_ptr(), *weight.shape, group, *pointers, scales.data_ptr()))
+
+
+def _require_memory(status: int) -> None:
+    if status:
+        raise MemoryError("no memory for the workspace of a ternary operation")
