@@ -23,9 +23,7 @@ def ternarize_packed(weight: Tensor, granularity: Granularity = "row", *, backen
     return dispatch("ternarize_packed", weight.device, backend)(weight, granularity)
 
 
-def quantize_activations(
-    x: Tensor, group: int | None = None, *, backend: str | None = None
-) -> QuantizedActivations:
+def quantize_activations(x: Tensor, group: int | None = None, *, backend: str | None = None) -> QuantizedActivations:
     """int8 codes, scale and sums per token; see `reference.activations.quantize_activations`."""
     return dispatch("quantize_activations", x.device, backend)(x, group)
 

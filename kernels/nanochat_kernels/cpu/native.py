@@ -42,6 +42,11 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     ),
     "nk_ternarize": (_INT, [_POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _POINTER, _POINTER]),
     "nk_unpack": (_INT, [_POINTER, _SIZE, _SIZE, _POINTER]),
+    "nk_decoder_workspace": (_SIZE, [_POINTER, _SIZE]),
+    "nk_decode": (
+        None,
+        [_POINTER, _POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _POINTER],
+    ),
     "nk_read_sum": (ctypes.c_uint64, [_POINTER, _SIZE]),
 }
 

@@ -29,7 +29,7 @@ class QuantizedActivations(NamedTuple):
 def quantize_activations(x: Tensor, group: int | None = None) -> QuantizedActivations:
     """Symmetric absmax quantisation of the last dimension.
 
-    x: float [..., K]; group: inputs per sum, a divisor of K, default K. A row of zeros gives codes 0 and a finite scale.
+    x: float [..., K]; group: inputs per sum, a divisor of K, default K. A row of zeros gives codes 0, a finite scale.
     """
     codes, scale = codes_and_scale(x)
     codes = codes.to(torch.int8)

@@ -163,9 +163,7 @@ def test_int8_products_are_exact_over_the_whole_range():
     b = torch.randint(-128, 128, (70, 393), generator=generator, dtype=torch.int8)
     a[0], b[0] = -128, -128
     a_scale, b_scale = torch.rand(7, 1, generator=generator), torch.rand(70, 1, generator=generator)
-    assert torch.equal(
-        cpu.int8_matmul(a, b, a_scale, b_scale), reference_matmul.int8_matmul(a, b, a_scale, b_scale)
-    )
+    assert torch.equal(cpu.int8_matmul(a, b, a_scale, b_scale), reference_matmul.int8_matmul(a, b, a_scale, b_scale))
     one = torch.ones(1, 1)
     assert torch.equal(cpu.int8_matmul(a, b, a_scale, one), reference_matmul.int8_matmul(a, b, a_scale, one))
 

@@ -1,0 +1,207 @@
+"""NativeDecoder: one token of one sequence through a whole packed model, in a single call of the C library.
+
+For decoding, where everything but the weights' way through memory is overhead. Prompts of many tokens are faster as
+matrix products, and are left to the caller, as are sampling and the memory of the cache.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nanochat_kernels.backends import Unsupported
+from nanochat_kernels.cpu.native import library
+from nanochat_kernels.packed import PackedTernary
+from nanochat_kernels.reference.packing import PLANE
+
+_POINTER, _SIZE = ctypes.c_void_p, ctypes.c_size_t
+
+
+@dataclass(frozen=True)
+class DecoderLayer:
+    """The weights of a block. Norms: float32 [dim], q and k per head [head_dim], before an output projection its K.
+
+    qkv: [(n_heads + 2 n_kv_heads) · head_dim, dim]; wo: [dim, n_heads · head_dim]; gate_up: [2 · hidden, dim];
+    down: [dim, hidden].
+    """
+
+    attention_norm: Tensor
+    qkv: PackedTernary
+    wo: PackedTernary
+    ffn_norm: Tensor
+    gate_up: PackedTernary
+    down: PackedTernary
+    q_norm: Tensor | None = None
+    k_norm: Tensor | None = None
+    attention_sub_norm: Tensor | None = None
+    ffn_sub_norm: Tensor | None = None
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = (("packed", _POINTER), ("scales", _POINTER), ("rows", _SIZE), ("columns", _SIZE), ("groups", _SIZE))
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        *((name, _POINTER) for name in ("attention_norm", "ffn_norm", "q_norm", "k_norm")),
+        *((name, _POINTER) for name in ("attention_sub_norm", "ffn_sub_norm")),
+        *((name, _Matrix) for name in ("qkv", "wo", "gate_up", "down")),
+    )
+
+
+class _Decoder(ctypes.Structure):
+    _fields_ = (
+        ("layers", ctypes.POINTER(_Layer)),
+        *((name, _SIZE) for name in ("n_layers", "dim", "n_heads", "n_kv_heads", "head_dim", "hidden")),
+        *((name, _SIZE) for name in ("vocab_size", "threads")),
+        ("eps", ctypes.c_float),
+        ("embedding_is_f16", ctypes.c_int),
+        ("head_is_f16", ctypes.c_int),
+        *((name, _POINTER) for name in ("embedding", "head", "norm", "cos", "sin")),
+    )
+
+
+class NativeDecoder:
+    """A packed model that the C library can decode with. Unsupported when this machine or the model does not fit.
+
+    layers: of one shape. embedding, head: [V, dim], float32 or float16, maybe one tensor. norm: float32 [dim].
+    cos, sin: float32 [positions, head_dim / 2]. Keeps references to all of them, and copies nothing.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[DecoderLayer],
+        embedding: Tensor,
+        head: Tensor,
+        norm: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        *,
+        n_heads: int,
+        n_kv_heads: int,
+        eps: float,
+    ) -> None:
+        self._library = library()
+        self.vocab_size, self.dim = embedding.shape
+        self._kept: list[Tensor] = []
+        _check(layers, embedding, head, n_heads, n_kv_heads, cos.shape[1] * 2)
+        structures = (_Layer * len(layers))(*(self._layer(layer) for layer in layers))
+        self._decoder = _Decoder(
+            layers=structures,
+            n_layers=len(layers),
+            dim=self.dim,
+            n_heads=n_heads,
+            n_kv_heads=n_kv_heads,
+            head_dim=cos.shape[1] * 2,
+            hidden=layers[0].down.columns,
+            vocab_size=self.vocab_size,
+            threads=torch.get_num_threads(),
+            eps=eps,
+            embedding_is_f16=embedding.dtype == torch.float16,
+            head_is_f16=head.dtype == torch.float16,
+            embedding=self._keep(embedding),
+            head=self._keep(head),
+            norm=self._keep(norm),
+            cos=self._keep(cos),
+            sin=self._keep(sin),
+        )
+        self._address = ctypes.addressof(self._decoder)
+        self._cache_shape = (len(layers), n_kv_heads, cos.shape[1] * 2)
+        self._positions = len(cos)
+        self._workspace = torch.empty(0, dtype=torch.uint8)
+        self._capacity = 0
+
+    def decode(self, token: int, position: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """hidden [dim] after the final norm, and logits [V], of `token` at `position`; both float32.
+
+        keys, values: float32 [layers, Hkv, capacity, head_dim], contiguous, filled before `position`; the token's own
+        are written there. ValueError when token, position or cache are out of range.
+        """
+        n_layers, n_kv_heads, head_dim = self._cache_shape
+        capacity = keys.shape[-2]
+        for cache in (keys, values):
+            if cache.shape != (n_layers, n_kv_heads, capacity, head_dim) or not cache.is_contiguous():
+                raise ValueError(f"the cache has shape {list(cache.shape)} where {self._cache_shape} is asked for")
+            if cache.dtype != torch.float32 or cache.device.type != "cpu":
+                raise ValueError(f"the cache is {cache.dtype} on {cache.device}: the CPU decoder reads float32")
+        if not 0 <= token < self.vocab_size:
+            raise ValueError(f"token {token} is outside the vocabulary of {self.vocab_size}")
+        if not 0 <= position < min(capacity, self._positions):
+            raise ValueError(f"position {position} is past the {min(capacity, self._positions)} there are")
+        if capacity > self._capacity:
+            size = self._library.nk_decoder_workspace(self._address, capacity)
+            self._workspace = torch.empty(size + 64, dtype=torch.uint8)
+            self._capacity = capacity
+        hidden, logits = torch.empty(self.dim), torch.empty(self.vocab_size)
+        workspace = (self._workspace.data_ptr() + 63) // 64 * 64
+        self._library.nk_decode(
+            self._address,
+            workspace,
+            keys.data_ptr(),
+            values.data_ptr(),
+            capacity,
+            token,
+            position,
+            hidden.data_ptr(),
+            logits.data_ptr(),
+        )
+        return hidden, logits
+
+    def _keep(self, tensor: Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        tensor = tensor.detach().contiguous()
+        self._kept.append(tensor)
+        return tensor.data_ptr()
+
+    def _matrix(self, weight: PackedTernary) -> _Matrix:
+        return _Matrix(
+            self._keep(weight.packed), self._keep(weight.scales), weight.rows, weight.columns, weight.n_groups
+        )
+
+    def _layer(self, layer: DecoderLayer) -> _Layer:
+        return _Layer(
+            attention_norm=self._keep(layer.attention_norm),
+            ffn_norm=self._keep(layer.ffn_norm),
+            q_norm=self._keep(layer.q_norm),
+            k_norm=self._keep(layer.k_norm),
+            attention_sub_norm=self._keep(layer.attention_sub_norm),
+            ffn_sub_norm=self._keep(layer.ffn_sub_norm),
+            qkv=self._matrix(layer.qkv),
+            wo=self._matrix(layer.wo),
+            gate_up=self._matrix(layer.gate_up),
+            down=self._matrix(layer.down),
+        )
+
+
+def _check(
+    layers: Sequence[DecoderLayer], embedding: Tensor, head: Tensor, n_heads: int, n_kv_heads: int, head_dim: int
+) -> None:
+    """Everything the C code takes for granted. Unsupported or ValueError."""
+    dim = embedding.shape[1]
+    if head.shape != embedding.shape:
+        raise ValueError(f"head {list(head.shape)} and embedding {list(embedding.shape)} differ in shape")
+    hidden, inner, heads = layers[0].down.columns, n_heads * head_dim, (n_heads + 2 * n_kv_heads) * head_dim
+    for layer in layers:
+        shapes = {
+            "qkv": (layer.qkv, heads, dim),
+            "wo": (layer.wo, dim, inner),
+            "gate_up": (layer.gate_up, 2 * hidden, dim),
+            "down": (layer.down, dim, hidden),
+        }
+        for name, (weight, rows, columns) in shapes.items():
+            if (weight.rows, weight.columns) != (rows, columns):
+                raise ValueError(f"{name} is {weight.rows} × {weight.columns} where {rows} × {columns} is asked for")
+            if weight.n_groups > 1 and weight.group % PLANE and weight.group != PLANE // 2:
+                raise Unsupported(f"scales of {weight.group} inputs (64 and multiples of 128 are)")
+            if weight.packed.device.type != "cpu":
+                raise Unsupported(f"the weights are on {weight.packed.device}")
+        norms = (layer.attention_norm, layer.ffn_norm, layer.q_norm, layer.k_norm)
+        for norm in (*norms, layer.attention_sub_norm, layer.ffn_sub_norm):
+            if norm is not None and norm.dtype != torch.float32:
+                raise Unsupported(f"norm weights of {norm.dtype}")
+    for matrix in (embedding, head):
+        if matrix.dtype not in (torch.float32, torch.float16):
+            raise Unsupported(f"an embedding or head of {matrix.dtype}")
