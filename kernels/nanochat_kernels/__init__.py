@@ -9,9 +9,11 @@ Names:
     effective weight = codes · scale: what a forward pass multiplies with
 """
 
+from nanochat_kernels.modules import PackedLinear
 from nanochat_kernels.operations import (
     fp8_matmul,
     int8_matmul,
+    packed_linear,
     quantize_activations,
     rmsnorm_quantize,
     swiglu_quantize,
@@ -28,6 +30,7 @@ from nanochat_kernels.reference.ternarize import Granularity, Ternary, fake_tern
 
 __all__ = [
     "Granularity",
+    "PackedLinear",
     "PackedTernary",
     "QuantizedActivations",
     "Ternary",
@@ -36,6 +39,7 @@ __all__ = [
     "fp8_matmul",
     "int8_matmul",
     "pack_plane128",
+    "packed_linear",
     "quantize_activations",
     "rmsnorm_quantize",
     "swiglu_quantize",

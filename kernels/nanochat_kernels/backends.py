@@ -57,7 +57,10 @@ def dispatch(operation: str, device: torch.device, backend: str | None) -> Calla
     def call(*arguments: Any, **options: Any) -> Any:
         for name in candidates(device, backend):
             try:
-                return getattr(load(name), operation)(*arguments, **options)
+                function = getattr(load(name), operation, None)
+                if function is None:
+                    raise Unsupported("it has no form of it")
+                return function(*arguments, **options)
             except Unsupported as reason:
                 report_fallback(operation, name, str(reason))
         raise AssertionError("the reference computes everything")

@@ -79,6 +79,13 @@ def ternary_matmul(
     return dispatch("ternary_matmul", weight.packed.device, backend)(activations, weight, out_dtype)
 
 
+def packed_linear(
+    x: Tensor, weight: PackedTernary, out_dtype: torch.dtype = torch.float32, *, backend: str | None = None
+) -> Tensor:
+    """Quantise float [..., K] and multiply with packed weights: [..., N]. One native call on the CPU."""
+    return dispatch("packed_linear", weight.packed.device, backend)(x, weight, out_dtype)
+
+
 def unpack(weight: PackedTernary, dtype: torch.dtype = torch.int8, *, backend: str | None = None) -> Tensor:
     """The codes [N, K] as int8, bfloat16, float32 or float8_e4m3fn. ValueError on code 3 (reference and CPU)."""
     return dispatch("unpack", weight.packed.device, backend)(weight, dtype)

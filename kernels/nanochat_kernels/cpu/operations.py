@@ -62,33 +62,31 @@ def ternary_matmul(
 ) -> Tensor:
     codes, scale, sums = activations
     _require_cpu(codes, weight.packed)
-    n, k, groups = weight.rows, weight.columns, weight.n_groups
-    if codes.shape[-1] != k:
-        raise ValueError(f"activations of {codes.shape[-1]} inputs do not fit weights of {k}")
-    if groups > 1 and weight.group % PLANE and weight.group != PLANE // 2:
-        raise Unsupported(f"scales of {weight.group} inputs (64 and multiples of 128 are)")
+    n, k, groups = _sizes(weight, codes.shape[-1])
     rows = codes.reshape(-1, k).contiguous()
     m = len(rows)
     sums = sums.reshape(m, -1)
     if sums.shape[1] != groups:
         sums = _regroup(rows, sums, groups)
     y = torch.empty(m, n)
-    scales = scale.reshape(m).contiguous()
-    _require_memory(
-        library().nk_ternary_matmul(
-            rows.data_ptr(),
-            scales.data_ptr(),
-            sums.contiguous().data_ptr(),
-            weight.packed.data_ptr(),
-            weight.scales.data_ptr(),
-            groups,
-            y.data_ptr(),
-            m,
-            n,
-            k,
-        )
-    )
+    scale, sums = scale.reshape(m).contiguous(), sums.contiguous()
+    activation_pointers = rows.data_ptr(), scale.data_ptr(), sums.data_ptr()
+    weight_pointers = weight.packed.data_ptr(), weight.scales.data_ptr()
+    _require_memory(library().nk_ternary_matmul(*activation_pointers, *weight_pointers, groups, y.data_ptr(), m, n, k))
     return y.to(out_dtype).reshape(*codes.shape[:-1], n)
+
+
+def packed_linear(x: Tensor, weight: PackedTernary, out_dtype: torch.dtype = torch.float32) -> Tensor:
+    _require_cpu(x, weight.packed)
+    n, k, groups = _sizes(weight, x.shape[-1])
+    rows, out = _activations(x, weight.group)
+    m = len(rows)
+    y = torch.empty(m, n)
+    weight_pointers = weight.packed.data_ptr(), weight.scales.data_ptr()
+    _require_memory(
+        library().nk_linear(rows.data_ptr(), *weight_pointers, groups, y.data_ptr(), m, n, k, *_pointers(out))
+    )
+    return y.to(out_dtype).reshape(*x.shape[:-1], n)
 
 
 def int8_matmul(
@@ -154,6 +152,15 @@ def _require_cpu(*tensors: Tensor) -> None:
     for tensor in tensors:
         if tensor.device.type != "cpu":
             raise Unsupported(f"the tensors are on {tensor.device}")
+
+
+def _sizes(weight: PackedTernary, inputs: int) -> tuple[int, int, int]:
+    """N, K and scales per row of weights that fit `inputs`."""
+    if inputs != weight.columns:
+        raise ValueError(f"activations of {inputs} inputs do not fit weights of {weight.columns}")
+    if weight.n_groups > 1 and weight.group % PLANE and weight.group != PLANE // 2:
+        raise Unsupported(f"scales of {weight.group} inputs (64 and multiples of 128 are)")
+    return weight.rows, weight.columns, weight.n_groups
 
 
 def _floats(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nanochat_kernels.packed import PackedTernary
-from nanochat_kernels.reference.activations import QuantizedActivations
+from nanochat_kernels.reference.activations import QuantizedActivations, quantize_activations
 from nanochat_kernels.reference.packing import unpack_plane128
 
 EXACT_FLOAT32_INPUTS = 2**24 // 127
@@ -50,6 +50,11 @@ def ternary_matmul(
             y += integer_product(rows[:, inputs], unpacked[:, inputs]).to(torch.float32) * weight.scales[:, g]
         y = y * a_scale
     return y.to(out_dtype).reshape(*codes.shape[:-1], weight.rows)
+
+
+def packed_linear(x: Tensor, weight: PackedTernary, out_dtype: torch.dtype = torch.float32) -> Tensor:
+    """`ternary_matmul` of `quantize_activations(x)`: float [..., K] to [..., N]."""
+    return ternary_matmul(quantize_activations(x, weight.group), weight, out_dtype)
 
 
 def unpack(weight: PackedTernary, dtype: torch.dtype = torch.int8) -> Tensor:

@@ -123,6 +123,7 @@ def test_a_product_equals_the_reference(rows, columns, tokens, granularity):
     weight = PackedTernary.pack(ternary(rows, columns, granularity, seed=rows))
     activations = cpu.quantize_activations(random(tokens, columns, seed=tokens), weight.group)
     found = cpu.ternary_matmul(activations, weight)
+    assert torch.equal(cpu.packed_linear(random(tokens, columns, seed=tokens), weight), found)
     expected = reference_matmul.ternary_matmul(activations, weight)
     if granularity in ("row", "tensor"):
         assert torch.equal(found, expected)

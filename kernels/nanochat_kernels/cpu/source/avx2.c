@@ -135,8 +135,8 @@ INLINE __m256i multiply_block(struct planes w, const int8_t *codes) {
                             _mm256_add_epi16(multiply(w.p2, codes + 64), multiply(w.p3, codes + 96)));
 }
 
-/* One row after the other: the rows lie end to end, and one stream of reads reaches the bandwidth of the memory, where
- * two or four rows side by side reach 60 % of it (docs/kernels.md). */
+/* One row after the other: the rows lie end to end, and one stream of reads reaches the bandwidth of the memory; two or
+ * four rows side by side, which share the loads of the activations, are slower (docs/kernels.md). */
 AVX2 static void dots(const uint8_t *packed, size_t rows, size_t k, const int8_t *codes, int32_t total, int32_t *out) {
     const __m256i ones = _mm256_set1_epi16(1);
     const size_t planes = k / PLANE;

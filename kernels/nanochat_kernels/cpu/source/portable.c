@@ -32,60 +32,60 @@ static void swiglu(const float *gate, const float *up, size_t k, float *y) {
     for (size_t i = 0; i < k; i++) y[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
 }
 
-/* Code w + 1 of input i of a packed row. */
-static inline int32_t biased(const uint8_t *row, size_t i) {
-    return row[i / PLANE * PLANE_BYTES + i % PLANE_BYTES] >> (2 * (i % PLANE / PLANE_BYTES)) & 3;
+/* Σ (w + 1) a over planes `first` to `last` of one block of 128 weights; compilers turn it into vector code. */
+static inline int32_t block_dot(const uint8_t *packed, const int8_t *codes, int first, int last) {
+    int32_t sum = 0;
+    for (int p = first; p < last; p++)
+        for (int j = 0; j < PLANE_BYTES; j++) {
+            const int16_t biased = packed[j] >> (2 * p) & 3, code = codes[p * PLANE_BYTES + j];
+            sum += biased * code;
+        }
+    return sum;
 }
 
-static int32_t biased_dot(const uint8_t *row, size_t first, size_t last, const int8_t *codes) {
+/* Σ (w + 1) a over inputs first to last (multiples of 64) of a row; blocks of codes are `stride` apart. */
+static int32_t biased_dot(const uint8_t *row, size_t first, size_t last, const int8_t *codes, size_t stride) {
     int32_t sum = 0;
-    for (size_t i = first; i < last; i++) sum += biased(row, i) * codes[i];
+    for (size_t i = first; i < last;) {
+        const size_t block = i / PLANE, end = (block + 1) * PLANE < last ? (block + 1) * PLANE : last;
+        sum += block_dot(row + block * PLANE_BYTES, codes + block * stride, (int)(i % PLANE / PLANE_BYTES),
+                         (int)((end - block * PLANE) / PLANE_BYTES));
+        i = end;
+    }
     return sum;
 }
 
 static void dots(const uint8_t *packed, size_t rows, size_t k, const int8_t *codes, int32_t total, int32_t *out) {
-    for (size_t n = 0; n < rows; n++) out[n] = biased_dot(packed + n * (k / 4), 0, k, codes) - total;
+    for (size_t n = 0; n < rows; n++) out[n] = biased_dot(packed + n * (k / 4), 0, k, codes, PLANE) - total;
+}
+
+static float grouped_dot(const uint8_t *row, const float *scales, size_t k, size_t group, const int8_t *codes,
+                         size_t stride, const int32_t *sums) {
+    float sum = 0;
+    for (size_t g = 0; g < k / group; g++)
+        sum += scales[g] * (float)(biased_dot(row, g * group, (g + 1) * group, codes, stride) - sums[g]);
+    return sum;
 }
 
 static void dots_grouped(const uint8_t *packed, const float *scales, size_t rows, size_t k, size_t group,
                          const int8_t *codes, const int32_t *sums, float *out) {
-    const size_t groups = k / group;
-    for (size_t n = 0; n < rows; n++) {
-        float sum = 0;
-        for (size_t g = 0; g < groups; g++) {
-            const int32_t dot = biased_dot(packed + n * (k / 4), g * group, (g + 1) * group, codes) - sums[g];
-            sum += scales[n * groups + g] * (float)dot;
-        }
-        out[n] = sum;
-    }
-}
-
-/* Code of input i of a token in the interleaved form. */
-static inline int32_t interleaved(const int8_t *codes, size_t token, size_t i) {
-    return codes[(i / PLANE * TOKEN_BLOCK + token) * PLANE + i % PLANE];
+    for (size_t n = 0; n < rows; n++)
+        out[n] = grouped_dot(packed + n * (k / 4), scales + n * (k / group), k, group, codes, PLANE, sums);
 }
 
 static void tile(const uint8_t *packed, size_t stride, size_t rows, size_t planes, const int8_t *codes, int32_t *out) {
     for (size_t n = 0; n < rows; n++)
         for (size_t t = 0; t < TOKEN_BLOCK; t++)
-            for (size_t i = 0; i < planes * PLANE; i++)
-                out[n * TOKEN_BLOCK + t] += biased(packed + n * stride, i) * interleaved(codes, t, i);
+            out[n * TOKEN_BLOCK + t] +=
+                biased_dot(packed + n * stride, 0, planes * PLANE, codes + t * PLANE, TOKEN_BLOCK * PLANE);
 }
 
 static void tile_grouped(const uint8_t *packed, const float *scales, size_t rows, size_t k, size_t group,
                          const int8_t *codes, const int32_t *sums, size_t sums_stride, float *out) {
-    const size_t groups = k / group;
     for (size_t n = 0; n < rows; n++)
-        for (size_t t = 0; t < TOKEN_BLOCK; t++) {
-            float sum = 0;
-            for (size_t g = 0; g < groups; g++) {
-                int32_t dot = -sums[t * sums_stride + g];
-                for (size_t i = g * group; i < (g + 1) * group; i++)
-                    dot += biased(packed + n * (k / 4), i) * interleaved(codes, t, i);
-                sum += scales[n * groups + g] * (float)dot;
-            }
-            out[n * TOKEN_BLOCK + t] = sum;
-        }
+        for (size_t t = 0; t < TOKEN_BLOCK; t++)
+            out[n * TOKEN_BLOCK + t] = grouped_dot(packed + n * (k / 4), scales + n * (k / group), k, group,
+                                                   codes + t * PLANE, TOKEN_BLOCK * PLANE, sums + t * sums_stride);
 }
 
 static void scale_tile(const int32_t *dots, const int32_t *totals, const float *a_scale, const float *w_scale,
@@ -120,7 +120,7 @@ static void pack(const int8_t *codes, size_t k, uint8_t *packed) {
 static int unpack(const uint8_t *packed, size_t k, int8_t *codes) {
     int invalid = 0;
     for (size_t i = 0; i < k; i++) {
-        const int32_t code = biased(packed, i);
+        const int32_t code = packed[i / PLANE * PLANE_BYTES + i % PLANE_BYTES] >> (2 * (i % PLANE / PLANE_BYTES)) & 3;
         invalid |= code == 3;
         codes[i] = (int8_t)(code - 1);
     }
