@@ -14,7 +14,9 @@
 #define INLINE static inline __attribute__((always_inline, target("avx2,fma,f16c")))
 
 /* How far ahead of its use memory is asked for; 1 to 8 kB were measured alike (docs/kernels.md). */
+#ifndef PREFETCH_BYTES
 #define PREFETCH_BYTES 2048
+#endif
 
 INLINE float sum_f32(__m256 v) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
