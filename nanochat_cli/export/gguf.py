@@ -77,7 +77,7 @@ def export_gguf(
     writer = GGUFWriter(None, arch.name)
     _add_metadata(writer, model, _most_common(model, linear_types), provenance)
     for key, value in tokenizer_metadata(tokenizer, config.vocab_size).items():
-        _add_value(writer, key, value)
+        add_value(writer, key, value)
 
     linears = dict(model.linears())
     tensor_types: dict[str, str] = {}
@@ -190,10 +190,11 @@ def _add_metadata(writer: GGUFWriter, model: Transformer, file_type: str, proven
         **{f"nanochat.{key}": value for key, value in provenance.items() if value is not None},
     }
     for key, value in values.items():
-        _add_value(writer, key, value)
+        add_value(writer, key, value)
 
 
-def _add_value(writer: GGUFWriter, key: str, value: Any) -> None:
+def add_value(writer: GGUFWriter, key: str, value: Any) -> None:
+    """Metadata of the GGUF type that llama.cpp expects of a plain Python value."""
     match value:
         case bool():
             writer.add_bool(key, value)

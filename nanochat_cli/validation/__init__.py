@@ -1,0 +1,1 @@
+"""Validation: independent programs and backends that must agree about what this toolkit computes."""
