@@ -1,0 +1,169 @@
+"""Tensor-core products of two K-major matrices with a scale per row of each: int8, its fp8 twin, and float16.
+
+One kernel for all three, y = (float(a · bᵀ) · a_scale) · b_scale: int8 operands add in int32 and are exact; fp8 and
+float16 add in float32. Float16 serves ternary weights with group scales: codes times float16-exact scales are exact
+float16 numbers, so only the order of the float32 sum differs from the reference.
+"""
+
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportIndexIssue=false
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nanochat_kernels.backends import Unsupported
+from nanochat_kernels.triton_kernels.configurations import MatmulConfiguration, matmul_configuration
+from nanochat_kernels.triton_kernels.launch import Launch, launch, require_device
+
+OUTPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+FP8_CAPABILITY = 89
+
+
+@triton.jit
+def scaled_matmul_kernel(
+    a_ptr,  # [M, K]
+    b_ptr,  # [N, K]
+    a_scale_ptr,  # float32, a_scale_stride (1, or 0 for one scale) apart
+    b_scale_ptr,
+    y_ptr,  # [M, N], contiguous
+    M,
+    N,
+    K,
+    a_stride,
+    b_stride,
+    a_scale_stride,
+    b_scale_stride,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SWIZZLE: tl.constexpr,  # tiles along M that are neighbours in time, so that they share columns of b in the L2
+    EVEN_K: tl.constexpr,
+):
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    program = tl.program_id(0)
+    band = program // (SWIZZLE * tiles_n)
+    band_rows = tl.minimum(tiles_m - band * SWIZZLE, SWIZZLE)
+    row_tile = band * SWIZZLE + (program % (SWIZZLE * tiles_n)) % band_rows
+    column_tile = (program % (SWIZZLE * tiles_n)) // band_rows
+    m = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = column_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    # Rows beyond the edge read the last row again, which needs no mask; they are not stored.
+    a = a_ptr + tl.minimum(m, M - 1).to(tl.int64)[:, None] * a_stride + k[None, :]
+    b = b_ptr + tl.minimum(n, N - 1).to(tl.int64)[None, :] * b_stride + k[:, None]
+    INTEGER: tl.constexpr = a_ptr.dtype.element_ty == tl.int8
+    ACCUMULATOR: tl.constexpr = tl.int32 if INTEGER else tl.float32
+    total = tl.zeros((BLOCK_M, BLOCK_N), ACCUMULATOR)
+    for block in range(0, tl.cdiv(K, BLOCK_K)):
+        if EVEN_K:
+            a_tile = tl.load(a)
+            b_tile = tl.load(b)
+        else:
+            left = K - block * BLOCK_K
+            a_tile = tl.load(a, mask=(k < left)[None, :], other=0.0)
+            b_tile = tl.load(b, mask=(k < left)[:, None], other=0.0)
+        if INTEGER:
+            total = tl.dot(a_tile, b_tile, acc=total, out_dtype=tl.int32)
+        else:
+            # Hopper's fp8 tensor cores add with fewer bits than float32: move to a true float32 sum every 128 products.
+            total = tl.dot(a_tile, b_tile, acc=total, max_num_imprecise_acc=128)
+        a += BLOCK_K
+        b += BLOCK_K
+    a_scale = tl.load(a_scale_ptr + m * a_scale_stride, mask=m < M, other=0.0)
+    b_scale = tl.load(b_scale_ptr + n * b_scale_stride, mask=n < N, other=0.0)
+    y = (total.to(tl.float32) * a_scale[:, None]) * b_scale[None, :]
+    index = m.to(tl.int64)[:, None] * N + n[None, :]
+    tl.store(y_ptr + index, y.to(y_ptr.dtype.element_ty), mask=(m < M)[:, None] & (n < N)[None, :])
+
+
+def int8_matmul(
+    a: Tensor,
+    b: Tensor,
+    a_scale: Tensor,
+    b_scale: Tensor,
+    out_dtype: torch.dtype = torch.float32,
+    configuration: MatmulConfiguration | None = None,
+) -> Tensor:
+    """`reference.matmul.int8_matmul`: int8 [M, K] and [N, K], float32 scales [M, 1] and [N, 1] or [1, 1]."""
+    return scaled_matmul(a, b, a_scale, b_scale, out_dtype, torch.int8, configuration)
+
+
+def fp8_matmul(
+    a: Tensor,
+    b: Tensor,
+    a_scale: Tensor,
+    b_scale: Tensor,
+    out_dtype: torch.dtype = torch.float32,
+    configuration: MatmulConfiguration | None = None,
+) -> Tensor:
+    """`reference.matmul.fp8_matmul`: float8_e4m3fn [M, K] and [N, K]. Unsupported below compute capability 8.9."""
+    if (capability := require_device(a, b)) < FP8_CAPABILITY:
+        raise Unsupported(f"compute capability {capability / 10} has no fp8")
+    return scaled_matmul(a, b, a_scale, b_scale, out_dtype, torch.float8_e4m3fn, configuration)
+
+
+def scaled_matmul(
+    a: Tensor,
+    b: Tensor,
+    a_scale: Tensor,
+    b_scale: Tensor,
+    out_dtype: torch.dtype,
+    dtype: torch.dtype,
+    configuration: MatmulConfiguration | None = None,
+) -> Tensor:
+    """y = (float(a · bᵀ) · a_scale) · b_scale, [M, N] of out_dtype. a [M, K] and b [N, K], both of `dtype`.
+
+    Scales: float32, one per row or a single one. ValueError when the shapes do not fit.
+    """
+    capability = require_device(a, b, a_scale, b_scale)
+    (rows, columns), (outputs, other) = a.shape, b.shape
+    if columns != other or a_scale.numel() not in (1, rows) or b_scale.numel() not in (1, outputs):
+        raise ValueError(
+            f"shapes do not fit: {list(a.shape)} · {list(b.shape)}ᵀ, scales {list(a_scale.shape)}, {list(b_scale.shape)}"
+        )
+    if a.dtype != dtype or b.dtype != dtype:
+        raise Unsupported(f"operands of {a.dtype} and {b.dtype} where {dtype} is expected")
+    if out_dtype not in OUTPUT_DTYPES:
+        raise Unsupported(f"output of {out_dtype}")
+    configuration = configuration or matmul_configuration(capability, dtype, rows, outputs)
+    a = a if a.stride(1) == 1 else a.contiguous()
+    b = b if b.stride(1) == 1 else b.contiguous()
+    y = torch.empty((rows, outputs), dtype=out_dtype, device=a.device)
+    arguments = {
+        "a_ptr": a,
+        "b_ptr": b,
+        "a_scale_ptr": a_scale.to(torch.float32).contiguous(),
+        "b_scale_ptr": b_scale.to(torch.float32).contiguous(),
+        "y_ptr": y,
+        "M": rows,
+        "N": outputs,
+        "K": columns,
+        "a_stride": a.stride(0),
+        "b_stride": b.stride(0),
+        "a_scale_stride": int(a_scale.numel() > 1),
+        "b_scale_stride": int(b_scale.numel() > 1),
+    }
+    constants = {
+        "BLOCK_M": configuration.block_m,
+        "BLOCK_N": configuration.block_n,
+        "BLOCK_K": configuration.block_k,
+        "SWIZZLE": configuration.swizzle,
+        "EVEN_K": columns % configuration.block_k == 0,
+    }
+    grid = (triton.cdiv(rows, configuration.block_m) * triton.cdiv(outputs, configuration.block_n),)
+    weights = configuration.block_n * configuration.block_k
+    launch(
+        Launch(
+            scaled_matmul_kernel,
+            grid,
+            arguments,
+            constants,
+            configuration.num_warps,
+            configuration.num_stages,
+            weights,
+            weights * configuration.block_m,
+        )
+    )
+    return y
