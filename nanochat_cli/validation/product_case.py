@@ -126,6 +126,9 @@ def compute(case: Case, backend: Backend, device: torch.device | str = "cpu") ->
     results: Results = {}
     unsupported: dict[str, str] = {}
     for name, operation in _OPERATIONS.items():
+        if not hasattr(module, name):
+            unsupported[name] = "it has no form of it"
+            continue
         try:
             found = operation(module, case, torch.device(device))
         except Unsupported as reason:
