@@ -1,9 +1,9 @@
 """Tile sizes, committed: per kernel, architecture and class of shapes. Nothing is tuned at import or at run time.
 
 HOW THEY WERE CHOSEN: no GPU was available. The figures that chose them were read off the machine code
-(benchmarks/results/kernel_aot.json): instructions per weight, registers, spills, shared memory; and how many programs a
-shape gives to 108 (A100), 132 (H100, H200) or 148 (B200) multiprocessors. No time was measured. benchmarks/gpu_kernels.py
-sweeps them on a GPU; its result replaces the entries below, and this paragraph.
+(benchmarks/results/kernel_aot.json): instructions per weight, registers, spills, shared memory; and how many programs
+a shape gives to 108 (A100), 132 (H100, H200) or 148 (B200) multiprocessors. No time was measured.
+benchmarks/gpu_kernels.py sweeps them on a GPU; its result replaces the entries below, and this paragraph.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class TernarizeConfiguration:
 class UnpackConfiguration:
     """The tile, in rows and packed bytes (32 bytes hold 128 weights)."""
 
-    rows: int = 16
+    rows: int = 8
     bytes: int = 128
     num_warps: int = 4
 
@@ -73,25 +73,29 @@ MULTIPROCESSORS = {80: 108, 90: 132, 100: 148}
 TERNARIZE = TernarizeConfiguration()
 UNPACK = UnpackConfiguration()
 
-# By whether scales are per group, then by tokens.
-GEMV: dict[bool, dict[int, GemvConfiguration]] = {
-    False: {
-        1: GemvConfiguration(8, 128, 4),
-        2: GemvConfiguration(8, 128, 4),
-        4: GemvConfiguration(4, 128, 4),
-    },
-    True: {
-        1: GemvConfiguration(8, 128, 4),
-        2: GemvConfiguration(8, 128, 4),
-        4: GemvConfiguration(4, 128, 4),
-    },
-}
+# One warp and 128 words a row: four words (64 weights) a lane, read at once, and no barrier anywhere. Two rows where
+# there are programs enough, which shares the activations; more tokens leave registers for one row only.
+GEMV_WORDS = 128
+GEMV_ROWS = {1: 2, 2: 1, 4: 1}
 
-# By architecture; large tiles for M and N above the second number, the small tile otherwise.
-MATMUL: dict[int, list[tuple[int, MatmulConfiguration]]] = {
+# By architecture; the first tile whose least number of rows and of outputs is reached.
+INT8_MATMUL: dict[int, list[tuple[int, MatmulConfiguration]]] = {
     80: [(1024, MatmulConfiguration(128, 128, 64, 8, 4)), (0, MatmulConfiguration(64, 128, 64, 4, 4))],
     90: [(1024, MatmulConfiguration(128, 256, 128, 8, 3)), (0, MatmulConfiguration(64, 128, 128, 4, 4))],
     100: [(1024, MatmulConfiguration(128, 256, 128, 8, 3)), (0, MatmulConfiguration(64, 128, 128, 4, 4))],
+}
+
+# 128 x 256 spills on 9.0: the sum that is moved to float32 every 128 products takes a second set of registers.
+FP8_MATMUL: dict[int, list[tuple[int, MatmulConfiguration]]] = {
+    **INT8_MATMUL,
+    90: [(1024, MatmulConfiguration(128, 128, 128, 8, 4)), (0, MatmulConfiguration(64, 128, 128, 4, 4))],
+}
+
+# Two bytes an input: half as many fill the same shared memory.
+FLOAT16_MATMUL: dict[int, list[tuple[int, MatmulConfiguration]]] = {
+    80: [(1024, MatmulConfiguration(128, 128, 32, 8, 4)), (0, MatmulConfiguration(64, 128, 32, 4, 4))],
+    90: [(1024, MatmulConfiguration(128, 256, 64, 8, 3)), (0, MatmulConfiguration(64, 128, 64, 4, 4))],
+    100: [(1024, MatmulConfiguration(128, 256, 64, 8, 3)), (0, MatmulConfiguration(64, 128, 64, 4, 4))],
 }
 
 
@@ -100,15 +104,14 @@ def architecture(capability: int) -> int:
     return max(known for known in ARCHITECTURES if known <= max(capability, ARCHITECTURES[0]))
 
 
-def gemv_configuration(capability: int, grouped: bool, tokens: int, outputs: int, columns: int) -> GemvConfiguration:
-    table = GEMV[grouped]
-    configuration = table[min(known for known in table if known >= tokens)]
-    words = columns // 16
-    rows = configuration.rows
-    # Every multiprocessor wants several programs in flight: fewer outputs each where there are few.
-    while rows > 1 and outputs // rows < 4 * MULTIPROCESSORS[architecture(capability)]:
-        rows //= 2
-    return GemvConfiguration(rows, min(configuration.words, _power_of_2_at_most(words)), configuration.num_warps)
+def gemv_configuration(capability: int, tokens: int, outputs: int, columns: int) -> GemvConfiguration:
+    """For one scale per row and for groups alike."""
+    rows = GEMV_ROWS[min(known for known in GEMV_ROWS if known >= tokens)]
+    if outputs < 8 * rows * MULTIPROCESSORS[architecture(capability)]:
+        rows = 1
+    # Short rows: several of them fill the warp.
+    words = min(_power_of_2_at_least(columns // 16), GEMV_WORDS)
+    return GemvConfiguration(rows * (GEMV_WORDS // words), words, 1)
 
 
 def small_matmul_configuration(
@@ -124,27 +127,15 @@ def small_matmul_configuration(
 
 
 def matmul_configuration(capability: int, dtype: torch.dtype, rows: int, outputs: int) -> MatmulConfiguration:
-    for least, configuration in MATMUL[architecture(capability)]:
-        if min(rows, outputs) >= least:
-            break
-    if dtype == torch.float16:  # two bytes an input: half of them fill the same shared memory
-        return MatmulConfiguration(
-            configuration.block_m,
-            configuration.block_n,
-            configuration.block_k // 2,
-            configuration.num_warps,
-            configuration.num_stages,
-        )
-    return configuration
+    """For operands of int8, float8_e4m3fn or float16."""
+    tables = {torch.int8: INT8_MATMUL, torch.float8_e4m3fn: FP8_MATMUL, torch.float16: FLOAT16_MATMUL}
+    table = tables[dtype][architecture(capability)]
+    return next(tile for least, tile in table if min(rows, outputs) >= least)
 
 
 def quantize_warps(values: int) -> int:
     """Warps for a token of `values` inputs: 32 values a thread, at most 16 warps."""
     return min(max(values // 1024, 1), 16)
-
-
-def _power_of_2_at_most(value: int) -> int:
-    return 1 << (value.bit_length() - 1)
 
 
 def _power_of_2_at_least(value: int) -> int:

@@ -6,9 +6,16 @@ biased (w + 1), and the sum of the activations corrects the result, so that no w
 One scale per row: no shifts either. Masks pick the planes where they lie, so that plane p counts 4^p times, and has its
 own accumulator; four shifts at the very end make the sum exact. Scales per group: every word is shifted, corrected,
 converted and scaled before it is added, because its scale is only known there.
+
+Every thread must read the activations that meet its own words. Where the compiler arranges the two alike that is a
+load; where it does not, activations go through shared memory with eight barriers an iteration (for instance four warps
+with 128 words a row). The committed tiles are of the first kind, and a test on the machine code holds them to it.
 """
 
+# ruff: noqa: RUF005 (Triton joins tuples with +; it does not unpack them)
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportIndexIssue=false
+# pyright: reportGeneralTypeIssues=false, reportAssignmentType=false
+# (the bodies of kernels are Triton's language, whose stubs do not type-check as Python)
 
 import torch
 import triton
@@ -30,6 +37,26 @@ MIN_GROUP = 64
 
 
 @triton.jit
+def row_step(
+    sums, w_row, a_ptr, step, words, TOKENS: tl.constexpr, WORDS: tl.constexpr, MASKED: tl.constexpr, ASM: tl.constexpr
+):
+    """sums plus one tile of words. sums: per token four int32 tiles [rows, WORDS], one per plane."""
+    t = tl.arange(0, WORDS)
+    inside = step * WORDS + t < words
+    # Word t holds inputs 128 (t // 8) + 4 (t % 8) and the three after it, of plane 0; counted in words of activations:
+    a_word = step * (4 * WORDS) + (t // 8) * 32 + t % 8
+    q = load_words(w_row + (step * WORDS + t)[None, :], inside[None, :], MASKED)
+    added = ()
+    for token in tl.static_range(TOKENS):
+        for plane in tl.static_range(4):
+            a = load_activations(a_ptr + token * words * 4 + 8 * plane + a_word, inside, MASKED)
+            codes = q & (-1061109568 if plane == 3 else 0x03030303 << (2 * plane))  # the first is 0xC0C0C0C0
+            x, u = tl.broadcast(a[None, :], codes)
+            added = added + (dp4a(u, x, sums[4 * token + plane], ASM),)
+    return added
+
+
+@triton.jit
 def gemv_row_kernel(
     a_ptr,  # int32 [TOKENS, K / 4], four int8 codes each
     a_scale_ptr,  # float32 [TOKENS]
@@ -42,46 +69,69 @@ def gemv_row_kernel(
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     WORDS: tl.constexpr,
-    EVEN: tl.constexpr,
+    EVEN: tl.constexpr,  # whether WORDS divides words
     ASM: tl.constexpr,
 ):
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    t = tl.arange(0, WORDS)
-    # Word t of a row holds inputs 128 (t // 8) + 4 (t % 8) .. + 3 of plane 0; in words of activations, that is:
-    a_word = (t // 8) * 32 + t % 8
+    # Rows beyond the edge read the last row again, which needs no mask; they are not stored.
     w_row = w_ptr + tl.minimum(n, N - 1).to(tl.int64)[:, None] * words
     sums = ()
     for _ in tl.static_range(4 * TOKENS):
         sums = sums + (tl.zeros((ROWS, WORDS), tl.int32),)
-    for step in range(0, tl.cdiv(words, WORDS)):
-        if EVEN:
-            q = tl.load(w_row + (step * WORDS + t)[None, :], eviction_policy="evict_first")
-        else:
-            inside = step * WORDS + t < words
-            q = tl.load(
-                w_row + (step * WORDS + t)[None, :], mask=inside[None, :], other=0, eviction_policy="evict_first"
-            )
-        added = ()
-        for token in tl.static_range(TOKENS):
-            for plane in tl.static_range(4):
-                address = a_ptr + token * words * 4 + step * (4 * WORDS) + 8 * plane + a_word
-                if EVEN:
-                    a = tl.load(address)
-                else:
-                    a = tl.load(address, mask=inside, other=0)
-                if plane == 3:
-                    codes = q & -1061109568  # 0xC0C0C0C0
-                else:
-                    codes = q & (0x03030303 << (2 * plane))
-                x, u = tl.broadcast(a[None, :], codes)
-                added = added + (dp4a(u, x, sums[4 * token + plane], ASM),)
-        sums = added
+    for step in range(0, words // WORDS):
+        sums = row_step(sums, w_row, a_ptr, step, words, TOKENS, WORDS, False, ASM)
+    if not EVEN:
+        sums = row_step(sums, w_row, a_ptr, words // WORDS, words, TOKENS, WORDS, True, ASM)
     w_scale = tl.load(w_scale_ptr + n, mask=n < N, other=0.0)
     for token in tl.static_range(TOKENS):
         total = sums[4 * token] + (sums[4 * token + 1] >> 2) + (sums[4 * token + 2] >> 4) + (sums[4 * token + 3] >> 6)
         exact = tl.sum(total, axis=1) - tl.load(a_sum_ptr + token)
         y = (exact.to(tl.float32) * tl.load(a_scale_ptr + token)) * w_scale
         tl.store(y_ptr + token * N + n, y.to(y_ptr.dtype.element_ty), mask=n < N)
+
+
+@triton.jit
+def group_step(
+    sums,
+    w_row,
+    scale_row,
+    a_ptr,
+    a_sum_ptr,
+    step,
+    words,
+    groups,
+    GROUP: tl.constexpr,
+    TOKENS: tl.constexpr,
+    WORDS: tl.constexpr,
+    MASKED: tl.constexpr,
+    ASM: tl.constexpr,
+):
+    """sums plus one tile of words, scaled. sums: a float32 tile [rows, WORDS] per token."""
+    # A block of 128 inputs (8 words) has one scale, or two: one for planes 0 and 1, one for planes 2 and 3.
+    PARTS: tl.constexpr = 2 if GROUP == 64 else 1
+    SPAN: tl.constexpr = GROUP * PARTS // 16  # words between new scales
+    t = tl.arange(0, WORDS)
+    word = step * WORDS + t
+    inside = word < words
+    a_word = step * (4 * WORDS) + (t // 8) * 32 + t % 8
+    q = load_words(w_row + word[None, :], inside[None, :], MASKED)
+    block = step * (WORDS // SPAN) + t // SPAN if WORDS % SPAN == 0 else word // SPAN
+    for part in tl.static_range(PARTS):
+        group = block * PARTS + part
+        scale = load_scales(scale_row + group[None, :], inside[None, :], MASKED)
+        added = ()
+        for token in tl.static_range(TOKENS):
+            # The first word of a group carries the correction for all of it.
+            bias = tl.load(a_sum_ptr + token * groups + group, mask=inside & (word % SPAN == 0), other=0)
+            dot = tl.zeros(q.shape, tl.int32) - bias[None, :]
+            for i in tl.static_range(4 // PARTS):
+                plane = part * (4 // PARTS) + i
+                a = load_activations(a_ptr + token * words * 4 + 8 * plane + a_word, inside, MASKED)
+                x, u = tl.broadcast(a[None, :], (q >> (2 * plane)) & 0x03030303)
+                dot = dp4a(u, x, dot, ASM)
+            added = added + (sums[token] + dot.to(tl.float32) * scale,)
+        sums = added
+    return sums
 
 
 @triton.jit
@@ -102,59 +152,47 @@ def gemv_group_kernel(
     EVEN: tl.constexpr,
     ASM: tl.constexpr,
 ):
-    # A block of 128 inputs (8 words) has one scale, or two: one for planes 0 and 1, one for planes 2 and 3.
-    PARTS: tl.constexpr = 2 if GROUP == 64 else 1
-    SPAN: tl.constexpr = GROUP * PARTS // 16  # words between new scales
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    t = tl.arange(0, WORDS)
-    a_word = (t // 8) * 32 + t % 8
     row = tl.minimum(n, N - 1).to(tl.int64)[:, None]
     w_row = w_ptr + row * words
     scale_row = w_scale_ptr + row * groups
     sums = ()
     for _ in tl.static_range(TOKENS):
         sums = sums + (tl.zeros((ROWS, WORDS), tl.float32),)
-    for step in range(0, tl.cdiv(words, WORDS)):
-        word = step * WORDS + t
-        inside = word < words
-        if EVEN:
-            q = tl.load(w_row + word[None, :], eviction_policy="evict_first")
-        else:
-            q = tl.load(w_row + word[None, :], mask=inside[None, :], other=0, eviction_policy="evict_first")
-        if WORDS % SPAN == 0:
-            block = step * (WORDS // SPAN) + t // SPAN
-        else:
-            block = word // SPAN
-        added = ()
-        for token in tl.static_range(TOKENS):
-            added = added + (sums[token],)
-        for part in tl.static_range(PARTS):
-            group = block * PARTS + part
-            if EVEN:
-                scale = tl.load(scale_row + group[None, :])
-            else:
-                scale = tl.load(scale_row + group[None, :], mask=inside[None, :], other=0.0)
-            scaled = ()
-            for token in tl.static_range(TOKENS):
-                # The first word of a group carries the correction for all of it.
-                first = inside & (word % SPAN == 0)
-                bias = tl.load(a_sum_ptr + token * groups + group, mask=first, other=0)
-                dot = tl.zeros((ROWS, WORDS), tl.int32) - bias[None, :]
-                for i in tl.static_range(4 // PARTS):
-                    plane: tl.constexpr = part * 2 + i
-                    address = a_ptr + token * words * 4 + step * (4 * WORDS) + 8 * plane + a_word
-                    if EVEN:
-                        a = tl.load(address)
-                    else:
-                        a = tl.load(address, mask=inside, other=0)
-                    x, u = tl.broadcast(a[None, :], (q >> (2 * plane)) & 0x03030303)
-                    dot = dp4a(u, x, dot, ASM)
-                scaled = scaled + (added[token] + dot.to(tl.float32) * scale,)
-            added = scaled
-        sums = added
+    for step in range(0, words // WORDS):
+        sums = group_step(
+            sums, w_row, scale_row, a_ptr, a_sum_ptr, step, words, groups, GROUP, TOKENS, WORDS, False, ASM
+        )
+    if not EVEN:
+        step = words // WORDS
+        sums = group_step(
+            sums, w_row, scale_row, a_ptr, a_sum_ptr, step, words, groups, GROUP, TOKENS, WORDS, True, ASM
+        )
     for token in tl.static_range(TOKENS):
         y = tl.sum(sums[token], axis=1) * tl.load(a_scale_ptr + token)
         tl.store(y_ptr + token * N + n, y.to(y_ptr.dtype.element_ty), mask=n < N)
+
+
+@triton.jit
+def load_words(pointers, mask, MASKED: tl.constexpr):
+    """Packed weights, each read once: they should not displace anything from the caches."""
+    if MASKED:
+        return tl.load(pointers, mask=mask, other=0, eviction_policy="evict_first")
+    return tl.load(pointers, eviction_policy="evict_first")
+
+
+@triton.jit
+def load_activations(pointers, mask, MASKED: tl.constexpr):
+    if MASKED:
+        return tl.load(pointers, mask=mask, other=0)
+    return tl.load(pointers)
+
+
+@triton.jit
+def load_scales(pointers, mask, MASKED: tl.constexpr):
+    if MASKED:
+        return tl.load(pointers, mask=mask, other=0.0)
+    return tl.load(pointers)
 
 
 def ternary_gemv(
@@ -176,7 +214,7 @@ def ternary_gemv(
         raise Unsupported(f"output of {out_dtype}")
     require_group(weight)
     grouped = weight.n_groups > 1
-    configuration = configuration or gemv_configuration(capability, grouped, tokens, weight.rows, weight.columns)
+    configuration = configuration or gemv_configuration(capability, max(tokens, 1), weight.rows, weight.columns)
     y = torch.empty((*codes.shape[:-1], weight.rows), dtype=out_dtype, device=codes.device)
     words = weight.columns // CODES_PER_WORD
     arguments = {

@@ -6,6 +6,8 @@ float16 numbers, so only the order of the float32 sum differs from the reference
 """
 
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportIndexIssue=false
+# pyright: reportGeneralTypeIssues=false, reportAssignmentType=false
+# (the bodies of kernels are Triton's language, whose stubs do not type-check as Python)
 
 import torch
 import triton
@@ -121,7 +123,8 @@ def scaled_matmul(
     (rows, columns), (outputs, other) = a.shape, b.shape
     if columns != other or a_scale.numel() not in (1, rows) or b_scale.numel() not in (1, outputs):
         raise ValueError(
-            f"shapes do not fit: {list(a.shape)} · {list(b.shape)}ᵀ, scales {list(a_scale.shape)}, {list(b_scale.shape)}"
+            f"shapes do not fit: {list(a.shape)} · {list(b.shape)}ᵀ with scales {list(a_scale.shape)} and"
+            f" {list(b_scale.shape)}"
         )
     if a.dtype != dtype or b.dtype != dtype:
         raise Unsupported(f"operands of {a.dtype} and {b.dtype} where {dtype} is expected")

@@ -3,19 +3,20 @@
 What needs inline PTX has a twin in plain Triton, chosen by the constexpr ASM: the interpreter cannot run PTX.
 """
 
-# pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false
+# pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportGeneralTypeIssues=false
 # (the bodies of kernels are Triton's language, whose stubs do not type-check as Python)
 
 import triton
 import triton.language as tl
+from triton import knobs
 
-INTERPRETED: bool = bool(triton.knobs.runtime.interpret)
+INTERPRETED: bool = bool(knobs.runtime.interpret)
 """Whether kernels run in the interpreter. Decided when triton is imported, as triton's own library functions are."""
 
 
 @triton.jit
 def round_half_even(x):
-    """float32 of magnitude below 2²² to the nearest integer, ties to even, as torch.round; 1.5 · 2²³ has unit spacing."""
+    """float32 of magnitude below 2²² to the nearest integer, ties to even, as torch.round: 1.5 · 2²³ has spacing 1."""
     return (x + 12582912.0) - 12582912.0
 
 

@@ -10,6 +10,8 @@ of a float32 sum, always in the same way.
 """
 
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportIndexIssue=false
+# pyright: reportGeneralTypeIssues=false, reportAssignmentType=false
+# (the bodies of kernels are Triton's language, whose stubs do not type-check as Python)
 
 import torch
 import triton
@@ -64,16 +66,10 @@ def small_matmul_kernel(
     a = a_ptr + token[None, :] * K + first * STEP + (j // 32 * 128 + j % 32)[:, None]
     w_scales = w_scale_ptr + row * groups
     a_sums = a_sum_ptr + token * groups
-    if GROUP > 0:
-        total = tl.zeros((OUTPUTS, TOKENS), tl.float32)
-    else:
-        total = tl.zeros((OUTPUTS, TOKENS), tl.int32)
+    total = tl.zeros((OUTPUTS, TOKENS), tl.float32 if GROUP > 0 else tl.int32)
     last = tl.minimum(first + steps, K // STEP)
     for step in range(first, last):
-        if GROUP > 0:
-            dot = tl.zeros((OUTPUTS, TOKENS), tl.int32)
-        else:
-            dot = total
+        dot = tl.zeros((OUTPUTS, TOKENS), tl.int32) if GROUP > 0 else total
         for product in tl.static_range(PRODUCTS):
             w0, w1, w2, w3 = unpack_planes(tl.load(w + product * (32 * BLOCKS)), ASM)
             at = a + product * (128 * BLOCKS)

@@ -6,6 +6,8 @@ whole tensor takes a third kernel that adds the partial sums of the first, in a 
 """
 
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportIndexIssue=false
+# pyright: reportGeneralTypeIssues=false, reportAssignmentType=false
+# (the bodies of kernels are Triton's language, whose stubs do not type-check as Python)
 
 from dataclasses import dataclass
 
@@ -28,12 +30,26 @@ def float16_scale(mean, MIN: tl.constexpr, MAX: tl.constexpr):
 
 
 @triton.jit
+def divide(numerator, count, reciprocal):
+    """float64 / integer count, given float32(1 / count): products only, right to about the last bit of a float64.
+
+    Triton's float64 division is a call around which registers spill.
+    """
+    count = tl.zeros_like(numerator) + count
+    reciprocal = tl.zeros_like(numerator) + reciprocal
+    reciprocal = reciprocal * (2.0 - count * reciprocal)
+    quotient = numerator * reciprocal
+    return quotient + (numerator - quotient * count) * reciprocal
+
+
+@triton.jit
 def segment_scales_kernel(
     weight_ptr,  # [total], contiguous
     result_ptr,  # float32 scales or float64 sums, one per segment
     total,
     segments,
     length,  # elements of a segment; the last one may be cut short by total
+    reciprocal,  # 1 / length
     SUMS: tl.constexpr,
     SEGMENTS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -53,7 +69,11 @@ def segment_scales_kernel(
     if SUMS:
         tl.store(result_ptr + segment, magnitude, mask=segment < segments)
     else:
-        tl.store(result_ptr + segment, float16_scale(magnitude / length, MIN, MAX), mask=segment < segments)
+        tl.store(
+            result_ptr + segment,
+            float16_scale(divide(magnitude, length, reciprocal), MIN, MAX),
+            mask=segment < segments,
+        )
 
 
 @triton.jit
@@ -62,6 +82,7 @@ def tensor_scale_kernel(
     scale_ptr,  # float32 [1]
     parts,
     total,
+    reciprocal,  # 1 / total
     BLOCK: tl.constexpr,
     MIN: tl.constexpr,
     MAX: tl.constexpr,
@@ -71,7 +92,7 @@ def tensor_scale_kernel(
     for block in range(0, tl.cdiv(parts, BLOCK)):
         position = block * BLOCK + index
         sums += tl.load(sums_ptr + position, mask=position < parts, other=0.0)
-    tl.store(scale_ptr, float16_scale(tl.sum(sums, axis=0) / total, MIN, MAX))
+    tl.store(scale_ptr, float16_scale(divide(tl.sum(sums, axis=0), total, reciprocal), MIN, MAX))
 
 
 @triton.jit
@@ -120,9 +141,9 @@ def codes_kernel(
 
 @dataclass(frozen=True)
 class TernaryForms:
-    """scales: float32 [1, 1], [N, 1] or [N, K / g]; codes: int8 [N, K]; transposed: int8 [K, N]; packed: uint8 [N, K / 4].
+    """scales: float32 [1, 1], [N, 1] or [N, K / g]. A form of the codes that was not asked for is None.
 
-    A form that was not asked for is None.
+    codes: int8 [N, K]; transposed: int8 [K, N]; packed: uint8 [N, K / 4], plane-128.
     """
 
     scales: Tensor
@@ -156,6 +177,7 @@ def absmean_scales(
         "total": weight.numel(),
         "segments": segments,
         "length": length,
+        "reciprocal": 1.0 / length,
     }
     constants = {"SUMS": granularity == "tensor", "SEGMENTS": together, "BLOCK": block, **limits}
     grid = (triton.cdiv(segments, together),)
@@ -163,7 +185,8 @@ def absmean_scales(
     if granularity != "tensor":
         return result
     scale = torch.empty((1, 1), dtype=torch.float32, device=weight.device)
-    arguments = {"sums_ptr": result, "scale_ptr": scale, "parts": segments, "total": weight.numel()}
+    total = weight.numel()
+    arguments = {"sums_ptr": result, "scale_ptr": scale, "parts": segments, "total": total, "reciprocal": 1.0 / total}
     constants = {"BLOCK": configuration.block, **limits}
     launch(Launch(tensor_scale_kernel, (1,), arguments, constants, configuration.num_warps))
     return scale
@@ -180,7 +203,7 @@ def ternarize_forms(
 ) -> TernaryForms:
     """Scales, and the codes in every form asked for, from one reading of the weight beyond that for the scales.
 
-    weight: float32, bfloat16 or float16 [N, K]. ValueError when a group does not divide K, or to pack when 128 does not.
+    weight: float32, bfloat16 or float16 [N, K]. ValueError when a group, or 128 for packing, does not divide K.
     """
     require_device(weight)
     if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):

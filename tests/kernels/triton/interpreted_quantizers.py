@@ -61,7 +61,7 @@ def test_constant_weights_ternarise_as_the_reference_does(value):
 
 
 def test_magnitudes_of_exactly_half_the_scale_become_zero():
-    """Round half to even. A row of ±1 and ±1/2 in halves has mean 3/4; with the outliers chosen, s = 1 and s / 2 = 0.5."""
+    """Half of the row is ±1/2 and half ±3/2: s = 1, and 1/2 rounds half to even."""
     weight = torch.tensor([[0.5, -0.5, 1.5, -1.5] * 32])
     ternary = operations.ternarize(weight)
     assert ternary.scales.item() == 1.0

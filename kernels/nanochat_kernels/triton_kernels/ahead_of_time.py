@@ -1,0 +1,269 @@
+"""Compile what the launchers would launch, for GPUs that are not there, and read the machine code.
+
+    python -m nanochat_kernels.triton_kernels.ahead_of_time [--all] [--architectures 80 90 100]
+
+prints one JSON line per kernel. The launchers run on meta tensors while `launch.record` collects their calls, so a
+kernel is compiled with the argument types, alignments and tile sizes that it would have. Needs triton with its bundled
+ptxas and no GPU; TRITON_INTERPRET must not be set.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from nanochat_kernels.packed import PackedTernary
+from nanochat_kernels.reference.activations import QuantizedActivations
+from nanochat_kernels.triton_kernels import operations, sass
+from nanochat_kernels.triton_kernels.launch import Launch, record
+from nanochat_kernels.triton_kernels.ternarize import ternarize_forms
+
+MAC_INSTRUCTIONS = (*sass.TENSOR_CORE, sass.DP4A)
+
+_TYPES = {
+    torch.float64: "fp64",
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float8_e4m3fn: "fp8e4nv",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+    torch.int32: "i32",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of an operation on meta tensors. essential: compiled by the default tests."""
+
+    name: str
+    call: Callable[[], Any]
+    essential: bool = False
+    architectures: tuple[int, ...] = (80, 90, 100)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A compiled kernel. Registers and stack (spills) per thread, shared memory in bytes per program.
+
+    multiply_adds: how often each dp4a or tensor-core instruction stands in the code. loop_instructions: those of the
+    inner loop, of which lane_instructions_per_weight = instructions · 32 · warps / weights handled; None where the
+    kernel has no such loop. loop_barriers: how often a program waits for all its threads in one iteration.
+    """
+
+    case: str
+    kernel: str
+    architecture: int
+    constants: dict[str, int | bool | str]
+    num_warps: int
+    num_stages: int
+    registers: int
+    stack: int
+    local_accesses: int
+    shared: int
+    instructions: int
+    multiply_adds: dict[str, int]
+    loop_instructions: int | None
+    loop_barriers: int | None
+    lane_instructions_per_weight: float | None
+
+
+def weight(rows: int, columns: int, group: int | None = None) -> PackedTernary:
+    """A packed matrix without data."""
+    packed = torch.empty(rows, columns // 4, dtype=torch.uint8, device="meta")
+    return PackedTernary(packed, torch.empty(rows, columns // group if group else 1, device="meta"), columns)
+
+
+def activations(tokens: int, columns: int, group: int | None = None) -> QuantizedActivations:
+    """Quantised tokens without data."""
+    return QuantizedActivations(
+        torch.empty(tokens, columns, dtype=torch.int8, device="meta"),
+        torch.empty(tokens, 1, device="meta"),
+        torch.empty(tokens, columns // group if group else 1, dtype=torch.int32, device="meta"),
+    )
+
+
+def cases() -> list[Case]:
+    """Every kernel in the forms that the operations launch, over the shapes and group sizes that choose among them."""
+    return [*_quantizer_cases(), *_decode_cases(), *_product_cases()]
+
+
+def _decode_cases() -> list[Case]:
+    found = []
+    for rows, columns in ((4096, 4096), (11008, 4096), (4096, 11008), (768, 768)):
+        for group in (None, 64, 128, 256):
+            if group == 256 and columns % 256:
+                continue
+            for tokens in (1, 2, 4, 8, 16, 64):
+                name = f"ternary_matmul {rows}x{columns} M={tokens}, {f'groups of {group}' if group else 'rows'}"
+                essential = (rows, columns) == (4096, 4096) and group in (None, 128) and tokens in (1, 4, 16)
+                call = partial(
+                    operations.ternary_matmul,
+                    activations(tokens, columns, group),
+                    weight(rows, columns, group),
+                    torch.bfloat16,
+                )
+                found.append(Case(name, call, essential))
+    return found
+
+
+def _product_cases() -> list[Case]:
+    found = []
+    for tokens, essential in ((512, False), (8192, True)):
+        for dtype, operation in ((torch.int8, operations.int8_matmul), (torch.float8_e4m3fn, operations.fp8_matmul)):
+            operands = [torch.empty(rows, 4096, dtype=dtype, device="meta") for rows in (tokens, 4096)]
+            scales = [torch.empty(rows, 1, device="meta") for rows in (tokens, 4096)]
+            call = partial(operation, *operands, *scales, torch.bfloat16)
+            # Compute capability 8.0 has no fp8.
+            architectures = (80, 90, 100) if dtype == torch.int8 else (90, 100)
+            found.append(Case(f"{operation.__name__} {tokens}x4096x4096", call, essential, architectures))
+    for group in (None, 128):
+        call = partial(
+            operations.ternary_matmul, activations(512, 4096, group), weight(4096, 4096, group), torch.bfloat16
+        )
+        found.append(Case(f"ternary_matmul 4096x4096 M=512, {'groups of 128' if group else 'rows'}", call))
+    for dtype in (torch.int8, torch.bfloat16, torch.float32, torch.float8_e4m3fn):
+        call = partial(operations.unpack, weight(4096, 4096), dtype)
+        found.append(Case(f"unpack to {str(dtype).removeprefix('torch.')}", call, dtype == torch.int8))
+    return found
+
+
+def _quantizer_cases() -> list[Case]:
+    found = []
+    for granularity in ("row", "tensor", 128):
+        latent = torch.empty(4096, 4096, device="meta")
+        call = partial(ternarize_forms, latent, granularity, codes=True, transposed=True, packed=True)
+        found.append(Case(f"ternarize 4096x4096, {granularity}", call, granularity == "row"))
+    for columns in (768, 4096, 11008, 28672):
+        for group in (None, 128):
+            x, norm = (
+                torch.empty(*shape, dtype=torch.bfloat16, device="meta") for shape in ((16, columns), (columns,))
+            )
+            suffix = f"K={columns}, {f'sums of {group}' if group else 'one sum'}"
+            essential = columns == 4096 and group is None
+            found += [
+                Case(f"quantize_activations {suffix}", partial(operations.quantize_activations, x, group)),
+                Case(
+                    f"rmsnorm_quantize {suffix}",
+                    partial(operations.rmsnorm_quantize, x, norm, 1e-6, group),
+                    essential,
+                ),
+                Case(f"swiglu_quantize {suffix}", partial(operations.swiglu_quantize, x, x, group)),
+            ]
+    return found
+
+
+def launches(case: Case, architecture: int) -> list[Launch]:
+    """The kernels that the case would launch on that architecture."""
+    with record(architecture) as recording:
+        case.call()
+    return recording.calls
+
+
+def compile_launch(case: str, call: Launch, architecture: int) -> Figures:
+    """Compile one launch as Triton would at run time, and read the result."""
+    compiled = triton.compile(
+        _source(call),
+        target=GPUTarget("cuda", architecture, 32),
+        options={"num_warps": call.num_warps, "num_stages": call.num_stages},
+    )
+    cubin = compiled.asm["cubin"]
+    text = sass.disassemble(cubin)
+    resources = sass.usage(cubin)
+    counts = sass.opcodes(sass.instructions(text))
+    multiply_adds = {opcode: counts[opcode] for opcode in MAC_INSTRUCTIONS if counts[opcode]}
+    loop = max((sass.inner_loop(text, opcode) for opcode in multiply_adds), key=len, default=[])
+    per_weight = lane_instructions_per_weight(call, loop) if call.weights and loop else None
+    return Figures(
+        case=case,
+        kernel=call.kernel.fn.__name__,
+        architecture=architecture,
+        constants={name: value for name, value in call.constants.items() if isinstance(value, int | str)},
+        num_warps=call.num_warps,
+        num_stages=call.num_stages,
+        registers=resources.registers,
+        stack=resources.stack,
+        local_accesses=counts["LDL"] + counts["STL"],
+        shared=compiled.metadata.shared,
+        instructions=sum(counts.values()),
+        multiply_adds=multiply_adds,
+        loop_instructions=len(loop) or None,
+        loop_barriers=sass.opcodes(loop)["BAR"] if loop else None,
+        lane_instructions_per_weight=per_weight,
+    )
+
+
+def lane_instructions_per_weight(call: Launch, loop: Sequence[str]) -> float:
+    """Instructions issued for one lane, per weight. The compiler may have unrolled the loop: dp4a tell how often."""
+    lanes = 32 * call.num_warps
+    unrolled = 1.0
+    if dp4a := sass.opcodes(loop)[sass.DP4A]:
+        unrolled = dp4a * 4 * lanes / call.multiplies
+    return round(len(loop) * lanes / (call.weights * unrolled), 3)
+
+
+def _source(call: Launch) -> ASTSource:
+    """The call's kernel, specialised as at run time: ones are constants, multiples of 16 are known to be such."""
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    values = {**call.arguments, **call.constants}
+    for index, name in enumerate(call.kernel.arg_names):
+        value = values[name]
+        if name in call.constants or (isinstance(value, int) and value == 1):
+            signature[name] = "constexpr"
+            constants[(index,)] = value
+            continue
+        if isinstance(value, Tensor):
+            signature[name] = f"*{_TYPES[value.dtype]}"
+        else:
+            signature[name] = "fp32" if isinstance(value, float) else "i32" if abs(value) < 2**31 else "i64"
+        if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    return ASTSource(call.kernel, signature, constants, attributes)
+
+
+def compile_all(architectures: Sequence[int], essential: bool, report: Callable[[Figures], None]) -> list[Figures]:
+    """Every distinct kernel of the cases, once per architecture."""
+    figures: list[Figures] = []
+    for architecture in architectures:
+        seen: set[str] = set()
+        for case in cases():
+            if architecture not in case.architectures or (essential and not case.essential):
+                continue
+            for call in launches(case, architecture):
+                source = _source(call)
+                key = f"{call.kernel.fn.__name__} {source.signature} {source.constants} {source.attrs} {call.num_warps} {call.num_stages}"
+                if key in seen:
+                    continue
+                seen.add(key)
+                figures.append(compile_launch(case.name, call, architecture))
+                report(figures[-1])
+    return figures
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--all", action="store_true", help="every case, not only the essential ones")
+    parser.add_argument("--architectures", type=int, nargs="+", default=[80, 90])
+    options = parser.parse_args(arguments)
+    compile_all(
+        options.architectures,
+        not options.all,
+        lambda figures: print(json.dumps(dataclasses.asdict(figures)), flush=True),
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
