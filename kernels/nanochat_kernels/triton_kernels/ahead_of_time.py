@@ -26,6 +26,7 @@ from nanochat_kernels.packed import PackedTernary
 from nanochat_kernels.reference.activations import QuantizedActivations
 from nanochat_kernels.triton_kernels import operations, sass
 from nanochat_kernels.triton_kernels.launch import Launch, record
+from nanochat_kernels.triton_kernels.small_matmul import ternary_small_matmul
 from nanochat_kernels.triton_kernels.ternarize import ternarize_forms
 
 MAC_INSTRUCTIONS = (*sass.TENSOR_CORE, sass.DP4A)
@@ -95,7 +96,7 @@ def activations(tokens: int, columns: int, group: int | None = None) -> Quantize
 
 def cases() -> list[Case]:
     """Every kernel in the forms that the operations launch, over the shapes and group sizes that choose among them."""
-    return [*_quantizer_cases(), *_decode_cases(), *_product_cases()]
+    return [*_quantizer_cases(), *_decode_cases(), *_product_cases(), *_edge_cases()]
 
 
 def _decode_cases() -> list[Case]:
@@ -135,6 +136,22 @@ def _product_cases() -> list[Case]:
     for dtype in (torch.int8, torch.bfloat16, torch.float32, torch.float8_e4m3fn):
         call = partial(operations.unpack, weight(4096, 4096), dtype)
         found.append(Case(f"unpack to {str(dtype).removeprefix('torch.')}", call, dtype == torch.int8))
+    return found
+
+
+def _edge_cases() -> list[Case]:
+    """Sizes of one, which Triton makes constants of the kernel."""
+    found = [
+        Case("ternarize 1x128, tensor", partial(ternarize_forms, torch.empty(1, 128, device="meta"), "tensor"), True),
+        Case("quantize_activations 1x1", partial(operations.quantize_activations, torch.empty(1, 1, device="meta"))),
+    ]
+    for tokens in (1, 8):
+        for group in (None, 128):
+            call = partial(operations.ternary_matmul, activations(tokens, 4096, group), weight(1, 4096, group))
+            name = f"ternary_matmul 1x4096 M={tokens}, {f'groups of {group}' if group else 'rows'}"
+            found.append(Case(name, call, tokens == 1 and group is None))
+    one = partial(ternary_small_matmul, activations(1, 4096), weight(1, 4096))
+    found.append(Case("ternary_small_matmul 1x4096 M=1, rows", one, True))
     return found
 
 
@@ -243,7 +260,8 @@ def compile_all(architectures: Sequence[int], essential: bool, report: Callable[
                 continue
             for call in launches(case, architecture):
                 source = _source(call)
-                key = f"{call.kernel.fn.__name__} {source.signature} {source.constants} {source.attrs} {call.num_warps} {call.num_stages}"
+                specialised = f"{source.signature} {source.constants} {source.attrs}"
+                key = f"{call.kernel.fn.__name__} {specialised} {call.num_warps} {call.num_stages}"
                 if key in seen:
                     continue
                 seen.add(key)

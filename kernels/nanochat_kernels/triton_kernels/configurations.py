@@ -18,7 +18,7 @@ class TernarizeConfiguration:
     rows x planes: the tile of the codes kernel, in rows and blocks of 128 inputs.
     """
 
-    block: int = 2048
+    block: int = 1024
     partial: int = 16384
     rows: int = 32
     planes: int = 1
@@ -77,6 +77,8 @@ UNPACK = UnpackConfiguration()
 # there are programs enough, which shares the activations; more tokens leave registers for one row only.
 GEMV_WORDS = 128
 GEMV_ROWS = {1: 2, 2: 1, 4: 1}
+# Rows shorter than 128 words: eight of them fill the warp, 16 words each; one, read at once, where outputs are few.
+GEMV_SHORT_WORDS = 16
 
 # By architecture; the first tile whose least number of rows and of outputs is reached.
 INT8_MATMUL: dict[int, list[tuple[int, MatmulConfiguration]]] = {
@@ -106,24 +108,30 @@ def architecture(capability: int) -> int:
 
 def gemv_configuration(capability: int, tokens: int, outputs: int, columns: int) -> GemvConfiguration:
     """For one scale per row and for groups alike."""
-    rows = GEMV_ROWS[min(known for known in GEMV_ROWS if known >= tokens)]
-    if outputs < 8 * rows * MULTIPROCESSORS[architecture(capability)]:
-        rows = 1
-    # Short rows: several of them fill the warp.
-    words = min(_power_of_2_at_least(columns // 16), GEMV_WORDS)
-    return GemvConfiguration(rows * (GEMV_WORDS // words), words, 1)
+    processors = MULTIPROCESSORS[architecture(capability)]
+    words = columns // 16
+    if words >= GEMV_WORDS:
+        rows = GEMV_ROWS[min(known for known in GEMV_ROWS if known >= tokens)]
+        return GemvConfiguration(rows if outputs >= 8 * rows * processors else 1, GEMV_WORDS, 1)
+    short = min(words, GEMV_SHORT_WORDS)
+    rows = GEMV_WORDS // short
+    if outputs >= 4 * rows * processors:
+        return GemvConfiguration(rows, short, 1)
+    return GemvConfiguration(1, _power_of_2_at_least(words), 1)
 
 
 def small_matmul_configuration(
     capability: int, group: int, tokens: int, outputs: int, columns: int
 ) -> SmallMatmulConfiguration:
-    tile = min(max(_power_of_2_at_least(tokens), 8), 64)
+    # With groups of 64, eight tokens a tile spill a register on 9.0 and 10.0.
+    tile = min(max(_power_of_2_at_least(tokens), 16 if group == 64 else 8), 64)
     programs = -(-outputs // 64)
     steps = columns // max(group, 128)
     splits = 1
     while programs * splits < 2 * MULTIPROCESSORS[architecture(capability)] and splits * 8 <= steps:
         splits *= 2
-    return SmallMatmulConfiguration(64, tile, 1 if 0 < group <= 128 else 2, splits, 4, 4)
+    blocks = 1 if 0 < group <= 128 else 2
+    return SmallMatmulConfiguration(64, tile, blocks, splits, 4, 3 if blocks == 1 else 4)
 
 
 def matmul_configuration(capability: int, dtype: torch.dtype, rows: int, outputs: int) -> MatmulConfiguration:

@@ -125,7 +125,7 @@ def add_partials_kernel(
     at = partials_ptr + m * N + n
     total = tl.load(at, mask=mask, other=0)
     for _ in range(1, splits):
-        at += M.to(tl.int64) * N
+        at += tl.cast(M, tl.int64) * N  # M may be a constant, which has no method to()
         total += tl.load(at, mask=mask, other=0)
     a_scale = tl.load(a_scale_ptr + m)
     if GROUPED:

@@ -1,0 +1,82 @@
+"""What the Triton kernels compile to: registers, shared memory and instructions per weight, for GPUs that are not here.
+
+    python benchmarks/kernel_aot.py [--architectures 80 90 100] [--essential] [--out FILE]
+
+Instruction counts are read from the machine code of ptxas; no time is measured. Lane-instructions per weight are those
+of the inner loop: instructions x 32 x warps / weights. Minutes without a warm Triton cache; needs no GPU.
+"""
+
+import argparse
+import dataclasses
+import os
+from pathlib import Path
+
+import triton
+
+from nanochat_cli.bench.result_file import Claim, Result, write_results
+
+DECODE_LIMITS = {"gemv_row_kernel": 0.8, "gemv_group_kernel": 1.4}
+METRIC = "lane-instructions per weight"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--architectures", type=int, nargs="+", default=[80, 90, 100])
+    parser.add_argument("--essential", action="store_true", help="only the kernels that the default tests compile")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "kernel_aot.json")
+    arguments = parser.parse_args()
+    # Interpreted kernels cannot be compiled, and the choice is made when the kernels are imported.
+    os.environ.pop("TRITON_INTERPRET", None)
+    from nanochat_kernels.triton_kernels.ahead_of_time import Figures, compile_all
+
+    def report(figures: Figures) -> None:
+        per_weight = figures.lane_instructions_per_weight
+        print(
+            f"sm_{figures.architecture:<4}{figures.kernel:<24}{figures.registers:>4} registers {figures.stack:>4} B stack"
+            f" {figures.shared:>7} B shared {figures.instructions:>5} instructions"
+            f" {'' if per_weight is None else f'{per_weight:.3f} a weight':<16} {figures.case}",
+            flush=True,
+        )
+
+    kernels = compile_all(arguments.architectures, arguments.essential, report)
+    results = [
+        Result(f"sm_{k.architecture} {k.kernel}, {k.case}", METRIC, k.lane_instructions_per_weight, "instructions")
+        for k in kernels
+        if k.lane_instructions_per_weight is not None
+    ]
+    spilling = [k for k in kernels if k.stack or k.local_accesses]
+    claims = [
+        Claim(
+            "no-spills",
+            f"none of {len(kernels)} compiled kernels spills registers",
+            "this script",
+            "0 kernels",
+            f"{len(spilling)} kernels",
+            "not supported" if spilling else "supported",
+        )
+    ]
+    for kernel, limit in DECODE_LIMITS.items():
+        # A row shorter than the tile is read at once, and the loop that was counted is never entered.
+        found = [
+            k.lane_instructions_per_weight
+            for k in kernels
+            if k.kernel == kernel and "M=1," in k.case and "768x768" not in k.case and k.lane_instructions_per_weight
+        ]
+        claims.append(
+            Claim(
+                f"{kernel}-instructions",
+                f"{METRIC} of {kernel} for one token",
+                "this script",
+                f"at most {limit}",
+                f"{min(found):.3f} to {max(found):.3f}",
+                "supported" if max(found) <= limit else "not supported",
+            )
+        )
+    rows = [dataclasses.asdict(k) for k in kernels]
+    print(
+        f"wrote {write_results(arguments.out, 'kernel-aot', results, claims, triton=triton.__version__, kernels=rows)}"
+    )
+
+
+if __name__ == "__main__":
+    main()

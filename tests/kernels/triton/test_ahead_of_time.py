@@ -1,0 +1,104 @@
+"""The Triton kernels compiled for GPUs that are not here: what the machine code must and must not contain.
+
+Compiled in a child process without TRITON_INTERPRET, which would keep kernels from being compiled at all.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+DECODE_LIMITS = {"gemv_row_kernel": 0.8, "gemv_group_kernel": 1.4}
+"""Lane-instructions per weight. An H200 issues 2.07 in the time in which its memory delivers a weight of 2 bits."""
+
+INSTRUCTIONS = {
+    "gemv_row_kernel": {"IDP"},
+    "gemv_group_kernel": {"IDP"},
+    "small_matmul_kernel": {"IMMA", "IGMMA"},
+    "scaled_matmul_kernel": {"IMMA", "IGMMA", "UTCIMMA", "HMMA", "HGMMA", "UTCHMMA", "QGMMA", "UTCQMMA"},
+}
+
+Figures = dict[str, Any]
+
+
+def compiled(*arguments: str) -> list[Figures]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "nanochat_kernels.triton_kernels.ahead_of_time", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def essential() -> list[Figures]:
+    return compiled("--architectures", "80", "90")
+
+
+def assert_sound(kernels: list[Figures]) -> None:
+    for figures in kernels:
+        name = f"{figures['kernel']} for sm_{figures['architecture']}: {figures['case']}"
+        assert figures["stack"] == 0, f"{name} spills {figures['stack']} bytes"
+        assert figures["local_accesses"] == 0, name
+        expected = INSTRUCTIONS.get(figures["kernel"], set())
+        assert not expected or expected & set(figures["multiply_adds"]), f"{name}: {figures['multiply_adds']}"
+
+
+def decode_loops(kernels: list[Figures], token: str = "M=1,") -> list[Figures]:
+    """The decode kernels for one token whose rows are long enough to be walked through in a loop."""
+    return [figures for figures in kernels if figures["kernel"] in DECODE_LIMITS and token in figures["case"]]
+
+
+def test_no_essential_kernel_spills_and_each_has_its_multiply_add_instruction(essential):
+    assert {figures["architecture"] for figures in essential} == {80, 90}
+    assert {figures["kernel"] for figures in essential} >= set(INSTRUCTIONS) | {"codes_kernel", "quantize_kernel"}
+    assert_sound(essential)
+
+
+def test_large_int8_products_use_the_tensor_cores_of_their_architecture(essential):
+    found = {
+        figures["architecture"]: set(figures["multiply_adds"])
+        for figures in essential
+        if figures["case"].startswith("int8_matmul")
+    }
+    assert found == {80: {"IMMA"}, 90: {"IGMMA"}}
+
+
+def test_the_fp8_twin_uses_the_fp8_tensor_cores_of_hopper(essential):
+    found = [figures for figures in essential if figures["case"].startswith("fp8_matmul")]
+    assert [(figures["architecture"], set(figures["multiply_adds"])) for figures in found] == [(90, {"QGMMA"})]
+
+
+def test_decode_of_one_token_stays_within_its_instructions_per_weight(essential):
+    loops = decode_loops(essential)
+    assert {(figures["kernel"], figures["architecture"]) for figures in loops} >= {
+        (kernel, architecture) for kernel in DECODE_LIMITS for architecture in (80, 90)
+    }
+    for figures in loops:
+        assert figures["lane_instructions_per_weight"] <= DECODE_LIMITS[figures["kernel"]], figures
+
+
+def test_no_thread_waits_for_another_in_a_decode_loop(essential):
+    """Activations arranged otherwise than the weights would go through shared memory, two barriers a plane."""
+    for figures in decode_loops(essential, token="M="):
+        assert figures["loop_barriers"] == 0, figures
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_every_kernel_in_every_form_is_sound_for_every_architecture():
+    kernels = compiled("--all", "--architectures", "80", "90", "100")
+    assert_sound(kernels)
+    for figures in decode_loops(kernels):
+        if "768x768" not in figures["case"]:  # a row of 48 words is read at once: its loop is never entered
+            assert figures["lane_instructions_per_weight"] <= DECODE_LIMITS[figures["kernel"]], figures
+            assert figures["loop_barriers"] == 0, figures
+    blackwell = {
+        instruction
+        for figures in kernels
+        if figures["architecture"] == 100 and figures["case"].startswith("int8_matmul 8192")
+        for instruction in figures["multiply_adds"]
+    }
+    assert blackwell == {"UTCIMMA"}

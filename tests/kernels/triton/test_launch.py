@@ -1,0 +1,90 @@
+"""What the Triton launchers do where no kernel can run, and that they never look at data."""
+
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import nanochat_kernels
+from nanochat_kernels.backends import Unsupported
+from nanochat_kernels.reference import operations as reference
+from nanochat_kernels.triton_kernels import ahead_of_time, operations
+from nanochat_kernels.triton_kernels.configurations import architecture, gemv_configuration
+from nanochat_kernels.triton_kernels.language import INTERPRETED
+from nanochat_kernels.triton_kernels.launch import record
+
+compiled_only = pytest.mark.skipif(INTERPRETED, reason="TRITON_INTERPRET is set: CPU tensors are taken")
+
+
+@compiled_only
+def test_cpu_tensors_are_unsupported_with_the_way_out_named():
+    with pytest.raises(Unsupported, match="TRITON_INTERPRET=1"):
+        operations.quantize_activations(torch.ones(2, 128))
+
+
+@compiled_only
+def test_asking_for_triton_on_the_cpu_falls_back_to_the_reference_and_says_so(caplog):
+    x = torch.randn(3, 256, generator=torch.Generator().manual_seed(0))
+    with caplog.at_level(logging.WARNING, logger="nanochat_kernels"):
+        nanochat_kernels.backends._said.clear()
+        codes = nanochat_kernels.quantize_activations(x, backend="triton").codes
+    assert torch.equal(codes, reference.quantize_activations(x).codes)
+    assert "TRITON_INTERPRET=1" in caplog.text
+
+
+def test_the_dispatcher_runs_the_kernels_on_cpu_tensors_in_a_process_that_interprets():
+    program = """
+import torch
+from nanochat_kernels import quantize_activations, ternarize_packed, ternary_matmul
+x = torch.randn(3, 256, generator=torch.Generator().manual_seed(0))
+weight = ternarize_packed(torch.randn(8, 256, generator=torch.Generator().manual_seed(1)), backend="triton")
+y = ternary_matmul(quantize_activations(x, backend="triton"), weight, backend="triton")
+print(torch.equal(y, ternary_matmul(quantize_activations(x, backend="reference"), weight, backend="reference")))
+"""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True"
+    assert "slower form" not in done.stderr
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_no_launcher_reads_data_from_the_device(capability):
+    """Meta tensors have no data: whatever waits for the host, such as item(), raises on them."""
+    for case in ahead_of_time.cases():
+        if capability in case.architectures:
+            assert ahead_of_time.launches(case, capability), case.name
+
+
+def test_a_split_of_the_inputs_launches_a_second_kernel_and_enough_outputs_do_not():
+    with record(90) as few:
+        operations.ternary_matmul(ahead_of_time.activations(16, 4096), ahead_of_time.weight(4096, 4096))
+    with record(90) as many:
+        operations.ternary_matmul(ahead_of_time.activations(16, 4096), ahead_of_time.weight(28672, 4096))
+    assert [call.kernel.fn.__name__ for call in few.calls] == ["small_matmul_kernel", "add_partials_kernel"]
+    assert [call.kernel.fn.__name__ for call in many.calls] == ["small_matmul_kernel"]
+
+
+def test_fp8_is_unsupported_where_the_device_has_none():
+    operand = torch.empty(16, 128, dtype=torch.float8_e4m3fn, device="meta")
+    scale = torch.empty(16, 1, device="meta")
+    with record(80), pytest.raises(Unsupported, match=r"8\.0 has no fp8"):
+        operations.fp8_matmul(operand, operand, scale, scale)
+
+
+def test_an_unknown_newer_device_takes_the_table_of_the_newest_known():
+    assert [architecture(capability) for capability in (80, 86, 89, 90, 100, 103, 120, 200)] == [
+        80, 80, 80, 90, 100, 100, 100, 100
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4])
+@pytest.mark.parametrize("outputs", [1, 768, 4096, 50304])
+@pytest.mark.parametrize("columns", [128, 256, 384, 768, 2048, 4096, 11008])
+def test_every_decode_shape_has_a_tile_that_triton_accepts(tokens, outputs, columns):
+    tile = gemv_configuration(90, tokens, outputs, columns)
+    for size in (tile.rows, tile.words, tile.num_warps):
+        assert size > 0
+        assert size & (size - 1) == 0
