@@ -98,13 +98,20 @@ class Engine:
         self.reporter.table(str(run), ("measure", "value"), list(held_out.as_dict().items()))
         self.reporter.result({"run": str(run), **held_out.as_dict()})
 
-    def generate(self, target: Path, prompt: str, *, stream: bool, **sampling: Any) -> str:
-        """Continue `prompt` with a run or a GGUF file; sampling: the fields of SamplingConfig. Returns the text."""
+    def generate(self, target: Path, prompt: str, *, stream: bool, backend: str | None = None, **sampling: Any) -> str:
+        """Continue `prompt` with a run or a GGUF file; sampling: the fields of SamplingConfig. Returns the text.
+
+        backend: of the kernels (reference, cpu, triton); None: the device's own.
+        """
         from nanochat_cli.inference.generate import generate
+        from nanochat_cli.inference.packed_model import PackedTransformer
         from nanochat_cli.inference.sampling import SamplingConfig
+        from nanochat_cli.inference.stopwatch import Stopwatch
 
         settings = SamplingConfig(**sampling)
-        model, tokenizer = self._load(target)
+        trained, tokenizer = self._load(target)
+        model = Stopwatch(PackedTransformer.from_model(trained, backend))
+        del trained
         pieces: list[str] = []
         if stream:
             self.reporter.write(prompt)
@@ -114,7 +121,8 @@ class Engine:
                 self.reporter.write(piece)
         text = "".join(pieces)
         self.reporter.write("\n" if stream else f"{prompt}{text}\n")
-        self.reporter.result({"target": str(target), "prompt": prompt, "text": text})
+        rates = {"prompt": model.prompt.tokens_per_second, "new": model.new.tokens_per_second}
+        self.reporter.result({"target": str(target), "prompt": prompt, "text": text, "tokens_per_second": rates})
         return text
 
     def export(self, run: Path, out: Path, export: ExportConfig) -> None:

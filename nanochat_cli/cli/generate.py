@@ -1,10 +1,12 @@
 """`nanochat generate`: continue a prompt with a run or an exported file."""
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from nanochat_cli.cli.options import Backend
 from nanochat_cli.cli.session import session_of
 
 app = typer.Typer(add_completion=False)
@@ -27,14 +29,17 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same text.")] = 0,
     stop: Annotated[list[str], typer.Option(metavar="TEXT", help="End before this text; may be repeated.")] = [],  # noqa: B006
     stream: Annotated[bool, typer.Option(help="Show text as it comes.")] = True,
+    backend: Backend = None,
 ) -> None:
     """Continue a prompt with a run or a GGUF file of this project. The text goes to standard output."""
     from nanochat_cli.runs import find_run_or_gguf
 
-    session_of(ctx).engine.generate(
+    session = session_of(ctx)
+    session.engine.generate(
         find_run_or_gguf(target),
         prompt,
         stream=stream,
+        backend=backend,
         max_tokens=max_tokens,
         temperature=temperature,
         top_k=top_k,
@@ -43,3 +48,8 @@ def generate(
         seed=seed,
         stop=tuple(stop),
     )
+    if session.verbose:
+        rates: Any = session.reporter.results["tokens_per_second"]
+        for what, rate in rates.items():
+            if rate is not None:
+                print(f"{what} tokens: {rate:,.0f} per second", file=sys.stderr)

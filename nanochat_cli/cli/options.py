@@ -1,10 +1,13 @@
 """Options that several commands take: which configuration, which run."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
+
+from nanochat_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from nanochat_cli.cli.session import Session
@@ -35,6 +38,22 @@ Overrides = Annotated[
 Run = Annotated[
     Path | None, typer.Argument(metavar="RUN", help="A run, by path or name; default: the latest in ./runs.")
 ]
+
+BackendName = Literal["reference", "cpu", "triton"]
+"""As `nanochat_kernels.backends.Backend`, which would import torch."""
+Backend = Annotated[
+    BackendName | None,
+    typer.Option(
+        "--backend", help="Which kernels compute; default: NANOCHAT_BACKEND, else the fastest for the device."
+    ),
+]
+
+
+def require_known_backend() -> None:
+    """Raise ConfigError when NANOCHAT_BACKEND names none, before anything is imported that would read it."""
+    name = os.environ.get("NANOCHAT_BACKEND")
+    if name and name not in get_args(BackendName):
+        raise ConfigError(f"NANOCHAT_BACKEND = {name} does not exist: choose one of {', '.join(get_args(BackendName))}")
 
 
 def resolve(

@@ -112,7 +112,7 @@ def _common(
         typer.Option(
             "--verbose",
             "-v",
-            help="Show the traceback of an error.",
+            help="Show more: speeds, and the traceback of an error.",
             callback=_remember_verbose,
             expose_value=False,
             rich_help_panel=_PANEL,

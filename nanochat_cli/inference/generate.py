@@ -14,10 +14,22 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from nanochat_cli.config.schema import ModelConfig
 from nanochat_cli.errors import DataError
 from nanochat_cli.inference.kv_cache import KVCache
 from nanochat_cli.inference.sampling import SamplingConfig, generators, sample
-from nanochat_cli.model.transformer import Transformer
+
+
+class LanguageModel(Protocol):
+    """What generation needs of a model: `model.Transformer` and `inference.PackedTransformer` are two."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    def next_logits(self, tokens: Tensor, cache: KVCache, /) -> Tensor: ...
 
 
 class TextTokenizer(Protocol):
@@ -29,7 +41,7 @@ class TextTokenizer(Protocol):
     def token_bytes(self, token_id: int, /) -> bytes: ...
 
 
-def generate(model: Transformer, tokenizer: TextTokenizer, prompt: str, sampling: SamplingConfig) -> Iterator[str]:
+def generate(model: LanguageModel, tokenizer: TextTokenizer, prompt: str, sampling: SamplingConfig) -> Iterator[str]:
     """Yield the continuation of `prompt` in pieces of whole characters, up to EOS, a stop string or max_tokens.
 
     An empty prompt starts a new document (it reads as EOS). Raises DataError when the prompt is too long.
@@ -52,7 +64,7 @@ def encode_prompt(tokenizer: TextTokenizer, prompt: str) -> list[int]:
 
 
 def generate_tokens(
-    model: Transformer, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, eos_id: int | None = None
+    model: LanguageModel, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, eos_id: int | None = None
 ) -> Iterator[list[int | None]]:
     """Yield, step by step, the next token of every prompt, at most max_tokens times.
 
@@ -67,10 +79,9 @@ def generate_tokens(
     if width > context:
         raise DataError(f"the prompt has {width} tokens and the model's context holds {context}: shorten the prompt")
 
-    weight = model.embedding.weight
-    tokens = torch.tensor(prompts, dtype=torch.int64, device=weight.device)
-    cache = KVCache(model.config, len(prompts), min(context, width + sampling.max_tokens), weight.dtype, weight.device)
-    seen = torch.zeros(len(prompts), model.config.vocab_size, dtype=torch.bool, device=weight.device)
+    tokens = torch.tensor(prompts, dtype=torch.int64, device=model.device)
+    cache = KVCache(model.config, len(prompts), min(context, width + sampling.max_tokens), model.dtype, model.device)
+    seen = torch.zeros(len(prompts), model.config.vocab_size, dtype=torch.bool, device=model.device)
     seen.scatter_(1, tokens, True)
     rows = generators(sampling.seed, len(prompts))
     running = [True] * len(prompts)
@@ -79,7 +90,7 @@ def generate_tokens(
         if cache.length + unread.shape[1] > context:
             cache.clear()
             unread = tokens[:, -max(1, context // 2) :]
-        chosen = sample(_next_logits(model, unread, cache), sampling, seen, rows)
+        chosen = sample(model.next_logits(unread, cache), sampling, seen, rows)
         unread = chosen[:, None]
         tokens = torch.cat((tokens, unread), dim=1)[:, -context:]
         seen.scatter_(1, unread, True)
@@ -87,12 +98,6 @@ def generate_tokens(
         if not any(running):
             return
         yield [token if alive else None for alive, token in zip(running, chosen.tolist(), strict=True)]
-
-
-@torch.no_grad()
-def _next_logits(model: Transformer, tokens: Tensor, cache: KVCache) -> Tensor:
-    """Read tokens [B, T] into the cache; logits [B, V] of the last position only."""
-    return model.logits(model(tokens, cache)[:, -1])
 
 
 class TextStream:

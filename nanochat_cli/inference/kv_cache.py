@@ -11,7 +11,7 @@ from nanochat_cli.config.schema import ModelConfig
 
 
 class KVCache:
-    """Keys and values of the positions seen so far, [layers, B, Hkv, max_seq_len, D]."""
+    """Keys and values of the positions seen so far, each [layers, B, Hkv, max_seq_len, D], contiguous."""
 
     def __init__(
         self,
@@ -25,8 +25,8 @@ class KVCache:
         self.length = 0
         """Positions held; every row of the batch has the same number."""
         shape = (config.n_layers, batch_size, config.n_kv_heads, self.max_seq_len, config.resolved_head_dim)
-        self._keys = torch.zeros(shape, dtype=dtype, device=device)
-        self._values = torch.zeros(shape, dtype=dtype, device=device)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys, values [B, Hkv, T, D] of the next T positions of a layer.
@@ -36,13 +36,17 @@ class KVCache:
         end = self.length + keys.shape[2]
         if end > self.max_seq_len:
             raise ValueError(f"position {end} is past the {self.max_seq_len} that the key/value cache holds")
-        self._keys[layer, :, :, self.length : end] = keys
-        self._values[layer, :, :, self.length : end] = values
-        return self._keys[layer, :, :, :end], self._values[layer, :, :, :end]
+        self.keys[layer, :, :, self.length : end] = keys
+        self.values[layer, :, :, self.length : end] = values
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
     def advance(self, n_positions: int) -> None:
         """Count the positions of a forward pass as held, after its last layer."""
         self.length += n_positions
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.keys.dtype
 
     def clear(self) -> None:
         """Forget every position; the memory stays."""
@@ -51,4 +55,4 @@ class KVCache:
     @property
     def bytes(self) -> int:
         """Memory of keys and values."""
-        return 2 * self._keys.numel() * self._keys.element_size()
+        return 2 * self.keys.numel() * self.keys.element_size()

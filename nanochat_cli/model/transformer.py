@@ -97,6 +97,20 @@ class Transformer(nn.Module):
         """hidden [..., C] to logits [..., V]."""
         return nn.functional.linear(hidden, self.unembedding.to(hidden.dtype))
 
+    @torch.no_grad()
+    def next_logits(self, tokens: Tensor, cache: "KVCache") -> Tensor:
+        """Read tokens [B, T] into the cache; logits [B, V] after the last of them."""
+        return self.logits(self(tokens, cache)[:, -1])
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the float weights and activations."""
+        return self.embedding.weight.dtype
+
     def linears(self) -> Iterator[tuple[str, BitLinear]]:
         """Every linear layer of the blocks with its dotted name, in order."""
         for name, module in self.named_modules():

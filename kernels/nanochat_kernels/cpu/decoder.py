@@ -149,6 +149,14 @@ class NativeDecoder:
         )
         return hidden, logits
 
+    def unembed(self, hidden: Tensor) -> Tensor:
+        """Logits float32 [V] of hidden float32 [dim]."""
+        if hidden.shape != (self.dim,):
+            raise ValueError(f"a hidden state of shape {list(hidden.shape)} where [{self.dim}] is asked for")
+        hidden, logits = hidden.detach().float().contiguous(), torch.empty(self.vocab_size)
+        self._library.nk_unembed(self._address, hidden.data_ptr(), logits.data_ptr())
+        return logits
+
     def _keep(self, tensor: Tensor | None) -> int | None:
         if tensor is None:
             return None

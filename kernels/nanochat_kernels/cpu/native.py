@@ -47,6 +47,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
         None,
         [_POINTER, _POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _POINTER],
     ),
+    "nk_unembed": (None, [_POINTER, _POINTER, _POINTER]),
     "nk_read_sum": (ctypes.c_uint64, [_POINTER, _SIZE]),
 }
 

@@ -238,3 +238,10 @@ void nk_decode(const struct decoder *d, char *workspace, float *keys, float *val
         unembed(d, p.values, share(d->vocab_size, 1, thread, threads), logits);
     }
 }
+
+/* hidden: [dim] to logits: [vocab_size]. */
+void nk_unembed(const struct decoder *d, const float *hidden, float *logits) {
+#pragma omp parallel num_threads((int)d->threads)
+    unembed(d, hidden,
+            share(d->vocab_size, 1, (size_t)omp_get_thread_num(), (size_t)omp_get_num_threads()), logits);
+}
