@@ -18,6 +18,7 @@ from typer.exceptions import TyperException
 from typer.main import get_command
 
 from nanochat_cli import __version__
+from nanochat_cli.cli.options import require_known_backend
 from nanochat_cli.cli.session import Session, common_parameters
 from nanochat_cli.errors import DataError, NanochatError
 
@@ -39,6 +40,10 @@ COMMANDS: dict[str, Entry] = {
     "generate": Entry("generate", "Continue a prompt with a run or a GGUF file."),
     "export": Entry("export", "Write a verified GGUF file."),
     "export-gguf": Entry("export", "Write a verified GGUF file.", hidden=True),
+    "validate": Entry("validate", "Check the kernels of this machine against their definition and llama.cpp."),
+    "validate-e2e": Entry("validate", "Check the kernels of this machine.", hidden=True),
+    "bench": Entry("bench", "Measure the kernels, or whole models against llama.cpp."),
+    "benchmark": Entry("bench", "Measure the kernels, or whole models against llama.cpp.", hidden=True),
     "presets": Entry("presets", "List presets with their true sizes, or show one."),
 }
 
@@ -54,6 +59,7 @@ class LazyGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """As the base class; ctx is Typer's private Context class."""
         if args[0] in COMMANDS:
+            require_known_backend()
             self.add_command(_load(args[0]), args[0])
         return super().resolve_command(ctx, args)
 
