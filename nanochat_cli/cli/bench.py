@@ -1,0 +1,84 @@
+"""`nanochat bench`: comparisons with named peers, measured here and now."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nanochat_cli.cli.options import Overrides, Presets, resolve
+from nanochat_cli.cli.session import session_of
+from nanochat_cli.errors import ConfigError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+
+Quick = Annotated[bool, typer.Option("--quick", help="Fewer cases: under a minute.")]
+Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads; default: what torch chooses.")]
+Out = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the measurements as JSON.")]
+
+
+@app.callback()
+def bench() -> None:
+    """Measure the kernels, or whole models against llama.cpp. Ratios above 1 mean faster than the peer."""
+
+
+@app.command()
+def kernels(
+    ctx: typer.Context,
+    quick: Quick = False,
+    device: Annotated[str | None, typer.Option(metavar="DEVICE", help="cpu or cuda; default: cuda if there.")] = None,
+    threads: Threads = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write JSON here, and the roofline beside it as PNG.")
+    ] = None,
+) -> None:
+    """Time packed ternary products against F.linear in bf16 and fp32, on weights that no cache holds.
+
+    Activation quantisation included; all contenders take turns in one process. Beside the times: bytes of packed
+    weights per second, as a share of the read rate (CPU) or copy rate (GPU) of memory that is measured in between.
+    """
+    from nanochat_cli.bench.run_kernels import run_kernels
+
+    run_kernels(session_of(ctx).reporter, quick=quick, device=device, n_threads=threads, out=out)
+
+
+@app.command()
+def decode(
+    ctx: typer.Context,
+    target: Annotated[
+        Path | None, typer.Argument(metavar="TARGET", help="A run or a .gguf file; default: a preset's shape.")
+    ] = None,
+    preset: Presets = [],  # noqa: B006 - Typer copies it
+    overrides: Overrides = [],  # noqa: B006
+    quick: Quick = False,
+    threads: Threads = None,
+    prompt_tokens: Annotated[int | None, typer.Option(min=1, metavar="N", help="Default: 512.")] = None,
+    new_tokens: Annotated[int | None, typer.Option(min=2, metavar="N", help="Default: 128.")] = None,
+    out: Out = None,
+) -> None:
+    """Time prefill and decode of a whole model against llama.cpp on the same GGUF file.
+
+    Without TARGET: random weights of the shape of --preset (default nano-125m), written as TQ2_0. The two sides take
+    turns in processes of their own; the one that waits is stopped.
+    """
+    from nanochat_cli.runs import find_run_or_gguf
+
+    session = session_of(ctx)
+    if target is not None and (preset or overrides):
+        raise ConfigError("TARGET brings its own shape: leave out --preset and --set, or leave out TARGET")
+    config = None
+    if target is None:
+        config = resolve(session, preset, None, overrides, default_preset="nano-125m")
+    else:
+        target = find_run_or_gguf(target)
+    from nanochat_cli.bench.run_decode import run_decode
+
+    run_decode(
+        session.reporter,
+        target,
+        config,
+        quick=quick,
+        n_threads=threads,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        out=out,
+    )
