@@ -3,12 +3,15 @@
 import json
 import os
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from nanochat_cli.cli.options import BackendName
 from nanochat_cli.config.load import CONFIG_FILE, config_to_toml, resolve_config
 from nanochat_cli.errors import DataError
 from nanochat_cli.runs import require_writable
+from nanochat_kernels.backends import BACKENDS
 
 USAGE, DATA = 2, 3
 
@@ -53,6 +56,7 @@ MISTAKES = [
     ("generate --top-p 2", USAGE, "--top-p"),
     ("generate --temperature hot", USAGE, "--temperature"),
     ("generate --max-tokens 0", USAGE, "--max-tokens"),
+    ("generate --backend avx", USAGE, "--backend"),
     ("export", DATA, "no run with a checkpoint here"),
     ("export taken --type q5", USAGE, 'export.type = "q5" (--type): must be'),
     ("export taken --head q8_0", USAGE, 'export.head = "q8_0" (--head): must be'),
@@ -112,3 +116,14 @@ def test_no_command_is_help_and_a_usage_error(nanochat):
     assert outcome.code == USAGE
     assert "quickstart" in outcome.out + outcome.err
     assert "error" not in outcome.err
+
+
+def test_a_backend_that_does_not_exist_is_named_with_the_ones_that_do(nanochat, monkeypatch):
+    monkeypatch.setenv("NANOCHAT_BACKEND", "avx")
+    outcome = nanochat("generate")
+    assert outcome.code == USAGE
+    assert outcome.error == "NANOCHAT_BACKEND = avx does not exist: choose one of reference, cpu, triton"
+
+
+def test_the_command_line_knows_the_backends_of_the_kernels():
+    assert get_args(BackendName) == BACKENDS

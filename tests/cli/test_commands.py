@@ -139,12 +139,13 @@ def test_tokenize_names_its_folder_after_the_source(nanochat, engine, folder, so
 
 def test_generate_passes_the_sampling_settings(nanochat, engine, folder):
     run = make_run(folder, "old", saved_at=1)
-    line = "generate old -p x --max-tokens 5 --temperature 0 --top-k 3 --top-p 0.5 --seed 7 --no-stream"
+    line = "generate old -p x --max-tokens 5 --temperature 0 --top-k 3 --top-p 0.5 --seed 7 --no-stream --backend cpu"
     nanochat(*line.split(), "--repetition-penalty", "1.5", "--stop", "\n\n", "--stop", "#")
     name, (target, prompt), keywords = engine.last
     assert (name, target.resolve(), prompt) == ("generate", run, "x")
     assert keywords == {
         "stream": False,
+        "backend": "cpu",
         "max_tokens": 5,
         "temperature": 0.0,
         "top_k": 3,
