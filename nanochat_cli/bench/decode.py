@@ -24,6 +24,7 @@ from nanochat_cli.export import llama_cpp
 from nanochat_cli.report.reporter import Reporter
 
 CONTENDERS = ("nanochat", "llama.cpp")
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_DYNAMIC", "OMP_PROC_BIND", "OMP_PLACES")
 METRICS = ("prefill", "decode")
 TIMEOUT = 900.0
 """Seconds for one answer, loading included."""
@@ -51,13 +52,15 @@ class Contender:
             json.dumps({**fields, "prompt": list(job.prompt), "new_tokens": job.new_tokens}), encoding="utf-8"
         )
         self._log = Path(self._folder.name, "log")
+        # How threads wait decides what they reach; both sides get what their libraries choose.
+        inherited = {name: value for name, value in os.environ.items() if name not in WAITING}
         with self._log.open("wb") as log:
             self._child = subprocess.Popen(
                 [sys.executable, "-m", "nanochat_cli.bench.decode_contender", str(request)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env={**os.environ, "OMP_NUM_THREADS": str(job.threads)},
+                env={**inherited, "OMP_NUM_THREADS": str(job.threads)},
             )
 
     def __enter__(self) -> Self:
