@@ -24,16 +24,22 @@ from nanochat_kernels.operations import (
 )
 from nanochat_kernels.packed import PackedTernary
 from nanochat_kernels.reference.activations import QuantizedActivations, fake_quantize_activations
-from nanochat_kernels.reference.linear import ternary_linear
-from nanochat_kernels.reference.packing import pack_plane128, unpack_plane128
+from nanochat_kernels.reference.packing import PLANE, pack_plane128, unpack_plane128
 from nanochat_kernels.reference.ternarize import Granularity, Ternary, fake_ternarize
+from nanochat_kernels.training import Form, LinearWeight, QuantizedInput, bit_linear, choose_form, quantize_input
 
 __all__ = [
+    "PLANE",
+    "Form",
     "Granularity",
+    "LinearWeight",
     "PackedLinear",
     "PackedTernary",
     "QuantizedActivations",
+    "QuantizedInput",
     "Ternary",
+    "bit_linear",
+    "choose_form",
     "fake_quantize_activations",
     "fake_ternarize",
     "fp8_matmul",
@@ -41,11 +47,11 @@ __all__ = [
     "pack_plane128",
     "packed_linear",
     "quantize_activations",
+    "quantize_input",
     "rmsnorm_quantize",
     "swiglu_quantize",
     "ternarize",
     "ternarize_packed",
-    "ternary_linear",
     "ternary_matmul",
     "unpack",
     "unpack_plane128",

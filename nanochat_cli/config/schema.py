@@ -144,6 +144,10 @@ class TrainConfig(Section):
     compile: Literal["auto", "on", "off"] = Field(
         default="auto", description="auto: where a compiler exists and the run is long enough"
     )
+    forward: Literal["auto", "float", "int8"] = Field(
+        default="auto",
+        description="product of the ternary layers: int8 kernels or exact floats, equal in value; auto: the faster one",
+    )
     gradient_checkpointing: bool = False
     log_interval: PositiveInt = 10
     spike_factor: PositiveFloat = Field(

@@ -1,13 +1,11 @@
-"""Causal grouped-query attention (arXiv:2305.13245) on `scaled_dot_product_attention`.
-
-Query head h reads key/value head h // (n_heads / n_kv_heads), here, at inference and in the export.
-"""
+"""Causal grouped-query attention (arXiv:2305.13245): projections, norms and rotation around `attend`."""
 
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from nanochat_cli.config.schema import ModelConfig
+from nanochat_cli.model.attend import attend, attend_cached
 from nanochat_cli.model.bitlinear import BitLinear
 from nanochat_cli.model.norm import RMSNorm
 from nanochat_cli.model.rope import apply_rope
@@ -42,25 +40,8 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = apply_rope(q, cos, sin).transpose(1, 2), apply_rope(k, cos, sin).transpose(1, 2)
         v = v.transpose(1, 2)
-        y = self._attend(q, k, v) if cache is None else self._attend_cached(q, k, v, cache)
+        y = attend(q, k, v) if cache is None else attend_cached(q, k, v, self.layer, cache)
         y = y.transpose(1, 2).reshape(batch, length, -1)
         if self.sub_norm is not None:
             y = self.sub_norm(y)
         return self.wo(y)
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, is_causal: bool = True, mask: Tensor | None = None) -> Tensor:
-        groups = self.n_heads // self.n_kv_heads
-        if groups > 1:
-            k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
-
-    def _attend_cached(self, q: Tensor, k: Tensor, v: Tensor, cache: "KVCache") -> Tensor:
-        """q [B, H, T, D] sees every cached position and, causally, its own T new ones."""
-        length = q.shape[2]
-        k, v = cache.update(self.layer, k, v)
-        if length == k.shape[2]:
-            return self._attend(q, k, v)
-        if length == 1:
-            return self._attend(q, k, v, is_causal=False)
-        mask = q.new_ones(length, k.shape[2]).tril(diagonal=k.shape[2] - length).bool()
-        return self._attend(q, k, v, is_causal=False, mask=mask)

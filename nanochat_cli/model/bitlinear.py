@@ -1,25 +1,36 @@
 """BitLinear: a linear layer with ternary weights and int8 activations (arXiv:2402.17764), no bias.
 
-Holds the latent float32 weight, which the optimizer trains, and the effective weight codes · scale,
-which the forward pass uses. `requantize` derives the second from the first; the trainer calls it once
-after every optimizer step. The quantizers themselves live in `nanochat_kernels`.
+Holds the latent float32 weight, which the optimizer trains, and its quantised forms, which the forward pass uses.
+`requantize` derives the second from the first; the trainer calls it once after every optimizer step. Quantizers
+and products live in `nanochat_kernels`.
 """
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from nanochat_cli.config.schema import QuantConfig
-from nanochat_kernels import Ternary, fake_quantize_activations, fake_ternarize, ternarize, ternary_linear
-
-ActivationQuantizer = Callable[[Tensor], Tensor]
+from nanochat_kernels import (
+    Form,
+    LinearWeight,
+    PackedTernary,
+    QuantizedInput,
+    Ternary,
+    bit_linear,
+    pack_plane128,
+    quantize_input,
+    ternarize,
+)
 
 
 class BitLinear(nn.Module):
-    """y = Q(x) · effectiveᵀ. With `quant.enabled = false` it is a plain float linear and holds nothing else."""
+    """y = Q(x) · Wᵀ, W = codes · scales. With `quant.enabled = false` it is a plain float linear and holds nothing else.
 
-    effective: Tensor
+    form: how the product is computed in training; the values are the same.
+    """
+
+    operand: Tensor
+    scales: Tensor
+    packed: Tensor | None
 
     def __init__(self, in_features: int, out_features: int, quant: QuantConfig) -> None:
         super().__init__()
@@ -27,25 +38,33 @@ class BitLinear(nn.Module):
         self.out_features = out_features
         self.quant = quant
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
-        self.activation_quantizer: ActivationQuantizer = fake_quantize_activations
+        self.form: Form = "float"
         self._loaded: Ternary | None = None
         if quant.enabled:
-            self.register_buffer("effective", torch.empty(out_features, in_features), persistent=False)
+            groups = in_features // quant.scale if isinstance(quant.scale, int) else 1
+            self.register_buffer("operand", torch.empty(out_features, in_features), persistent=False)
+            self.register_buffer("scales", torch.empty(out_features, groups), persistent=False)
+            self.register_buffer("packed", None, persistent=False)
 
-    def quantize_input(self, x: Tensor) -> Tensor:
-        """Fake-quantised x, to be shared by all layers that read the same input."""
+    def quantize_input(self, x: Tensor) -> QuantizedInput | Tensor:
+        """Quantised x, to be shared by all layers that read the same input."""
         if self.quant.enabled and self.quant.activations:
-            return self.activation_quantizer(x)
+            return quantize_input(x, self.form)
         return x
 
-    def project(self, quantized: Tensor) -> Tensor:
-        """The matrix product alone. quantized: [..., in], from `quantize_input`. Returns [..., out]."""
+    def project(self, quantized: QuantizedInput | Tensor) -> Tensor:
+        """The matrix product alone. quantized: [..., in], from `quantize_input` or any tensor. Returns [..., out]."""
         if self.quant.enabled:
-            return ternary_linear(quantized, self.weight, self.effective)
+            return bit_linear(quantized, self.weight, self._weight())
+        assert isinstance(quantized, Tensor)
         return nn.functional.linear(quantized, self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.project(self.quantize_input(x))
+
+    def _weight(self) -> LinearWeight:
+        w_scale = self.scales.squeeze(1) if self.scales.shape[1] == 1 else None
+        return LinearWeight(self.operand, w_scale, self.packed, self.scales)
 
     def ternary(self) -> Ternary:
         """Codes and scales of this layer as it computes now. RuntimeError for a float layer."""
@@ -54,14 +73,31 @@ class BitLinear(nn.Module):
         return self._loaded or ternarize(self.weight, self.quant.scale)
 
     @torch.no_grad()
+    def use_form(self, form: Form) -> None:
+        """Compute training's forward pass in this form from now on; `int8` needs inputs in multiples of 128."""
+        if form == "int8":
+            self.packed = PackedTernary.pack(self.ternary()).packed
+        elif self.quant.enabled:
+            self.packed = None
+        self.form = form
+
+    @torch.no_grad()
     def requantize(self) -> None:
-        """Refresh the effective weight from the latent; in place, so that compiled code keeps its pointer."""
+        """Refresh the quantised forms from the latent; in place, so that compiled code keeps its pointers."""
         if self.quant.enabled and self._loaded is None:
-            self.effective.copy_(fake_ternarize(self.weight, self.quant.scale))
+            self._hold(ternarize(self.weight, self.quant.scale))
 
     @torch.no_grad()
     def set_ternary(self, ternary: Ternary) -> None:
         """Use exactly these codes and scales (read from a file) from now on; the latent becomes their product."""
-        self.effective.copy_(ternary.dequantize())
-        self.weight.copy_(self.effective)
+        if self.scales.shape[1] != ternary.scales.shape[1]:
+            self.scales = self.scales.new_empty(self.out_features, ternary.scales.shape[1])
+        self._hold(ternary)
+        self.weight.copy_(ternary.dequantize())
         self._loaded = ternary
+
+    def _hold(self, ternary: Ternary) -> None:
+        self.scales.copy_(ternary.scales)
+        self.operand.copy_(ternary.codes if self.scales.shape[1] == 1 else ternary.dequantize())
+        if self.packed is not None:
+            self.packed.copy_(pack_plane128(ternary.codes))

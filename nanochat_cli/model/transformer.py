@@ -18,6 +18,7 @@ from nanochat_cli.model.bitlinear import BitLinear
 from nanochat_cli.model.feedforward import FeedForward
 from nanochat_cli.model.norm import RMSNorm
 from nanochat_cli.model.rope import rope_table
+from nanochat_kernels import PLANE, Form, choose_form
 
 if TYPE_CHECKING:
     from nanochat_cli.inference.kv_cache import KVCache
@@ -120,6 +121,17 @@ class Transformer(nn.Module):
     def ternary_layers(self) -> Iterator[tuple[str, BitLinear]]:
         """Those of `linears` that are quantised."""
         return ((name, layer) for name, layer in self.linears() if layer.quant.enabled)
+
+    def use_forms(self, form: Form | None = None) -> None:
+        """Compute the ternary products of training in this form, or in the one measured faster for each shape (None).
+
+        The values are the same. Layers that read one input take one form; what cannot be int8 stays float.
+        """
+        for _, layer in self.ternary_layers():
+            device, quant = layer.weight.device, layer.quant
+            fits = quant.activations and layer.in_features % PLANE == 0
+            chosen = form or choose_form(device, layer.in_features, layer.out_features)
+            layer.use_form(chosen if fits else "float")
 
     def requantize(self) -> None:
         """Refresh every effective weight; to be called after an optimizer step or a load."""

@@ -103,6 +103,7 @@ class Trainer:
         torch.manual_seed(config.run.seed)
         self.model = Transformer(config.model).to(self.device)
         self.model.gradient_checkpointing = config.train.gradient_checkpointing
+        self.model.use_forms(None if config.train.forward == "auto" else config.train.forward)
         self.optimizers = build_optimizer(self.model, config.optim)
         self.skip_policy = SkipPolicy(config.train.spike_factor, config.train.max_skipped_steps)
         self.telemetry = TernaryTelemetry()

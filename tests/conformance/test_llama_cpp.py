@@ -90,19 +90,22 @@ def other_eps(model: Transformer) -> None:
 def unpermuted_queries(model: Transformer) -> None:
     layer = model.blocks[0].attention.wq
     order = torch.arange(256).reshape(4, 2, 32).transpose(1, 2).reshape(-1)
-    layer.effective.copy_(layer.effective[order])
+    layer.operand.copy_(layer.operand[order])
+    layer.scales.copy_(layer.scales[order])
 
 
 def one_flipped_row(model: Transformer) -> None:
-    model.blocks[1].feed_forward.w_down.effective[17].neg_()
+    model.blocks[1].feed_forward.w_down.operand[17].neg_()
 
 
 def kv_heads_tiled(model: Transformer) -> None:
     for name in ("wq", "wo"):
         layer = getattr(model.blocks[0].attention, name)
-        heads = layer.effective.reshape(4, 64, 256) if name == "wq" else layer.effective.reshape(256, 4, 64)
+        effective = layer.operand * layer.scales
+        heads = effective.reshape(4, 64, 256) if name == "wq" else effective.reshape(256, 4, 64)
         swapped = heads[[0, 2, 1, 3]] if name == "wq" else heads[:, [0, 2, 1, 3]]
-        layer.effective.copy_(swapped.reshape(256, 256))
+        layer.operand.copy_(swapped.reshape(256, 256))
+        layer.scales.fill_(1.0)
 
 
 @pytest.mark.parametrize("fault", [forget_rope, other_eps, unpermuted_queries, one_flipped_row, kv_heads_tiled])

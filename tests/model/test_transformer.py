@@ -86,10 +86,12 @@ def test_loading_codes_makes_the_layer_compute_with_exactly_those():
     source, target = build(seed=5), build(seed=6)
     for (_, a), (_, b) in zip(source.ternary_layers(), target.ternary_layers(), strict=True):
         b.set_ternary(a.ternary())
-        assert torch.equal(a.effective, b.effective)
+        assert torch.equal(a.operand, b.operand)
+        assert torch.equal(a.scales, b.scales)
     target.requantize()
     for (_, a), (_, b) in zip(source.ternary_layers(), target.ternary_layers(), strict=True):
-        assert torch.equal(a.effective, b.effective)
+        assert torch.equal(a.operand, b.operand)
+        assert torch.equal(a.scales, b.scales)
         assert torch.equal(a.ternary().codes, b.ternary().codes)
 
 

@@ -1,0 +1,166 @@
+"""The ternary linear layer in training: an exact integer product forward, straight-through gradients backward.
+
+    y  = (codes · weight_codesᵀ · a_scale) · w_scale        codes: int8 activations, weight_codes in {-1, 0, 1}
+    dx = (dy · w_scale) · weight_codes                      (arXiv:2402.17764, straight-through for both roundings)
+    dw = (dy · a_scale)ᵀ · codes
+
+Both forms of the forward compute the same integers, in float32 the same bits: `float` multiplies the codes as floats
+(exact below 2²⁴, that is up to 132104 inputs) and leaves rounding and scaling to whoever fuses elementwise code;
+`int8` multiplies packed weights with int8 and keeps int8 for the backward pass, a quarter of the memory.
+
+Activations and weights are quantised by the caller: the weights once per optimizer step.
+"""
+
+from functools import cache
+from importlib.resources import files
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from nanochat_kernels.operations import ternary_matmul
+from nanochat_kernels.packed import PackedTernary
+from nanochat_kernels.reference.activations import QuantizedActivations, codes_and_scale, group_sums
+
+Form = Literal["float", "int8"]
+MAX_INPUTS = 2**24 // 127
+"""Beyond this many inputs a float32 sum of codes may round."""
+MEASURED_FORMS = "training_forms.json"
+
+
+class QuantizedInput(NamedTuple):
+    """An input that several layers share. x: [..., K], receives the gradient; codes: [..., K]; scale: float32 [..., 1].
+
+    codes are integers in int8 (form `int8`) or in the dtype that is multiplied in.
+    """
+
+    x: Tensor
+    codes: Tensor
+    scale: Tensor
+
+
+class LinearWeight(NamedTuple):
+    """A quantised weight in the forms that training multiplies with.
+
+    operand: float32 [N, K]; w_scale: float32 [N] or None. One scale a row: codes and their scale; groups: codes · scale
+    and None. packed (form `int8`): uint8 [N, K / 4] and scales float32 [N, G]; else None.
+    """
+
+    operand: Tensor
+    w_scale: Tensor | None
+    packed: Tensor | None = None
+    scales: Tensor | None = None
+
+
+def quantize_input(x: Tensor, form: Form = "float") -> QuantizedInput:
+    """int8 quantisation per token, without a gradient of its own: `bit_linear` sends it to x. x: float [..., K]."""
+    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+    codes, scale = codes_and_scale(x.detach())
+    return QuantizedInput(x, codes.to(torch.int8 if form == "int8" else dtype), scale)
+
+
+def bit_linear(x: QuantizedInput | Tensor, latent: Tensor, weight: LinearWeight, kept: Tensor | None = None) -> Tensor:
+    """y = Q(x) · Wᵀ: [..., K] to [..., N], in the autocast dtype or that of x; the weight's gradient goes to `latent`.
+
+    A plain tensor is multiplied as it is. latent: float32 [N, K]. kept: int64 [R], rows of the flattened input that take
+    part in the backward pass, dx[kept] = dy[kept] · W and dw = dy[kept]ᵀ · x[kept]; the others have gradient 0 exactly.
+    """
+    if isinstance(x, QuantizedInput):
+        dtype = torch.get_autocast_dtype(x.x.device.type) if torch.is_autocast_enabled(x.x.device.type) else x.x.dtype
+        return _apply(x.x, latent, x.codes, x.scale, weight, kept, dtype)
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    return _apply(x, latent, x.detach(), None, weight, kept, x.dtype)
+
+
+def choose_form(device: torch.device, in_features: int, out_features: int) -> Form:
+    """The form that was measured faster, forward and backward, for the nearest shape on such a device.
+
+    `float` where nothing was measured: today on every GPU (benchmarks/bitlinear_forms.py measures).
+    """
+    rows = [row for row in _measured() if row["device"] == device.type]
+    if not rows or in_features % 128 or in_features > MAX_INPUTS:
+        return "float"
+    nearest = min(rows, key=lambda row: abs(row["in"] * row["out"] - in_features * out_features))
+    return "int8" if nearest["int8_speedup"] > 1 else "float"
+
+
+@cache
+def _measured() -> list[dict[str, float | str]]:
+    import json
+
+    return json.loads(files("nanochat_kernels").joinpath(MEASURED_FORMS).read_text(encoding="utf-8"))["shapes"]
+
+
+def _apply(
+    x: Tensor,
+    latent: Tensor,
+    codes: Tensor,
+    scale: Tensor | None,
+    weight: LinearWeight,
+    kept: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    return BitLinearFunction.apply(x, latent, codes, scale, *weight, kept, dtype)  # pyright: ignore[reportReturnType] - apply is untyped
+
+
+class BitLinearFunction(torch.autograd.Function):
+    """`bit_linear` with its gradients; arguments as QuantizedInput and LinearWeight hold them."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        x: Tensor,
+        latent: Tensor,
+        codes: Tensor,
+        scale: Tensor | None,
+        operand: Tensor,
+        w_scale: Tensor | None,
+        packed: Tensor | None,
+        scales: Tensor | None,
+        kept: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        ctx.save_for_backward(codes, scale, operand, w_scale, kept)
+        ctx.dtypes = x.dtype, latent.dtype, dtype
+        if codes.dtype == torch.int8 and packed is not None and scales is not None and scale is not None:
+            return _packed_product(codes, scale, packed, scales, dtype)
+        y = torch.nn.functional.linear(codes.to(dtype), operand.to(dtype)).to(torch.float32)
+        for factor in (scale, w_scale):
+            if factor is not None:
+                y.mul_(factor)  # in place: it is ours, or a copy in float32 of what is
+        return y.to(dtype)
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        codes, scale, operand, w_scale, kept = ctx.saved_tensors
+        x_dtype, latent_dtype, dtype = ctx.dtypes
+        n, k = operand.shape
+        dy, codes = grad_outputs[0].reshape(-1, n), codes.reshape(-1, k)
+        scale = None if scale is None else scale.reshape(-1, 1)
+        rows = len(dy)
+        if kept is not None:
+            dy, codes = dy[kept], codes[kept]
+            scale = None if scale is None else scale[kept]
+        dx = dlatent = None
+        if ctx.needs_input_grad[0]:
+            dx = (dy if w_scale is None else dy * w_scale).to(dtype) @ operand.to(dtype)
+            if kept is not None:
+                dx = dx.new_zeros(rows, k).index_copy_(0, kept, dx)
+            dx = dx.reshape(*grad_outputs[0].shape[:-1], k).to(x_dtype)
+        if ctx.needs_input_grad[1]:
+            scaled = (dy if scale is None else dy * scale).to(dtype)
+            dlatent = (scaled.T @ codes.to(dtype)).to(latent_dtype)
+        return dx, dlatent, None, None, None, None, None, None, None, None
+
+
+@torch.library.custom_op("nanochat::packed_product", mutates_args=())
+def _packed_product(codes: Tensor, scale: Tensor, packed: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """`operations.ternary_matmul` as one node of a compiled graph: codes int8 [..., K] to [..., N]."""
+    weight = PackedTernary(packed, scales, packed.shape[1] * 4)
+    return ternary_matmul(QuantizedActivations(codes, scale, group_sums(codes, weight.group)), weight, dtype)
+
+
+@_packed_product.register_fake
+def _(codes: Tensor, scale: Tensor, packed: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    return codes.new_empty(*codes.shape[:-1], packed.shape[0], dtype=dtype)
