@@ -30,9 +30,12 @@ lint: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/qat_overhead.py --quick --out build/bench/qat_overhead.json
 	$(BIN)/python benchmarks/tokenize_throughput.py --quick --out build/bench/tokenize.json
+	$(BIN)/nanochat bench kernels --quick --out build/bench/kernels.json
+	$(BIN)/nanochat bench decode --quick --out build/bench/decode.json
 
-# The command `nanochat validate` takes this over when it exists.
+# The command checks the kernels; the tests check training, resume, export and reload until it does that too.
 validate: $(VENV)/.installed-test
+	$(BIN)/nanochat validate
 	$(BIN)/python -m pytest tests/conformance tests/e2e tests/test_engine.py
 
 gpu: $(VENV)/.installed-test

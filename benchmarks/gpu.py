@@ -1,28 +1,37 @@
-"""What only a CUDA machine can tell: whether the kernels' references agree with the CPU, and how fast training is.
+"""What only a CUDA machine can tell, in under ten minutes: are the kernels exact, how fast are they, and training.
 
-    python benchmarks/gpu.py [--rounds 5] [--steps 10] [--out benchmarks/results/gpu.json]
+    python benchmarks/gpu.py [--only SECTION] [--rounds 5] [--steps 10] [--train-steps 300] [--out FILE]
 
-First the reference operations, bit for bit against the CPU. Then whole training steps of nano-125m in bfloat16 with
-compiled blocks, the ternary model and its float twin in turn: tokens per second and their ratio, utilisation against
-the bfloat16 matmul peak measured in the same process, and peak memory. Exit code 2 without CUDA, 4 when a check fails.
+Sections: `reference` (the definitions on the GPU, bit for bit against the CPU), `triton` (every Triton operation
+against the reference), `products` (packed products against cuBLAS and a copy of memory, as CUDA graphs over rotating
+weights), `training`, `losses` and `training-1b` (whole steps in three forms, in turn, and what they learn; see
+`gpu_training`), and `sweep` (other configurations of the kernels, for as long as there is time). A section that fails
+is reported and the others still run; the file is written after each. Exit code 2 without CUDA, 4 when a section failed.
 """
 
 import argparse
 import sys
 import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from nanochat_cli.bench.result_file import Result, summarise, write_results
+# The sections are modules of benchmarks/, also when this file is run as a script.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.gpu_kernels import check_triton, measure_table, sweep
+from benchmarks.gpu_training import PRESET, billion, measure_training, train_forms
+from nanochat_cli.bench.kernels_cuda import CUDA
+from nanochat_cli.bench.result_file import Claim, Result, write_results
 from nanochat_cli.config.load import resolve_config
 from nanochat_cli.config.schema import Config
 from nanochat_cli.errors import ConfigError, NanochatError, ValidationFailure
-from nanochat_cli.model.transformer import Transformer
-from nanochat_cli.optim import build_optimizer
-from nanochat_cli.training.compilation import compile_blocks
-from nanochat_cli.training.flops import measured_peak, model_flops_per_token
-from nanochat_cli.training.gradient_step import GradientStep
+from nanochat_cli.report.reporter import Reporter, open_reporter
+from nanochat_cli.validation.triangle import all_cases
 from nanochat_kernels import (
     Granularity,
     fake_quantize_activations,
@@ -33,9 +42,50 @@ from nanochat_kernels import (
     unpack_plane128,
 )
 
-PRESET = "nano-125m"
+ROOT = Path(__file__).resolve().parents[1]
 GRANULARITIES: tuple[Granularity, ...] = ("row", "tensor", 256, 128, 64)
-WARM_UP_STEPS = 5
+TOTAL_SECONDS = 540.0
+"""After this the sweep stops, or does not begin."""
+LEAST_SWEEP_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a section brings into the file. details: further keys of it."""
+
+    results: Sequence[Result] = ()
+    claims: Sequence[Claim] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def run_sections(wanted: Mapping[str, Callable[[float], Found]], out: Path) -> list[str]:
+    """Run all by name, each told the seconds that are left; write what is there after each.
+
+    Returns a line for each that failed.
+    """
+    began = time.monotonic()
+    results: list[Result] = []
+    claims: list[Claim] = []
+    details: dict[str, Any] = {}
+    failures: list[str] = []
+    seconds: dict[str, float] = {}
+    for name, section in wanted.items():
+        started = time.monotonic()
+        print(f"--- {name}", flush=True)
+        try:
+            found = section(TOTAL_SECONDS - (started - began))
+            results += found.results
+            claims += found.claims
+            details |= found.details
+        except ValidationFailure as failure:
+            failures.append(f"{name}: {failure}")
+        except Exception as error:  # noqa: BLE001 - a GPU machine is borrowed: the other sections must still run
+            traceback.print_exc()
+            failures.append(f"{name}: {type(error).__name__}: {error}")
+        seconds[name] = round(time.monotonic() - started, 1)
+        write_results(out, "gpu", results, claims, failures=failures, seconds=seconds, **details)
+        print(f"--- {name}: {seconds[name]} s", flush=True)
+    return failures
 
 
 def check_kernels(device: torch.device) -> list[Result]:
@@ -67,90 +117,66 @@ def check_kernels(device: torch.device) -> list[Result]:
     return [Result("reference kernels", f"{name} equal to the CPU", 1.0, "1: yes, 0: no") for name in pairs]
 
 
-class Contender:
-    """A compiled model on a GPU that can be timed over whole training steps in bfloat16.
+def sections(
+    device: torch.device, reporter: Reporter, rounds: int, steps: int, train_steps: int
+) -> dict[str, Callable[[float], Found]]:
+    """All of them by name, what matters most first."""
+    nano = resolve_config([PRESET, "h200"])
 
-    peak_memory: bytes of parameters, optimizer state, activations and workspace, in the warm-up that compiles.
-    """
+    def training(name: str, config: Config) -> Found:
+        torch.cuda.empty_cache()
+        return Found(measure_training(name, config, device, rounds, steps))
 
-    def __init__(self, config: Config, quantized: bool, device: torch.device) -> None:
-        torch.manual_seed(0)
-        quant = config.model.quant.model_copy(update={"enabled": quantized})
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        self.model = Transformer(config.model.model_copy(update={"quant": quant})).to(device)
-        compile_blocks(self.model)
-        self.optimizers = build_optimizer(self.model, config.optim)
-        self.gradient_step = GradientStep(self.model, config.train, torch.bfloat16, print)
-        self.train = config.train
-        self.device = device
-        shape = (config.train.batch_size, config.train.seq_len + 1)
-        self.tokens = torch.randint(0, config.model.vocab_size, shape, device=device)
-        self.tokens_per_second(WARM_UP_STEPS)
-        self.peak_memory = torch.cuda.max_memory_allocated(device) - before
+    def losses(_: float) -> Found:
+        torch.cuda.empty_cache()
+        results, curves = train_forms(nano, device, train_steps)
+        return Found(results, details={"losses": curves})
 
-    def tokens_per_second(self, steps: int) -> float:
-        """Forward, backward, clip, update and requantisation, `steps` times."""
-        torch.cuda.synchronize(self.device)
-        started = time.perf_counter()
-        for _ in range(steps):
-            self.gradient_step(self.tokens[:, :-1], self.tokens[:, 1:], self.optimizers.zero_grad)
-            self.optimizers.clip_grad_norm(self.train.grad_clip)
-            self.optimizers.step(1, self.train.total_steps)  # always the second step: nothing may diverge
-            self.model.requantize()
-        torch.cuda.synchronize(self.device)
-        return steps * self.tokens[:, 1:].numel() / (time.perf_counter() - started)
+    def sweep_what_is_left(seconds: float) -> Found:
+        torch.cuda.empty_cache()
+        if seconds < LEAST_SWEEP_SECONDS:
+            print("no time is left for it: run it alone with --only sweep", flush=True)
+            return Found()
+        return Found(sweep(CUDA(), reporter, seconds))
 
-
-def measure_training(config: Config, device: torch.device, rounds: int, steps: int) -> list[Result]:
-    """Rounds of `steps` training steps, the ternary model and its float twin in turn."""
-    ternary, twin = (Contender(config, quantized, device) for quantized in (True, False))
-    ours: list[float] = []
-    theirs: list[float] = []
-    for turn in range(rounds):
-        ours.append(ternary.tokens_per_second(steps))
-        theirs.append(twin.tokens_per_second(steps))
-        print(f"round {turn + 1}/{rounds}: ternary {ours[-1]:,.0f}, float twin {theirs[-1]:,.0f} tokens/s", flush=True)
-    peak = measured_peak(device, torch.bfloat16)
-    flops = model_flops_per_token(config.model, config.train.seq_len)
-    case = f"{PRESET}, {config.train.batch_size} × {config.train.seq_len} tokens, bf16, compiled"
-    return [
-        summarise(case, "training rate", "tokens/s", ours, peer="float twin", peer_runs=theirs),
-        summarise(case, "utilisation of the bf16 matmul peak", "share", [rate * flops / peak for rate in ours]),
-        summarise(case, "bf16 matmul peak", "FLOP/s", [peak]),
-        summarise(
-            case,
-            "peak memory",
-            "bytes",
-            [float(ternary.peak_memory)],
-            peer="float twin",
-            peer_runs=[float(twin.peak_memory)],
-            smaller_is_better=True,
-        ),
-    ]
+    return {
+        "reference": lambda _: Found(check_kernels(device)),
+        "triton": lambda _: Found(check_triton(all_cases(), reporter)),
+        "products": lambda _: Found(*measure_table(CUDA(), reporter)),
+        "training": lambda _: training(PRESET, nano),
+        "losses": losses,
+        "training-1b": lambda _: training("1 B", billion(nano)),
+        "sweep": sweep_what_is_left,
+    }
 
 
 def run(options: argparse.Namespace) -> None:
     if not torch.cuda.is_available():
         raise ConfigError("benchmarks/gpu.py needs a CUDA device and torch finds none: run it on a machine with a GPU")
     device = torch.device("cuda", torch.cuda.current_device())
-    results = check_kernels(device)
-    measured = measure_training(resolve_config([PRESET]), device, options.rounds, options.steps)
-    for result in measured:
-        ratio = "" if result.ratio is None else f", {result.ratio:.3f} × {result.peer}"
-        print(f"{result.metric}, {result.case}: {result.value:.4g} {result.unit}{ratio}", flush=True)
-    print(f"wrote {write_results(options.out, 'gpu', results + measured)}")
+    wanted = sections(device, open_reporter(), options.rounds, options.steps, options.train_steps)
+    unknown = set(options.only or ()) - wanted.keys()
+    if unknown:
+        raise ConfigError(f"--only {sorted(unknown)[0]} does not exist: choose of {', '.join(wanted)}")
+    if options.only:
+        wanted = {name: section for name, section in wanted.items() if name in options.only}
+    failures = run_sections(wanted, options.out)
+    print(f"wrote {options.out}")
+    if failures:
+        raise ValidationFailure("; ".join(failures))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", action="append", metavar="SECTION", help="may be repeated; default: all")
+    parser.add_argument("--rounds", type=int, default=5, help="of training")
     parser.add_argument("--steps", type=int, default=10, help="training steps per round")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "gpu.json")
+    parser.add_argument("--train-steps", type=int, default=300, help="steps of the runs whose losses are compared")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "gpu.json")
     try:
         run(parser.parse_args())
     except NanochatError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     return 0
 

@@ -7,32 +7,25 @@
 
 import argparse
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
+from nanochat_cli.bench.peak_memory import peak_growth
 from nanochat_cli.bench.result_file import Result, write_results
 
 RUNS = 5
-MEASURE = """
-import re, sys, torch
-from pathlib import Path
+SETUP = """
+import torch
 from nanochat_cli.training.losses import chunked_cross_entropy, cross_entropy
-def peak():  # not ru_maxrss: that survives exec and would be the peak of whoever started this process
-    return int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
 hidden = torch.randn(4096, 64, requires_grad=True)
 unembedding = torch.randn(32768, 64, requires_grad=True)
 targets = torch.randint(0, 32768, (4096,))
-before = peak()
-form = chunked_cross_entropy if sys.argv[1] == "chunked" else cross_entropy
-form(hidden, unembedding, targets)[0].backward()
-print((peak() - before) * 1024)
 """
+FORMS = {"chunked": "chunked_cross_entropy", "plain": "cross_entropy"}
 
 
 def peak_bytes(form: str) -> int:
     """Growth of the resident set, in a process of its own."""
-    return int(subprocess.run([sys.executable, "-c", MEASURE, form], capture_output=True, text=True, check=True).stdout)
+    return peak_growth(SETUP, f"{FORMS[form]}(hidden, unembedding, targets)[0].backward()")
 
 
 def main() -> None:

@@ -180,9 +180,8 @@ def _measure_product(
 
 def packed_copies(product: Product, device: Device) -> list[PackedTernary]:
     """Copies of one packed matrix, of rotation_bytes together."""
-    generator = torch.Generator().manual_seed(product.rows)
-    latent = torch.randn(product.rows, product.columns, generator=generator)
-    first = ternarize_packed(latent, product.granularity).to(device.torch_device)
+    latent = _random((product.rows, product.columns), product.rows, device)
+    first = ternarize_packed(latent, product.granularity)
     copies = [first]
     while len(copies) < MIN_COPIES or len(copies) * first.bytes < device.rotation_bytes:
         copies.append(PackedTernary(first.packed.clone(), first.scales.clone(), first.columns))
@@ -196,8 +195,7 @@ def _our_calls(product: Product, weights: Sequence[PackedTernary], device: Devic
 
 def _linear_calls(product: Product, device: Device, dtype: torch.dtype) -> list[Call]:
     x = _activations(product, device, dtype)
-    generator = torch.Generator().manual_seed(product.columns)
-    first = torch.randn(product.rows, product.columns, generator=generator).to(device.torch_device, dtype)
+    first = _random((product.rows, product.columns), product.columns, device).to(dtype)
     n_bytes = first.numel() * first.element_size()
     copies = max(MIN_COPIES, -(-device.rotation_bytes // n_bytes))
     weights = [first, *(first.clone() for _ in range(copies - 1))]
@@ -205,5 +203,9 @@ def _linear_calls(product: Product, device: Device, dtype: torch.dtype) -> list[
 
 
 def _activations(product: Product, device: Device, dtype: torch.dtype) -> Tensor:
-    generator = torch.Generator().manual_seed(product.tokens)
-    return torch.randn(product.tokens, product.columns, generator=generator).to(device.torch_device, dtype)
+    return _random((product.tokens, product.columns), product.tokens, device).to(dtype)
+
+
+def _random(shape: tuple[int, int], seed: int, device: Device) -> Tensor:
+    generator = torch.Generator(device.torch_device).manual_seed(seed)
+    return torch.randn(shape, generator=generator, device=device.torch_device)

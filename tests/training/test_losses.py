@@ -1,11 +1,9 @@
 """Chunked cross-entropy against the whole one, and its peak memory."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
+from nanochat_cli.bench.peak_memory import peak_growth
 from nanochat_cli.training.losses import LossOptions, chunked_cross_entropy, cross_entropy
 
 
@@ -58,29 +56,17 @@ def test_without_gradients_nothing_but_the_number_is_computed():
     assert not loss.requires_grad
 
 
-MEASURE = """
-import re, sys, torch
-from pathlib import Path
+SETUP = """
+import torch
 from nanochat_cli.training.losses import chunked_cross_entropy, cross_entropy
-def peak():  # not ru_maxrss: that survives exec and would be the peak of whoever started this process
-    return int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
 hidden = torch.randn(4096, 64, requires_grad=True)
 unembedding = torch.randn(32768, 64, requires_grad=True)
 targets = torch.randint(0, 32768, (4096,))
-before = peak()
-loss = (chunked_cross_entropy(hidden, unembedding, targets, 256) if sys.argv[1] == "chunked"
-        else cross_entropy(hidden, unembedding, targets))[0]
-loss.backward()
-print(peak() - before)
 """
-
-
-def peak_kib(form: str) -> int:
-    return int(subprocess.run([sys.executable, "-c", MEASURE, form], capture_output=True, text=True, check=True).stdout)
 
 
 def test_peak_memory_is_that_of_a_chunk_not_of_all_logits():
     """4096 × 32768 float32 logits are 512 MiB; a chunk of 256 tokens is 32 MiB, with a few temporaries."""
-    logits_kib = 4096 * 32768 * 4 // 1024
-    assert peak_kib("plain") > 1.9 * logits_kib
-    assert peak_kib("chunked") < 0.4 * logits_kib
+    logits = 4096 * 32768 * 4
+    assert peak_growth(SETUP, "cross_entropy(hidden, unembedding, targets)[0].backward()") > 1.9 * logits
+    assert peak_growth(SETUP, "chunked_cross_entropy(hidden, unembedding, targets, 256)[0].backward()") < 0.4 * logits
