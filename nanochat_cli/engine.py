@@ -54,9 +54,10 @@ class Engine:
         from nanochat_cli.training.checkpoints import is_empty
         from nanochat_cli.training.shard_data import ShardData
         from nanochat_cli.training.summary import summarise
-        from nanochat_cli.training.trainer import Trainer, choose_device
+        from nanochat_cli.training.trainer import Trainer, choose_device, require_float8
 
-        choose_device(config.train.device)  # refused before anything is prepared
+        # Refused before anything is prepared.
+        require_float8(config.train.grad_input, choose_device(config.train.device))
         reader = ShardReader(cached_dataset(config, self.reporter), vocab_size=config.model.vocab_size)
         data = ShardData(reader, config)
         run_dir = config.run.dir / str(config.run.name) if resume is None else resume

@@ -26,11 +26,20 @@ from nanochat_kernels.packed import PackedTernary
 from nanochat_kernels.reference.activations import QuantizedActivations, fake_quantize_activations
 from nanochat_kernels.reference.packing import PLANE, pack_plane128, unpack_plane128
 from nanochat_kernels.reference.ternarize import Granularity, Ternary, fake_ternarize
-from nanochat_kernels.training import Form, LinearWeight, QuantizedInput, bit_linear, choose_form, quantize_input
+from nanochat_kernels.training import (
+    Form,
+    GradInput,
+    LinearWeight,
+    QuantizedInput,
+    bit_linear,
+    choose_form,
+    quantize_input,
+)
 
 __all__ = [
     "PLANE",
     "Form",
+    "GradInput",
     "Granularity",
     "LinearWeight",
     "PackedLinear",

@@ -11,9 +11,11 @@ Both forms of the forward compute the same integers, in float32 the same bits: `
 Activations and weights are quantised by the caller: the weights once per optimizer step.
 """
 
+import json
+import math
 from functools import cache
 from importlib.resources import files
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +25,8 @@ from nanochat_kernels.packed import PackedTernary
 from nanochat_kernels.reference.activations import QuantizedActivations, codes_and_scale, group_sums
 
 Form = Literal["float", "int8"]
+GradInput = Literal["exact", "fp8"]
+FP8 = torch.float8_e4m3fn
 MAX_INPUTS = 2**24 // 127
 """Beyond this many inputs a float32 sum of codes may round."""
 MEASURED_FORMS = "training_forms.json"
@@ -59,18 +63,25 @@ def quantize_input(x: Tensor, form: Form = "float") -> QuantizedInput:
     return QuantizedInput(x, codes.to(torch.int8 if form == "int8" else dtype), scale)
 
 
-def bit_linear(x: QuantizedInput | Tensor, latent: Tensor, weight: LinearWeight, kept: Tensor | None = None) -> Tensor:
+def bit_linear(
+    x: QuantizedInput | Tensor,
+    latent: Tensor,
+    weight: LinearWeight,
+    kept: Tensor | None = None,
+    grad_input: GradInput = "exact",
+) -> Tensor:
     """y = Q(x) · Wᵀ: [..., K] to [..., N], in the autocast dtype or that of x; the weight's gradient goes to `latent`.
 
-    A plain tensor is multiplied as it is. latent: float32 [N, K]. kept: int64 [R], rows of the flattened input that take
-    part in the backward pass, dx[kept] = dy[kept] · W and dw = dy[kept]ᵀ · x[kept]; the others have gradient 0 exactly.
+    A plain tensor is multiplied as it is. latent: float32 [N, K]. kept: int64 [R], rows of the flattened input that
+    take part in the backward pass, dx[kept] = dy[kept] · W and dw = dy[kept]ᵀ · x[kept]; the others have gradient 0.
+    grad_input: `fp8` computes dx with dy in float8_e4m3fn, scaled per row, and W exact in it; for one scale a row.
     """
     if isinstance(x, QuantizedInput):
         dtype = torch.get_autocast_dtype(x.x.device.type) if torch.is_autocast_enabled(x.x.device.type) else x.x.dtype
-        return _apply(x.x, latent, x.codes, x.scale, weight, kept, dtype)
+        return _apply(x.x, latent, x.codes, x.scale, weight, kept, dtype, grad_input)
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
-    return _apply(x, latent, x.detach(), None, weight, kept, x.dtype)
+    return _apply(x, latent, x.detach(), None, weight, kept, x.dtype, grad_input)
 
 
 def choose_form(device: torch.device, in_features: int, out_features: int) -> Form:
@@ -81,14 +92,13 @@ def choose_form(device: torch.device, in_features: int, out_features: int) -> Fo
     rows = [row for row in _measured() if row["device"] == device.type]
     if not rows or in_features % 128 or in_features > MAX_INPUTS:
         return "float"
-    nearest = min(rows, key=lambda row: abs(row["in"] * row["out"] - in_features * out_features))
+    nearest = min(rows, key=lambda row: abs(math.log(row["in"] * row["out"] / (in_features * out_features))))
     return "int8" if nearest["int8_speedup"] > 1 else "float"
 
 
 @cache
-def _measured() -> list[dict[str, float | str]]:
-    import json
-
+def _measured() -> list[dict[str, Any]]:
+    """Rows of device, in, out, int8_speedup."""
     return json.loads(files("nanochat_kernels").joinpath(MEASURED_FORMS).read_text(encoding="utf-8"))["shapes"]
 
 
@@ -100,8 +110,11 @@ def _apply(
     weight: LinearWeight,
     kept: Tensor | None,
     dtype: torch.dtype,
+    grad_input: GradInput,
 ) -> Tensor:
-    return BitLinearFunction.apply(x, latent, codes, scale, *weight, kept, dtype)  # pyright: ignore[reportReturnType] - apply is untyped
+    fp8 = grad_input == "fp8" and weight.w_scale is not None
+    arguments = (x, latent, codes, scale, *weight, kept, dtype, fp8)
+    return BitLinearFunction.apply(*arguments)  # pyright: ignore[reportReturnType] - apply is untyped in torch
 
 
 class BitLinearFunction(torch.autograd.Function):
@@ -120,7 +133,9 @@ class BitLinearFunction(torch.autograd.Function):
         scales: Tensor | None,
         kept: Tensor | None,
         dtype: torch.dtype,
+        fp8: bool,
     ) -> Tensor:
+        ctx.fp8 = fp8
         ctx.save_for_backward(codes, scale, operand, w_scale, kept)
         ctx.dtypes = x.dtype, latent.dtype, dtype
         if codes.dtype == torch.int8 and packed is not None and scales is not None and scale is not None:
@@ -144,14 +159,27 @@ class BitLinearFunction(torch.autograd.Function):
             scale = None if scale is None else scale[kept]
         dx = dlatent = None
         if ctx.needs_input_grad[0]:
-            dx = (dy if w_scale is None else dy * w_scale).to(dtype) @ operand.to(dtype)
+            scaled = dy if w_scale is None else dy * w_scale
+            dx = fp8_product(scaled, operand) if ctx.fp8 else scaled.to(dtype) @ operand.to(dtype)
             if kept is not None:
                 dx = dx.new_zeros(rows, k).index_copy_(0, kept, dx)
             dx = dx.reshape(*grad_outputs[0].shape[:-1], k).to(x_dtype)
         if ctx.needs_input_grad[1]:
             scaled = (dy if scale is None else dy * scale).to(dtype)
             dlatent = (scaled.T @ codes.to(dtype)).to(latent_dtype)
-        return dx, dlatent, None, None, None, None, None, None, None, None
+        return dx, dlatent, None, None, None, None, None, None, None, None, None
+
+
+def fp8_product(dy: Tensor, weight_codes: Tensor) -> Tensor:
+    """dy · W in bfloat16, dy [M, N] rounded to float8_e4m3fn with a scale per row, W [N, K] in {-1, 0, 1}, exact.
+
+    N and K must be multiples of 16. What the tensor cores of compute capability 8.9 and later do in hardware.
+    """
+    scale = dy.abs().amax(dim=1, keepdim=True).to(torch.float32).clamp(min=1e-30) / torch.finfo(FP8).max
+    columns = torch.ones(1, weight_codes.shape[1], device=dy.device)
+    weight = weight_codes.to(FP8).T.contiguous().T  # the second operand must be column-major
+    product = torch._scaled_mm  # pyright: ignore[reportPrivateImportUsage] - public only from torch 2.13 on
+    return product((dy / scale).to(FP8), weight, scale, columns, out_dtype=torch.bfloat16)
 
 
 @torch.library.custom_op("nanochat::packed_product", mutates_args=())

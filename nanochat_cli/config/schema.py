@@ -148,6 +148,9 @@ class TrainConfig(Section):
         default="auto",
         description="product of the ternary layers: int8 kernels or exact floats, equal in value; auto: the faster one",
     )
+    grad_input: Literal["exact", "fp8"] = Field(
+        default="exact", description="fp8: gradients of the ternary layers' inputs in float8, on GPUs that have it"
+    )
     gradient_checkpointing: bool = False
     log_interval: PositiveInt = 10
     spike_factor: PositiveFloat = Field(

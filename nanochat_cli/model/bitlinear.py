@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from nanochat_cli.config.schema import QuantConfig
 from nanochat_kernels import (
     Form,
+    GradInput,
     LinearWeight,
     PackedTernary,
     QuantizedInput,
@@ -23,9 +24,9 @@ from nanochat_kernels import (
 
 
 class BitLinear(nn.Module):
-    """y = Q(x) · Wᵀ, W = codes · scales. With `quant.enabled = false` it is a plain float linear and holds nothing else.
+    """y = Q(x) · Wᵀ, W = codes · scales. With `quant.enabled = false` it is a plain float linear with nothing else.
 
-    form: how the product is computed in training; the values are the same.
+    form: how the product is computed in training; the values are the same. grad_input: how its gradient is.
     """
 
     operand: Tensor
@@ -39,6 +40,7 @@ class BitLinear(nn.Module):
         self.quant = quant
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.form: Form = "float"
+        self.grad_input: GradInput = "exact"
         self._loaded: Ternary | None = None
         if quant.enabled:
             groups = in_features // quant.scale if isinstance(quant.scale, int) else 1
@@ -55,7 +57,7 @@ class BitLinear(nn.Module):
     def project(self, quantized: QuantizedInput | Tensor) -> Tensor:
         """The matrix product alone. quantized: [..., in], from `quantize_input` or any tensor. Returns [..., out]."""
         if self.quant.enabled:
-            return bit_linear(quantized, self.weight, self._weight())
+            return bit_linear(quantized, self.weight, self._weight(), grad_input=self.grad_input)
         assert isinstance(quantized, Tensor)
         return nn.functional.linear(quantized, self.weight)
 

@@ -12,6 +12,7 @@ from nanochat_cli.data.compress_baselines import compress_baselines
 from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.inference.generate import generate
 from nanochat_cli.inference.load import load_run
+from nanochat_cli.inference.packed_model import PackedTransformer
 from nanochat_cli.inference.sampling import SamplingConfig
 from nanochat_cli.report.environment import environment, read_environment
 from nanochat_cli.report.metrics_log import read_metrics
@@ -91,7 +92,7 @@ def _baselines(reader: ShardReader, reporter: Reporter) -> dict[str, float]:
 def _sample(run_dir: Path, step: int) -> str:
     """A continuation of SAMPLE_PROMPT by the saved model, also written to `samples/`."""
     model, tokenizer, _ = load_run(run_dir)
-    text = "".join(generate(model, tokenizer, SAMPLE_PROMPT, SAMPLE))
+    text = "".join(generate(PackedTransformer.from_model(model), tokenizer, SAMPLE_PROMPT, SAMPLE))
     folder = run_dir / "samples"
     folder.mkdir(exist_ok=True)
     (folder / f"step-{step:06d}.txt").write_text(SAMPLE_PROMPT + text + "\n", encoding="utf-8")

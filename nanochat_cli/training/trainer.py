@@ -104,6 +104,9 @@ class Trainer:
         self.model = Transformer(config.model).to(self.device)
         self.model.gradient_checkpointing = config.train.gradient_checkpointing
         self.model.use_forms(None if config.train.forward == "auto" else config.train.forward)
+        require_float8(config.train.grad_input, self.device)
+        for _, layer in self.model.ternary_layers():
+            layer.grad_input = config.train.grad_input
         self.optimizers = build_optimizer(self.model, config.optim)
         self.skip_policy = SkipPolicy(config.train.spike_factor, config.train.max_skipped_steps)
         self.telemetry = TernaryTelemetry()
@@ -366,3 +369,11 @@ def choose_autocast(dtype: str, device: torch.device) -> torch.dtype | None:
     if dtype == "bf16" or (dtype == "auto" and device.type == "cuda"):
         return torch.bfloat16
     return None
+
+
+def require_float8(grad_input: str, device: torch.device) -> None:
+    """Raise ConfigError where train.grad_input = fp8 has no tensor cores to run on."""
+    if grad_input == "fp8" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)):
+        raise ConfigError(
+            f"train.grad_input = fp8 needs a GPU of compute capability 8.9 or later, and this is {device}: use exact"
+        )

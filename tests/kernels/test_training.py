@@ -149,3 +149,28 @@ def test_the_form_is_the_one_measured_faster_at_the_nearest_shape(monkeypatch):
     assert choose_form(cpu, 1024, 4096) == "int8"
     assert choose_form(cpu, 1000, 1024) == "float"  # not a multiple of 128
     assert choose_form(torch.device("cuda"), 1024, 1024) == "float"  # not measured
+
+
+def test_the_float8_gradient_of_the_input_is_off_by_the_rounding_of_dy_alone():
+    """e4m3 has 4 significant bits: each element of dy is off by at most 1/16 of itself, in any direction."""
+    latent, x = random(64, 128, seed=20, grad=True), random(32, 128, seed=21, grad=True)
+    dy, weight = random(32, 64, seed=22) * torch.logspace(-6, 3, 32).unsqueeze(1), quantized(latent)
+    gradients = {}
+    for grad_input in ("exact", "fp8"):
+        y = bit_linear(quantize_input(x), latent, weight, grad_input=grad_input)
+        gradients[grad_input] = torch.autograd.grad(y, (x, latent), dy)
+    (exact, exact_dw), (rough, rough_dw) = gradients["exact"], gradients["fp8"]
+    assert torch.equal(exact_dw, rough_dw)
+    error = (rough - exact).norm(dim=1) / exact.norm(dim=1)
+    assert (error < 0.06).all()
+    assert (error > 1e-3).all()
+
+
+def test_float8_is_only_for_one_scale_a_row():
+    latent, x = random(32, 128, seed=23, grad=True), random(16, 128, seed=24, grad=True)
+    weight = quantized(latent, 64)
+    plain, rough = (
+        torch.autograd.grad(bit_linear(quantize_input(x), latent, weight, grad_input=kind).sum(), x)[0]
+        for kind in ("exact", "fp8")
+    )
+    assert torch.equal(plain, rough)
