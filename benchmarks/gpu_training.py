@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from nanochat_cli.bench.result_file import Result, summarise
-from nanochat_cli.config.load import resolve_config
 from nanochat_cli.config.schema import Config
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.optim import build_optimizer
@@ -165,18 +164,3 @@ def byte_batches(config: Config, steps: int) -> Tensor:
             break
     data = torch.frombuffer(text, dtype=torch.uint8).to(torch.int64)
     return data.repeat(-(-needed // len(data)))[:needed].reshape(shape)
-
-
-def training_section(
-    device: torch.device, rounds: int, steps: int, train_steps: int
-) -> tuple[list[Result], dict[str, list[float]]]:
-    """All of it: both shapes, then the losses."""
-    nano = resolve_config([PRESET, "h200"])
-    results = measure_training(PRESET, nano, device, rounds, steps)
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    trained, curves = train_forms(nano, device, train_steps)
-    results += trained
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    return results + measure_training("1 B", billion(nano), device, rounds, steps), curves
