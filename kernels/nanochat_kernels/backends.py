@@ -5,6 +5,7 @@ reason, for what it cannot compute here; the operation then falls back to the ne
 the logger `nanochat_kernels`. Knows names and order; leaves the computing to the backends.
 """
 
+import functools
 import importlib
 import logging
 import os
@@ -68,6 +69,7 @@ def dispatch(operation: str, device: torch.device, backend: str | None) -> Calla
     return call
 
 
+@functools.cache
 def load(backend: Backend) -> Any:
     """The module of a backend. Unsupported when it cannot be imported here."""
     try:

@@ -32,10 +32,7 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
         _INT,
         [_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _SIZE, _POINTER, _SIZE, _SIZE, _SIZE],
     ),
-    "nk_linear": (
-        _INT,
-        [_POINTER, _POINTER, _POINTER, _SIZE, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _POINTER, _POINTER],
-    ),
+    "nk_linear": (_INT, [_POINTER, _POINTER, _POINTER, _SIZE, _POINTER, _SIZE, _SIZE, _SIZE]),
     "nk_int8_matmul": (
         None,
         [_POINTER, _POINTER, _POINTER, _POINTER, _SIZE, _POINTER, _SIZE, _SIZE, _SIZE],

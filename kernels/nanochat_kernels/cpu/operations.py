@@ -77,16 +77,17 @@ def ternary_matmul(
 
 
 def packed_linear(x: Tensor, weight: PackedTernary, out_dtype: torch.dtype = torch.float32) -> Tensor:
-    _require_cpu(x, weight.packed)
     n, k, groups = _sizes(weight, x.shape[-1])
-    rows, out = _activations(x, weight.group)
-    m = len(rows)
-    y = torch.empty(m, n)
-    weight_pointers = weight.packed.data_ptr(), weight.scales.data_ptr()
-    _require_memory(
-        library().nk_linear(rows.data_ptr(), *weight_pointers, groups, y.data_ptr(), m, n, k, *_pointers(out))
-    )
-    return y.to(out_dtype).reshape(*x.shape[:-1], n)
+    packed, scales = weight.packed, weight.scales
+    _require_cpu(x, packed)
+    if k // groups % SUM_GROUP:
+        raise Unsupported(f"scales of {k // groups} inputs (multiples of {SUM_GROUP} are)")
+    if x.dtype != torch.float32 or not x.is_contiguous():
+        x = _floats(x)
+    y = torch.empty(*x.shape[:-1], n)
+    pointers = x.data_ptr(), packed.data_ptr(), scales.data_ptr()
+    _require_memory(library().nk_linear(*pointers, groups, y.data_ptr(), x.numel() // k, n, k))
+    return y if out_dtype == torch.float32 else y.to(out_dtype)
 
 
 def int8_matmul(

@@ -37,16 +37,24 @@ __attribute__((constructor)) static void choose_at_load(void) { nk_select(NULL);
 int nk_threads(void) { return omp_get_max_threads(); }
 void nk_set_threads(int n) { omp_set_num_threads(n); }
 
-void *scratch(size_t bytes) {
-    static _Thread_local void *memory = NULL;
-    static _Thread_local size_t size = 0;
-    if (bytes > size) {
-        free(memory);
-        size = (bytes + 4095) / 4096 * 4096;
-        memory = aligned_alloc(64, size);
-        if (memory == NULL) size = 0;
+struct memory {
+    void *start;
+    size_t size;
+};
+
+static void *grown(struct memory *m, size_t bytes) {
+    if (bytes > m->size) {
+        free(m->start);
+        m->size = (bytes + 4095) / 4096 * 4096;
+        m->start = aligned_alloc(64, m->size);
+        if (m->start == NULL) m->size = 0;
     }
-    return memory;
+    return m->start;
+}
+
+void *scratch(size_t bytes) {
+    static _Thread_local struct memory m;
+    return grown(&m, bytes);
 }
 
 /* x: [m, k]; codes: [m, k]; scale: [m]; sums: [m, k / group]. */
@@ -183,9 +191,15 @@ int nk_ternary_matmul(const int8_t *codes, const float *a_scale, const int32_t *
     return 0;
 }
 
-/* Activations in float: quantise and multiply in one call. codes, scale, sums: room for m rows. */
+/* Activations in float: quantise and multiply in one call. Returns 0, or -1 without memory. */
 int nk_linear(const float *x, const uint8_t *packed, const float *scales, size_t groups, float *y, size_t m, size_t n,
-              size_t k, int8_t *codes, float *scale, int32_t *sums) {
+              size_t k) {
+    static _Thread_local struct memory activations; /* beside `scratch`, which the product uses */
+    const size_t codes_bytes = (m * k + 63) / 64 * 64;
+    int8_t *codes = grown(&activations, codes_bytes + m * (1 + groups) * 4);
+    if (codes == NULL) return -1;
+    float *scale = (float *)(codes + codes_bytes);
+    int32_t *sums = (int32_t *)(scale + m);
     nk_quantize(x, m, k, k / groups, codes, scale, sums);
     return nk_ternary_matmul(codes, scale, sums, packed, scales, groups, y, m, n, k);
 }
