@@ -52,21 +52,23 @@ def candidates(device: torch.device, backend: str | None = None) -> Sequence[Bac
     return ("reference",)
 
 
-def dispatch(operation: str, device: torch.device, backend: str | None) -> Callable[..., Any]:
-    """The function to call: tries the candidates in order and falls back on Unsupported, logging each cause once."""
+def dispatch(operation: str, device: torch.device, backend: str | None, *arguments: Any) -> Any:
+    """Compute with the first candidate that can; each cause of a fallback is logged once."""
+    for name in candidates(device, backend):
+        try:
+            return form(operation, name)(*arguments)
+        except Unsupported as reason:
+            report_fallback(operation, name, str(reason))
+    raise AssertionError("the reference computes everything")
 
-    def call(*arguments: Any, **options: Any) -> Any:
-        for name in candidates(device, backend):
-            try:
-                function = getattr(load(name), operation, None)
-                if function is None:
-                    raise Unsupported("it has no form of it")
-                return function(*arguments, **options)
-            except Unsupported as reason:
-                report_fallback(operation, name, str(reason))
-        raise AssertionError("the reference computes everything")
 
-    return call
+@functools.cache
+def form(operation: str, backend: Backend) -> Callable[..., Any]:
+    """The function of a backend for an operation. Unsupported when there is none."""
+    function = getattr(load(backend), operation, None)
+    if function is None:
+        raise Unsupported("it has no form of it")
+    return function
 
 
 @functools.cache

@@ -15,31 +15,31 @@ from nanochat_kernels.reference.ternarize import Granularity, Ternary
 
 def ternarize(weight: Tensor, granularity: Granularity = "row", *, backend: str | None = None) -> Ternary:
     """Absmean codes and float16-exact scales of a latent weight; see `reference.ternarize`. No host sync on CUDA."""
-    return dispatch("ternarize", weight.device, backend)(weight, granularity)
+    return dispatch("ternarize", weight.device, backend, weight, granularity)
 
 
 def ternarize_packed(weight: Tensor, granularity: Granularity = "row", *, backend: str | None = None) -> PackedTernary:
     """`ternarize` and `PackedTernary.pack` in one pass. weight: float32 [N, K], K a multiple of 128."""
-    return dispatch("ternarize_packed", weight.device, backend)(weight, granularity)
+    return dispatch("ternarize_packed", weight.device, backend, weight, granularity)
 
 
 def quantize_activations(x: Tensor, group: int | None = None, *, backend: str | None = None) -> QuantizedActivations:
     """int8 codes, scale and sums per token; see `reference.activations.quantize_activations`."""
-    return dispatch("quantize_activations", x.device, backend)(x, group)
+    return dispatch("quantize_activations", x.device, backend, x, group)
 
 
 def rmsnorm_quantize(
     x: Tensor, weight: Tensor, eps: float, group: int | None = None, *, backend: str | None = None
 ) -> QuantizedActivations:
     """RMSNorm and quantisation in one pass; see `reference.activations.rmsnorm_quantize`."""
-    return dispatch("rmsnorm_quantize", x.device, backend)(x, weight, eps, group)
+    return dispatch("rmsnorm_quantize", x.device, backend, x, weight, eps, group)
 
 
 def swiglu_quantize(
     gate: Tensor, up: Tensor, group: int | None = None, *, backend: str | None = None
 ) -> QuantizedActivations:
     """silu(gate) · up and quantisation in one pass; see `reference.activations.swiglu_quantize`."""
-    return dispatch("swiglu_quantize", gate.device, backend)(gate, up, group)
+    return dispatch("swiglu_quantize", gate.device, backend, gate, up, group)
 
 
 def int8_matmul(
@@ -52,7 +52,7 @@ def int8_matmul(
     backend: str | None = None,
 ) -> Tensor:
     """int8 [M, K] · int8 [N, K]ᵀ with a scale per row of each; see `reference.matmul.int8_matmul`."""
-    return dispatch("int8_matmul", a.device, backend)(a, b, a_scale, b_scale, out_dtype)
+    return dispatch("int8_matmul", a.device, backend, a, b, a_scale, b_scale, out_dtype)
 
 
 def fp8_matmul(
@@ -65,7 +65,7 @@ def fp8_matmul(
     backend: str | None = None,
 ) -> Tensor:
     """float8_e4m3fn [M, K] · float8_e4m3fn [N, K]ᵀ with scales; see `reference.matmul.fp8_matmul`."""
-    return dispatch("fp8_matmul", a.device, backend)(a, b, a_scale, b_scale, out_dtype)
+    return dispatch("fp8_matmul", a.device, backend, a, b, a_scale, b_scale, out_dtype)
 
 
 def ternary_matmul(
@@ -76,16 +76,16 @@ def ternary_matmul(
     backend: str | None = None,
 ) -> Tensor:
     """Quantised activations times packed weights: [..., K] to [..., N]; the backend picks the kernel by rows."""
-    return dispatch("ternary_matmul", weight.packed.device, backend)(activations, weight, out_dtype)
+    return dispatch("ternary_matmul", weight.packed.device, backend, activations, weight, out_dtype)
 
 
 def packed_linear(
     x: Tensor, weight: PackedTernary, out_dtype: torch.dtype = torch.float32, *, backend: str | None = None
 ) -> Tensor:
     """Quantise float [..., K] and multiply with packed weights: [..., N]. One native call on the CPU."""
-    return dispatch("packed_linear", weight.packed.device, backend)(x, weight, out_dtype)
+    return dispatch("packed_linear", weight.packed.device, backend, x, weight, out_dtype)
 
 
 def unpack(weight: PackedTernary, dtype: torch.dtype = torch.int8, *, backend: str | None = None) -> Tensor:
     """The codes [N, K] as int8, bfloat16, float32 or float8_e4m3fn. ValueError on code 3 (reference and CPU)."""
-    return dispatch("unpack", weight.packed.device, backend)(weight, dtype)
+    return dispatch("unpack", weight.packed.device, backend, weight, dtype)

@@ -3,7 +3,6 @@
 import logging
 import subprocess
 import sys
-import types
 
 import pytest
 import torch
@@ -28,9 +27,10 @@ def refuse(monkeypatch, reason: str) -> None:
     def unsupported(*_arguments):
         raise Unsupported(reason)
 
-    module = types.SimpleNamespace(quantize_activations=unsupported)
-    real = backends.load
-    monkeypatch.setattr(backends, "load", lambda name: module if name == "cpu" else real(name))
+    real = backends.form
+    monkeypatch.setattr(
+        backends, "form", lambda operation, name: unsupported if name == "cpu" else real(operation, name)
+    )
 
 
 def test_the_device_decides_and_the_reference_is_last():
