@@ -11,8 +11,6 @@ import dataclasses
 import os
 from pathlib import Path
 
-import triton
-
 from nanochat_cli.bench.result_file import Claim, Result, write_results
 
 DECODE_LIMITS = {"gemv_row_kernel": 0.8, "gemv_group_kernel": 1.4}
@@ -25,15 +23,17 @@ def main() -> None:
     parser.add_argument("--essential", action="store_true", help="only the kernels that the default tests compile")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "kernel_aot.json")
     arguments = parser.parse_args()
-    # Interpreted kernels cannot be compiled, and the choice is made when the kernels are imported.
+    # Interpreted kernels cannot be compiled, and the choice is made when triton is imported.
     os.environ.pop("TRITON_INTERPRET", None)
+    import triton
+
     from nanochat_kernels.triton_kernels.ahead_of_time import Figures, compile_all
 
     def report(figures: Figures) -> None:
         per_weight = figures.lane_instructions_per_weight
         print(
-            f"sm_{figures.architecture:<4}{figures.kernel:<24}{figures.registers:>4} registers {figures.stack:>4} B stack"
-            f" {figures.shared:>7} B shared {figures.instructions:>5} instructions"
+            f"sm_{figures.architecture:<4}{figures.kernel:<24}{figures.registers:>4} registers"
+            f" {figures.stack:>4} B stack {figures.shared:>7} B shared {figures.instructions:>5} instructions"
             f" {'' if per_weight is None else f'{per_weight:.3f} a weight':<16} {figures.case}",
             flush=True,
         )

@@ -10,7 +10,9 @@ ptxas and no GPU; TRITON_INTERPRET must not be set.
 import argparse
 import dataclasses
 import json
+import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +32,8 @@ from nanochat_kernels.triton_kernels.small_matmul import ternary_small_matmul
 from nanochat_kernels.triton_kernels.ternarize import ternarize_forms
 
 MAC_INSTRUCTIONS = (*sass.TENSOR_CORE, sass.DP4A)
+
+_FLOAT_OPERATION = re.compile(r"\b((?:add|sub|mul|fma|div|rcp|sqrt|rsqrt|ex2)\.[a-z.]*f(?:32|64))\b")
 
 _TYPES = {
     torch.float64: "fp64",
@@ -60,6 +64,7 @@ class Figures:
     multiply_adds: how often each dp4a or tensor-core instruction stands in the code. loop_instructions: those of the
     inner loop, of which lane_instructions_per_weight = instructions · 32 · warps / weights handled; None where the
     kernel has no such loop. loop_barriers: how often a program waits for all its threads in one iteration.
+    float_operations: arithmetic on float32 and float64 in the PTX, which says how each operation rounds.
     """
 
     case: str
@@ -76,6 +81,7 @@ class Figures:
     multiply_adds: dict[str, int]
     loop_instructions: int | None
     loop_barriers: int | None
+    float_operations: dict[str, int]
     lane_instructions_per_weight: float | None
 
 
@@ -133,6 +139,8 @@ def _product_cases() -> list[Case]:
             operations.ternary_matmul, activations(512, 4096, group), weight(4096, 4096, group), torch.bfloat16
         )
         found.append(Case(f"ternary_matmul 4096x4096 M=512, {'groups of 128' if group else 'rows'}", call))
+        call = partial(ternary_small_matmul, activations(512, 4096, group), weight(4096, 4096, group), torch.bfloat16)
+        found.append(Case(f"ternary_small_matmul 4096x4096 M=512, {'groups of 128' if group else 'rows'}", call))
     for dtype in (torch.int8, torch.bfloat16, torch.float32, torch.float8_e4m3fn):
         call = partial(operations.unpack, weight(4096, 4096), dtype)
         found.append(Case(f"unpack to {str(dtype).removeprefix('torch.')}", call, dtype == torch.int8))
@@ -169,7 +177,7 @@ def _quantizer_cases() -> list[Case]:
             suffix = f"K={columns}, {f'sums of {group}' if group else 'one sum'}"
             essential = columns == 4096 and group is None
             found += [
-                Case(f"quantize_activations {suffix}", partial(operations.quantize_activations, x, group)),
+                Case(f"quantize_activations {suffix}", partial(operations.quantize_activations, x, group), essential),
                 Case(
                     f"rmsnorm_quantize {suffix}",
                     partial(operations.rmsnorm_quantize, x, norm, 1e-6, group),
@@ -215,6 +223,7 @@ def compile_launch(case: str, call: Launch, architecture: int) -> Figures:
         instructions=sum(counts.values()),
         multiply_adds=multiply_adds,
         loop_instructions=len(loop) or None,
+        float_operations=dict(Counter(_FLOAT_OPERATION.findall(compiled.asm["ptx"]))),
         loop_barriers=sass.opcodes(loop)["BAR"] if loop else None,
         lane_instructions_per_weight=per_weight,
     )

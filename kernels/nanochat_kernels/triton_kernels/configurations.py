@@ -70,6 +70,12 @@ class MatmulConfiguration:
 ARCHITECTURES = (80, 90, 100)
 MULTIPROCESSORS = {80: 108, 90: 132, 100: 148}
 
+# Up to how many tokens packed weights meet dp4a, then tensor cores unpacking on the way; more tokens unpack first.
+# The second is the reasoned choice that a GPU should check first: on 9.0 the packed kernel's 128 x 128 tile issues 392
+# cycles of instructions against 982 of tensor cores, so it may win there too, and save the pass that unpacks.
+GEMV_TOKENS = 4
+PACKED_TOKENS = 64
+
 TERNARIZE = TernarizeConfiguration()
 UNPACK = UnpackConfiguration()
 
@@ -123,6 +129,8 @@ def gemv_configuration(capability: int, tokens: int, outputs: int, columns: int)
 def small_matmul_configuration(
     capability: int, group: int, tokens: int, outputs: int, columns: int
 ) -> SmallMatmulConfiguration:
+    if tokens > 64:
+        return SmallMatmulConfiguration(128, 128, 1 if 0 < group <= 128 else 2, 1, 8, 3)
     # With groups of 64, eight tokens a tile spill a register on 9.0 and 10.0.
     tile = min(max(_power_of_2_at_least(tokens), 16 if group == 64 else 8), 64)
     programs = -(-outputs // 64)

@@ -25,13 +25,12 @@ from torch import Tensor
 from nanochat_kernels.backends import Unsupported
 from nanochat_kernels.packed import PackedTernary
 from nanochat_kernels.reference.activations import QuantizedActivations
-from nanochat_kernels.triton_kernels.configurations import GemvConfiguration, gemv_configuration
+from nanochat_kernels.triton_kernels.configurations import GEMV_TOKENS, GemvConfiguration, gemv_configuration
 from nanochat_kernels.triton_kernels.group_sums import sums_per_scale
 from nanochat_kernels.triton_kernels.int8_matmul import OUTPUT_DTYPES
 from nanochat_kernels.triton_kernels.language import dp4a
 from nanochat_kernels.triton_kernels.launch import Launch, inline_assembly, launch, require_device
 
-MAX_TOKENS = 4
 CODES_PER_WORD = 16
 MIN_GROUP = 64
 
@@ -208,8 +207,8 @@ def ternary_gemv(
     codes, scale, _ = activations
     capability = require_device(codes, weight.packed)
     tokens = codes.numel() // weight.columns
-    if tokens > MAX_TOKENS:
-        raise Unsupported(f"{tokens} tokens; the matrix-vector kernel takes {MAX_TOKENS}")
+    if tokens > GEMV_TOKENS:
+        raise Unsupported(f"{tokens} tokens; the matrix-vector kernel takes {GEMV_TOKENS}")
     if out_dtype not in OUTPUT_DTYPES:
         raise Unsupported(f"output of {out_dtype}")
     require_group(weight)

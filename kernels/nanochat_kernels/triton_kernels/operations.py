@@ -12,13 +12,12 @@ from nanochat_kernels.backends import Unsupported
 from nanochat_kernels.packed import PackedTernary
 from nanochat_kernels.reference.activations import QuantizedActivations
 from nanochat_kernels.reference.ternarize import Granularity, Ternary
-from nanochat_kernels.triton_kernels.gemv import MAX_TOKENS as GEMV_TOKENS
+from nanochat_kernels.triton_kernels.configurations import GEMV_TOKENS, PACKED_TOKENS
 from nanochat_kernels.triton_kernels.gemv import ternary_gemv
 from nanochat_kernels.triton_kernels.int8_matmul import fp8_matmul as _fp8_matmul
 from nanochat_kernels.triton_kernels.int8_matmul import int8_matmul as _int8_matmul
 from nanochat_kernels.triton_kernels.int8_matmul import scaled_matmul
 from nanochat_kernels.triton_kernels.quantize import quantize
-from nanochat_kernels.triton_kernels.small_matmul import MAX_TOKENS as SMALL_TOKENS
 from nanochat_kernels.triton_kernels.small_matmul import ternary_small_matmul
 from nanochat_kernels.triton_kernels.ternarize import ternarize_forms
 from nanochat_kernels.triton_kernels.unpack import unpack as _unpack
@@ -27,6 +26,7 @@ from nanochat_kernels.triton_kernels.unpack import unpack_effective
 __all__ = [
     "fp8_matmul",
     "int8_matmul",
+    "packed_linear",
     "quantize_activations",
     "rmsnorm_quantize",
     "swiglu_quantize",
@@ -85,7 +85,7 @@ def ternary_matmul(
     tokens = codes.numel() // weight.columns
     if tokens <= GEMV_TOKENS:
         return ternary_gemv(activations, weight, out_dtype)
-    if tokens <= SMALL_TOKENS:
+    if tokens <= PACKED_TOKENS:
         return ternary_small_matmul(activations, weight, out_dtype)
     rows, a_scale = codes.reshape(-1, weight.columns), scale.reshape(-1, 1)
     if weight.n_groups == 1:
@@ -95,6 +95,11 @@ def ternary_matmul(
         effective = unpack_effective(weight)
         y = scaled_matmul(rows.to(torch.float16), effective, a_scale, one, out_dtype, torch.float16)
     return y.reshape(*codes.shape[:-1], weight.rows)
+
+
+def packed_linear(x: Tensor, weight: PackedTernary, out_dtype: torch.dtype = torch.float32) -> Tensor:
+    """`ternary_matmul` of `quantize_activations(x)`: float [..., K] to [..., N]."""
+    return ternary_matmul(quantize_activations(x, weight.group), weight, out_dtype)
 
 
 def unpack(weight: PackedTernary, dtype: torch.dtype = torch.int8) -> Tensor:

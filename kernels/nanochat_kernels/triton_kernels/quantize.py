@@ -55,7 +55,7 @@ def quantize_kernel(
     # Arithmetic on bfloat16 itself is wrong in the interpreter: convert right after loading.
     x = tl.load(x_ptr + token * x_stride + k, mask=mask, other=0.0).to(tl.float32)
     if FORM == "rmsnorm":
-        mean = tl.sum(tl.sum(x * x, axis=1), axis=0) / (N_GROUPS * GROUP)
+        mean = tl.div_rn(tl.sum(tl.sum(x * x, axis=1), axis=0), tl.full((), N_GROUPS * GROUP, tl.float32))
         x = x * tl.div_rn(1.0, tl.sqrt_rn(mean + eps))
         x = x * tl.load(second_ptr + k, mask=mask, other=0.0).to(tl.float32)
     if FORM == "swiglu":

@@ -28,7 +28,6 @@ from nanochat_kernels.triton_kernels.int8_matmul import OUTPUT_DTYPES
 from nanochat_kernels.triton_kernels.language import unpack_planes
 from nanochat_kernels.triton_kernels.launch import Launch, inline_assembly, launch, require_device
 
-MAX_TOKENS = 64
 BLOCK = 128
 """Inputs that 32 bytes hold."""
 
@@ -142,7 +141,7 @@ def ternary_small_matmul(
     out_dtype: torch.dtype = torch.float32,
     configuration: SmallMatmulConfiguration | None = None,
 ) -> Tensor:
-    """`reference.matmul.ternary_matmul` for up to 64 tokens (more are right, but slower than unpacking first).
+    """`reference.matmul.ternary_matmul` for any number of tokens; meant for 5 to 64.
 
     Codes [..., K] to [..., N]. Scales per row, or per group of 64 or of a multiple of 128 inputs.
     """

@@ -86,6 +86,21 @@ def test_no_thread_waits_for_another_in_a_decode_loop(essential):
         assert figures["loop_barriers"] == 0, figures
 
 
+def test_activations_are_divided_by_their_scale_with_correct_rounding(essential):
+    """Triton's plain division is div.full, off by up to two units in the last place: other codes at ties."""
+    found = [figures for figures in essential if figures["case"].startswith("quantize_activations")]
+    assert len(found) == 2
+    for figures in found:
+        assert set(figures["float_operations"]) == {"div.rn.f32", "add.f32", "mul.f32"}, figures
+
+
+def test_the_epilogue_of_integer_products_is_two_roundings_in_the_reference_order(essential):
+    """Nothing but products: no sum that could be fused with one, no division."""
+    for figures in essential:
+        if figures["kernel"] == "gemv_row_kernel" or figures["case"].startswith("int8_matmul"):
+            assert set(figures["float_operations"]) == {"mul.f32"}, figures
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_every_kernel_in_every_form_is_sound_for_every_architecture():
