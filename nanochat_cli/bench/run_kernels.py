@@ -14,6 +14,7 @@ from nanochat_cli.errors import ConfigError
 from nanochat_cli.report.quantities import format_quantity
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.runs import require_writable
+from nanochat_kernels.cpu import native
 
 DEVICES = ("cpu", "cuda")
 
@@ -40,6 +41,7 @@ def run_kernels(
         "rotation_bytes": where.rotation_bytes,
         "activation_dtype": str(where.activation_dtype).removeprefix("torch."),
         "threads": n_threads or torch.get_num_threads(),
+        "cpu_kernels": native.select(None) if where.backend == "cpu" else None,
         "quick": quick,
     }
     reporter.result({"suite": "kernels", "results": [asdict(result) for result in found.results], **details})

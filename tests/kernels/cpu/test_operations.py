@@ -16,7 +16,7 @@ GRANULARITIES = ["row", "tensor", 256, 128, 64]
 cpu = load("cpu")
 
 
-@pytest.fixture(params=["portable", "avx2"], autouse=True)
+@pytest.fixture(params=["portable", "avx2", "avx512"], autouse=True)
 def kernel_set(request):
     try:
         native.select(request.param)

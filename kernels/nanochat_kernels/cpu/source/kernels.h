@@ -4,8 +4,9 @@
  * codes w + 1 of inputs j, j + 32, j + 64 and j + 96. K is always a multiple of 128. Biased codes are what is
  * multiplied, and the sum of the activations is subtracted from the integer result: Σ (w + 1) a − Σ a = Σ w a.
  *
- * Every primitive exists in a portable form and, on x86, in an AVX2 form; `kernels` points at the set that this
- * machine runs, chosen once at load. No file is compiled for a particular machine: AVX2 is a per-function target.
+ * Every primitive exists in a portable form and, on x86, in an AVX2 form; the products also with AVX-512 VNNI.
+ * `kernels` points at the set that this machine runs, chosen once at load. No file is compiled for a particular
+ * machine: the instruction set is a target of each function.
  */
 #ifndef NANOCHAT_KERNELS_H
 #define NANOCHAT_KERNELS_H
@@ -68,6 +69,7 @@ struct kernels {
 extern const struct kernels portable_kernels;
 #if defined(__x86_64__)
 extern const struct kernels avx2_kernels;
+const struct kernels *avx512_kernels(void); /* AVX2's, with other products */
 #endif
 extern const struct kernels *kernels;
 

@@ -14,21 +14,28 @@
 
 const struct kernels *kernels = &portable_kernels;
 
-/* Also called when the library is loaded. Returns the name of the chosen set; NULL when this machine lacks it. */
-const char *nk_select(const char *name) {
-    if (name == NULL || strcmp(name, "avx2") == 0) {
+/* The set of that name, where this machine can run it. */
+static const struct kernels *available(const char *name) {
+    if (strcmp(name, "portable") == 0) return &portable_kernels;
 #if defined(__x86_64__)
-        __builtin_cpu_init();
-        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
-            kernels = &avx2_kernels;
-            return kernels->name;
-        }
+    __builtin_cpu_init();
+    const int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    if (avx2 && strcmp(name, "avx2") == 0) return &avx2_kernels;
+    if (avx2 && strcmp(name, "avx512") == 0 && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
+        return avx512_kernels();
 #endif
-        if (name != NULL) return NULL;
-    } else if (strcmp(name, "portable") != 0) {
-        return NULL;
-    }
-    kernels = &portable_kernels;
+    return NULL;
+}
+
+/* Also called when the library is loaded: NULL is the best there is. Returns the name of the set in use from now on;
+ * NULL when this machine lacks the one that was asked for. */
+const char *nk_select(const char *name) {
+    static const char *const best_first[] = {"avx512", "avx2", "portable"};
+    const struct kernels *chosen = name != NULL ? available(name) : NULL;
+    for (size_t i = 0; name == NULL && chosen == NULL; i++) chosen = available(best_first[i]);
+    if (chosen == NULL) return NULL;
+    kernels = chosen;
     return kernels->name;
 }
 
