@@ -40,6 +40,7 @@ class Contender:
         settings = {**shape, "max_seq_len": SEQ_LEN, "qk_norm": True, "quant": {"enabled": quantized}}
         self.config = ModelConfig.model_validate(settings)
         self.model = Transformer(self.config)
+        self.model.use_forms()  # as training does
         if compiled:
             compile_blocks(self.model)
         self.optimizers = build_optimizer(self.model, OptimConfig())
