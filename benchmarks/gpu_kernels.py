@@ -181,7 +181,19 @@ def _form(product: Product, device: Device) -> Form:
 
 def _configurations(product: Product) -> Iterator[Configuration]:
     if product.tokens == 1:
-        for rows, words, warps in itertools.product((8, 4, 16, 2), (128, 64, 256), (4, 2, 8)):
+        # First those whose loops have no barriers (`triton_kernels.gemv` says why), the committed kind among them.
+        for tile in (
+            (1, 128, 1),
+            (2, 128, 1),
+            (4, 128, 1),
+            (1, 256, 1),
+            (8, 16, 1),
+            (8, 64, 4),
+            (16, 64, 4),
+            (8, 32, 2),
+        ):
+            yield GemvConfiguration(*tile)
+        for rows, words, warps in itertools.product((8, 4, 16, 2), (128, 256), (4, 2, 8)):
             yield GemvConfiguration(rows, words, warps)
     elif product.tokens <= 64:
         tokens = 1 << (product.tokens - 1).bit_length()
