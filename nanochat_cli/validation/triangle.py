@@ -33,7 +33,7 @@ NEAR_TIE = 1e-3
 """Behind a norm or a gate two correct programs round a value this close to halfway between two codes either way."""
 NEAR_INTEGER = 0.1
 """How far a product from llama.cpp may be from an integer: its log-probabilities are float32."""
-INTERPRETED_ROWS, INTERPRETED_VECTOR_ROWS, INTERPRETED_PRODUCTS = 33, 9, 400_000
+INTERPRETED_ROWS, INTERPRETED_VECTOR_ROWS, INTERPRETED_WEIGHTS = 33, 5, 100_000
 """What the interpreter gets of a matrix: so many rows at most (of a product with a few tokens, which takes a program
 per row), fewer when they are long."""
 FEW_TOKENS = 4
@@ -251,11 +251,9 @@ _RUNNERS: dict[CornerName, Callable[[Sequence[Case], Callable[[], None]], Corner
 
 
 def part(case: Case) -> Case:
-    """What the interpreter computes of a case: all columns, but only so many rows and tokens that it takes a second."""
+    """What the interpreter computes of a case: all columns and tokens, but only so many rows that it takes a second."""
     most = INTERPRETED_VECTOR_ROWS if case.tokens <= FEW_TOKENS else INTERPRETED_ROWS
-    rows = min(case.rows, most, max(1, INTERPRETED_PRODUCTS // case.columns))
-    tokens = case.tokens if rows * case.columns * case.tokens <= 2 * INTERPRETED_PRODUCTS else min(case.tokens, 3)
-    return replace(case, rows=rows, tokens=tokens)
+    return replace(case, rows=min(case.rows, most, max(1, INTERPRETED_WEIGHTS // case.columns)))
 
 
 # --- comparing --------------------------------------------------------------------------------------------------------
