@@ -36,6 +36,16 @@ ALIASES: dict[str, str] = {
     "muon_momentum": "optim.muon_momentum",
     "lion_lr_mult": "optim.lion_lr_mult",
     "lion_weight_decay": "optim.lion_weight_decay",
+    "use_mtp": "mtp.enabled",
+    "mtp_n_tokens": "mtp.n_tokens",
+    "mtp_weight": "mtp.weight",
+    "mhc_n_streams": "model.mhc.streams",
+    "deltanet_ratio": "model.deltanet.ratio",
+    "use_moe": "model.moe.enabled",
+    "num_experts": "model.moe.experts",
+    "n_experts": "model.moe.experts",
+    "num_active_experts": "model.moe.active",
+    "n_active_experts": "model.moe.active",
 }
 """Flat key -> dotted key of the schema."""
 
@@ -59,23 +69,12 @@ def _never(_value: object) -> bool:
     return False
 
 
-def _more_than(bound: float) -> Callable[[object], bool]:
-    return lambda value: isinstance(value, (int, float)) and value > bound
-
-
-_MTP = Feature("multi-token prediction")
 _COLLIDER = Feature("Collider token filtering")
 _LOADER = Feature("the asynchronous loader")
 _8BIT = Feature("8-bit optimizer state")
 _GALORE = Feature("GaLore")
-_MHC = Feature("hyper-connections (mHC)")
-_DELTANET = Feature("gated DeltaNet")
-_MOE = Feature("mixture of experts")
 
 ABSENT: dict[str, AbsentKey] = {
-    "use_mtp": AbsentKey(_MTP, bool),
-    "mtp_n_tokens": AbsentKey(_MTP, _never),
-    "mtp_weight": AbsentKey(_MTP, _never),
     "use_collider": AbsentKey(_COLLIDER, bool),
     "collider_threshold": AbsentKey(_COLLIDER, _never),
     "collider_sparsity": AbsentKey(_COLLIDER, _never),
@@ -88,24 +87,13 @@ ABSENT: dict[str, AbsentKey] = {
     "use_galore": AbsentKey(_GALORE, bool),
     "galore_rank": AbsentKey(_GALORE, _never),
     "galore_update_freq": AbsentKey(_GALORE, _never),
-    "mhc_n_streams": AbsentKey(_MHC, _more_than(1)),
-    "deltanet_ratio": AbsentKey(_DELTANET, _more_than(0)),
-    "use_moe": AbsentKey(_MOE, bool),
-    "num_experts": AbsentKey(_MOE, _never),
-    "n_experts": AbsentKey(_MOE, _never),
-    "num_active_experts": AbsentKey(_MOE, _never),
-    "n_active_experts": AbsentKey(_MOE, _never),
 }
 """Flat keys of features without a section yet. One that merely describes a feature never turns it on."""
 
 ABSENT_SECTIONS: dict[str, Feature] = {
-    "mtp": _MTP,
     "collider": _COLLIDER,
     "loader": _LOADER,
     "fire": Feature("FIRE"),
     "optim.galore": _GALORE,
-    "model.mhc": _MHC,
-    "model.deltanet": _DELTANET,
-    "model.moe": _MOE,
 }
 """Sections that such features will have."""

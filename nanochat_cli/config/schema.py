@@ -44,6 +44,50 @@ class QuantConfig(Section):
     activations: bool = Field(default=True, description="int8 per-token activations; false: weights only")
 
 
+class MHCConfig(Section):
+    """Manifold-constrained hyper-connections in their exact form, mHC-lite (arXiv:2512.24880, 2601.05732)."""
+
+    streams: Literal[1, 2, 4] = Field(default=1, description="residual streams; 1: the plain residual")
+    dynamic: bool = Field(default=True, description="mixing depends on the token; false: the same for every token")
+    init: Literal["identity", "balanced", "high-entropy", "layer-dependent"] = Field(
+        default="identity", description="what the mixing of streams starts from"
+    )
+    gate_init: PositiveFloat = Field(default=0.01, description="initial gate of the token-dependent terms")
+
+
+class DeltaNetConfig(Section):
+    """Layers of gated DeltaNet in place of attention, in the form of Qwen3.5 (arXiv:2412.06464)."""
+
+    ratio: float = Field(default=0.0, ge=0, le=1, description="share of layers that are DeltaNet, spread evenly")
+    pattern: str | None = Field(
+        default=None, pattern="^[DA]+$", description="D (DeltaNet) and A (attention), repeated over the layers"
+    )
+    n_heads: PositiveInt | None = Field(default=None, description="default n_heads of the model")
+    head_dim: PositiveInt | None = Field(default=None, description="default head_dim of the model")
+    conv_kernel: int = Field(default=4, ge=2, le=8, description="tokens that the causal convolution sees")
+    chunk: PositiveInt = Field(default=64, description="tokens that training computes at a time")
+    backend: Literal["auto", "torch", "fla"] = Field(
+        default="auto", description="auto: flash-linear-attention on CUDA when it is installed"
+    )
+
+
+class MoEConfig(Section):
+    """Mixture of experts in the form of Mixtral (arXiv:2401.04088); every expert has the width ffn_dim."""
+
+    enabled: bool = False
+    experts: int = Field(default=8, ge=2)
+    active: PositiveInt = Field(default=2, description="experts that a token goes through")
+    balance: Literal["loss", "bias", "none"] = Field(
+        default="loss", description="auxiliary loss, or a selection bias without a loss (arXiv:2408.15664)"
+    )
+    loss_weight: NonNegativeFloat = Field(default=0.01, description="of the auxiliary loss (arXiv:2101.03961)")
+    bias_rate: PositiveFloat = Field(default=1e-3, description="change of the selection bias per step")
+    capacity_factor: NonNegativeFloat = Field(
+        default=0.0, description="tokens an expert takes at most, in units of an even load; 0: all"
+    )
+    shared: bool = Field(default=False, description="one more expert that every token goes through")
+
+
 class ModelConfig(Section):
     vocab_size: PositiveInt = 32768
     dim: PositiveInt = 768
@@ -61,6 +105,9 @@ class ModelConfig(Section):
     tie_embeddings: bool = False
     qk_norm: bool = Field(default=False, description="RMSNorm on q and k per head, before RoPE (arch qwen3)")
     qk_norm_init: PositiveFloat = Field(default=1.2, description="initial weight of the q and k norms")
+    attention_gate: bool | None = Field(
+        default=None, description="sigmoid gate on the output of attention (arch qwen35); default: in hybrids"
+    )
     sub_norm: bool = Field(default=False, description="RMSNorm before wo and w_down (arch bitnet)")
     embedding_std: PositiveFloat = 0.02
     head_std: NonNegativeFloat = 0.02
@@ -71,6 +118,9 @@ class ModelConfig(Section):
         default=1.0, description="factor on the initial std of the output projections; 0: they start at zero"
     )
     quant: QuantConfig = Field(default_factory=QuantConfig)
+    mhc: MHCConfig = Field(default_factory=MHCConfig)
+    deltanet: DeltaNetConfig = Field(default_factory=DeltaNetConfig)
+    moe: MoEConfig = Field(default_factory=MoEConfig)
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> "ModelConfig":
@@ -91,6 +141,48 @@ class ModelConfig(Section):
                 if width % self.quant.scale:
                     raise ValueError(f"{name} = {width} must be a multiple of quant.scale = {self.quant.scale}")
         return self
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "ModelConfig":
+        if self.moe.enabled and self.moe.active > self.moe.experts:
+            raise ValueError(f"moe.active = {self.moe.active} is more than moe.experts = {self.moe.experts}")
+        if self.deltanet.ratio and self.deltanet.pattern:
+            raise ValueError("deltanet.ratio and deltanet.pattern both place the layers; keep one")
+        if self.is_hybrid and self.sub_norm:
+            raise ValueError("sub_norm and deltanet together fit no GGUF architecture; choose one")
+        if self.moe.enabled and self.sub_norm:
+            raise ValueError("sub_norm and moe together fit no GGUF architecture; choose one")
+        inner = self.delta_heads * self.delta_head_dim
+        if self.is_hybrid and self.quant.enabled and isinstance(self.quant.scale, int) and inner % self.quant.scale:
+            raise ValueError(f"deltanet n_heads × head_dim = {inner} must be a multiple of quant.scale")
+        return self
+
+    @property
+    def delta_layers(self) -> tuple[bool, ...]:
+        """Which layers are gated DeltaNet: n = round(L · ratio) of them at floor((2k + 1) · L / 2n), or the pattern."""
+        count = self.n_layers
+        if self.deltanet.pattern is not None:
+            pattern = self.deltanet.pattern
+            return tuple(pattern[layer % len(pattern)] == "D" for layer in range(count))
+        n = round(count * self.deltanet.ratio)
+        places = {(2 * k + 1) * count // (2 * n) for k in range(n)}
+        return tuple(layer in places for layer in range(count))
+
+    @property
+    def is_hybrid(self) -> bool:
+        return any(self.delta_layers)
+
+    @property
+    def delta_heads(self) -> int:
+        return self.deltanet.n_heads or self.n_heads
+
+    @property
+    def delta_head_dim(self) -> int:
+        return self.deltanet.head_dim or self.resolved_head_dim
+
+    @property
+    def resolved_attention_gate(self) -> bool:
+        return self.is_hybrid if self.attention_gate is None else self.attention_gate
 
     @property
     def resolved_head_dim(self) -> int:
@@ -208,6 +300,18 @@ class BigramInitConfig(Section):
     head_lr: PositiveFloat = 0.02
 
 
+class MTPConfig(Section):
+    """Multi-token prediction: an auxiliary loss on tokens further ahead (arXiv:2404.19737, 2412.19437)."""
+
+    enabled: bool = False
+    kind: Literal["heads", "shared", "nextn"] = Field(
+        default="heads", description="a small head per token, the model's own logits, or one more block"
+    )
+    n_tokens: int = Field(default=3, ge=1, le=4, description="tokens beyond the next one (nextn: always 1)")
+    weight: NonNegativeFloat = Field(default=0.2, description="of the auxiliary losses together")
+    decay: float = Field(default=0.5, gt=0, le=1, description="weight of a token relative to the one before")
+
+
 class CheckpointConfig(Section):
     interval: PositiveInt = 500
     keep_last: PositiveInt = 2
@@ -238,6 +342,7 @@ class Config(Section):
     eval: EvalConfig = Field(default_factory=EvalConfig)
     optim: OptimConfig = Field(default_factory=OptimConfig)
     bigram_init: BigramInitConfig = Field(default_factory=BigramInitConfig)
+    mtp: MTPConfig = Field(default_factory=MTPConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)

@@ -1,8 +1,10 @@
-"""The key/value cache of incremental decoding: one preallocated pair of tensors for all layers.
+"""What incremental decoding remembers: keys and values of the attention layers, states of the DeltaNet layers.
 
-The model writes with `update` in every attention layer and moves on with `advance` once per forward
-pass. Knows shapes only: nothing of attention, sampling or tokens.
+The model writes with `update` in every attention layer, into `recurrent` in every DeltaNet layer, and moves on with
+`advance` once per forward pass. Knows shapes only: nothing of attention, sampling or tokens.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,8 +12,30 @@ from torch import Tensor
 from nanochat_cli.config.schema import ModelConfig
 
 
+@dataclass
+class RecurrentState:
+    """Of one DeltaNet layer: state float32 [B, H, D, D]; convolution float32 [B, channels, kernel - 1], last inputs."""
+
+    state: Tensor
+    convolution: Tensor
+
+    def clone(self) -> "RecurrentState":
+        return RecurrentState(self.state.clone(), self.convolution.clone())
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What `KVCache.restore` needs to forget the positions read since."""
+
+    length: int
+    recurrent: dict[int, RecurrentState]
+
+
 class KVCache:
-    """Keys and values of the positions seen so far, each [layers, B, Hkv, max_seq_len, D], contiguous."""
+    """Keys and values of the positions seen so far, each [attention layers, B, Hkv, max_seq_len, D], contiguous.
+
+    recurrent: by layer, of the DeltaNet layers; its size does not depend on the positions.
+    """
 
     def __init__(
         self,
@@ -24,9 +48,21 @@ class KVCache:
         self.max_seq_len = min(max_seq_len or config.max_seq_len, config.max_seq_len)
         self.length = 0
         """Positions held; every row of the batch has the same number."""
-        shape = (config.n_layers, batch_size, config.n_kv_heads, self.max_seq_len, config.resolved_head_dim)
+        self.slots = [sum(not delta for delta in config.delta_layers[:layer]) for layer in range(config.n_layers)]
+        """By layer: which of the keys and values are its own."""
+        n_attention = config.n_layers - sum(config.delta_layers)
+        shape = (n_attention, batch_size, config.n_kv_heads, self.max_seq_len, config.resolved_head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
+        heads, width, kernel = config.delta_heads, config.delta_head_dim, config.deltanet.conv_kernel
+        self.recurrent = {
+            layer: RecurrentState(
+                torch.zeros(batch_size, heads, width, width, device=device),
+                torch.zeros(batch_size, 3 * heads * width, kernel - 1, device=device),
+            )
+            for layer, delta in enumerate(config.delta_layers)
+            if delta
+        }
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store keys, values [B, Hkv, T, D] of the next T positions of a layer.
@@ -36,9 +72,10 @@ class KVCache:
         end = self.length + keys.shape[2]
         if end > self.max_seq_len:
             raise ValueError(f"position {end} is past the {self.max_seq_len} that the key/value cache holds")
-        self.keys[layer, :, :, self.length : end] = keys
-        self.values[layer, :, :, self.length : end] = values
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        slot = self.slots[layer]
+        self.keys[slot, :, :, self.length : end] = keys
+        self.values[slot, :, :, self.length : end] = values
+        return self.keys[slot, :, :, :end], self.values[slot, :, :, :end]
 
     def advance(self, n_positions: int) -> None:
         """Count the positions of a forward pass as held, after its last layer."""
@@ -51,8 +88,29 @@ class KVCache:
     def clear(self) -> None:
         """Forget every position; the memory stays."""
         self.length = 0
+        for state in self.recurrent.values():
+            state.state.zero_()
+            state.convolution.zero_()
+
+    def truncate(self, length: int) -> None:
+        """Forget the positions from `length` on. ValueError where recurrent states cannot go back: use `restore`."""
+        if self.recurrent and length != self.length:
+            raise ValueError("a recurrent state cannot be truncated: take a snapshot before and restore it")
+        self.length = min(length, self.length)
+
+    def snapshot(self) -> Snapshot:
+        """Where the cache stands; keys and values are not copied, since later ones only overwrite later positions."""
+        return Snapshot(self.length, {layer: state.clone() for layer, state in self.recurrent.items()})
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to a snapshot of this cache."""
+        self.length = snapshot.length
+        for layer, saved in snapshot.recurrent.items():
+            self.recurrent[layer].state.copy_(saved.state)
+            self.recurrent[layer].convolution.copy_(saved.convolution)
 
     @property
     def bytes(self) -> int:
-        """Memory of keys and values."""
-        return 2 * self.keys.numel() * self.keys.element_size()
+        """Memory of keys, values and recurrent states."""
+        recurrent = sum(4 * (s.state.numel() + s.convolution.numel()) for s in self.recurrent.values())
+        return 2 * self.keys.numel() * self.keys.element_size() + recurrent

@@ -15,14 +15,19 @@ if TYPE_CHECKING:
 
 
 class Attention(nn.Module):
-    """x [B, T, C] to [B, T, C]; optional RMSNorm on q and k per head, optional sub-norm before wo."""
+    """x [B, T, C] to [B, T, C]; optional RMSNorm on q and k per head, optional gate and sub-norm before wo.
+
+    gated: wq has 2 D rows a head, the query and then the gate, whose sigmoid multiplies what the head returns (arch
+    qwen35; arXiv:2505.06708).
+    """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
         self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.resolved_head_dim
         inner = self.n_heads * self.head_dim
-        self.wq = BitLinear(config.dim, inner, config.quant)
+        self.gated = config.resolved_attention_gate
+        self.wq = BitLinear(config.dim, 2 * inner if self.gated else inner, config.quant)
         self.wk = BitLinear(config.dim, self.n_kv_heads * self.head_dim, config.quant)
         self.wv = BitLinear(config.dim, self.n_kv_heads * self.head_dim, config.quant)
         self.wo = BitLinear(inner, config.dim, config.quant)
@@ -33,7 +38,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: "KVCache | None" = None) -> Tensor:
         batch, length, _ = x.shape
         quantized = self.wq.quantize_input(x)
-        q = self.wq.project(quantized).view(batch, length, self.n_heads, self.head_dim)
+        q, gate = split_gate(self.wq.project(quantized).view(batch, length, self.n_heads, -1), self.gated)
         k = self.wk.project(quantized).view(batch, length, self.n_kv_heads, self.head_dim)
         v = self.wv.project(quantized).view(batch, length, self.n_kv_heads, self.head_dim)
         if self.q_norm is not None and self.k_norm is not None:
@@ -41,7 +46,20 @@ class Attention(nn.Module):
         q, k = apply_rope(q, cos, sin).transpose(1, 2), apply_rope(k, cos, sin).transpose(1, 2)
         v = v.transpose(1, 2)
         y = attend(q, k, v) if cache is None else attend_cached(q, k, v, self.layer, cache)
-        y = y.transpose(1, 2).reshape(batch, length, -1)
+        y = apply_gate(y.transpose(1, 2), gate).reshape(batch, length, -1)
         if self.sub_norm is not None:
             y = self.sub_norm(y)
         return self.wo(y)
+
+
+def split_gate(q: Tensor, gated: bool) -> tuple[Tensor, Tensor | None]:
+    """Query and gate, [..., D] each, of a joint projection [..., 2 D]; without a gate the query as it is."""
+    if not gated:
+        return q, None
+    query, gate = q.chunk(2, dim=-1)
+    return query, gate
+
+
+def apply_gate(y: Tensor, gate: Tensor | None) -> Tensor:
+    """y · σ(gate), both [B, T, H, D]."""
+    return y if gate is None else y * gate.sigmoid()

@@ -1,5 +1,8 @@
 """The decoder: embedding, n blocks, final norm, head.
 
+A block mixes tokens by attention or gated DeltaNet, has a dense feed-forward or a mixture of experts, and writes into
+one residual stream or several.
+
 Knows token ids in and hidden states or logits out. Knows nothing of losses, tokenizers or files; the
 training loss reads `hidden` and `unembedding` so that it can avoid holding all logits.
 """
@@ -15,7 +18,16 @@ from torch import Tensor, nn
 from nanochat_cli.config.schema import ModelConfig
 from nanochat_cli.model.attention import Attention
 from nanochat_cli.model.bitlinear import BitLinear
+from nanochat_cli.model.deltanet import GatedDeltaNet
 from nanochat_cli.model.feedforward import FeedForward
+from nanochat_cli.model.hyper_connections import (
+    HyperConnection,
+    collapse_streams,
+    expand_streams,
+    read_streams,
+    write_streams,
+)
+from nanochat_cli.model.moe import ExpertLinear, MoE
 from nanochat_cli.model.norm import RMSNorm
 from nanochat_cli.model.rope import rope_table
 from nanochat_kernels import PLANE, Form, choose_form
@@ -25,18 +37,36 @@ if TYPE_CHECKING:
 
 
 class Block(nn.Module):
-    """Pre-norm attention and feed-forward around a plain residual stream x [B, T, C]."""
+    """Pre-norm mixing of tokens and feed-forward around a residual stream x [B, T, C], or n streams [B, T, n, C]."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        is_delta = config.delta_layers[layer]
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
-        self.attention = Attention(config, layer)
+        self.attention = None if is_delta else Attention(config, layer)
+        self.delta = GatedDeltaNet(config, layer) if is_delta else None
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward = MoE(config) if config.moe.enabled else FeedForward(config)
+        several = config.mhc.streams > 1
+        self.attention_mix = HyperConnection(config, layer) if several else None
+        self.ffn_mix = HyperConnection(config, layer) if several else None
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: "KVCache | None" = None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), cos, sin, cache)
-        return x + self.feed_forward(self.ffn_norm(x))
+        if self.attention_mix is None or self.ffn_mix is None:
+            x = x + self.mix_tokens(self.attention_norm(x), cos, sin, cache)
+            return x + self.feed_forward(self.ffn_norm(x))
+        pre, post, _, res = self.attention_mix(x)
+        y = self.mix_tokens(self.attention_norm(read_streams(x, pre)), cos, sin, cache)
+        x = write_streams(x, y, post, res)
+        pre, post, _, res = self.ffn_mix(x)
+        return write_streams(x, self.feed_forward(self.ffn_norm(read_streams(x, pre))), post, res)
+
+    def mix_tokens(self, x: Tensor, cos: Tensor, sin: Tensor, cache: "KVCache | None") -> Tensor:
+        """Attention or DeltaNet, [B, T, C]."""
+        if self.attention is not None:
+            return self.attention(x, cos, sin, cache)
+        assert self.delta is not None
+        return self.delta(x, cache)
 
 
 class Transformer(nn.Module):
@@ -66,10 +96,15 @@ class Transformer(nn.Module):
             nn.init.normal_(self.head.weight, std=self.config.head_std, generator=generator)
         output_std = self.config.output_init_scale * self.config.matrix_std / math.sqrt(2 * self.config.n_layers)
         for name, layer in self.linears():
-            writes_residual = name.endswith((".wo", ".w_down"))
+            writes_residual = name.endswith((".wo", ".w_down", ".w_out"))
             nn.init.normal_(
                 layer.weight, std=output_std if writes_residual else self.config.matrix_std, generator=generator
             )
+        for module in self.modules():
+            if isinstance(module, GatedDeltaNet):
+                module.init_weights(self.config.matrix_std, generator)
+            elif isinstance(module, MoE):
+                nn.init.normal_(module.router.weight, std=self.config.matrix_std, generator=generator)
         self.requantize()
 
     def forward(self, tokens: Tensor, cache: "KVCache | None" = None) -> Tensor:
@@ -80,6 +115,9 @@ class Transformer(nn.Module):
             raise ValueError(f"position {end} is past max_seq_len = {self.config.max_seq_len}")
         cos, sin = self.cos[start:end], self.sin[start:end]
         x = self.embedding(tokens)
+        streams = self.config.mhc.streams
+        if streams > 1:
+            x = expand_streams(x, streams)
         for block in self.blocks:
             if self.gradient_checkpointing and self.training:
                 x = torch.utils.checkpoint.checkpoint(block, x, cos, sin, use_reentrant=False)
@@ -87,7 +125,7 @@ class Transformer(nn.Module):
                 x = block(x, cos, sin, cache)
         if cache is not None:
             cache.advance(tokens.shape[1])
-        return self.norm(x)
+        return self.norm(collapse_streams(x) if streams > 1 else x)
 
     @property
     def unembedding(self) -> Tensor:
@@ -122,6 +160,18 @@ class Transformer(nn.Module):
         """Those of `linears` that are quantised."""
         return ((name, layer) for name, layer in self.linears() if layer.quant.enabled)
 
+    def hyper_connections(self) -> Iterator[tuple[str, HyperConnection]]:
+        """Those of every block in order, attention's before the feed-forward's."""
+        for name, module in self.named_modules():
+            if isinstance(module, HyperConnection):
+                yield name, module
+
+    def mixtures(self) -> Iterator[tuple[str, MoE]]:
+        """Every mixture of experts with its dotted name, in order."""
+        for name, module in self.named_modules():
+            if isinstance(module, MoE):
+                yield name, module
+
     def use_forms(self, form: Form | None = None) -> None:
         """Compute the ternary products of training in this form, or in the one measured faster for each shape (None).
 
@@ -131,7 +181,7 @@ class Transformer(nn.Module):
             device, quant = layer.weight.device, layer.quant
             fits = quant.activations and layer.in_features % PLANE == 0
             chosen = form or choose_form(device, layer.in_features, layer.out_features)
-            layer.use_form(chosen if fits else "float")
+            layer.use_form(chosen if fits and not isinstance(layer, ExpertLinear) else "float")
 
     def requantize(self) -> None:
         """Refresh every effective weight; to be called after an optimizer step or a load."""

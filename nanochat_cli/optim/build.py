@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nanochat_cli.config.schema import OptimConfig
 from nanochat_cli.errors import DataError
+from nanochat_cli.model.moe import ExpertLinear
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.optim.adamw import AdamW
 from nanochat_cli.optim.lion import Lion
@@ -97,6 +98,7 @@ class Optimizers:
 def build_optimizer(model: Transformer, config: OptimConfig) -> Optimizers:
     """Assign every trained parameter of `model` to exactly one group."""
     matrices = {f"{name}.weight" for name, _ in model.linears()}
+    experts = {f"{name}.weight": m.experts for name, m in model.named_modules() if isinstance(m, ExpertLinear)}
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     members: dict[str, list[tuple[str, nn.Parameter]]] = {"matrix": [], "embedding": [], "head": [], "scalar": []}
     for name, parameter in named:
@@ -111,12 +113,14 @@ def build_optimizer(model: Transformer, config: OptimConfig) -> Optimizers:
     groups = []
     for kind, parameters in members.items():
         if parameters:
-            optimizer, factor = _optimizer(kind, parameters, config)
+            optimizer, factor = _optimizer(kind, parameters, config, experts)
             groups.append(Group(kind, optimizer, rates[kind] * factor, [name for name, _ in parameters]))
     return Optimizers(groups, [p for _, p in named], config)
 
 
-def _optimizer(kind: str, parameters: list[tuple[str, nn.Parameter]], config: OptimConfig) -> tuple[Optimizer, float]:
+def _optimizer(
+    kind: str, parameters: list[tuple[str, nn.Parameter]], config: OptimConfig, experts: Mapping[str, int]
+) -> tuple[Optimizer, float]:
     """The optimizer of a group, and the factor that its kind puts on the AdamW learning rate."""
     if kind == "matrix" and config.matrix == "muon":
         muon = Muon(
@@ -129,6 +133,7 @@ def _optimizer(kind: str, parameters: list[tuple[str, nn.Parameter]], config: Op
             cautious=config.cautious_weight_decay,
             equilibrate=config.muon_equilibrate,
             variance_beta=config.muon_variance_beta,
+            matrices=experts,
         )
         return muon, 1.0
     decay = config.weight_decay if kind == "matrix" else 0.0

@@ -3,11 +3,13 @@
     m ← lerp(m, g, 1 − β);  u = lerp(g, m, β) if nesterov else m
     w ← w − lr · sqrt(max(1, rows / cols)) · NewtonSchulz(u),  after decoupled weight decay
 
-Same-shape matrices are stacked and iterated together. The momentum of a shape is one tensor [n, R, C].
+Same-shape matrices are stacked and iterated together. The momentum of a shape is one tensor [n, R, C]. A parameter that
+holds several matrices under each other (the experts of a mixture) is orthogonalised one matrix at a time.
 """
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,8 +18,26 @@ from torch import Tensor, nn
 from nanochat_cli.optim.newton_schulz import Coefficients, orthogonalize
 
 
+@dataclass(frozen=True)
+class Member:
+    """A parameter [count · R, C] and its `count` matrices' places in the stacks of its shape."""
+
+    name: str
+    parameter: nn.Parameter
+    start: int
+    count: int
+
+    @property
+    def rows(self) -> slice | int:
+        """A single matrix without a leading dimension: what a checkpoint holds."""
+        return self.start if self.count == 1 else slice(self.start, self.start + self.count)
+
+
 class Muon:
-    """Muon over named 2-D parameters; `step(lr)` reads `.grad` and updates in place."""
+    """Muon over named 2-D parameters; `step(lr)` reads `.grad` and updates in place.
+
+    matrices: by name, of the parameters that hold more than one matrix of equal height.
+    """
 
     state_names = frozenset({"momentum"})
 
@@ -34,22 +54,26 @@ class Muon:
         equilibrate: bool = False,
         variance_beta: float = 0.0,
         iteration_dtype: torch.dtype | None = None,
+        matrices: Mapping[str, int] | None = None,
     ) -> None:
         self.momentum, self.nesterov, self.ns_steps = momentum, nesterov, ns_steps
         self.coefficients: Coefficients = coefficients
         self.weight_decay, self.cautious = weight_decay, cautious
         self.equilibrate, self.variance_beta = equilibrate, variance_beta
-        self.groups: dict[tuple[int, int], list[tuple[str, nn.Parameter]]] = {}
+        self.groups: dict[tuple[int, int], list[Member]] = {}
         for name, parameter in parameters:
             if parameter.ndim != 2:
                 raise ValueError(f"Muon takes matrices; {name} has shape {tuple(parameter.shape)}")
-            self.groups.setdefault((parameter.shape[0], parameter.shape[1]), []).append((name, parameter))
+            count = (matrices or {}).get(name, 1)
+            members = self.groups.setdefault((parameter.shape[0] // count, parameter.shape[1]), [])
+            members.append(Member(name, parameter, sum(member.count for member in members), count))
+        sizes = {shape: sum(member.count for member in members) for shape, members in self.groups.items()}
         self.buffers = {
-            shape: torch.zeros(len(members), *shape, device=members[0][1].device)
+            shape: torch.zeros(sizes[shape], *shape, device=members[0].parameter.device)
             for shape, members in self.groups.items()
         }
         self.second_moments = {
-            shape: torch.zeros(len(members), shape[0], 1, device=members[0][1].device)
+            shape: torch.zeros(sizes[shape], shape[0], 1, device=members[0].parameter.device)
             for shape, members in self.groups.items()
             if variance_beta
         }
@@ -59,11 +83,11 @@ class Muon:
     def step(self, lr: float) -> None:
         """One update of every parameter that has a gradient; a group without gradients is left alone."""
         for shape, members in self.groups.items():
-            parameters: list[Tensor] = [parameter for _, parameter in members]
+            parameters: list[Tensor] = [member.parameter for member in members]
             gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
             if len(gradients) < len(parameters):
                 continue
-            gradient = torch.stack(gradients).float()
+            gradient = torch.cat([g.reshape(-1, *shape) for g in gradients]).float()
             buffer = self.buffers[shape]
             buffer.lerp_(gradient, 1 - self.momentum)
             update = gradient.lerp_(buffer, self.momentum) if self.nesterov else buffer
@@ -72,7 +96,7 @@ class Muon:
             update = orthogonalize(update.to(self._dtype(update)), self.ns_steps, self.coefficients).float()
             if self.variance_beta:
                 update = reduce_row_variance(update, self.second_moments[shape], self.variance_beta)
-            updates = list(update.unbind(0))
+            updates = [part.flatten(0, 1) for part in update.split([member.count for member in members])]
             self._decay(parameters, updates, lr)
             factor = -lr * math.sqrt(max(1.0, shape[0] / shape[1]))
             for parameter, change in zip(parameters, updates, strict=True):
@@ -98,17 +122,17 @@ class Muon:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            name: {kind: stacks[shape][index] for kind, stacks in self._states().items()}
+            member.name: {kind: stacks[shape][member.rows] for kind, stacks in self._states().items()}
             for shape, members in self.groups.items()
-            for index, (name, _) in enumerate(members)
+            for member in members
         }
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for shape, members in self.groups.items():
-            for index, (name, _) in enumerate(members):
+            for member in members:
                 for kind, stacks in self._states().items():
-                    stacks[shape][index].copy_(state[name][kind])
+                    stacks[shape][member.rows].copy_(state[member.name][kind])
 
     def state_tensors(self) -> list[Tensor]:
         return [stack for stacks in self._states().values() for stack in stacks.values()]

@@ -14,6 +14,13 @@ SHAPES = [
     {"sub_norm": True, "tie_embeddings": True},
     {"n_kv_heads": 1, "head_dim": 32, "qk_norm": True},
     {"ffn_dim": None, "ffn_mult": 3.0, "n_kv_heads": 4, "sub_norm": True},
+    {"attention_gate": True},
+    {"mhc": {"streams": 2}},
+    {"mhc": {"streams": 4, "dynamic": False}},
+    {"deltanet": {"ratio": 0.5}, "qk_norm": True},
+    {"deltanet": {"pattern": "DDA", "n_heads": 3, "head_dim": 32, "conv_kernel": 3}},
+    {"moe": {"enabled": True, "experts": 3, "active": 2}},
+    {"moe": {"enabled": True, "shared": True, "balance": "bias"}, "mhc": {"streams": 2}, "deltanet": {"ratio": 0.3}},
 ]
 
 

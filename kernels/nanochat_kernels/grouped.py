@@ -1,0 +1,95 @@
+"""Ternary products of a mixture of experts: rows sorted by expert, one grouped matrix product for all of them.
+
+    y[r] = Q(x)[r] · W_eᵀ,  e the expert of row r        x: [R, K], weight: [E · N, K], counts: int64 [E], Σ = R
+
+`grouped_bit_linear_reference` is the definition, an expert at a time; `grouped_bit_linear` is one call of
+torch's grouped product forward and two backward, without reading the counts on the host.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import grouped_mm
+
+from nanochat_kernels.training import LinearWeight, QuantizedInput, bit_linear
+
+
+def grouped_bit_linear(
+    x: QuantizedInput | Tensor, latent: Tensor, weight: LinearWeight, counts: Tensor, experts: Tensor
+) -> Tensor:
+    """[R, N] in the autocast dtype or that of x; gradients straight through to x and `latent`.
+
+    x: [R, K], rows of one expert together; latent: float32 [E · N, K]; counts: int64 [E]; experts: int64 [R], the
+    expert of each row.
+    """
+    source, codes, scale = x if isinstance(x, QuantizedInput) else (x, x.detach(), None)
+    enabled = torch.is_autocast_enabled(source.device.type)
+    dtype = torch.get_autocast_dtype(source.device.type) if enabled else source.dtype
+    arguments = (source, latent, codes, scale, weight.operand, weight.w_scale, counts, experts, dtype)
+    return _GroupedBitLinear.apply(*arguments)  # pyright: ignore[reportReturnType] - apply is untyped in torch
+
+
+def grouped_bit_linear_reference(
+    x: QuantizedInput | Tensor, latent: Tensor, weight: LinearWeight, counts: Tensor, experts: Tensor
+) -> Tensor:
+    """The same, an expert at a time."""
+    del experts
+    n_experts = len(counts)
+    n = latent.shape[0] // n_experts
+    outputs, start = [], 0
+    for expert, count in enumerate(counts.tolist()):
+        rows, own = slice(start, start + count), slice(expert * n, (expert + 1) * n)
+        start += count
+        part = QuantizedInput(*(t[rows] for t in x)) if isinstance(x, QuantizedInput) else x[rows]
+        scale = weight.w_scale
+        scale = scale[own] if scale is not None and len(scale) > 1 else scale
+        outputs.append(bit_linear(part, latent[own], LinearWeight(weight.operand[own], scale)))
+    return torch.cat(outputs)
+
+
+class _GroupedBitLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx,
+        x: Tensor,
+        latent: Tensor,
+        codes: Tensor,
+        scale: Tensor | None,
+        operand: Tensor,
+        w_scale: Tensor | None,
+        counts: Tensor,
+        experts: Tensor,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        offsets = counts.cumsum(0).to(torch.int32)
+        stack = operand.to(dtype).unflatten(0, (len(counts), -1))
+        y = grouped_mm(codes.to(dtype), stack.mT, offs=offsets).float()
+        rows_scale = _scale_of_rows(w_scale, len(counts), experts)
+        for factor in (scale, rows_scale):
+            if factor is not None:
+                y = y * factor
+        ctx.save_for_backward(codes, scale, operand, w_scale, offsets, experts)
+        ctx.dtypes = x.dtype, latent.dtype, dtype
+        return y.to(dtype)
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        codes, scale, operand, w_scale, offsets, experts = ctx.saved_tensors
+        x_dtype, latent_dtype, dtype = ctx.dtypes
+        n_experts = len(offsets)
+        dy = grad_outputs[0].contiguous()
+        dx = dlatent = None
+        if ctx.needs_input_grad[0]:
+            rows_scale = _scale_of_rows(w_scale, n_experts, experts)
+            scaled = (dy if rows_scale is None else dy * rows_scale).to(dtype)
+            dx = grouped_mm(scaled, operand.to(dtype).unflatten(0, (n_experts, -1)), offs=offsets).to(x_dtype)
+        if ctx.needs_input_grad[1]:
+            scaled = (dy if scale is None else dy * scale).to(dtype)
+            dlatent = grouped_mm(scaled.mT, codes.to(dtype), offs=offsets).flatten(0, 1).to(latent_dtype)
+        return dx, dlatent, None, None, None, None, None, None, None
+
+
+def _scale_of_rows(w_scale: Tensor | None, n_experts: int, experts: Tensor) -> Tensor | None:
+    """What every element of a row is multiplied with: [R, N], or one scale for all, or none."""
+    if w_scale is None or len(w_scale) == 1:
+        return w_scale
+    return w_scale.unflatten(0, (n_experts, -1)).index_select(0, experts)

@@ -1,0 +1,125 @@
+"""mHC-lite: exact double stochasticity, the plain residual for one stream, and streams that do not stay copies."""
+
+import pytest
+import torch
+
+from nanochat_cli.config.schema import ModelConfig
+from nanochat_cli.model.hyper_connections import (
+    HyperConnection,
+    collapse_streams,
+    expand_streams,
+    initial_logits,
+    permutation_matrices,
+    read_streams,
+    write_streams,
+)
+from nanochat_cli.model.transformer import Transformer
+
+SHAPE = {"vocab_size": 64, "dim": 32, "n_layers": 3, "n_heads": 2, "n_kv_heads": 1, "ffn_dim": 64, "max_seq_len": 32}
+
+
+def model(streams: int, **mhc) -> Transformer:
+    torch.manual_seed(0)
+    return Transformer(ModelConfig.model_validate({**SHAPE, "mhc": {"streams": streams, **mhc}}))
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_the_mixing_is_doubly_stochastic_for_random_and_extreme_logits(n):
+    config = ModelConfig.model_validate({**SHAPE, "mhc": {"streams": n, "dynamic": False}})
+    mix = HyperConnection(config, 0)
+    generator = torch.Generator().manual_seed(n)
+    count = len(mix.res_bias)
+    cases = [torch.randn(count, generator=generator) * scale for scale in (0.1, 1.0, 10.0, 100.0) for _ in range(250)]
+    cases += [torch.zeros(count), torch.full((count,), 1e30), torch.full((count,), -1e30)]
+    cases += [1e4 * torch.nn.functional.one_hot(torch.tensor(i), count).float() for i in range(count)]
+    assert len(cases) > 1000
+    for logits in cases:
+        mix.res_bias.data = logits
+        res = mix.coefficients(torch.zeros(1, 1, n, SHAPE["dim"])).res
+        assert (res >= 0).all()
+        assert (res.sum(dim=-1) - 1).abs().max() <= 1e-6
+        assert (res.sum(dim=-2) - 1).abs().max() <= 1e-6
+
+
+def test_permutations_are_all_of_them_identity_first():
+    matrices = permutation_matrices(4)
+    assert len(matrices.flatten(1).unique(dim=0)) == 24
+    assert torch.equal(matrices[0], torch.eye(4))
+    assert torch.equal(matrices.sum(dim=-1), torch.ones(24, 4))
+
+
+def test_reading_and_writing_are_the_products_of_the_definition():
+    x, y = torch.randn(2, 5, 4, 8), torch.randn(2, 5, 8)
+    pre, post, res = torch.rand(2, 5, 4), torch.rand(2, 5, 4), torch.rand(2, 5, 4, 4)
+    assert torch.allclose(read_streams(x, pre), torch.einsum("bti,btic->btc", pre, x), atol=1e-6)
+    expected = torch.einsum("btij,btjc->btic", res, x) + post.unsqueeze(-1) * y.unsqueeze(-2)
+    assert torch.allclose(write_streams(x, y, post, res), expected, atol=1e-6)
+    static = write_streams(x, y, post[0, 0], res[0, 0])
+    expected = torch.einsum("ij,btjc->btic", res[0, 0], x) + post[0, 0][:, None] * y.unsqueeze(-2)
+    assert torch.allclose(static, expected, atol=1e-6)
+
+
+def test_one_stream_is_the_plain_residual_bit_for_bit():
+    plain = Transformer(ModelConfig.model_validate(SHAPE))
+    one = model(1)
+    one.load_state_dict(plain.state_dict())
+    one.requantize()
+    tokens = torch.randint(64, (2, 16))
+    assert torch.equal(plain(tokens), one(tokens))
+    assert not list(one.hyper_connections())
+
+
+def test_one_stream_mixed_with_unit_coefficients_is_the_plain_residual_bit_for_bit():
+    x, y = torch.randn(2, 5, 8), torch.randn(2, 5, 8)
+    streams, one = expand_streams(x, 1), torch.ones(1)
+    assert torch.equal(read_streams(streams, one), x)
+    assert torch.equal(collapse_streams(write_streams(streams, y, one, torch.ones(1, 1))), x + y)
+
+
+@pytest.mark.parametrize("streams", [2, 4])
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_streams_differ_and_every_parameter_gets_a_gradient_after_some_steps(streams, dynamic):
+    network = model(streams, dynamic=dynamic)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
+    tokens = torch.randint(64, (4, 17), generator=torch.Generator().manual_seed(1))
+    seen: dict[str, torch.Tensor] = {}
+    network.blocks[-1].register_forward_hook(lambda _m, _i, out: seen.__setitem__("streams", out.detach()))
+    for _ in range(6):
+        optimizer.zero_grad()
+        logits = network.logits(network(tokens[:, :-1]))
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
+        optimizer.step()
+        network.requantize()
+    x = torch.nn.functional.normalize(seen["streams"], dim=-1)
+    cosine = x @ x.mT
+    pairs = ~torch.eye(streams, dtype=torch.bool)
+    assert cosine[..., pairs].mean() < 0.999
+    for name, mix in network.hyper_connections():
+        for parameter_name, parameter in mix.named_parameters():
+            assert parameter.grad is not None, name
+            # Copies before the first mixing and the mean after the last: no doubly stochastic matrix changes those.
+            unseen = name in ("blocks.0.attention_mix", f"blocks.{SHAPE['n_layers'] - 1}.ffn_mix")
+            if not (unseen and parameter_name == "res_bias"):
+                assert parameter.grad.abs().max() > 1e-12, (name, parameter_name)
+
+
+@pytest.mark.parametrize("init", ["identity", "balanced", "high-entropy", "layer-dependent"])
+def test_initial_mixing_is_what_its_name_says(init):
+    first, last = (initial_logits(init, 24, layer, 12).softmax(0)[0].item() for layer in (0, 11))
+    expected = {
+        "identity": (0.99, 0.99),
+        "balanced": (0.5, 0.5),
+        "high-entropy": (1 / 24, 1 / 24),
+        "layer-dependent": (0.5, 0.99),
+    }[init]
+    assert (first, last) == pytest.approx(expected, abs=0.01)
+
+
+def test_mixing_parameters_stay_float32_under_autocast():
+    network = model(2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = network(torch.randint(64, (1, 8)))
+    assert out.isfinite().all()
+    assert all(p.dtype == torch.float32 for _, mix in network.hyper_connections() for p in mix.parameters())
+
+
