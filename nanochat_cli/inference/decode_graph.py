@@ -19,16 +19,18 @@ WARM_UP_STEPS = 2
 def decode_step(model: PackedTransformer, tokens: Tensor, position: Tensor, cache: KVCache) -> Tensor:
     """Logits [B, V] after tokens int64 [B, 1] at `position` (int64 [1], on the device); writes their keys and values.
 
-    Does not advance the cache.
+    For blocks that are `is_static`. Does not advance the cache.
     """
     cos, sin = model.cos.index_select(0, position), model.sin.index_select(0, position)
     visible = (torch.arange(cache.max_seq_len, device=tokens.device) <= position).reshape(1, 1, 1, -1)
     x = model.embed(tokens)
     for layer, block in enumerate(model.blocks):
-        q, k, v = block.attention.heads(x, block.attention_norm, cos, sin)
+        assert block.attention is not None, "only for models of attention layers"
+        q, k, v, gate = block.attention.heads(x, block.attention_norm, cos, sin)
         cache.keys[layer].index_copy_(2, position, k)
         cache.values[layer].index_copy_(2, position, v)
-        x = block.finish(x, attend_one(q, cache.keys[layer], cache.values[layer], visible))
+        x = x + block.attention.output(attend_one(q, cache.keys[layer], cache.values[layer], visible), gate)
+        x = x + block.feed_forward(x, block.ffn_norm)
     return model.logits(model.norm(x)[:, -1])
 
 

@@ -13,82 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from nanochat_cli.inference.kv_cache import KVCache
-from nanochat_cli.inference.projections import DenseProjection, PackedProjection, Projection, swiglu
-from nanochat_cli.model.attend import attend, attend_cached
-from nanochat_cli.model.attention import Attention
-from nanochat_cli.model.bitlinear import BitLinear
-from nanochat_cli.model.feedforward import FeedForward
+from nanochat_cli.inference.packed_block import PackedBlock, PackedFeedForward
+from nanochat_cli.inference.projections import Pack, PackedProjection
+from nanochat_cli.model.hyper_connections import collapse_streams, expand_streams
 from nanochat_cli.model.norm import RMSNorm
-from nanochat_cli.model.rope import apply_rope
 from nanochat_cli.model.transformer import Block, Transformer
 from nanochat_kernels.backends import Backend, Unsupported, load, report_fallback, requested_backend
-from nanochat_kernels.reference.packing import PLANE
 
 if TYPE_CHECKING:
     from nanochat_cli.inference.decode_graph import DecodeGraph
     from nanochat_kernels.cpu.decoder import DecoderLayer, NativeDecoder
-
-
-class PackedAttention:
-    """Attention of a block with q, k and v from one product; x [B, T, C] is the residual stream before the norm."""
-
-    def __init__(self, attention: Attention, project: "_Pack") -> None:
-        self.layer, self.n_heads, self.n_kv_heads = attention.layer, attention.n_heads, attention.n_kv_heads
-        self.head_dim = attention.head_dim
-        self.qkv = project(attention.wq, attention.wk, attention.wv)
-        self.wo = project(attention.wo)
-        self.q_norm, self.k_norm, self.sub_norm = attention.q_norm, attention.k_norm, attention.sub_norm
-
-    def heads(self, x: Tensor, norm: RMSNorm, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q [B, H, T, D], k and v [B, Hkv, T, D], q and k normed and rotated."""
-        qkv = self.qkv.after_norm(x, norm).unflatten(-1, (-1, self.head_dim))
-        q, k, v = qkv.split([self.n_heads, self.n_kv_heads, self.n_kv_heads], dim=2)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
-        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-
-    def output(self, y: Tensor) -> Tensor:
-        """[B, H, T, D] to [B, T, C]."""
-        y = y.transpose(1, 2).flatten(2)
-        return self.wo(y) if self.sub_norm is None else self.wo.after_norm(y, self.sub_norm)
-
-
-class PackedFeedForward:
-    """SwiGLU with gate and up from one product."""
-
-    def __init__(self, feed_forward: FeedForward, project: "_Pack") -> None:
-        self.gate_up = project(feed_forward.w_gate, feed_forward.w_up)
-        self.down = project(feed_forward.w_down)
-        self.sub_norm = feed_forward.sub_norm
-
-    def __call__(self, x: Tensor, norm: RMSNorm) -> Tensor:
-        gate, up = self.gate_up.after_norm(x, norm).chunk(2, dim=-1)
-        if self.sub_norm is None:
-            return self.down.after_swiglu(gate, up)
-        return self.down.after_norm(swiglu(gate, up), self.sub_norm)
-
-
-class PackedBlock:
-    """Pre-norm attention and feed-forward around a plain residual stream."""
-
-    def __init__(self, block: Block, project: "_Pack") -> None:
-        self.attention_norm, self.ffn_norm = block.attention_norm, block.ffn_norm
-        self.attention = PackedAttention(block.attention, project)
-        self.feed_forward = PackedFeedForward(block.feed_forward, project)
-
-    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
-        q, k, v = self.attention.heads(x, self.attention_norm, cos, sin)
-        y = attend(q, k, v) if cache is None else attend_cached(q, k, v, self.attention.layer, cache)
-        return self.finish(x, y)
-
-    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
-        """The block after its attention."""
-        x = x + self.attention.output(attended)
-        return x + self.feed_forward(x, self.ffn_norm)
-
-    def projections(self) -> list[Projection]:
-        return [self.attention.qkv, self.attention.wo, self.feed_forward.gate_up, self.feed_forward.down]
 
 
 class PackedTransformer:
@@ -102,7 +36,7 @@ class PackedTransformer:
         self.config = model.config
         self.device = model.cos.device
         self.dtype = dtype
-        project = _Pack(_usable_backend(self.device, backend), fused, self.device, dtype)
+        project = Pack(_usable_backend(self.device, backend), fused, self.device, dtype)
         self.blocks = [PackedBlock(block, project) for block in model.blocks if isinstance(block, Block)]
         self.embedding = _smallest(model.embedding.weight.detach(), dtype)
         tied = model.head is None
@@ -133,11 +67,14 @@ class PackedTransformer:
             raise ValueError(f"position {end} is past max_seq_len = {self.config.max_seq_len}")
         cos, sin = self.cos[start:end], self.sin[start:end]
         x = self.embed(tokens)
+        streams = self.config.mhc.streams
+        if streams > 1:
+            x = expand_streams(x, streams)
         for block in self.blocks:
             x = block(x, cos, sin, cache)
         if cache is not None:
             cache.advance(tokens.shape[1])
-        return self.norm(x)
+        return self.norm(collapse_streams(x).to(self.dtype) if streams > 1 else x)
 
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
@@ -147,7 +84,7 @@ class PackedTransformer:
     @torch.no_grad()
     def next_logits(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """Read tokens [B, T] into the cache; logits [B, V] after the last of them."""
-        if tokens.shape[1] == 1 and self.device.type == "cuda":
+        if tokens.shape[1] == 1 and self.device.type == "cuda" and all(block.is_static for block in self.blocks):
             return self._replay(tokens, cache)
         if tokens.shape == (1, 1) and self._native is not None and cache.dtype == torch.float32:
             keys, values = cache.keys[:, 0], cache.values[:, 0]
@@ -168,7 +105,7 @@ class PackedTransformer:
     def bytes(self) -> int:
         """Memory of the weights: packed and float, embedding and head; one of those when they are tied."""
         floats = {id(matrix): matrix.numel() * matrix.element_size() for matrix in (self.embedding, self.head)}
-        return sum(p.bytes for block in self.blocks for p in block.projections()) + sum(floats.values())
+        return sum(block.bytes for block in self.blocks) + sum(floats.values())
 
     def embed(self, tokens: Tensor) -> Tensor:
         return nn.functional.embedding(tokens, self.embedding).to(self.dtype)
@@ -205,32 +142,6 @@ class PackedTransformer:
             return None
 
 
-class _Pack:
-    """Makes the projection for layers that read the same input; says once why some are not packed."""
-
-    def __init__(self, backend: Backend | None, fused: bool, device: torch.device, dtype: torch.dtype) -> None:
-        self.backend, self.fused, self.device, self.dtype = backend, fused, device, dtype
-
-    def __call__(self, *layers: BitLinear) -> Projection:
-        reason = self._obstacle(layers[0])
-        if reason is None:
-            return PackedProjection(layers, self.backend, self.fused, self.device)
-        if layers[0].quant.enabled and self.backend is not None:
-            report_fallback("packed layers", self.backend, reason)
-        return DenseProjection(layers, self.device, self.dtype)
-
-    def _obstacle(self, layer: BitLinear) -> str | None:
-        if not layer.quant.enabled:
-            return "the model is not ternary"
-        if not layer.quant.activations:
-            return "the model does not quantise activations"
-        if layer.in_features % PLANE:
-            return f"{layer.in_features} inputs are not a multiple of {PLANE}"
-        if self.backend is None:
-            return "no backend computes packed weights here"
-        return None
-
-
 def _usable_backend(device: torch.device, backend: str | None) -> Backend | None:
     """The backend for packed weights: the one asked for, else the device's own if it works here, else none.
 
@@ -263,6 +174,8 @@ def _native_layer(block: PackedBlock) -> "DecoderLayer | None":
     from nanochat_kernels.cpu.decoder import DecoderLayer
 
     attention, feed_forward = block.attention, block.feed_forward
+    if attention is None or attention.gated or block.mixes or not isinstance(feed_forward, PackedFeedForward):
+        return None
     packed = [p.weight for p in block.projections() if isinstance(p, PackedProjection)]
     if len(packed) < len(block.projections()):
         return None

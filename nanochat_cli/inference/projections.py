@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from nanochat_cli.model.bitlinear import BitLinear
 from nanochat_cli.model.norm import RMSNorm
 from nanochat_kernels import PackedTernary, packed_linear, rmsnorm_quantize, swiglu_quantize, ternary_matmul
+from nanochat_kernels.backends import Backend, report_fallback
 from nanochat_kernels.reference.activations import codes_and_scale
+from nanochat_kernels.reference.packing import PLANE
 
 
 class Projection(Protocol):
@@ -77,6 +79,32 @@ class DenseProjection:
 
     def after_swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
         return self(swiglu(gate, up))
+
+
+class Pack:
+    """Makes the projection for layers that read the same input; says once why some are not packed."""
+
+    def __init__(self, backend: Backend | None, fused: bool, device: torch.device, dtype: torch.dtype) -> None:
+        self.backend, self.fused, self.device, self.dtype = backend, fused, device, dtype
+
+    def __call__(self, *layers: BitLinear) -> Projection:
+        reason = self._obstacle(layers[0])
+        if reason is None:
+            return PackedProjection(layers, self.backend, self.fused, self.device)
+        if layers[0].quant.enabled and self.backend is not None:
+            report_fallback("packed layers", self.backend, reason)
+        return DenseProjection(layers, self.device, self.dtype)
+
+    def _obstacle(self, layer: BitLinear) -> str | None:
+        if not layer.quant.enabled:
+            return "the model is not ternary"
+        if not layer.quant.activations:
+            return "the model does not quantise activations"
+        if layer.in_features % PLANE:
+            return f"{layer.in_features} inputs are not a multiple of {PLANE}"
+        if self.backend is None:
+            return "no backend computes packed weights here"
+        return None
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:

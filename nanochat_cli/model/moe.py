@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nanochat_cli.config.schema import ModelConfig, QuantConfig
 from nanochat_cli.model.bitlinear import BitLinear
 from nanochat_cli.model.feedforward import FeedForward
-from nanochat_kernels import QuantizedInput
+from nanochat_kernels import LinearWeight, QuantizedInput, Ternary
 from nanochat_kernels.grouped import grouped_bit_linear
 
 
@@ -39,13 +39,22 @@ class ExpertLinear(BitLinear):
         super().__init__(in_features, experts * out_features, quant)
         self.experts = experts
 
+    def expert(self, index: int) -> BitLinear:
+        """One expert as a layer of its own, with the codes and scales that it has now."""
+        n = self.out_features // self.experts
+        rows = slice(index * n, (index + 1) * n)
+        layer = BitLinear(self.in_features, n, self.quant).to(self.weight.device)
+        layer.weight.data = self.weight.detach()[rows]
+        if self.quant.enabled:
+            whole = self.ternary()
+            scales = whole.scales if len(whole.scales) == 1 else whole.scales[rows]
+            layer.weight.data = layer.weight.data.clone()
+            layer.set_ternary(Ternary(whole.codes[rows], scales, whole.granularity))
+        return layer
+
     def project_sorted(self, quantized: QuantizedInput | Tensor, routing: Routing) -> Tensor:
         """[R, K], rows in the order of the routing, to [R, N]."""
-        weight = self._weight() if self.quant.enabled else None
-        if weight is None:
-            from nanochat_kernels import LinearWeight
-
-            weight = LinearWeight(self.weight.detach(), None)
+        weight = self._weight() if self.quant.enabled else LinearWeight(self.weight.detach(), None)
         return grouped_bit_linear(quantized, self.weight, weight, routing.counts, routing.experts)
 
 

@@ -121,5 +121,3 @@ def test_mixing_parameters_stay_float32_under_autocast():
         out = network(torch.randint(64, (1, 8)))
     assert out.isfinite().all()
     assert all(p.dtype == torch.float32 for _, mix in network.hyper_connections() for p in mix.parameters())
-
-
