@@ -1,22 +1,23 @@
-"""Which llama.cpp architecture a model is, and how its parts are called there.
+"""Which architecture of llama.cpp a model is, and its hyper-parameters as metadata.
 
-The single definition of tensor names, row order and metadata keys, read in one direction by the
-exporter and in the other by the loader. Knows the configuration of a model; holds no weights and
-opens no file.
+Read in one direction by the exporter and in the other by the loader. Knows the configuration of a model; holds no
+weights and opens no file.
 
-    arch     model                       rotary form          head
-    llama    plain                       neighbouring pairs   tied or untied
-    qwen3    RMSNorm on q and k          half-split (ours)    tied or untied
-    bitnet   sub-norms before wo, w_down half-split (ours)    tied only
+    arch              model                                       rotary form          head
+    llama             plain, or a mixture of experts              neighbouring pairs   tied or untied
+    qwen3             RMSNorm on q and k                          half-split (ours)    tied or untied
+    bitnet            sub-norms before wo, w_down                 half-split (ours)    tied only
+    qwen35            gated DeltaNet and gated attention          half-split (ours)    tied or untied
+    nanochat-ternary  whatever none of these holds (several       half-split (ours)    tied or untied
+                      residual streams, a shared expert …);
+                      our own runtime reads it, llama.cpp refuses
 """
 
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nanochat_cli.config.schema import ModelConfig, QuantConfig
 from nanochat_cli.errors import ConfigError, DataError
@@ -34,29 +35,22 @@ class Architecture:
 LLAMA = Architecture("llama", rope_pairs_neighbours=True)
 QWEN3 = Architecture("qwen3", rope_pairs_neighbours=False)
 BITNET = Architecture("bitnet", rope_pairs_neighbours=False)
-ARCHITECTURES = {arch.name: arch for arch in (LLAMA, QWEN3, BITNET)}
-
-_MODEL_TENSORS = {"embedding": "token_embd", "norm": "output_norm", "head": "output"}
-_BLOCK_TENSORS = {
-    "attention_norm": "attn_norm",
-    "attention.wq": "attn_q",
-    "attention.wk": "attn_k",
-    "attention.wv": "attn_v",
-    "attention.wo": "attn_output",
-    "attention.q_norm": "attn_q_norm",
-    "attention.k_norm": "attn_k_norm",
-    "attention.sub_norm": "attn_sub_norm",
-    "ffn_norm": "ffn_norm",
-    "feed_forward.w_gate": "ffn_gate",
-    "feed_forward.w_up": "ffn_up",
-    "feed_forward.w_down": "ffn_down",
-    "feed_forward.sub_norm": "ffn_sub_norm",
-}
-_BLOCK_KEY = re.compile(r"blocks\.(\d+)\.(.+)\.weight")
+QWEN35 = Architecture("qwen35", rope_pairs_neighbours=False)
+OWN = Architecture("nanochat-ternary", rope_pairs_neighbours=False)
+ARCHITECTURES = {arch.name: arch for arch in (LLAMA, QWEN3, BITNET, QWEN35, OWN)}
+OWN_SPEC_VERSION = 1
 
 
 def architecture_of(config: ModelConfig) -> Architecture:
-    """The architecture that computes what this model computes. ConfigError when llama.cpp has none."""
+    """The architecture that computes what this model computes: one of llama.cpp's, or our own."""
+    moe = config.moe
+    if config.mhc.streams > 1 or (moe.enabled and (moe.shared or moe.balance == "bias")):
+        return OWN
+    if config.is_hybrid:
+        fits = config.qk_norm and config.resolved_attention_gate and not moe.enabled
+        return QWEN35 if fits else OWN
+    if config.resolved_attention_gate or (moe.enabled and config.qk_norm):
+        return OWN
     if config.sub_norm:
         if not config.tie_embeddings:
             raise ConfigError(
@@ -73,35 +67,14 @@ def architecture_of(config: ModelConfig) -> Architecture:
     return QWEN3 if config.qk_norm else LLAMA
 
 
-def tensor_name(key: str) -> str:
-    """GGUF name of a state-dict key: `blocks.3.attention.wq.weight` -> `blk.3.attn_q.weight`. KeyError if unknown."""
-    if match := _BLOCK_KEY.fullmatch(key):
-        return f"blk.{match[1]}.{_BLOCK_TENSORS[match[2]]}.weight"
-    return f"{_MODEL_TENSORS[key.removesuffix('.weight')]}.weight"
-
-
-def file_row_order(arch: Architecture, key: str, config: ModelConfig) -> NDArray[np.intp] | None:
-    """Row r of the tensor in the file is row `order[r]` of ours; None when the order is the same.
-
-    Dimension i of a head pairs with i + D/2 here and with its neighbour in arch llama, so (first half,
-    second half) becomes interleaved. A permutation of rows: codes and per-row scales move together and
-    groups along K are untouched. The order back is `numpy.argsort(order)`.
-    """
-    if not arch.rope_pairs_neighbours or not key.endswith((".wq.weight", ".wk.weight")):
-        return None
-    n_heads = config.n_heads if key.endswith(".wq.weight") else config.n_kv_heads
-    head_dim = config.resolved_head_dim
-    return np.arange(n_heads * head_dim).reshape(n_heads, 2, head_dim // 2).swapaxes(1, 2).reshape(-1)
-
-
-def metadata(config: ModelConfig) -> dict[str, int | float]:
+def metadata(config: ModelConfig) -> dict[str, Any]:
     """Every hyper-parameter that llama.cpp needs, by its full key.
 
     Those with a default there are written too: a missing rope.freq_base, for example, loads without a
     word and computes something else.
     """
     arch = architecture_of(config).name
-    return {
+    values: dict[str, Any] = {
         f"{arch}.vocab_size": config.vocab_size,
         f"{arch}.context_length": config.max_seq_len,
         f"{arch}.embedding_length": config.dim,
@@ -115,6 +88,39 @@ def metadata(config: ModelConfig) -> dict[str, int | float]:
         f"{arch}.rope.dimension_count": config.resolved_head_dim,
         f"{arch}.rope.freq_base": float(config.rope_theta),
     }
+    if config.is_hybrid:
+        heads, width = config.delta_heads, config.delta_head_dim
+        values |= {
+            f"{arch}.attention.recurrent_layers": list(config.delta_layers),
+            f"{arch}.ssm.conv_kernel": config.deltanet.conv_kernel,
+            f"{arch}.ssm.inner_size": heads * width,
+            f"{arch}.ssm.state_size": width,
+            f"{arch}.ssm.time_step_rank": heads,
+            f"{arch}.ssm.group_count": heads,
+        }
+    if arch == QWEN35.name:
+        values[f"{arch}.rope.dimension_sections"] = _sections(config.resolved_head_dim // 2)
+    if config.moe.enabled:
+        values |= {f"{arch}.expert_count": config.moe.experts, f"{arch}.expert_used_count": config.moe.active}
+    if arch == OWN.name:
+        values |= {
+            f"{arch}.spec_version": OWN_SPEC_VERSION,
+            f"{arch}.rope.type": "half-split",
+            f"{arch}.attention.qk_norm": config.qk_norm,
+            f"{arch}.attention.sub_norm": config.sub_norm,
+            f"{arch}.attention.output_gate": config.resolved_attention_gate,
+            f"{arch}.hyper_connection.count": config.mhc.streams,
+            f"{arch}.hyper_connection.dynamic": config.mhc.dynamic,
+            f"{arch}.expert_shared_count": int(config.moe.enabled and config.moe.shared),
+            f"{arch}.expert_selection_bias": config.moe.enabled and config.moe.balance == "bias",
+        }
+    return values
+
+
+def _sections(pairs: int) -> list[int]:
+    """How arch qwen35 divides the rotated pairs among three axes of position, which text has all alike."""
+    side = -(-pairs // 3)
+    return [side, side, pairs - 2 * side, 0]
 
 
 def config_from_metadata(fields: Mapping[str, Any], tied: bool, quant: QuantConfig) -> ModelConfig:
@@ -138,7 +144,7 @@ def config_from_metadata(fields: Mapping[str, Any], tied: bool, quant: QuantConf
     for key in ("attention.value_length", "rope.dimension_count"):
         if field(key, head_dim) != head_dim:
             raise DataError(f"{arch}.{key} = {field(key)} differs from the key length {head_dim}: not supported")
-    for key in ("expert_count", "attention.sliding_window", "rope.scaling.factor"):
+    for key in ("attention.sliding_window", "rope.scaling.factor", "nextn_predict_layers"):
         if fields.get(f"{arch}.{key}"):
             raise DataError(f"{arch}.{key} = {fields[f'{arch}.{key}']} is not supported")
     try:
@@ -155,9 +161,13 @@ def config_from_metadata(fields: Mapping[str, Any], tied: bool, quant: QuantConf
                 "rope_theta": _shortest(field("rope.freq_base", 10000.0)),
                 "norm_eps": _shortest(field("attention.layer_norm_rms_epsilon")),
                 "tie_embeddings": tied,
-                "qk_norm": arch == QWEN3.name,
-                "sub_norm": arch == BITNET.name,
+                "qk_norm": arch in (QWEN3.name, QWEN35.name) or bool(fields.get(f"{arch}.attention.qk_norm")),
+                "sub_norm": arch == BITNET.name or bool(fields.get(f"{arch}.attention.sub_norm")),
+                "attention_gate": _attention_gate(fields, arch),
                 "quant": quant,
+                "mhc": _mhc(fields, arch),
+                "deltanet": _deltanet(fields, arch, field),
+                "moe": _moe(fields, arch),
             }
         )
     except ValueError as error:  # pydantic: a count of zero, heads that do not divide
@@ -165,6 +175,44 @@ def config_from_metadata(fields: Mapping[str, Any], tied: bool, quant: QuantConf
         raise DataError(
             "the hyper-parameters do not fit together: " + " ".join(part.strip() for part in first[1:3])
         ) from error
+
+
+def _attention_gate(fields: Mapping[str, Any], arch: str) -> bool | None:
+    """None where the default of the configuration says it."""
+    gated = arch == QWEN35.name or bool(fields.get(f"{arch}.attention.output_gate"))
+    hybrid = any(fields.get(f"{arch}.attention.recurrent_layers") or [])
+    return None if gated == hybrid else gated
+
+
+def _mhc(fields: Mapping[str, Any], arch: str) -> dict[str, Any]:
+    count = fields.get(f"{arch}.hyper_connection.count", 1)
+    return {"streams": count, "dynamic": bool(fields.get(f"{arch}.hyper_connection.dynamic", True))}
+
+
+def _deltanet(fields: Mapping[str, Any], arch: str, field: Callable[..., Any]) -> dict[str, Any]:
+    layers = fields.get(f"{arch}.attention.recurrent_layers")
+    if layers is None and arch == QWEN35.name:
+        interval = field("full_attention_interval", 4)
+        layers = [(layer + 1) % interval != 0 for layer in range(field("block_count"))]
+    if not layers or not any(layers):
+        return {}
+    heads, width = field("ssm.time_step_rank"), field("ssm.state_size")
+    if field("ssm.group_count") != heads or field("ssm.inner_size") != heads * width:
+        raise DataError(f"{arch}.ssm.group_count = {field('ssm.group_count')}: only as many key as value heads")
+    pattern = "".join("D" if delta else "A" for delta in layers)
+    return {"pattern": pattern, "n_heads": heads, "head_dim": width, "conv_kernel": field("ssm.conv_kernel")}
+
+
+def _moe(fields: Mapping[str, Any], arch: str) -> dict[str, Any]:
+    if not fields.get(f"{arch}.expert_count"):
+        return {}
+    return {
+        "enabled": True,
+        "experts": fields[f"{arch}.expert_count"],
+        "active": fields.get(f"{arch}.expert_used_count", 2),
+        "shared": bool(fields.get(f"{arch}.expert_shared_count")),
+        "balance": "bias" if fields.get(f"{arch}.expert_selection_bias") else "loss",
+    }
 
 
 def _shortest(value: float) -> float:

@@ -25,8 +25,9 @@ from nanochat_cli.config.schema import ExportConfig
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.durable import sync
 from nanochat_cli.errors import ConfigError, DataError
-from nanochat_cli.export.architecture import Architecture, architecture_of, file_row_order, metadata, tensor_name
+from nanochat_cli.export.architecture import Architecture, architecture_of, metadata
 from nanochat_cli.export.packing import TERNARY_TYPES, pack
+from nanochat_cli.export.tensor_names import file_row_order, gain_name, stack_shape, tensor_name, to_file
 from nanochat_cli.export.tensor_types import AUTO_ORDER, choose_type, fits
 from nanochat_cli.export.tokenizer_metadata import tokenizer_metadata
 from nanochat_cli.model.bitlinear import BitLinear
@@ -83,18 +84,23 @@ def export_gguf(
     tensor_types: dict[str, str] = {}
     n_parameters = linear_bytes = 0
     for key, weight in model.state_dict().items():
-        name, layer = tensor_name(key), linears.get(key.removesuffix(".weight"))
+        name, layer = tensor_name(key, config), linears.get(key.removesuffix(".weight"))
         n_parameters += weight.numel()
         if layer is not None:
             tensor_types[name] = linear_types[key.removesuffix(".weight")]
             data = _linear_data(layer, tensor_types[name], arch, key, model)
             linear_bytes += data.nbytes
         else:
-            tensor_types[name] = "f32" if weight.ndim == 1 else head_type
-            data = _float_data(weight, tensor_types[name], name)
+            tensor_types[name] = head_type if key in ("embedding.weight", "head.weight") else "f32"
+            data = to_file(key, _float_data(weight, tensor_types[name], name))
+        data = data.reshape(stack_shape(data.shape, key, config))
         ternary_type = TERNARY_TYPES.get(tensor_types[name])
         raw: GGMLQuantizationType | None = ternary_type.ggml_type if ternary_type else None
         writer.add_tensor(name, data, raw_dtype=raw)
+        if layer is not None and layer.gain != 1:
+            factors = data.shape[0] if data.ndim == 3 else 1
+            writer.add_tensor(gain_name(name), np.full(factors, layer.gain, dtype=np.float32))
+            tensor_types[gain_name(name)] = "f32"
     _write(writer, out)
 
     n_linear = sum(layer.weight.numel() for layer in linears.values())
@@ -117,7 +123,7 @@ def choose_linear_types(model: Transformer, requested: str) -> dict[str, str]:
     return {
         name: choose_type(
             requested,
-            tensor_name(f"{name}.weight"),
+            tensor_name(f"{name}.weight", model.config),
             layer.in_features,
             layer.quant.scale if layer.quant.enabled else None,
         )
@@ -155,12 +161,12 @@ def _linear_data(layer: BitLinear, type_name: str, arch: Architecture, key: str,
     rows = slice(None) if order is None else order
     if type_name not in TERNARY_TYPES:
         weight = layer.ternary().dequantize() if layer.quant.enabled else layer.weight
-        return _float_data(weight, type_name, tensor_name(key))[rows]
+        return _float_data(weight, type_name, tensor_name(key, model.config))[rows]
     ternary = layer.ternary()
     codes, scales = ternary.codes.cpu().numpy()[rows], ternary.scales.cpu().numpy()
     if scales.shape[0] > 1:  # one scale for the whole tensor has no row to move
         scales = scales[rows]
-    return pack(type_name, codes, scales, tensor_name(key))
+    return pack(type_name, codes, scales, tensor_name(key, model.config))
 
 
 def _float_data(weight: Tensor, type_name: str, what: str) -> NDArray[Any]:

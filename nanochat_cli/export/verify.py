@@ -28,16 +28,21 @@ from torch import Tensor
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import ValidationFailure
 from nanochat_cli.export import llama_cpp
-from nanochat_cli.export.architecture import LLAMA, architecture_of, metadata, tensor_name
+from nanochat_cli.export.architecture import LLAMA, OWN, architecture_of, metadata
 from nanochat_cli.export.ggml_activations import Jitter, ggml_arithmetic
 from nanochat_cli.export.gguf_file import GGUFFile
 from nanochat_cli.export.packing import Q2_0, TERNARY_TYPES
+from nanochat_cli.export.tensor_names import gain_name, tensor_name
 from nanochat_cli.model.transformer import Transformer
 
+RELOAD_TOLERANCE = 1e-4
+"""Largest difference of logits between the packed runtime on the file and the model; 0 where both round alike."""
 TOLERANCE = 2e-3
 """Largest difference of log-probabilities on a stable prompt (an F16 head accounts for some 1e-4)."""
 LAST_BITS = 4e-7
 """A few units in the last place of float32: as far as two orders of summation drift apart in some layers."""
+LAST_BITS_OF_HYBRIDS = 1e-5
+"""The same where DeltaNet's exponentials and state lie in between: as far as the two programs are apart in float32."""
 N_DISTURBANCES = 8
 STABLE = 2e-4
 """A prompt is stable when no disturbance of the last bits moves a log-probability further than this."""
@@ -98,12 +103,22 @@ class VerifyReport:
     n_values: int
     """Weights compared bit for bit."""
     llama_cpp: LlamaCppComparison | None
-    """None when xllamacpp is not installed or the comparison was not asked for."""
+    """None when xllamacpp is not installed, the comparison was not asked for, or llama.cpp has no such architecture."""
+    reload_difference: float
+    """Largest difference of logits between the packed runtime on the file and the model."""
+    n_gains: int = 0
+    """Linear layers with a factor on their output, into which hyper-connections were folded."""
 
     def lines(self) -> list[str]:
         """The report as text, for a reporter."""
         result = [f"{self.n_tensors} tensors read back, {self.n_values:,} weights equal bit for bit"]
+        result.append(f"our own runtime reads it back: logits within {self.reload_difference:.1e}")
         c = self.llama_cpp
+        if self.arch == OWN.name:
+            return [
+                *result,
+                f"llama.cpp was not asked: it has no architecture {OWN.name}; nanochat generate runs the file",
+            ]
         if c is None:
             return [*result, "llama.cpp was not asked: install the extra [llama-cpp] to compare log-probabilities"]
         result.append(
@@ -130,7 +145,13 @@ def verify_gguf(
     n_values = _compare_tensors(file, model)
     _compare_metadata(file, model, tokenizer)
     comparison = None
-    if ask_llama_cpp and llama_cpp.is_available():
+    reloaded = compare_with_reload(path, model, probe_prompts(model, tokenizer))
+    if reloaded > RELOAD_TOLERANCE:
+        raise ValidationFailure(
+            f"{path}: our own runtime computes logits that are {reloaded:.1e} away from the model's; do not use this file"
+        )
+    own = architecture_of(model.config) is OWN
+    if ask_llama_cpp and not own and llama_cpp.is_available():
         comparison = compare_with_llama_cpp(path, model, probe_prompts(model, tokenizer), tolerance)
         if not comparison.passed:
             c = comparison
@@ -139,7 +160,15 @@ def verify_gguf(
                 f"within {tolerance:g}, {c.n_stable_within} of {c.n_stable} stable ones, rms difference "
                 f"{c.rms_difference:.1e} where rounding makes {c.rms_noise:.1e}; do not use this file"
             )
-    return VerifyReport(path, architecture_of(model.config).name, len(file.tensors), n_values, comparison)
+    return VerifyReport(
+        path,
+        architecture_of(model.config).name,
+        len(file.tensors),
+        n_values,
+        comparison,
+        reloaded,
+        len(own_gains(model)),
+    )
 
 
 # --- the file against memory ------------------------------------------------------------------------------------------
@@ -147,13 +176,18 @@ def verify_gguf(
 
 def _compare_tensors(file: GGUFFile, model: Transformer) -> int:
     state, linears = model.state_dict(), dict(model.linears())
-    expected = {tensor_name(key) for key in state}
+    expected = {tensor_name(key, model.config) for key in state}
+    gains = {tensor_name(f"{name}.weight", model.config): layer.gain for name, layer in linears.items()}
+    expected |= {gain_name(name) for name, gain in gains.items() if gain != 1}
     if file.tensors.keys() != expected:
         odd = sorted(file.tensors.keys() ^ expected)[0]
         raise ValidationFailure(f"{file.path}: tensor {odd} is in only one of the file and the model")
     n_values = 0
     for key, weight in state.items():
-        tensor, layer = file.tensors[tensor_name(key)], linears.get(key.removesuffix(".weight"))
+        name = tensor_name(key, model.config)
+        tensor, layer = file.tensors[name], linears.get(key.removesuffix(".weight"))
+        if gains.get(name, 1) != 1 and not (file.tensors[gain_name(name)].data == np.float32(gains[name])).all():
+            raise ValidationFailure(f"{file.path}: tensor {gain_name(name)} differs from the model")
         if layer is not None and layer.quant.enabled:
             ternary = layer.ternary()
             values, scales = ternary.dequantize(), ternary.element_scales()
@@ -169,6 +203,8 @@ def _compare_tensors(file: GGUFFile, model: Transformer) -> int:
 def _as_in_file(values: Tensor, key: str, model: Transformer) -> NDArray[np.float32]:
     """Rows of wq and wk in the order of arch llama, as llama.cpp's converter writes it, not as our exporter does."""
     array = values.cpu().numpy()
+    if key.endswith(".a_log"):  # llama.cpp multiplies by this
+        array = -np.exp(array)
     if architecture_of(model.config) is LLAMA and key.endswith((".wq.weight", ".wk.weight")):
         heads = model.config.n_heads if key.endswith(".wq.weight") else model.config.n_kv_heads
         halves = array.reshape(heads, 2, array.shape[0] // heads // 2, array.shape[1])
@@ -200,19 +236,27 @@ def _compare_tensor(
 
 def decode(tensor: ReaderTensor) -> NDArray[np.float32]:
     """The weights of a tensor as llama.cpp sees them: float32, shape [N, K] or [K]."""
+    data = rows_of(tensor)
     if tensor.tensor_type != Q2_0:
-        return gguf.quants.dequantize(np.array(tensor.data), tensor.tensor_type)
-    blocks = np.array(tensor.data).reshape(tensor.data.shape[0], -1, 18)
+        return gguf.quants.dequantize(data, tensor.tensor_type)
+    blocks = data.reshape(data.shape[0], -1, 18)
     d = blocks[..., :2].copy().view(np.float16).astype(np.float32)
     bits = np.unpackbits(blocks[..., 2:], axis=-1, bitorder="little").reshape(*blocks.shape[:-1], 64, 2)
-    return (d * (bits[..., 0] + 2.0 * bits[..., 1] - 1)).astype(np.float32).reshape(tensor.data.shape[0], -1)
+    return (d * (bits[..., 0] + 2.0 * bits[..., 1] - 1)).astype(np.float32).reshape(data.shape[0], -1)
+
+
+def rows_of(tensor: ReaderTensor) -> NDArray[np.generic]:
+    """The stored values, a stack of matrices [E, N, K] as its rows [E · N, K]."""
+    data = np.array(tensor.data)
+    return data.reshape(-1, data.shape[-1]) if data.ndim == 3 else data
 
 
 def _stored_scales(tensor: ReaderTensor) -> NDArray[np.float32] | None:
     kind = next((t for t in TERNARY_TYPES.values() if t.ggml_type == tensor.tensor_type), None)
     if kind is None:
         return None
-    blocks = np.array(tensor.data).reshape(tensor.data.shape[0], -1, kind.block_bytes)
+    data = rows_of(tensor)
+    blocks = data.reshape(data.shape[0], -1, kind.block_bytes)
     d = blocks[..., :2] if kind.name in ("q2_0", "q4_0") else blocks[..., -2:]
     scales = np.ascontiguousarray(d).view(np.float16).astype(np.float32)
     return np.broadcast_to(scales, (*scales.shape[:2], kind.block)).reshape(scales.shape[0], -1)
@@ -228,6 +272,37 @@ def _compare_metadata(file: GGUFFile, model: Transformer, tokenizer: Tokenizer) 
     tokens = [tokenizer.token_text(token) for token in range(tokenizer.vocab_size)]
     if file.fields.get("tokenizer.ggml.tokens", [])[: len(tokens)] != tokens:
         raise ValidationFailure(f"{file.path}: the vocabulary differs from the tokenizer")
+
+
+def own_gains(model: Transformer) -> list[str]:
+    return [name for name, layer in model.linears() if layer.gain != 1]
+
+
+@torch.no_grad()
+def compare_with_reload(path: Path, model: Transformer, prompts: Sequence[Sequence[int]]) -> float:
+    """Largest difference of logits between the file in the packed runtime and the model, as the file rounds its head."""
+    from nanochat_cli.inference.load_gguf import load_gguf
+    from nanochat_cli.inference.packed_model import PackedTransformer
+
+    loaded = load_gguf(path)[0]
+    packed = PackedTransformer.from_model(loaded, fused=False)
+    rounded = [(model.embedding.weight, loaded.embedding.weight), (model.unembedding, loaded.unembedding)]
+    for (_, ours), (_, theirs) in zip(model.linears(), loaded.linears(), strict=True):
+        if not ours.quant.enabled:
+            rounded.append((ours.weight, theirs.weight))
+    original = {id(parameter): (parameter, parameter.data) for parameter, _ in rounded}
+    try:
+        for parameter, source in rounded:
+            parameter.data = source.data.to(parameter.device)
+        worst = 0.0
+        for prompt in prompts[:: max(1, len(prompts) // 8)]:
+            tokens = torch.tensor([list(prompt)])
+            ours = model.logits(model(tokens.to(model.device))).cpu()
+            worst = max(worst, float((packed.logits(packed(tokens)) - ours).abs().max()))
+    finally:
+        for parameter, data in original.values():
+            parameter.data = data
+    return worst
 
 
 # --- llama.cpp against the model --------------------------------------------------------------------------------------
@@ -250,7 +325,7 @@ def compare_with_llama_cpp(
     prompts: token ids, 1 to max_seq_len each.
     """
     types = GGUFFile(path).tensors
-    linear_types = {name: _type_name(types[tensor_name(f"{name}.weight")]) for name, _ in model.linears()}
+    linear_types = {name: _type_name(types[tensor_name(f"{name}.weight", model.config)]) for name, _ in model.linears()}
     head_type = _type_name(types["token_embd.weight"])
 
     def ours(jitter: Jitter | None = None) -> NDArray[np.float64]:
@@ -263,10 +338,11 @@ def compare_with_llama_cpp(
     def difference(other: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.where(comparable, other - exact, 0)
 
+    last_bits = LAST_BITS_OF_HYBRIDS if model.config.is_hybrid else LAST_BITS
     stable = np.ones(len(prompts), dtype=bool)
     for seed in range(N_DISTURBANCES):
         if stable.any():
-            stable &= np.abs(difference(ours(Jitter(LAST_BITS, seed)))).max(axis=-1) <= STABLE
+            stable &= np.abs(difference(ours(Jitter(last_bits, seed)))).max(axis=-1) <= STABLE
     worst = np.abs(difference(theirs)).max(axis=-1)
     within = worst <= tolerance
     return LlamaCppComparison(

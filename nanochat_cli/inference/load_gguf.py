@@ -17,10 +17,18 @@ from numpy.typing import NDArray
 from nanochat_cli.config.schema import ModelConfig, QuantConfig
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import DataError
-from nanochat_cli.export.architecture import ARCHITECTURES, config_from_metadata, file_row_order, tensor_name
+from nanochat_cli.export.architecture import ARCHITECTURES, config_from_metadata
 from nanochat_cli.export.gguf_file import GGUFFile
 from nanochat_cli.export.packing import TERNARY_TYPES, unpack
+from nanochat_cli.export.tensor_names import (
+    file_row_order,
+    from_file,
+    gain_name,
+    stack_shape,
+    tensor_name,
+)
 from nanochat_cli.export.tokenizer_metadata import tokenizer_from_metadata
+from nanochat_cli.model.hyper_connections import permutation_matrices
 from nanochat_cli.model.rope import rope_table
 from nanochat_cli.model.transformer import Transformer
 from nanochat_kernels import Granularity, Ternary
@@ -61,7 +69,7 @@ def _load(file: GGUFFile) -> tuple[Transformer, Tokenizer]:
     linears = dict(model.linears())
     matrices: dict[str, Matrix] = {}
     for key, parameter in model.state_dict().items():
-        tensor = file.tensors[tensor_name(key)]
+        tensor = file.tensors[tensor_name(key, config)]
         name = key.removesuffix(".weight")
         order = file_row_order(arch, key, config)
         rows = slice(None) if order is None else np.argsort(order)
@@ -69,13 +77,20 @@ def _load(file: GGUFFile) -> tuple[Transformer, Tokenizer]:
             codes, scales = _ternary(tensor, config.quant.scale)
             matrices[name] = codes[rows], scales[rows]
         else:
-            parameter.copy_(torch.from_numpy(_float(tensor)[rows]))
+            parameter.copy_(torch.from_numpy(from_file(key, _float(tensor))[rows]))
+    for name, layer in linears.items():
+        gain = file.tensors.get(gain_name(tensor_name(f"{name}.weight", config)))
+        if gain is not None:
+            if (gain.data != gain.data[0]).any():
+                raise DataError(f"tensor {gain.name} differs between experts: not supported")
+            layer.gain = float(gain.data[0])
+    _fill_buffers(model)
     granularity = _declared_granularity(file.fields) or _coarsest_granularity(matrices)
     for name, (codes, scales) in matrices.items():
         grouped = _grouped(scales, codes.shape[1], granularity)
         if grouped is None:
             raise DataError(
-                f"{tensor_name(name + '.weight')} has finer scales than nanochat.quant.scale = {granularity}"
+                f"{tensor_name(name + '.weight', config)} has finer scales than nanochat.quant.scale = {granularity}"
             )
         linears[name].set_ternary(Ternary(torch.from_numpy(codes), torch.from_numpy(grouped), granularity))
     config.quant.scale = granularity  # pyright: ignore[reportAttributeAccessIssue] - one of the Literal's values
@@ -110,10 +125,15 @@ def _is_ternary(file: GGUFFile) -> bool:
 
 def _check_tensors(file: GGUFFile, model: Transformer) -> None:
     """Every tensor of the model is there with its shape, and nothing else; before any memory is taken for it."""
-    expected = {tensor_name(key): list(weight.shape) for key, weight in model.state_dict().items()}
+    config = model.config
+    expected = {
+        tensor_name(key, config): list(stack_shape(tuple(weight.shape), key, config))
+        for key, weight in model.state_dict().items()
+    }
     if missing := sorted(expected.keys() - file.tensors.keys()):
         raise DataError(f"tensor {missing[0]} is missing")
-    if extra := sorted(file.tensors.keys() - expected.keys()):
+    gains = {gain_name(tensor_name(f"{name}.weight", config)) for name, _ in model.linears()}
+    if extra := sorted(file.tensors.keys() - expected.keys() - gains):
         raise DataError(
             f"tensor {extra[0]} is not part of a {file.fields['general.architecture']} model that we compute"
         )
@@ -123,9 +143,19 @@ def _check_tensors(file: GGUFFile, model: Transformer) -> None:
             raise DataError(f"tensor {name} has shape {stored} where the metadata asks for {shape}")
 
 
+def _fill_buffers(model: Transformer) -> None:
+    """Those that no file holds, which `to_empty` left undefined."""
+    for _, mix in model.hyper_connections():
+        mix.permutations.copy_(permutation_matrices(mix.streams).flatten(1))
+    for _, moe in model.mixtures():
+        moe.load.zero_()
+        moe.dropped.zero_()
+        moe.loss_scale.fill_(1)
+
+
 def _float(tensor: ReaderTensor) -> NDArray[np.float32]:
     try:
-        values = gguf.quants.dequantize(np.array(tensor.data), tensor.tensor_type)
+        values = gguf.quants.dequantize(_rows(tensor), tensor.tensor_type)
     except NotImplementedError as error:
         raise DataError(f"tensor {tensor.name} has type {tensor.tensor_type.name}, which we cannot read") from error
     return np.ascontiguousarray(values, dtype=np.float32)
@@ -133,9 +163,15 @@ def _float(tensor: ReaderTensor) -> NDArray[np.float32]:
 
 def _ternary(tensor: ReaderTensor, granularity: Granularity) -> Matrix:
     if name := _TERNARY_BY_GGML_TYPE.get(tensor.tensor_type):
-        codes, scales = unpack(name, np.array(tensor.data), tensor.name)
+        codes, scales = unpack(name, _rows(tensor), tensor.name)
         return codes, scales.astype(np.float32)
     return _split_product(_float(tensor), granularity, tensor.name)
+
+
+def _rows(tensor: ReaderTensor) -> NDArray[Any]:
+    """The stored values, the experts of a mixture [E, N, K] as rows [E · N, K]."""
+    data = np.array(tensor.data)
+    return data.reshape(-1, data.shape[-1]) if data.ndim == 3 else data
 
 
 def _split_product(values: NDArray[np.float32], granularity: Granularity, what: str) -> Matrix:

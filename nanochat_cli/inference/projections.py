@@ -32,7 +32,7 @@ class PackedProjection:
     """int8 activations times packed weights. fused: norm and gate by the backend's own kernel, not by torch."""
 
     def __init__(self, layers: Sequence[BitLinear], backend: str | None, fused: bool, device: torch.device) -> None:
-        self.weight = PackedTernary.concatenate([PackedTernary.pack(layer.ternary()) for layer in layers]).to(device)
+        self.weight = PackedTernary.concatenate([_packed(layer) for layer in layers]).to(device)
         self.backend, self.fused = backend, fused
 
     @property
@@ -107,6 +107,11 @@ class Pack:
         return None
 
 
+def _packed(layer: BitLinear) -> PackedTernary:
+    weight = PackedTernary.pack(layer.ternary())
+    return weight if layer.gain == 1 else PackedTernary(weight.packed, weight.scales * layer.gain, weight.columns)
+
+
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return nn.functional.silu(gate) * up
 
@@ -116,9 +121,10 @@ def _operand(layer: BitLinear) -> tuple[Tensor, Tensor]:
 
     With one scale per row the operand is the codes, whose products with int8 are exact; groups are multiplied out.
     """
+    gain = torch.full((layer.out_features,), layer.gain, device=layer.weight.device)
     if not layer.quant.enabled:
-        return layer.weight.detach(), torch.ones(layer.out_features, device=layer.weight.device)
+        return layer.weight.detach(), gain
     ternary = layer.ternary()
     if ternary.scales.shape[1] > 1:
-        return ternary.dequantize(), torch.ones(layer.out_features, device=layer.weight.device)
-    return ternary.codes.float(), ternary.scales.reshape(-1).expand(layer.out_features)
+        return ternary.dequantize(), gain
+    return ternary.codes.float(), ternary.scales.reshape(-1) * gain

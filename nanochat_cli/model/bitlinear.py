@@ -39,6 +39,8 @@ class BitLinear(nn.Module):
         self.out_features = out_features
         self.quant = quant
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.gain = 1.0
+        """Factor on the output, of a layer read from a file that has one; 1 in training."""
         self.form: Form = "float"
         self.grad_input: GradInput = "exact"
         self._loaded: Ternary | None = None
@@ -57,9 +59,11 @@ class BitLinear(nn.Module):
     def project(self, quantized: QuantizedInput | Tensor) -> Tensor:
         """The matrix product alone. quantized: [..., in], from `quantize_input` or any tensor. Returns [..., out]."""
         if self.quant.enabled:
-            return bit_linear(quantized, self.weight, self._weight(), grad_input=self.grad_input)
-        assert isinstance(quantized, Tensor)
-        return nn.functional.linear(quantized, self.weight)
+            y = bit_linear(quantized, self.weight, self._weight(), grad_input=self.grad_input)
+        else:
+            assert isinstance(quantized, Tensor)
+            y = nn.functional.linear(quantized, self.weight)
+        return y if self.gain == 1 else y * self.gain
 
     def forward(self, x: Tensor) -> Tensor:
         return self.project(self.quantize_input(x))

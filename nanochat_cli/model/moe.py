@@ -45,6 +45,7 @@ class ExpertLinear(BitLinear):
         rows = slice(index * n, (index + 1) * n)
         layer = BitLinear(self.in_features, n, self.quant).to(self.weight.device)
         layer.weight.data = self.weight.detach()[rows]
+        layer.gain = self.gain
         if self.quant.enabled:
             whole = self.ternary()
             scales = whole.scales if len(whole.scales) == 1 else whole.scales[rows]
@@ -55,7 +56,8 @@ class ExpertLinear(BitLinear):
     def project_sorted(self, quantized: QuantizedInput | Tensor, routing: Routing) -> Tensor:
         """[R, K], rows in the order of the routing, to [R, N]."""
         weight = self._weight() if self.quant.enabled else LinearWeight(self.weight.detach(), None)
-        return grouped_bit_linear(quantized, self.weight, weight, routing.counts, routing.experts)
+        y = grouped_bit_linear(quantized, self.weight, weight, routing.counts, routing.experts)
+        return y if self.gain == 1 else y * self.gain
 
 
 class MoE(nn.Module):
