@@ -148,7 +148,7 @@ def verify_gguf(
     reloaded = compare_with_reload(path, model, probe_prompts(model, tokenizer))
     if reloaded > RELOAD_TOLERANCE:
         raise ValidationFailure(
-            f"{path}: our own runtime computes logits that are {reloaded:.1e} away from the model's; do not use this file"
+            f"{path}: our own runtime computes logits {reloaded:.1e} away from the model's; do not use this file"
         )
     own = architecture_of(model.config) is OWN
     if ask_llama_cpp and not own and llama_cpp.is_available():
@@ -167,7 +167,7 @@ def verify_gguf(
         n_values,
         comparison,
         reloaded,
-        len(own_gains(model)),
+        sum(layer.gain != 1 for _, layer in model.linears()),
     )
 
 
@@ -274,13 +274,9 @@ def _compare_metadata(file: GGUFFile, model: Transformer, tokenizer: Tokenizer) 
         raise ValidationFailure(f"{file.path}: the vocabulary differs from the tokenizer")
 
 
-def own_gains(model: Transformer) -> list[str]:
-    return [name for name, layer in model.linears() if layer.gain != 1]
-
-
 @torch.no_grad()
 def compare_with_reload(path: Path, model: Transformer, prompts: Sequence[Sequence[int]]) -> float:
-    """Largest difference of logits between the file in the packed runtime and the model, as the file rounds its head."""
+    """Largest difference of logits: the file in the packed runtime, and the model with its head rounded alike."""
     from nanochat_cli.inference.load_gguf import load_gguf
     from nanochat_cli.inference.packed_model import PackedTransformer
 

@@ -31,7 +31,7 @@ def recurrent_delta_rule(
 def chunked_delta_rule(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor | None = None, chunk: int = 64
 ) -> tuple[Tensor, Tensor]:
-    """As `recurrent_delta_rule`, `chunk` tokens at a time; any length (the end is padded with tokens that do nothing)."""
+    """As `recurrent_delta_rule`, `chunk` tokens at a time; any length, padded with tokens that do nothing."""
     length = q.shape[2]
     padding = -length % chunk
     if padding:

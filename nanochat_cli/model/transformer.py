@@ -8,7 +8,7 @@ training loss reads `hidden` and `unembedding` so that it can avoid holding all 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -69,6 +69,25 @@ class Block(nn.Module):
         return self.delta(x, cache)
 
 
+def init_linears(
+    linears: Iterable[tuple[str, BitLinear]], config: ModelConfig, generator: torch.Generator | None = None
+) -> None:
+    """Normal latents of named layers; those that write into the residual stream shrink with 1 / sqrt(2 L)."""
+    output_std = config.output_init_scale * config.matrix_std / math.sqrt(2 * config.n_layers)
+    for name, layer in linears:
+        writes_residual = name.endswith((".wo", ".w_down", ".w_out"))
+        nn.init.normal_(layer.weight, std=output_std if writes_residual else config.matrix_std, generator=generator)
+
+
+def use_forms(linears: Iterable[tuple[str, BitLinear]], form: Form | None = None) -> None:
+    """Compute ternary products in this form, or in the measured faster one (None), where the layer can."""
+    for _, layer in linears:
+        if layer.quant.enabled:
+            fits = layer.quant.activations and layer.in_features % PLANE == 0 and not isinstance(layer, ExpertLinear)
+            chosen = form or choose_form(layer.weight.device, layer.in_features, layer.out_features)
+            layer.use_form(chosen if fits else "float")
+
+
 class Transformer(nn.Module):
     """tokens int64 [B, T] to hidden float [B, T, C]; `logits` maps hidden to [B, T, V]."""
 
@@ -94,12 +113,7 @@ class Transformer(nn.Module):
         nn.init.normal_(self.embedding.weight, std=self.config.embedding_std, generator=generator)
         if self.head is not None:
             nn.init.normal_(self.head.weight, std=self.config.head_std, generator=generator)
-        output_std = self.config.output_init_scale * self.config.matrix_std / math.sqrt(2 * self.config.n_layers)
-        for name, layer in self.linears():
-            writes_residual = name.endswith((".wo", ".w_down", ".w_out"))
-            nn.init.normal_(
-                layer.weight, std=output_std if writes_residual else self.config.matrix_std, generator=generator
-            )
+        init_linears(self.linears(), self.config, generator)
         for module in self.modules():
             if isinstance(module, GatedDeltaNet):
                 module.init_weights(self.config.matrix_std, generator)
@@ -177,11 +191,7 @@ class Transformer(nn.Module):
 
         The values are the same. Layers that read one input take one form; what cannot be int8 stays float.
         """
-        for _, layer in self.ternary_layers():
-            device, quant = layer.weight.device, layer.quant
-            fits = quant.activations and layer.in_features % PLANE == 0
-            chosen = form or choose_form(device, layer.in_features, layer.out_features)
-            layer.use_form(chosen if fits and not isinstance(layer, ExpertLinear) else "float")
+        use_forms(self.linears(), form)
 
     def requantize(self) -> None:
         """Refresh every effective weight; to be called after an optimizer step or a load."""

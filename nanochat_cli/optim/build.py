@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nanochat_cli.config.schema import OptimConfig
 from nanochat_cli.errors import DataError
 from nanochat_cli.model.moe import ExpertLinear
+from nanochat_cli.model.mtp import MTP
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.optim.adamw import AdamW
 from nanochat_cli.optim.lion import Lion
@@ -95,11 +96,14 @@ class Optimizers:
         return sum(t.numel() * t.element_size() for group in self.groups for t in group.optimizer.state_tensors())
 
 
-def build_optimizer(model: Transformer, config: OptimConfig) -> Optimizers:
-    """Assign every trained parameter of `model` to exactly one group."""
+def build_optimizer(model: Transformer, config: OptimConfig, mtp: MTP | None = None) -> Optimizers:
+    """Assign every trained parameter of `model`, and of `mtp` under the prefix `mtp.`, to exactly one group."""
     matrices = {f"{name}.weight" for name, _ in model.linears()}
     experts = {f"{name}.weight": m.experts for name, m in model.named_modules() if isinstance(m, ExpertLinear)}
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if mtp is not None:
+        matrices |= {f"mtp.{name}.weight" for name, _ in mtp.linears()}
+        named += [(f"mtp.{name}", p) for name, p in mtp.named_parameters()]
     members: dict[str, list[tuple[str, nn.Parameter]]] = {"matrix": [], "embedding": [], "head": [], "scalar": []}
     for name, parameter in named:
         kind = "matrix" if name in matrices else name.split(".")[0]

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from nanochat_cli.config.schema import Config
-from nanochat_cli.errors import ConfigError, Interrupted
+from nanochat_cli.errors import ConfigError, DataError, Interrupted
 from nanochat_cli.evaluation.bits_per_byte import HeldOut, evaluate
-from nanochat_cli.model.transformer import Transformer
+from nanochat_cli.model.mtp import build_mtp
+from nanochat_cli.model.transformer import Transformer, use_forms
 from nanochat_cli.optim import build_optimizer
 from nanochat_cli.report.live import LiveView
 from nanochat_cli.report.metrics_log import MetricsLog
@@ -103,11 +104,16 @@ class Trainer:
         torch.manual_seed(config.run.seed)
         self.model = Transformer(config.model).to(self.device)
         self.model.gradient_checkpointing = config.train.gradient_checkpointing
-        self.model.use_forms(None if config.train.forward == "auto" else config.train.forward)
+        self.mtp = build_mtp(config.model, config.mtp)
+        form = None if config.train.forward == "auto" else config.train.forward
+        self.model.use_forms(form)
+        if self.mtp is not None:
+            self.mtp.to(self.device)
+            use_forms(self.mtp.linears(), form)
         require_float8(config.train.grad_input, self.device)
         for _, layer in self.model.ternary_layers():
             layer.grad_input = config.train.grad_input
-        self.optimizers = build_optimizer(self.model, config.optim)
+        self.optimizers = build_optimizer(self.model, config.optim, self.mtp)
         self.skip_policy = SkipPolicy(config.train.spike_factor, config.train.max_skipped_steps)
         self.telemetry = TernaryTelemetry()
         self._saved_step: int | None = None
@@ -124,7 +130,7 @@ class Trainer:
             self.progress.compiled = decision.compile
             self.progress.micro_batch = config.train.batch_size
             reporter.info(f"{'compiled' if decision.compile else 'eager'}: {decision.reason}")
-        self.gradient_step = GradientStep(self.model, config.train, self.autocast_dtype, reporter.warn)
+        self.gradient_step = GradientStep(self.model, config.train, self.autocast_dtype, reporter.warn, self.mtp)
         self.gradient_step.micro_batch = self.progress.micro_batch
         if self.progress.compiled:
             compile_blocks(self.model)
@@ -183,15 +189,20 @@ class Trainer:
         progress, optim = self.progress, self.config.optim
         inputs, targets = (t.to(self.device, non_blocking=True) for t in self.data.batch(progress.step))
         waited = time.perf_counter() - started
+        self.gradient_step.progress = progress.step / progress.total_steps
         loss = self.gradient_step(inputs, targets, self.optimizers.zero_grad)
         progress.micro_batch = self.gradient_step.micro_batch
         norm = self.optimizers.clip_grad_norm(self.config.train.grad_clip)
-        loss_value, objective, norm_value = read_scalars(loss, norm)
+        loss_value, objective, norm_value, *ahead = read_scalars(loss, norm)
         saved = None if self._saved_step is None else f"step {self._saved_step}"
         reason = self.skip_policy.reason_to_skip(objective, norm_value, saved)
         if reason is None:
             multiplier = self.optimizers.step(progress.step, progress.total_steps)
             self.model.requantize()
+            if self.mtp is not None:
+                self.mtp.requantize()
+            for _, moe in self.model.mixtures():
+                moe.update_balance()
         else:
             multiplier = 0.0
             self.view.event(f"step {progress.step + 1} skipped: {reason}")
@@ -201,7 +212,28 @@ class Trainer:
         progress.tokens += inputs.numel()
         progress.seconds += seconds
         self._fit_budget(seconds)
-        self._record(loss_value, objective, norm_value, multiplier * optim.lr, inputs.numel(), waited, seconds)
+        extra = {f"loss/mtp_{i + 1}": value for i, value in enumerate(ahead)} | self._expert_load()
+        self._record(loss_value, objective, norm_value, multiplier * optim.lr, inputs.numel(), waited, seconds, extra)
+
+    def _expert_load(self) -> dict[str, float]:
+        """How evenly the experts were used since the last call; nothing without a mixture."""
+        mixtures = [moe for _, moe in self.model.mixtures()]
+        if not mixtures:
+            return {}
+        metrics: dict[str, float] = {}
+        logged = self.progress.step % self.config.train.log_interval == 0
+        if logged:
+            load = torch.stack([moe.load for moe in mixtures])
+            spread = (load.std(dim=1, correction=0) / load.mean(dim=1)).mean()
+            largest = (load.amax(dim=1) / load.mean(dim=1)).max()
+            dropped = torch.stack([moe.dropped for moe in mixtures]).sum() / load.sum()
+            values = torch.stack((spread, largest, dropped)).tolist()
+            metrics = dict(zip(("moe/load_spread", "moe/largest_load", "moe/dropped"), values, strict=True))
+        if logged or self.config.model.moe.balance == "bias":  # the bias follows the load of one step
+            for moe in mixtures:
+                moe.load.zero_()
+                moe.dropped.zero_()
+        return metrics
 
     def _fit_budget(self, seconds: float) -> None:
         progress = self.progress
@@ -211,7 +243,15 @@ class Trainer:
         progress.total_is_final = self.budget.must_freeze(progress.step, progress.total_steps)
 
     def _record(
-        self, loss: float, objective: float, norm: float, lr: float, tokens: int, waited: float, seconds: float
+        self,
+        loss: float,
+        objective: float,
+        norm: float,
+        lr: float,
+        tokens: int,
+        waited: float,
+        seconds: float,
+        extra: Mapping[str, float],
     ) -> None:
         progress = self.progress
         rate = tokens / seconds
@@ -237,6 +277,7 @@ class Trainer:
             "throughput/utilisation": utilisation,
             "throughput/data_wait_ms": waited * 1e3,
             "throughput/step_ms": seconds * 1e3,
+            **extra,
         }
         measured = progress.step % self.config.telemetry.interval == 0 and self.config.model.quant.enabled
         if measured:
@@ -306,6 +347,10 @@ class Trainer:
             "telemetry": self.telemetry.state_dict(),
             "random": checkpoints.rng_state(),
         }
+        if self.mtp is not None:
+            tensors["mtp"] = self.mtp.state_dict()
+        if mixtures := dict(self.model.mixtures()):
+            tensors["expert_load"] = {name: {"load": m.load, "dropped": m.dropped} for name, m in mixtures.items()}
         state = {"progress": asdict(self.progress), "skip_policy": self.skip_policy.state_dict()}
         checkpoints.save(
             self.run_dir,
@@ -324,6 +369,17 @@ class Trainer:
         checkpoints.require_same_model(checkpoint, self.config.model.model_dump(mode="json"), self.model.state_dict())
         self.model.load_state_dict(checkpoint.tensors["model"])
         self.model.requantize()
+        if self.mtp is not None:
+            if "mtp" not in checkpoint.tensors:
+                raise DataError(
+                    f"{checkpoint.path} was trained without multi-token prediction: resume with mtp.enabled = false"
+                )
+            self.mtp.load_state_dict(checkpoint.tensors["mtp"])
+            self.mtp.requantize()
+        for name, moe in self.model.mixtures():
+            saved = checkpoint.tensors["expert_load"][name]
+            moe.load.copy_(saved["load"])
+            moe.dropped.copy_(saved["dropped"])
         self.optimizers.load_state_dict(checkpoint.tensors["optimizer"])
         self.telemetry.load_state_dict(checkpoint.tensors["telemetry"], self.device)
         checkpoints.restore_rng_state(checkpoint.tensors["random"])
@@ -346,10 +402,10 @@ class Trainer:
         return min(expected, self.config.train.time_budget or expected)
 
 
-def read_scalars(loss: BatchLoss, norm: Tensor) -> tuple[float, float, float]:
-    """Cross-entropy, objective and gradient norm: the one host sync of a step."""
-    cross_entropy, objective, value = torch.stack((loss.cross_entropy, loss.objective, norm.float())).tolist()
-    return cross_entropy, objective, value
+def read_scalars(loss: BatchLoss, norm: Tensor) -> list[float]:
+    """Cross-entropy, objective, gradient norm, and cross-entropies of tokens ahead: the one host sync of a step."""
+    headline = torch.stack((loss.cross_entropy, loss.objective, norm.float()))
+    return torch.cat((headline, loss.ahead)).tolist()
 
 
 def choose_device(name: str) -> torch.device:

@@ -57,8 +57,8 @@ def test_llama_cpp_computes_the_same_logits(
 ) -> None:
     """Within 1e-3 on prompts that hang on no rounding tie, and within the rounding noise on the others.
 
-    DeltaNet's exponentials leave 1e-5 between two programs, so that nearly every prompt of a hybrid hangs on a tie; there
-    the comparison without rounding below is the strict one.
+    DeltaNet's exponentials leave 1e-5 between two programs, so that nearly every prompt of a hybrid hangs on a tie;
+    there the comparison without rounding below is the strict one.
     """
     model = build(f"plain+{parts}+{head}", vocab_size=VOCAB_SIZE)
     path = tmp_path / "model.gguf"

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tests.architectures import COMBINATIONS, build
 
 from nanochat_cli.inference.kv_cache import KVCache
 from nanochat_cli.inference.packed_model import PackedTransformer
+from tests.architectures import COMBINATIONS, build
 
 TOKENS = torch.randint(288, (2, 24), generator=torch.Generator().manual_seed(3))
 

@@ -1,0 +1,83 @@
+"""Every combination of architectures trains, resumes bit for bit, and exports what it trained."""
+
+import pytest
+import torch
+
+from nanochat_cli.data.tokenizer import Tokenizer
+from nanochat_cli.config.schema import ExportConfig
+from nanochat_cli.export.gguf import export_gguf
+from nanochat_cli.export.verify import verify_gguf
+from nanochat_cli.training import checkpoints
+from nanochat_cli.training.trainer import Trainer
+from tests.architectures import COMBINATIONS, shape
+from tests.training.synthetic import SyntheticData, tiny_config
+from tests.training.test_trainer import assert_same_metrics
+
+MTP_KINDS = ["heads", "shared", "nextn"]
+
+
+def trainer(config, *, resume: bool = False) -> Trainer:
+    from nanochat_cli.report.reporter import QuietReporter
+
+    data = SyntheticData(config.train.batch_size * config.train.grad_accum, config.train.seq_len)
+    run_dir = config.run.dir / "tiny"
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return Trainer(config, data, run_dir, QuietReporter(), resume=resume)
+
+
+def assert_resumes(tmp_path, **sections) -> Trainer:
+    """3 steps in one go and 2 + 1 give the same checkpoint and the same metrics."""
+    whole = trainer(tiny_config(tmp_path / "whole", **sections))
+    whole.fit()
+    part = trainer(tiny_config(tmp_path / "part", **sections))
+    with part.log:
+        for _ in range(2):
+            part._step()
+            part._between_steps()
+        part.save()
+    trainer(tiny_config(tmp_path / "part", **sections), resume=True).fit()
+    one, other = (checkpoints.load(tmp_path / name / "tiny").tensors for name in ("whole", "part"))
+    assert one.keys() == other.keys()
+    assert_equal_trees(one, other)
+    assert_same_metrics(tmp_path / "whole" / "tiny", tmp_path / "part" / "tiny")
+    return whole
+
+
+def assert_equal_trees(one, other) -> None:
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert_equal_trees(one[name], other[name])
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+
+
+TRAIN = {"total_steps": 3, "batch_size": 2, "grad_accum": 2}
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS)
+def test_three_steps_resume_bit_for_bit_and_export(tmp_path, combination):
+    model = shape(combination, max_seq_len=16, n_heads=2, n_kv_heads=1)
+    run = assert_resumes(tmp_path, model=model, train=TRAIN)
+    tokenizer = Tokenizer.train(["def f(x):\n    return x + 1\n"] * 20, 288)
+    path = tmp_path / "model.gguf"
+    export_gguf(run.model.eval(), tokenizer, path, ExportConfig(head="f32"), {"run": "test"})
+    assert verify_gguf(path, run.model, tokenizer, ask_llama_cpp=False).reload_difference <= 1e-4
+
+
+@pytest.mark.parametrize("kind", MTP_KINDS)
+@pytest.mark.parametrize("combination", ["plain+attention+dense+untied", "mhc-2+hybrid+moe+tied"])
+def test_multi_token_prediction_resumes_bit_for_bit(tmp_path, combination, kind):
+    model = shape(combination, max_seq_len=16, n_heads=2, n_kv_heads=1)
+    run = assert_resumes(tmp_path, model=model, train=TRAIN, mtp={"enabled": True, "kind": kind, "n_tokens": 2})
+    assert run.mtp is not None
+    assert not any("mtp" in name for name in run.model.state_dict())
+
+
+def test_a_selection_bias_is_saved_and_moves(tmp_path):
+    model = shape("plain+attention+moe+untied", max_seq_len=16)
+    model["moe"] = {"enabled": True, "experts": 4, "balance": "bias"}
+    run = assert_resumes(tmp_path, model=model, train=TRAIN)
+    for _, moe in run.model.mixtures():
+        assert moe.balance_bias is not None
+        assert moe.balance_bias.abs().max() > 0
