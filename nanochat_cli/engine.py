@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 from nanochat_cli import __version__
 from nanochat_cli.config.load import CONFIG_FILE, config_to_toml
 from nanochat_cli.config.schema import Config, ExportConfig
-from nanochat_cli.errors import DataError
+from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.report.quantities import format_quantity
 from nanochat_cli.report.reporter import Reporter
 
 if TYPE_CHECKING:
     from nanochat_cli.data.shards import ShardReader
     from nanochat_cli.data.tokenizer import Tokenizer
+    from nanochat_cli.inference.packed_model import PackedTransformer
+    from nanochat_cli.inference.sampling import SamplingConfig
+    from nanochat_cli.model.mtp import MTP
     from nanochat_cli.model.transformer import Transformer
 
 GGUF_FILE = "model.gguf"
@@ -99,10 +102,20 @@ class Engine:
         self.reporter.table(str(run), ("measure", "value"), list(held_out.as_dict().items()))
         self.reporter.result({"run": str(run), **held_out.as_dict()})
 
-    def generate(self, target: Path, prompt: str, *, stream: bool, backend: str | None = None, **sampling: Any) -> str:
+    def generate(
+        self,
+        target: Path,
+        prompt: str,
+        *,
+        stream: bool,
+        backend: str | None = None,
+        speculate: int = 0,
+        **sampling: Any,
+    ) -> str:
         """Continue `prompt` with a run or a GGUF file; sampling: the fields of SamplingConfig. Returns the text.
 
-        backend: of the kernels (reference, cpu, triton); None: the device's own.
+        backend: of the kernels (reference, cpu, triton); None: the device's own. speculate: tokens to guess ahead with
+        the multi-token prediction of the run.
         """
         from nanochat_cli.inference.generate import generate
         from nanochat_cli.inference.packed_model import PackedTransformer
@@ -110,9 +123,13 @@ class Engine:
         from nanochat_cli.inference.stopwatch import Stopwatch
 
         settings = SamplingConfig(**sampling)
+        mtp = self._load_drafts(target) if speculate else None
         trained, tokenizer = self._load(target)
-        model = Stopwatch(PackedTransformer.from_model(trained, backend))
+        packed = PackedTransformer.from_model(trained, backend)
         del trained
+        if mtp is not None:
+            return self._speculate(target, packed, mtp, tokenizer, prompt, settings, speculate, stream=stream)
+        model = Stopwatch(packed)
         pieces: list[str] = []
         if stream:
             self.reporter.write(prompt)
@@ -124,6 +141,61 @@ class Engine:
         self.reporter.write("\n" if stream else f"{prompt}{text}\n")
         rates = {"prompt": model.prompt.tokens_per_second, "new": model.new.tokens_per_second}
         self.reporter.result({"target": str(target), "prompt": prompt, "text": text, "tokens_per_second": rates})
+        return text
+
+    def _load_drafts(self, target: Path) -> "MTP":
+        from nanochat_cli.inference.load import load_mtp
+
+        if target.suffix == ".gguf":
+            raise ConfigError(f"{target}: a GGUF file holds nothing that drafts: name the run, or leave out --speculate")
+        mtp = load_mtp(target)
+        if mtp is None:
+            raise ConfigError(
+                f"{target} was trained without multi-token prediction: train with --set mtp.enabled=true, "
+                "or leave out --speculate"
+            )
+        return mtp
+
+    def _speculate(
+        self,
+        target: Path,
+        model: "PackedTransformer",
+        mtp: "MTP",
+        tokenizer: "Tokenizer",
+        prompt: str,
+        settings: "SamplingConfig",
+        n_drafts: int,
+        *,
+        stream: bool,
+    ) -> str:
+        """As `generate`, with drafts; the result tells how many of them were right."""
+        import time
+
+        from nanochat_cli.inference.generate import as_text, encode_prompt
+        from nanochat_cli.inference.speculative import Acceptance, make_drafter, speculate_tokens
+
+        acceptance, started = Acceptance(), time.perf_counter()
+        drafter = make_drafter(model, mtp)
+        ids = encode_prompt(tokenizer, prompt)
+        found = speculate_tokens(model, drafter, ids, settings, n_drafts, tokenizer.eos_id, acceptance)
+        pieces: list[str] = []
+        if stream:
+            self.reporter.write(prompt)
+        for piece in as_text(found, tokenizer, settings.stop):
+            pieces.append(piece)
+            if stream:
+                self.reporter.write(piece)
+        text = "".join(pieces)
+        self.reporter.write("\n" if stream else f"{prompt}{text}\n")
+        seconds = time.perf_counter() - started
+        if acceptance.rate is not None:
+            self.reporter.info(
+                f"{acceptance.accepted} of {acceptance.drafted} drafts accepted ({acceptance.rate:.0%}), "
+                f"{acceptance.tokens_per_check:.2f} tokens per pass"
+            )
+        rates = {"prompt": None, "new": acceptance.tokens / seconds}
+        self.reporter.result({"target": str(target), "prompt": prompt, "text": text, "tokens_per_second": rates})
+        self.reporter.result({"acceptance_rate": acceptance.rate, "tokens_per_pass": acceptance.tokens_per_check})
         return text
 
     def export(self, run: Path, out: Path, export: ExportConfig) -> None:

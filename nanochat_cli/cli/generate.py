@@ -30,6 +30,9 @@ def generate(
     stop: Annotated[list[str], typer.Option(metavar="TEXT", help="End before this text; may be repeated.")] = [],  # noqa: B006
     stream: Annotated[bool, typer.Option(help="Show text as it comes.")] = True,
     backend: Backend = None,
+    speculate: Annotated[
+        int, typer.Option(min=0, max=4, metavar="N", help="Guess N tokens ahead with the run's own MTP modules; 0: off.")
+    ] = 0,
 ) -> None:
     """Continue a prompt with a run or a GGUF file of this project. The text goes to standard output."""
     from nanochat_cli.runs import find_run_or_gguf
@@ -40,6 +43,7 @@ def generate(
         prompt,
         stream=stream,
         backend=backend,
+        speculate=speculate,
         max_tokens=max_tokens,
         temperature=temperature,
         top_k=top_k,

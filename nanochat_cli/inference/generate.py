@@ -8,7 +8,7 @@ Context: when the positions of the model are used up, the later half of them is 
 """
 
 import codecs
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -46,11 +46,17 @@ def generate(model: LanguageModel, tokenizer: TextTokenizer, prompt: str, sampli
 
     An empty prompt starts a new document (it reads as EOS). Raises DataError when the prompt is too long.
     """
-    stream = TextStream(tokenizer, sampling.stop)
-    for tokens in generate_tokens(model, [encode_prompt(tokenizer, prompt)], sampling, eos_id=tokenizer.eos_id):
-        if tokens[0] is None:
+    batches = generate_tokens(model, [encode_prompt(tokenizer, prompt)], sampling, eos_id=tokenizer.eos_id)
+    yield from as_text((tokens[0] for tokens in batches), tokenizer, sampling.stop)
+
+
+def as_text(tokens: Iterable[int | None], tokenizer: TextTokenizer, stop: Sequence[str] = ()) -> Iterator[str]:
+    """Pieces of whole characters of a stream of token ids, up to a stop string or None."""
+    stream = TextStream(tokenizer, stop)
+    for token in tokens:
+        if token is None:
             break
-        if piece := stream.feed(tokens[0]):
+        if piece := stream.feed(token):
             yield piece
         if stream.stopped:
             return

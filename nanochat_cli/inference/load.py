@@ -10,8 +10,20 @@ from nanochat_cli.config.load import load_run_config
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import DataError
+from nanochat_cli.model.mtp import MTP, build_mtp
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.training import checkpoints
+
+
+def load_mtp(run_dir: Path, checkpoint: checkpoints.Which = "latest") -> MTP | None:
+    """The multi-token prediction of a run, ready for inference; None when it was trained without."""
+    config = load_run_config(run_dir)
+    mtp = build_mtp(config.model, config.mtp)
+    if mtp is not None:
+        mtp.load_state_dict(checkpoints.load(run_dir, checkpoint).tensors["mtp"])
+        mtp.requantize()
+        mtp.eval()
+    return mtp
 
 
 def load_run(run_dir: Path, checkpoint: checkpoints.Which = "latest") -> tuple[Transformer, Tokenizer, Config]:

@@ -121,6 +121,10 @@ class Transformer(nn.Module):
                 nn.init.normal_(module.router.weight, std=self.config.matrix_std, generator=generator)
         self.requantize()
 
+    def embed(self, tokens: Tensor) -> Tensor:
+        """int64 [B, T] to [B, T, C]."""
+        return self.embedding(tokens)
+
     def forward(self, tokens: Tensor, cache: "KVCache | None" = None) -> Tensor:
         """Hidden states after the final norm. Positions continue those in the cache. ValueError past max_seq_len."""
         start = 0 if cache is None else cache.length

@@ -1,0 +1,143 @@
+"""Held-out bits per byte of every architecture after the same steps on the same data, paired over seeds.
+
+    python benchmarks/architectures.py [--steps 200] [--seeds 3] [--out benchmarks/results/architectures.json]
+
+Width, depth, optimizer, batches and their order are those of the preset (quickstart) for all; seeds differ in the
+initial weights and the order of the data. Every run is an ordinary run of the trainer in a process of its own, and the
+variants take turns within a seed. Differences are paired by seed; the interval is the 95 % bootstrap interval of their
+mean, which with three seeds is a rough one. Time and memory are another measurement: `nanochat bench architectures`.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nanochat_cli.bench.result_file import Claim, Result, write_results
+from nanochat_cli.bench.variants import VARIANTS
+
+RESAMPLES = 10_000
+
+
+def one_run(arguments: argparse.Namespace) -> None:
+    """The child process: trains one variant and prints one JSON line."""
+    from nanochat_cli.config.load import resolve_config
+    from nanochat_cli.data.prepare import cached_dataset
+    from nanochat_cli.data.shards import ShardReader
+    from nanochat_cli.report.reporter import PlainReporter, QuietReporter
+    from nanochat_cli.training.shard_data import ShardData
+    from nanochat_cli.training.trainer import Trainer
+
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = [
+            *VARIANTS[arguments.one],
+            f"run.seed={arguments.seed}",
+            f"run.dir={folder}",
+            f"train.total_steps={arguments.steps}",
+            "train.compile=off",
+            "telemetry.tensorboard=false",
+            f"eval.interval={10 * arguments.steps}",
+            f"checkpoint.interval={10 * arguments.steps}",
+            *arguments.set,
+        ]
+        config = resolve_config([arguments.preset], None, overrides, print)
+        config.train.time_budget = None
+        config.run.name = "run"
+        data = ShardData(
+            ShardReader(cached_dataset(config, PlainReporter()), vocab_size=config.model.vocab_size), config
+        )
+        run = Path(folder, "run")
+        run.mkdir()
+        result = Trainer(config, data, run, QuietReporter()).fit()
+    found = {"bits_per_byte": result.held_out.bits_per_byte, "parameters": result.parameters}
+    print(json.dumps(found | {"tokens": result.progress.tokens, "skipped": result.skipped}))
+
+
+def interval(differences: list[float]) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean, resampled with a fixed seed."""
+    draws = np.random.default_rng(0).choice(differences, (RESAMPLES, len(differences)))
+    low, high = np.quantile(draws.mean(axis=1), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def judge(runs: dict[str, list[dict[str, Any]]]) -> tuple[list[Result], list[Claim]]:
+    """Results per variant and a claim for each but the plain one; ratio: plain / variant, above 1 is better."""
+    results, claims = [], []
+    plain = [run["bits_per_byte"] for run in runs["plain"]]
+    for variant, found in runs.items():
+        values = [run["bits_per_byte"] for run in found]
+        ratio = statistics.median(p / v for p, v in zip(plain, values, strict=True))
+        spread = (min(values), max(values))
+        other = variant != "plain"
+        results.append(
+            Result(
+                variant,
+                "held-out bits per byte",
+                statistics.median(values),
+                "bits/byte",
+                "plain" if other else None,
+                ratio if other else None,
+                values,
+                spread,
+            )
+        )
+        for key in ("parameters", "tokens"):
+            results.append(Result(variant, key, found[0][key], key))
+        if other:
+            differences = [v - p for v, p in zip(values, plain, strict=True)]
+            low, high = interval(differences)
+            mean = statistics.mean(differences)
+            results.append(
+                Result(variant, "difference to plain", mean, "bits/byte", runs=differences, spread=(low, high))
+            )
+            claims.append(
+                Claim(
+                    f"architectures-{variant}",
+                    f"{variant} has fewer bits per byte than the plain model after the same steps",
+                    "docs/methods",
+                    "< 0",
+                    f"{mean:+.4f}",
+                    "supported" if high < 0 else "not supported",
+                    (low, high),
+                    len(values),
+                )
+            )
+    return results, claims
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="quickstart")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "architectures.json")
+    parser.add_argument("--one", choices=VARIANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=1, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        one_run(arguments)
+        return
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for seed in range(1, arguments.seeds + 1):
+        for variant in arguments.variants:
+            command = [sys.executable, __file__, "--one", variant, "--seed", str(seed), "--preset", arguments.preset]
+            command += ["--steps", str(arguments.steps)]
+            command += [part for value in arguments.set for part in ("--set", value)]
+            finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            found = json.loads(finished.stdout.strip().splitlines()[-1])
+            print(f"seed {seed}  {variant:10s} {json.dumps(found)}", flush=True)
+            runs.setdefault(variant, []).append(found)
+        write_results(arguments.out, "architectures", *judge(runs), steps=arguments.steps, seeds=seed)
+    print(f"wrote {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Multi-token prediction against the shifted main loss, plain autograd, and its own definition."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from nanochat_cli.config.schema import MTPConfig, TrainConfig
+from nanochat_cli.model.mtp import IGNORE, MTP, build_mtp, shifted_targets
+from nanochat_cli.training.gradient_step import GradientStep
+from tests.architectures import build, shape
+
+FLOAT = {"quant": {"enabled": False}}
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    tokens = torch.randint(288, (3, 17), generator=torch.Generator().manual_seed(4))
+    targets = tokens[:, 1:].clone()
+    targets[1, 5] = IGNORE
+    return tokens[:, :-1], targets
+
+
+def make(kind: str, combination: str = "plain+attention+dense+untied", **mtp) -> tuple:
+    model = build(combination, **FLOAT).train()
+    return model, MTP(model.config, MTPConfig.model_validate({"enabled": True, "kind": kind, **mtp}))
+
+
+def test_off_is_nothing():
+    model = build("plain+attention+dense+untied")
+    assert build_mtp(model.config, MTPConfig()) is None
+
+
+def test_targets_move_and_leave_nothing_behind():
+    targets = torch.tensor([[1, 2, IGNORE, 4]])
+    assert shifted_targets(targets, 1).tolist() == [[2, IGNORE, 4, IGNORE]]
+    assert shifted_targets(targets, 3).tolist() == [[4, IGNORE, IGNORE, IGNORE]]
+    assert shifted_targets(targets, 9).tolist() == [[IGNORE] * 4]
+
+
+@pytest.mark.parametrize("kind", ["heads", "shared"])
+def test_a_head_that_copies_the_main_head_scores_exactly_the_shifted_main_loss(kind):
+    model, mtp = make(kind, n_tokens=3)
+    inputs, targets = batch()
+    for head in mtp.heads:
+        head.norm = torch.nn.Identity()
+        head.projection.weight.data = torch.eye(256)
+    loss = GradientStep(model, TrainConfig(batch_size=3, loss_chunk=7), None, print, mtp)(inputs, targets, lambda: None)
+    logits = model.logits(model(inputs)).detach()
+    for i in range(3):
+        moved = shifted_targets(targets, i + 1).flatten()
+        expected = F.cross_entropy(logits.flatten(0, 1), moved, ignore_index=IGNORE)
+        assert loss.ahead[i] == pytest.approx(expected.item(), abs=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["heads", "shared", "nextn"])
+@pytest.mark.parametrize("combination", ["plain+attention+dense+tied", "mhc-2+hybrid+moe+untied"])
+def test_objective_and_gradients_are_those_of_whole_logits(kind, combination):
+    model, mtp = make(kind, combination, n_tokens=2, weight=0.3, decay=0.5)
+    inputs, targets = batch()
+    step = GradientStep(model, TrainConfig(batch_size=3, loss_chunk=7), None, print, mtp)
+    step.progress = 0.25
+    modules = torch.nn.ModuleList([model, mtp])
+    loss = step(inputs, targets, modules.zero_grad)
+    found = {name: p.grad.clone() for name, p in modules.named_parameters() if p.grad is not None}
+    modules.zero_grad()
+    hidden = model(inputs)
+    weights = [0.3, 0.15] if kind != "nextn" else [0.3]
+    factor = 0.75 if kind == "shared" else 1.0
+    total = F.cross_entropy(model.logits(hidden).flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
+    for i, (state, weight) in enumerate(zip(mtp.hidden_states(model, hidden, targets), weights, strict=True)):
+        moved = shifted_targets(targets, i + 1).flatten()
+        part = F.cross_entropy(model.logits(state).flatten(0, 1), moved, ignore_index=IGNORE)
+        total = total + factor * weight * part
+    total.backward()
+    assert loss.objective.item() == pytest.approx(total.item(), abs=1e-5)
+    assert loss.cross_entropy < loss.objective
+    expected = {name: p.grad for name, p in modules.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).abs().max() <= 1e-5 * max(1.0, gradient.abs().max().item()), name
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in mtp.parameters())
+
+
+def test_heads_are_small_and_not_part_of_the_model():
+    model, mtp = make("heads", n_tokens=4)
+    assert sum(p.numel() for p in mtp.parameters()) == 4 * (256 * 256 + 256)
+    assert shape("plain+attention+dense+untied")["dim"] == 256
+    assert not any("mtp" in name or "heads" in name for name in model.state_dict())
