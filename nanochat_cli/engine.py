@@ -207,6 +207,7 @@ class Engine:
         from nanochat_cli.report.results import add_results
 
         model, tokenizer, config = load_run(run)
+        model = self._folded(model, out)
         report = export_gguf(model, tokenizer, out, export, self._provenance(run, config))
         for line in report.fallbacks:
             self.reporter.warn(line)
@@ -224,6 +225,27 @@ class Engine:
                 self.reporter.info(f"verified: {line}")
             self.reporter.result({"verify": asdict(verified)})
             add_results(run, verification=asdict(verified))
+
+    def _folded(self, model: "Transformer", out: Path) -> "Transformer":
+        """A model with several residual streams as a plain one where that is exact; says what happened."""
+        from nanochat_cli.export.mhc_fold import fold
+        from nanochat_cli.export.mhc_sidecar import write_sidecar
+
+        mhc = model.config.mhc
+        if mhc.streams == 1:
+            return model
+        if not mhc.dynamic:
+            write_sidecar(model, out.with_suffix(".mhc"))
+        folded = fold(model)
+        self.reporter.result({"fold": {"exact": folded.model is not None, "residual": repr(folded.residual)}})
+        if folded.model is None:
+            self.reporter.warn(
+                f"hyper-connections do not fold into an architecture of llama.cpp: {folded.reason}; "
+                "the file has our own, which nanochat generate runs (for llama.cpp train with model.mhc.streams = 1)"
+            )
+            return model
+        self.reporter.info(f"hyper-connections folded into a plain residual: logits within {folded.difference:.1e}")
+        return folded.model
 
     def quickstart(self, config: Config, run: Path) -> None:
         """The whole chain into the folder `run`: data, training, figures, a GGUF file, llama.cpp running it."""
