@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,7 @@ def judge(runs: dict[str, list[dict[str, Any]]]) -> tuple[list[Result], list[Cla
                 spread,
             )
         )
-        for key in ("parameters", "tokens"):
-            results.append(Result(variant, key, found[0][key], key))
+        results += [Result(variant, key, found[0][key], key) for key in ("parameters", "tokens")]
         if other:
             differences = [v - p for v, p in zip(values, plain, strict=True)]
             low, high = interval(differences)
@@ -116,6 +116,7 @@ def main() -> None:
     parser.add_argument("--preset", default="quickstart")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--parallel", type=int, default=1, help="runs at a time; their results do not depend on it")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "architectures.json")
@@ -125,16 +126,21 @@ def main() -> None:
     if arguments.one:
         one_run(arguments)
         return
-    runs: dict[str, list[dict[str, Any]]] = {}
+    runs: dict[str, list[dict[str, Any]]] = {variant: [] for variant in arguments.variants}
     for seed in range(1, arguments.seeds + 1):
-        for variant in arguments.variants:
+
+        def run(variant: str, seed: int = seed) -> dict[str, Any]:
             command = [sys.executable, __file__, "--one", variant, "--seed", str(seed), "--preset", arguments.preset]
             command += ["--steps", str(arguments.steps)]
             command += [part for value in arguments.set for part in ("--set", value)]
             finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             found = json.loads(finished.stdout.strip().splitlines()[-1])
             print(f"seed {seed}  {variant:10s} {json.dumps(found)}", flush=True)
-            runs.setdefault(variant, []).append(found)
+            return found
+
+        with ThreadPoolExecutor(arguments.parallel) as pool:
+            for variant, found in zip(arguments.variants, pool.map(run, arguments.variants), strict=True):
+                runs[variant].append(found)
         write_results(arguments.out, "architectures", *judge(runs), steps=arguments.steps, seeds=seed)
     print(f"wrote {arguments.out}")
 

@@ -121,7 +121,7 @@ def sections(
     device: torch.device, reporter: Reporter, rounds: int, steps: int, train_steps: int
 ) -> dict[str, Callable[[float], Found]]:
     """All of them by name, what matters most first."""
-    nano = resolve_config([PRESET, "h200"])
+    nano = resolve_config([PRESET, "llama-cpp", "h200"])
 
     def training(name: str, config: Config) -> Found:
         torch.cuda.empty_cache()

@@ -102,6 +102,58 @@ class Engine:
         self.reporter.table(str(run), ("measure", "value"), list(held_out.as_dict().items()))
         self.reporter.result({"run": str(run), **held_out.as_dict()})
 
+    def plan(self, config: Config, *, tokens: int | None, utilisation: float, peak_flops: float | None) -> None:
+        """Print what a configuration will take; nothing is trained."""
+        import torch
+
+        from nanochat_cli.config.size import format_parameters
+        from nanochat_cli.planning.plan import make_plan
+        from nanochat_cli.report.quantities import format_duration
+        from nanochat_cli.training.flops import measured_peak
+
+        if peak_flops is None:
+            peak_flops = measured_peak(torch.device("cpu"), torch.float32)
+            self.reporter.info(f"peak of this machine's CPU, measured: {peak_flops / 1e9:.0f} GFLOP/s (--peak-flops)")
+        found = make_plan(config, tokens=tokens, utilisation=utilisation, peak_flops=peak_flops)
+        counts = found.parameters
+        parts = {**asdict(counts), "multi-token prediction (not in the file)": found.mtp_parameters}
+        del parts["inactive"]
+        rows = [(name.replace("_", " "), f"{count:,}") for name, count in parts.items() if count]
+        rows += [
+            ("total of the model", format_parameters(counts.total)),
+            ("a token uses", format_parameters(counts.active)),
+        ]
+        self.reporter.table("parameters", ("part", "number"), rows)
+        memory = found.memory.as_dict()
+        rows = [(name.replace("_", " "), format_quantity(size, "B")) for name, size in memory.items() if size]
+        self.reporter.table("memory of a training step", ("part", "size"), rows)
+        self.reporter.table(
+            "run",
+            ("measure", "value"),
+            [
+                ("FLOPs per token, forward and backward", f"{found.flops_per_token:.3g}"),
+                ("GGUF file (TQ2_0)", format_quantity(found.gguf_bytes, "B")),
+                ("training tokens", f"{found.tokens:,}"),
+                (f"time at {utilisation:.0%} of {peak_flops:.3g} FLOP/s", format_duration(found.seconds)),
+            ],
+        )
+        self.reporter.result(
+            {
+                "parameters": {**parts, "total": counts.total, "active": counts.active},
+                "memory": memory,
+                "flops_per_token": found.flops_per_token,
+                "gguf_bytes": found.gguf_bytes,
+                "tokens": found.tokens,
+                "seconds": found.seconds,
+            }
+        )
+
+    def inspect(self, run: Path, *, mhc: bool, out: Path) -> None:
+        """Tables and a picture of the latest checkpoint: of its residual streams, or of its ternary layers."""
+        from nanochat_cli.inspection.inspect_run import inspect_streams, inspect_ternary
+
+        (inspect_streams if mhc else inspect_ternary)(run, out, self.reporter)
+
     def generate(
         self,
         target: Path,
@@ -147,7 +199,9 @@ class Engine:
         from nanochat_cli.inference.load import load_mtp
 
         if target.suffix == ".gguf":
-            raise ConfigError(f"{target}: a GGUF file holds nothing that drafts: name the run, or leave out --speculate")
+            raise ConfigError(
+                f"{target}: a GGUF file holds nothing that drafts: name the run, or leave out --speculate"
+            )
         mtp = load_mtp(target)
         if mtp is None:
             raise ConfigError(

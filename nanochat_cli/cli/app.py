@@ -44,6 +44,8 @@ COMMANDS: dict[str, Entry] = {
     "validate-e2e": Entry("validate", "Check the kernels of this machine.", hidden=True),
     "bench": Entry("bench", "Measure the kernels, or whole models against llama.cpp."),
     "benchmark": Entry("bench", "Measure the kernels, or whole models against llama.cpp.", hidden=True),
+    "plan": Entry("plan", "Print parameters, memory, file size and time of a configuration."),
+    "inspect": Entry("inspect", "Look into a run: health of its ternary layers and its residual streams."),
     "presets": Entry("presets", "List presets with their true sizes, or show one."),
 }
 

@@ -31,7 +31,8 @@ def generate(
     stream: Annotated[bool, typer.Option(help="Show text as it comes.")] = True,
     backend: Backend = None,
     speculate: Annotated[
-        int, typer.Option(min=0, max=4, metavar="N", help="Guess N tokens ahead with the run's own MTP modules; 0: off.")
+        int,
+        typer.Option(min=0, max=4, metavar="N", help="Guess N tokens ahead with the run's own MTP modules; 0: off."),
     ] = 0,
 ) -> None:
     """Continue a prompt with a run or a GGUF file of this project. The text goes to standard output."""

@@ -5,8 +5,8 @@ Little-endian: magic 0x6D484321, version 2, streams, sublayers (uint32 each); th
     2 streams, 36 bytes:   alpha logit; pre logits 2, pre bias 2, post logits 2, post bias 2
     4 streams, 160 bytes:  24 logits of the permutations; pre logits 4, pre bias 4, post logits 4, post bias 4
 
-pre = σ(logits + bias), post = 2 σ(logits + bias); ours are all bias, the logits are 0. With two streams the identity has
-the weight σ(alpha logit). Permutations in lexicographic order, the identity first.
+pre = σ(logits + bias), post = 2 σ(logits + bias); ours are all bias, the logits are 0. With two streams the identity
+has the weight σ(alpha logit). Permutations in lexicographic order, the identity first.
 """
 
 import math

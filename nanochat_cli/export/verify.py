@@ -17,6 +17,7 @@ the second condition stands alone, and the report says so.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -245,7 +246,7 @@ def decode(tensor: ReaderTensor) -> NDArray[np.float32]:
     return (d * (bits[..., 0] + 2.0 * bits[..., 1] - 1)).astype(np.float32).reshape(data.shape[0], -1)
 
 
-def rows_of(tensor: ReaderTensor) -> NDArray[np.generic]:
+def rows_of(tensor: ReaderTensor) -> NDArray[Any]:
     """The stored values, a stack of matrices [E, N, K] as its rows [E · N, K]."""
     data = np.array(tensor.data)
     return data.reshape(-1, data.shape[-1]) if data.ndim == 3 else data

@@ -140,8 +140,8 @@ class PackedBlock:
         self.attention_norm, self.ffn_norm = block.attention_norm, block.ffn_norm
         self.attention = None if block.attention is None else PackedAttention(block.attention, project)
         self.delta = None if block.delta is None else PackedDeltaNet(block.delta, project)
-        moe = isinstance(block.feed_forward, MoE)
-        self.feed_forward = (PackedMoE if moe else PackedFeedForward)(block.feed_forward, project)
+        inner = block.feed_forward
+        self.feed_forward = PackedMoE(inner, project) if isinstance(inner, MoE) else PackedFeedForward(inner, project)
         self.mixes: tuple[HyperConnection, HyperConnection] | None = None
         if block.attention_mix is not None and block.ffn_mix is not None:
             self.mixes = block.attention_mix, block.ffn_mix

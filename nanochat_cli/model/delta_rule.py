@@ -37,7 +37,7 @@ def chunked_delta_rule(
     if padding:
         q, k, v = (torch.nn.functional.pad(t, (0, 0, 0, padding)) for t in (q, k, v))
         log_decay, beta = (torch.nn.functional.pad(t, (0, padding)) for t in (log_decay, beta))
-    state = zero_state(k, v) if state is None else state
+    current = zero_state(k, v) if state is None else state
     q, k, v, log_decay, beta = (t.unflatten(2, (-1, chunk)) for t in (q, k, v, log_decay, beta))
 
     decay = log_decay.cumsum(dim=-1)  # log of the decay from before the chunk to after token i
@@ -55,10 +55,10 @@ def chunked_delta_rule(
 
     outputs = []
     for c in range(q.shape[2]):
-        written = writes[:, :, c] - corrections[:, :, c] @ state
-        outputs.append(q_decayed[:, :, c] @ state + scores[:, :, c] @ written)
-        state = state * chunk_decay[:, :, c, None, None] + k_to_end[:, :, c].mT @ written
-    return torch.cat(outputs, dim=2)[:, :, :length], state
+        written = writes[:, :, c] - corrections[:, :, c] @ current
+        outputs.append(q_decayed[:, :, c] @ current + scores[:, :, c] @ written)
+        current = current * chunk_decay[:, :, c, None, None] + k_to_end[:, :, c].mT @ written
+    return torch.cat(outputs, dim=2)[:, :, :length], current
 
 
 def zero_state(k: Tensor, v: Tensor) -> Tensor:

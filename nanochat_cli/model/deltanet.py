@@ -93,7 +93,7 @@ class GatedDeltaNet(nn.Module):
     ) -> Tensor:
         if cache is None:
             if use_fla(self.backend, q.device):
-                return _fla_delta_rule(q, k, v, log_decay, beta)
+                return _fla_delta_rule(q, k, v, log_decay, beta)  # pyright: ignore[reportCallIssue]
             return chunked_delta_rule(q, k, v, log_decay, beta, chunk=min(self.chunk, q.shape[2]))[0]
         state = cache.recurrent[self.layer].state
         if q.shape[2] == 1:

@@ -28,7 +28,7 @@ NOT_IDENTITY = -8.0
 
 
 class MixCoefficients(NamedTuple):
-    """pre, post: [..., n]; permutation_weights: [..., n!], identity first; res: [..., n, n]. Static: no leading dims."""
+    """pre, post: [..., n]; permutation_weights: [..., n!], identity first; res: [..., n, n]; static: no ...."""
 
     pre: Tensor
     post: Tensor

@@ -25,13 +25,18 @@ _peaks: dict[tuple[str, "torch.dtype", int], float] = {}
 def model_flops_per_token(config: ModelConfig, seq_len: int) -> float:
     """FLOPs of forward and backward for one token of a sequence of `seq_len` tokens (a multiply-add is 2).
 
-    6 × N for the matrices of the blocks and the head (2 forward, 2 for the gradient of the input, 2 for that of the
-    weight), plus 12 · L · H · D · T / 2 for attention: two matmuls of H heads of width D over T / 2 keys on average.
-    The embedding lookup, norms, activations and the optimizer are not counted; a tied head is.
+    6 × N for the matrices of the blocks that a token goes through, router and head (2 forward, 2 for the gradient of
+    the input, 2 for that of the weight), plus 12 · L · H · D · T / 2 for L layers of attention: two matmuls of H heads
+    of width D over T / 2 keys on average, and 18 · H · D² per layer of DeltaNet: its state is read twice and written
+    once. The embedding lookup, norms, activations, the mixing of streams and the optimizer are not counted; a tied head
+    is.
     """
-    matrices = count_parameters(config).matrices + config.vocab_size * config.dim
-    attention = 12 * config.n_layers * config.n_heads * config.resolved_head_dim * seq_len / 2
-    return 6 * matrices + attention
+    counts = count_parameters(config)
+    matrices = counts.matrices - counts.inactive + counts.router + config.vocab_size * config.dim
+    n_delta = sum(config.delta_layers)
+    attention = 12 * (config.n_layers - n_delta) * config.n_heads * config.resolved_head_dim * seq_len / 2
+    delta = 18 * n_delta * config.delta_heads * config.delta_head_dim**2
+    return 6 * matrices + attention + delta
 
 
 def measured_peak(device: "torch.device", dtype: "torch.dtype", *, sizes: tuple[int, ...] | None = None) -> float:

@@ -24,6 +24,8 @@ class TernaryStatistics:
 
     weights: int
     zero_fraction: float
+    dead_rows: int
+    """Rows without a non-zero code: outputs that are always 0."""
     margin_histogram: tuple[float, ...]
     """Shares of weights by ||w| / s − 0.5|, in units of the scale, over the bins of MARGIN_EDGES."""
     scale_mean: float
@@ -37,6 +39,8 @@ class TernaryStatistics:
         values = {
             "ternary/flip_rate": self.flip_rate,
             "ternary/zero_fraction": self.zero_fraction,
+            "ternary/dead_rows": float(self.dead_rows),
+            **{f"ternary/margin_{e:g}": s for e, s in zip(MARGIN_EDGES, self.margin_histogram, strict=True)},
             "ternary/near_threshold": self.margin_histogram[0],
             "ternary/scale_mean": self.scale_mean,
             "ternary/scale_drift": self.scale_drift,
@@ -88,12 +92,13 @@ def margins(latent: Tensor, scales: Tensor) -> Tensor:
 
 
 def count_layer(codes: Tensor, latent: Tensor, scales: Tensor) -> Tensor:
-    """float64 [2 + len(MARGIN_EDGES)]: zero codes, sum of scales, weights per margin bin."""
+    """float64 [3 + len(MARGIN_EDGES)]: zero codes, rows of zeros, sum of scales, weights per margin bin."""
     margin = margins(latent, scales)
     # at_least[i] counts margins ≥ edge i; differences are the bins. No bincount: on CUDA it would synchronise.
     at_least = torch.stack([(margin >= edge).sum() for edge in MARGIN_EDGES])
     bins = at_least - torch.cat([at_least[1:], at_least.new_zeros(1)])
-    zeros_and_scales = torch.stack([(codes == 0).sum().double(), scales.sum(dtype=torch.float64)])
+    dead = (codes == 0).all(dim=1).sum().double()
+    zeros_and_scales = torch.stack([(codes == 0).sum().double(), dead, scales.sum(dtype=torch.float64)])
     return torch.cat([zeros_and_scales, bins.double()])
 
 
@@ -110,11 +115,12 @@ def count_changes(
 
 def _statistics(weights: int, scale_count: int, counts: Sequence[float]) -> TernaryStatistics:
     """From the numbers of `count_layer` and `count_changes`, of one layer or summed over layers."""
-    zeros, scale_sum, *bins, flips, drift = counts
+    zeros, dead_rows, scale_sum, *bins, flips, drift = counts
     first = flips != flips  # NaN: at least one layer had nothing to compare with
     return TernaryStatistics(
         weights=weights,
         zero_fraction=zeros / weights,
+        dead_rows=int(dead_rows),
         margin_histogram=tuple(count / weights for count in bins),
         scale_mean=scale_sum / scale_count,
         flip_rate=None if first else flips / weights,

@@ -35,6 +35,8 @@ from nanochat_cli.training.telemetry import TernaryTelemetry
 from nanochat_cli.training.time_budget import TimeBudget
 
 Batch = tuple[Tensor, Tensor]
+STREAMS_INTERVAL = 100
+"""Steps between measurements of residual streams, where there are several."""
 
 
 class TrainingData(Protocol):
@@ -282,6 +284,9 @@ class Trainer:
         measured = progress.step % self.config.telemetry.interval == 0 and self.config.model.quant.enabled
         if measured:
             metrics |= self._ternary_statistics()
+        if self.config.model.mhc.streams > 1 and progress.step % STREAMS_INTERVAL == 0:
+            metrics |= self._stream_statistics()
+            measured = True
         if measured or progress.step % self.config.train.log_interval == 0 or progress.step == progress.total_steps:
             self._log(metrics)
 
@@ -296,6 +301,13 @@ class Trainer:
             layers.append((name, ternary.codes, layer.weight.detach(), ternary.scales))
         overall, _ = self.telemetry.measure(layers)
         return overall.scalars()
+
+    def _stream_statistics(self) -> dict[str, float]:
+        """Of the hyper-connections, on one sequence of the step that comes next; changes nothing of it."""
+        from nanochat_cli.inspection.streams import measure_streams
+
+        inputs, targets = (t[:1].to(self.device) for t in self.data.batch(self.progress.step))
+        return measure_streams(self.model, inputs, targets).scalars()
 
     def _between_steps(self) -> None:
         progress = self.progress

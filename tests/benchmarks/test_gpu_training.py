@@ -41,5 +41,5 @@ def test_the_bytes_are_the_same_every_time_and_repeat_when_they_run_out(tiny):
 
 def test_the_large_shape_has_a_billion_parameters():
     with torch.device("meta"):
-        model = Transformer(billion(resolve_config(["nano-125m"])).model)
+        model = Transformer(billion(resolve_config(["nano-125m", "llama-cpp"])).model)
     assert 0.95e9 < sum(p.numel() for p in model.parameters()) < 1.05e9

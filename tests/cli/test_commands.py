@@ -214,7 +214,7 @@ def test_presets_quiet_is_one_name_per_line(nanochat):
 def test_presets_json_has_exact_counts(nanochat, folder):
     nanochat("presets", "--json", "presets.json")
     found = {entry["name"]: entry for entry in json.loads((folder / "presets.json").read_text())["presets"]}
-    assert found["nano-125m"]["parameters"] == 121_916_160
+    assert found["nano-125m"]["parameters"] == 122_137_560
     assert found["cpu"]["parameters"] is None
 
 

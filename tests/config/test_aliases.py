@@ -79,15 +79,19 @@ def test_a_wrong_value_is_reported_under_the_spelling_that_was_written():
         resolve_config(overrides=["hidden_dim=wide"])
 
 
+def test_flat_spellings_of_the_architectures_reach_their_sections():
+    flat = ["use_mtp=true", "mtp_n_tokens=2", "mhc_n_streams=2", "deltanet_ratio=0.25", "use_moe=true", "num_experts=4"]
+    config = resolve_config(overrides=[*flat, "n_active_experts=1"])
+    assert (config.mtp.enabled, config.mtp.n_tokens, config.model.mhc.streams) == (True, 2, 2)
+    assert config.model.deltanet.ratio == 0.25
+    assert (config.model.moe.enabled, config.model.moe.experts, config.model.moe.active) == (True, 4, 1)
+
+
 TURNED_ON = [
-    "use_mtp=true",
     "use_collider=true",
     "use_async_loader=true",
     "use_8bit_optim=true",
     "use_galore=true",
-    "use_moe=true",
-    "mhc_n_streams=2",
-    "deltanet_ratio=0.2",
 ]
 
 
@@ -97,7 +101,7 @@ def test_turning_an_absent_feature_on_is_an_error(setting):
         resolve_config(overrides=[setting])
 
 
-@pytest.mark.parametrize("section", ["mtp.weight", "model.mhc.n_streams", "optim.galore.rank", "fire.steps"])
+@pytest.mark.parametrize("section", ["collider.sparsity", "loader.workers", "optim.galore.rank", "fire.steps"])
 def test_a_section_of_an_absent_feature_is_an_error(section):
     with pytest.raises(ConfigError, match=r"is not in this version"):
         resolve_config(overrides=[f"{section}=1"])

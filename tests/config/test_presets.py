@@ -18,7 +18,8 @@ def names(found: list[presets.Preset]) -> list[str]:
 
 
 def test_the_promised_presets_exist():
-    assert {"quickstart", "nano-125m", "d20"} <= set(names(MODELS))
+    promised = {"quickstart", "nano-125m", "small-560m", "medium-3b", "d20", "d20-mtp", "test-mtp"}
+    assert promised | {"e3/baseline", "e3/mtp-only"} <= set(names(MODELS))
     assert {"llama-cpp", "bitnet", "cpu", "h200"} <= set(names(OVERLAYS))
 
 

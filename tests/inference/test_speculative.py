@@ -25,8 +25,7 @@ def prompts(n: int) -> list[list[int]]:
 
 def mtp_for(model, kind: str, n_tokens: int = 2) -> MTP:
     torch.manual_seed(2)
-    mtp = MTP(model.config, MTPConfig(enabled=True, kind=kind, n_tokens=n_tokens)).eval()  # pyright: ignore[reportArgumentType]
-    return mtp
+    return MTP(model.config, MTPConfig(enabled=True, kind=kind, n_tokens=n_tokens)).eval()  # pyright: ignore[reportArgumentType]
 
 
 def plain(model, prompt, sampling) -> list[int]:

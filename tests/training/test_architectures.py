@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.config.schema import ExportConfig
+from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.export.gguf import export_gguf
 from nanochat_cli.export.verify import verify_gguf
 from nanochat_cli.training import checkpoints

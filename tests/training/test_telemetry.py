@@ -27,13 +27,14 @@ def make_layer(name: str, rows: int, columns: int, groups: int | None, generator
 
 def loops(layers: list[Layer], previous: dict[str, Layer] | None) -> dict[str, object]:
     """The definitions, one weight and one scale at a time."""
-    weights = zeros = flips = scale_count = 0
+    weights = zeros = flips = scale_count = dead = 0
     scale_sum = drift = 0.0
     bins = [0] * len(MARGIN_EDGES)
     for name, codes, latent, scales in layers:
         rows, columns = latent.shape
         group = columns // scales.shape[1]
         for n in range(rows):
+            dead += not any(int(code) for code in codes[n])
             for k in range(columns):
                 scale = scales[n if scales.shape[0] > 1 else 0, k // group]
                 margin = abs(abs(np.float32(latent[n, k])) / np.float32(scale) - np.float32(0.5))
@@ -49,6 +50,7 @@ def loops(layers: list[Layer], previous: dict[str, Layer] | None) -> dict[str, o
     return {
         "weights": weights,
         "zero_fraction": zeros / weights,
+        "dead_rows": dead,
         "margin_histogram": pytest.approx([count / weights for count in bins], abs=1e-15),
         "scale_mean": pytest.approx(scale_sum / scale_count, rel=1e-12),
         "flip_rate": None if previous is None else flips / weights,

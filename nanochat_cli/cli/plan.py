@@ -1,0 +1,31 @@
+"""`nanochat plan`: what a configuration will take, before anything runs."""
+
+from typing import Annotated
+
+import typer
+
+from nanochat_cli.cli.options import Overrides, Presets, resolve
+from nanochat_cli.cli.session import session_of
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def plan(
+    ctx: typer.Context,
+    preset: Presets = [],  # noqa: B006 - Typer copies it
+    overrides: Overrides = [],  # noqa: B006
+    tokens: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Training tokens; default: the preset's.")
+    ] = None,
+    utilisation: Annotated[
+        float, typer.Option(min=0.001, max=1, help="Share of the peak that training reaches: yours to know.")
+    ] = 0.5,
+    peak_flops: Annotated[
+        float | None, typer.Option(min=1, metavar="F", help="FLOP/s of the machine; default: this one, measured.")
+    ] = None,
+) -> None:
+    """Print parameters, FLOPs per token, peak training memory, file size and time of a configuration."""
+    session = session_of(ctx)
+    config = resolve(session, preset, None, overrides, default_preset="quickstart")
+    session.engine.plan(config, tokens=tokens, utilisation=utilisation, peak_flops=peak_flops)

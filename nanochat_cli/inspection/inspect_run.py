@@ -1,0 +1,78 @@
+"""`nanochat inspect`: tables, pictures and verdicts of a run."""
+
+from pathlib import Path
+
+from nanochat_cli.data.prepare import cached_dataset
+from nanochat_cli.data.shards import ShardReader
+from nanochat_cli.errors import ConfigError
+from nanochat_cli.inference.load import load_run
+from nanochat_cli.inspection.plots import plot_streams, plot_ternary
+from nanochat_cli.inspection.streams import measure_streams
+from nanochat_cli.inspection.ternary import layer_health
+from nanochat_cli.report.reporter import Reporter
+from nanochat_cli.training import checkpoints
+from nanochat_cli.training.shard_data import ShardData
+from nanochat_cli.training.telemetry import TernaryTelemetry
+
+SEQUENCES = 4
+"""Held-out sequences that the streams are measured on."""
+
+
+def inspect_ternary(run: Path, out: Path, reporter: Reporter) -> None:
+    """Health of every ternary layer of the latest checkpoint. ConfigError for a float model."""
+    model, _, _ = load_run(run)
+    if not model.config.quant.enabled:
+        raise ConfigError(f"{run} was trained with model.quant.enabled = false: it has no ternary layers")
+    telemetry = TernaryTelemetry()
+    telemetry.load_state_dict(checkpoints.load(run).tensors.get("telemetry", {"codes": {}, "scales": {}}))
+    layers = layer_health(model.ternary_layers(), telemetry)
+    rows = []
+    for layer in layers:
+        s = layer.statistics
+        flips = "" if s.flip_rate is None else f"{s.flip_rate:.2%}"
+        drift = "" if s.scale_drift is None else f"{s.scale_drift:.2%}"
+        verdict = ", ".join(layer.warnings()) or "ok"
+        near = f"{s.margin_histogram[0]:.1%}"
+        rows.append(
+            (layer.name, f"{s.zero_fraction:.1%}", s.dead_rows, near, f"{s.scale_mean:.4g}", flips, drift, verdict)
+        )
+    columns = ("layer", "zeros", "dead rows", "at a threshold", "mean scale", "flips", "scale drift", "verdict")
+    reporter.table(f"ternary layers of {run.name}", columns, rows)
+    picture = plot_ternary(layers, out / "ternary.png")
+    unhealthy = [layer.name for layer in layers if layer.warnings()]
+    reporter.info(f"{len(layers) - len(unhealthy)} of {len(layers)} layers healthy; {picture}")
+    reporter.result({"run": str(run), "layers": [layer.as_dict() for layer in layers], "healthy": not unhealthy})
+
+
+def inspect_streams(run: Path, out: Path, reporter: Reporter) -> None:
+    """The hyper-connections of the latest checkpoint, on held-out text. ConfigError for a plain residual."""
+    model, _, config = load_run(run)
+    if config.model.mhc.streams == 1:
+        raise ConfigError(f"{run} was trained with model.mhc.streams = 1: it has a plain residual")
+    reader = ShardReader(cached_dataset(config, reporter), vocab_size=config.model.vocab_size)
+    batches = ShardData(reader, config).held_out(SEQUENCES * config.train.seq_len)
+    inputs, targets = next(iter(batches))
+    report = measure_streams(model, inputs[:SEQUENCES], targets[:SEQUENCES])
+    rows = [
+        (
+            layer.name,
+            f"{layer.alpha:.3f}",
+            f"{layer.entropy:.3f}",
+            f"{layer.orthogonality:.3f}",
+            f"{layer.pre_balance:.2f}",
+            f"{layer.post_balance:.2f}",
+            f"{layer.diversity:.4f}",
+            " ".join(f"{norm:.1e}" for norm in layer.gradient_norms),
+            ", ".join(layer.warnings()) or "ok",
+        )
+        for layer in report.layers
+    ]
+    columns = ("sublayer", "alpha", "entropy", "‖HᵀH−I‖", "pre", "post", "diversity", "gradients", "verdict")
+    reporter.table(f"residual streams of {run.name}", columns, rows)
+    picture = plot_streams(report, out / "mhc.png")
+    healthy = not any(layer.warnings() for layer in report.layers)
+    reporter.info(
+        f"composite gain {report.composite_gain:.4f} (1 by construction); "
+        f"{'healthy' if healthy else 'see the verdicts'}; {picture}"
+    )
+    reporter.result({"run": str(run), "mhc": report.as_dict(), "healthy": healthy})

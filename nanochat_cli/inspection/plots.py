@@ -1,0 +1,73 @@
+"""Pictures of an inspection, as PNG."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nanochat_cli.errors import DataError
+from nanochat_cli.inspection.streams import StreamReport
+from nanochat_cli.inspection.ternary import LayerHealth
+from nanochat_cli.training.telemetry import MARGIN_EDGES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def plot_ternary(layers: Sequence[LayerHealth], out: Path) -> Path:
+    """Zeros and weights at a threshold by layer, and the margins of all layers."""
+    figure = _figure(9, 4)
+    left, right = figure.subplots(1, 2)
+    places = range(len(layers))
+    left.plot(places, [layer.statistics.zero_fraction for layer in layers], marker=".", label="zero codes")
+    left.plot(places, [layer.statistics.margin_histogram[0] for layer in layers], marker=".", label="at a threshold")
+    left.set(xlabel="ternary layer", ylabel="share of weights", ylim=(0, 1))
+    left.legend()
+    weights = [layer.statistics.weights for layer in layers]
+    bins = range(len(MARGIN_EDGES))
+    shares = [
+        sum(layer.statistics.margin_histogram[i] * n for layer, n in zip(layers, weights, strict=True)) / sum(weights)
+        for i in bins
+    ]
+    right.bar(bins, shares)
+    right.set_xticks(list(bins), [f"≥ {edge:g}" for edge in MARGIN_EDGES])
+    right.set(xlabel="distance to the nearer threshold, in scales", ylabel="share of weights")
+    return _save(figure, out)
+
+
+def plot_streams(report: StreamReport, out: Path) -> Path:
+    """The mean mixing matrix of every sublayer, and identity mass and diversity over the depth."""
+    layers = report.layers
+    columns = min(8, len(layers))
+    rows = -(-len(layers) // columns)
+    figure = _figure(1.3 * columns, 1.4 * rows + 2.4)
+    grid = figure.add_gridspec(rows + 1, columns, height_ratios=[1.0] * rows + [1.6])
+    for index, layer in enumerate(layers):
+        axes = figure.add_subplot(grid[index // columns, index % columns])
+        axes.imshow(layer.matrix, vmin=0, vmax=1, cmap="viridis")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_title(layer.name.replace("blocks.", "").replace("_mix", ""), fontsize=7)
+    axes = figure.add_subplot(grid[rows, :])
+    axes.plot([layer.alpha for layer in layers], marker=".", label="identity mass")
+    axes.plot([layer.diversity for layer in layers], marker=".", label="stream diversity")
+    axes.set(xlabel="sublayer", ylim=(0, None))
+    axes.legend()
+    return _save(figure, out)
+
+
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: "Figure", out: Path) -> Path:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out, format="png")
+    except OSError as error:
+        raise DataError(f"cannot write {out}: {error.strerror}; free space or choose another --out") from error
+    return out

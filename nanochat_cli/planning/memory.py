@@ -1,0 +1,183 @@
+"""Peak memory of a training step, from the configuration: nothing is trained and no weight is allocated.
+
+Activations are not estimated by a formula: one block of each kind runs on fake tensors, and what autograd keeps for the
+backward pass is added up. The rest is arithmetic on shapes. Eager mode; a compiled step keeps less.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from nanochat_cli.config.schema import Config
+from nanochat_cli.model.bitlinear import BitLinear
+from nanochat_cli.model.hyper_connections import expand_streams
+from nanochat_cli.model.moe import ExpertLinear
+from nanochat_cli.model.mtp import MTP, build_mtp
+from nanochat_cli.model.transformer import Transformer
+from nanochat_kernels import PLANE, Form, choose_form
+from nanochat_kernels.backends import ENVIRONMENT_VARIABLE
+
+MUON_COPIES = 5
+"""Stacks of one shape that a Muon step holds at a time: gradients, update, and three of the iteration."""
+LOGIT_COPIES = 3
+"""Logits of a chunk, their exponentials or the gradient before its scaling, and the gradient."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes. peak: the larger of the end of the forward pass and the optimizer step."""
+
+    latents: int
+    quantised: int
+    """Codes and scales in the forms that training multiplies with."""
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    """Of one chunk of the loss, and the gradients that the loss computes with them."""
+    step_buffers: int
+    """What the optimizer allocates while it steps."""
+
+    @property
+    def peak(self) -> int:
+        held = self.latents + self.quantised + self.optimizer
+        return held + max(self.activations + self.logits, self.gradients + self.step_buffers)
+
+    def as_dict(self) -> dict[str, int]:
+        return {**asdict(self), "peak": self.peak}
+
+
+def training_memory(config: Config, device: torch.device | None = None) -> Memory:
+    """Of a step of this configuration on `device` (default CPU: float32 activations)."""
+    device = device or torch.device("cpu")
+    with torch.device("meta"):
+        model = Transformer(config.model)
+        mtp = build_mtp(config.model, config.mtp)
+    modules: list[nn.Module] = [model] if mtp is None else [model, mtp]
+    linears = [layer for module in modules for layer in module.modules() if isinstance(layer, BitLinear)]
+    parameters = sum(p.numel() for module in modules for p in module.parameters())
+    matrices = sum(layer.weight.numel() for layer in linears)
+    tokens = config.train.batch_size * config.train.seq_len
+    activations, logit_states = _activations(config, device)
+    head = model.unembedding.numel()
+    chunk = min(config.train.loss_chunk, tokens)
+    losses = 1 + (mtp.n_tokens if mtp is not None else 0)
+    form = None if config.train.forward == "auto" else config.train.forward
+    muon = config.optim.matrix == "muon"
+    return Memory(
+        latents=4 * parameters,
+        quantised=sum(_quantised_bytes(layer, form, device) for layer in linears),
+        gradients=4 * parameters,
+        optimizer=4 * matrices * (1 if muon else 2) + 8 * (parameters - matrices),
+        activations=activations,
+        # Each loss keeps the gradient of its hidden states and of the head until the backward pass.
+        logits=LOGIT_COPIES * 4 * chunk * config.model.vocab_size + losses * 4 * head + logit_states,
+        step_buffers=MUON_COPIES * 4 * _largest_stack(linears) if muon else 0,
+    )
+
+
+def _quantised_bytes(layer: BitLinear, form: Form | None, device: torch.device) -> int:
+    if not layer.quant.enabled:
+        return 0
+    packed = _form(layer, form, device) == "int8"
+    return 4 * (layer.weight.numel() + layer.scales.numel()) + (layer.weight.numel() // 4 if packed else 0)
+
+
+def _largest_stack(linears: list[BitLinear]) -> int:
+    """Weights of the shape that most of them have: Muon computes all matrices of a shape together."""
+    stacks: dict[tuple[int, int], int] = {}
+    for layer in linears:
+        experts = getattr(layer, "experts", 1)
+        shape = layer.weight.shape[0] // experts, layer.weight.shape[1]
+        stacks[shape] = stacks.get(shape, 0) + layer.weight.numel()
+    return max(stacks.values(), default=0)
+
+
+def _activations(config: Config, device: torch.device) -> tuple[int, int]:
+    """Bytes that autograd keeps of a micro-batch, and those of the hidden states' gradients in the loss."""
+    model_config, train = config.model, config.train
+    batch, length = train.batch_size, train.seq_len
+    form = None if train.forward == "auto" else train.forward
+    kinds = model_config.delta_layers
+    with _portable_kernels(), FakeTensorMode(allow_non_fake_inputs=True):
+        shrunk = model_config.model_copy(
+            update={
+                "deltanet": model_config.deltanet.model_copy(
+                    update={"ratio": 0.0, "pattern": "".join("D" if d else "A" for d in sorted(set(kinds)))}
+                ),
+                "n_layers": len(set(kinds)),
+            }
+        )
+        model = Transformer(shrunk).train()
+        _choose_forms(model, form, device)
+        mtp = build_mtp(model_config, config.mtp)
+        if mtp is not None:
+            _choose_forms(mtp, form, device)
+        x = torch.empty(batch, length, model_config.dim, requires_grad=True)
+        state = 4 * x.numel()
+        inputs = expand_streams(x, model_config.mhc.streams) if model_config.mhc.streams > 1 else x
+        stream = 4 * inputs.numel()
+        cos, sin = model.cos[:length], model.sin[:length]
+        by_kind = {kind: _kept(model.blocks[index], inputs, cos, sin) for index, kind in enumerate(sorted(set(kinds)))}
+        blocks = sum(by_kind[kind] for kind in kinds)
+        if train.gradient_checkpointing:
+            blocks = stream * len(kinds) + max(by_kind.values())
+        rest = 3 * state + (2 * stream if model_config.mhc.streams > 1 else 0)  # final norm and the states it reads
+        ahead = 0 if mtp is None else _kept_ahead(mtp, model, x)
+    losses = 1 + (0 if mtp is None else mtp.n_tokens)
+    return blocks + rest + ahead, 2 * losses * state
+
+
+@contextmanager
+def _portable_kernels() -> Iterator[None]:
+    """Within the block the definitions in torch compute: native kernels read addresses, which fake tensors lack."""
+    with patch.dict(os.environ, {ENVIRONMENT_VARIABLE: "reference"}):
+        yield
+
+
+def _choose_forms(module: nn.Module, form: Form | None, device: torch.device) -> None:
+    """As `use_forms` does, without packing what is not there."""
+    for layer in module.modules():
+        if isinstance(layer, BitLinear) and _form(layer, form, device) == "int8":
+            layer.form = "int8"
+            layer.packed = torch.empty(layer.out_features, layer.in_features // 4, dtype=torch.uint8)
+
+
+def _form(layer: BitLinear, form: Form | None, device: torch.device) -> Form:
+    fits = layer.quant.enabled and layer.quant.activations and layer.in_features % PLANE == 0
+    if not fits or isinstance(layer, ExpertLinear):
+        return "float"
+    return form or choose_form(device, layer.in_features, layer.out_features)
+
+
+def _kept_ahead(mtp: MTP, model: Transformer, hidden: Tensor) -> int:
+    tokens = torch.zeros(hidden.shape[:2], dtype=torch.int64)
+    return _kept(lambda h: mtp.hidden_states(model, h, tokens), hidden)
+
+
+def _kept(function: Callable[..., object], *arguments: Tensor) -> int:
+    """Bytes of distinct storages that autograd saves while `function` runs, parameters and arguments apart."""
+    sizes: dict[int, int] = {}
+    keep: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if not isinstance(tensor, nn.Parameter) and storage._cdata not in sizes:
+            sizes[storage._cdata] = storage.nbytes()
+            keep.append(tensor)  # so that no other storage takes its place
+        return tensor
+
+    owned: set[int] = set()
+    if isinstance(function, nn.Module):
+        owned = {t.untyped_storage()._cdata for t in (*function.parameters(), *function.buffers())}
+    owned |= {a.untyped_storage()._cdata for a in arguments[1:]}
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        out = function(*arguments)
+    del out
+    return sum(size for storage, size in sizes.items() if storage not in owned)
