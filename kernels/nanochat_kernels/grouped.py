@@ -62,7 +62,7 @@ class _GroupedBitLinear(torch.autograd.Function):
     ) -> Tensor:
         offsets = counts.cumsum(0).to(torch.int32)
         stack = operand.to(dtype).unflatten(0, (len(counts), -1))
-        y = grouped_mm(codes.to(dtype), stack.mT, offs=offsets).float()
+        y = _grouped_product(codes.to(dtype), stack.mT, offsets).float()
         rows_scale = _scale_of_rows(w_scale, len(counts), experts)
         for factor in (scale, rows_scale):
             if factor is not None:
@@ -81,11 +81,24 @@ class _GroupedBitLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             rows_scale = _scale_of_rows(w_scale, n_experts, experts)
             scaled = (dy if rows_scale is None else dy * rows_scale).to(dtype)
-            dx = grouped_mm(scaled, operand.to(dtype).unflatten(0, (n_experts, -1)), offs=offsets).to(x_dtype)
+            dx = _grouped_product(scaled, operand.to(dtype).unflatten(0, (n_experts, -1)), offsets).to(x_dtype)
         if ctx.needs_input_grad[1]:
             scaled = (dy if scale is None else dy * scale).to(dtype)
-            dlatent = grouped_mm(scaled.mT, codes.to(dtype), offs=offsets).flatten(0, 1).to(latent_dtype)
+            dlatent = _grouped_product(scaled.mT, codes.to(dtype), offsets).flatten(0, 1).to(latent_dtype)
         return dx, dlatent, None, None, None, None, None, None, None
+
+
+@torch.library.custom_op("nanochat::grouped_product", mutates_args=())
+def _grouped_product(left: Tensor, right: Tensor, offsets: Tensor) -> Tensor:
+    """torch's grouped product as one node of a graph: its own shape function knows bfloat16 only (torch 2.13)."""
+    return grouped_mm(left, right, offs=offsets)
+
+
+@_grouped_product.register_fake
+def _(left: Tensor, right: Tensor, offsets: Tensor) -> Tensor:
+    if right.ndim == 3:
+        return left.new_empty(left.shape[0], right.shape[2])
+    return left.new_empty(offsets.shape[0], left.shape[0], right.shape[1])
 
 
 def _scale_of_rows(w_scale: Tensor | None, n_experts: int, experts: Tensor) -> Tensor | None:

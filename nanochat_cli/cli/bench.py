@@ -83,3 +83,38 @@ def decode(
         new_tokens=new_tokens,
         out=out,
     )
+
+
+@app.command()
+def architectures(
+    ctx: typer.Context,
+    preset: Annotated[
+        str, typer.Option(metavar="NAME", help="The plain model that the others are made of.")
+    ] = "quickstart",
+    overrides: Overrides = [],  # noqa: B006
+    quick: Quick = False,
+    out: Out = None,
+) -> None:
+    """Time and memory of a training step with several residual streams, DeltaNet, experts or MTP, against without.
+
+    Every variant has the width and depth of the plain model and trains in a process of its own; they take turns.
+    """
+    from nanochat_cli.bench.architectures import measure_architectures
+    from nanochat_cli.bench.result_file import write_results
+
+    reporter = session_of(ctx).reporter
+    variants = ["plain", "mhc-2", "mhc-4"] if quick else None
+    results = measure_architectures(preset, overrides, reporter, rounds=1 if quick else 3, variants=variants)
+    rows = [
+        (
+            r.case,
+            r.metric,
+            f"{r.value / 1e6:.0f} MB" if r.unit == "B" else f"{r.value:.0f} ms",
+            r.ratio and f"{r.ratio:.2f}",
+        )
+        for r in results
+    ]
+    reporter.table("training step; ratio: plain / variant", ("variant", "measure", "value", "ratio"), rows)
+    reporter.result({"results": [r.__dict__ for r in results]})
+    if out is not None:
+        write_results(out, "architectures-cost", results)

@@ -2,7 +2,8 @@
 
 Everything between the sublayers of a static model is linear, so the input of sublayer l is a sum over the embedding and
 the outputs of the sublayers before it, with fixed coefficients A[l, k]. If they have the form s_l · c_k, one stream
-with output k scaled by c_k computes the same: s_l vanishes in the norm. llama.cpp multiplies an output by a `.scale` tensor.
+with output k scaled by c_k computes the same: s_l vanishes in the norm. llama.cpp multiplies an output by a `.scale`
+tensor.
 
 Two things stand in the way: coefficients of higher rank (whatever the streams are for), and the eps of RMSNorm, which
 s_l does not scale. The first is computed, the second measured: a fold is only claimed when the logits agree.

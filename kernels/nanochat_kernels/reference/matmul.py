@@ -24,12 +24,20 @@ def int8_matmul(
 
     a: int8 [M, K]; b: int8 [N, K]; a_scale: float32 [M, 1]; b_scale: float32 [N, 1] or [1, 1]. Returns [M, N].
     """
-    return ((integer_product(a, b).to(torch.float32) * a_scale) * b_scale.reshape(1, -1)).to(out_dtype)
+    return _scaled(integer_product(a, b), a_scale, b_scale).to(out_dtype)
 
 
-def integer_product(a: Tensor, b: Tensor) -> Tensor:
-    """Exact a · bᵀ: int8 [M, K] and int8 [N, K] to int32 [M, N], through float64 where int8 matmuls do not exist."""
-    return (a.to(torch.float64) @ b.to(torch.float64).T).to(torch.int32)
+def _scaled(product: Tensor, a_scale: Tensor, b_scale: Tensor) -> Tensor:
+    return (product.to(torch.float32) * a_scale) * b_scale.reshape(1, -1)
+
+
+def integer_product(a: Tensor, b: Tensor, largest: int = 128) -> Tensor:
+    """Exact a · bᵀ: int8 [M, K] and int8 [N, K] to int32 [M, N]; |b| ≤ largest.
+
+    Through floats, which hold every partial sum: float32 below 2²⁴, float64 beyond.
+    """
+    dtype = torch.float32 if 128 * largest * a.shape[-1] <= 2**24 else torch.float64
+    return (a.to(dtype) @ b.to(dtype).T).to(torch.int32)
 
 
 def ternary_matmul(
@@ -41,13 +49,13 @@ def ternary_matmul(
     a_scale = scale.reshape(-1, 1)
     unpacked = unpack_plane128(weight.packed, weight.columns)
     if weight.n_groups == 1:
-        y = int8_matmul(rows, unpacked, a_scale, weight.scales)
+        y = _scaled(integer_product(rows, unpacked, 1), a_scale, weight.scales)
     else:
         y = torch.zeros(len(rows), weight.rows, device=rows.device)
         group = weight.columns // weight.n_groups
         for g in range(weight.n_groups):
             inputs = slice(g * group, (g + 1) * group)
-            y += integer_product(rows[:, inputs], unpacked[:, inputs]).to(torch.float32) * weight.scales[:, g]
+            y += integer_product(rows[:, inputs], unpacked[:, inputs], 1).to(torch.float32) * weight.scales[:, g]
         y = y * a_scale
     return y.to(out_dtype).reshape(*codes.shape[:-1], weight.rows)
 
