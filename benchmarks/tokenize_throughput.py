@@ -34,24 +34,20 @@ QUICK_MEMORY_BYTES = 4_500_000  # enough for two workers
 MEMORY_BYTES = 12_000_000
 
 PEAK_MEMORY = """
-import json, re, sys
+import json, sys
 from contextlib import contextmanager
 from pathlib import Path
+from nanochat_cli.bench.peak_memory import peak_memory
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.prepare import prepare_dataset
 from nanochat_cli.report.reporter import QuietReporter
-
-def peak(process):
-    # Not ru_maxrss: that survives exec and would be the peak of whoever started the process.
-    found = re.search(r"VmHWM:\\s*(\\d+) kB", Path(f"/proc/{process}/status").read_text())
-    return int(found[1]) * 1024 if found else 0
 
 class WorkerPeaks(QuietReporter):
     largest = 0
 
     def advance(self, n=1):
         children = Path("/proc/thread-self/children").read_text().split()
-        self.largest = max([self.largest, *map(peak, children)])
+        self.largest = max([self.largest, *map(peak_memory, children)])
 
     @contextmanager
     def progress(self, description, total=None, unit=""):
@@ -60,7 +56,7 @@ class WorkerPeaks(QuietReporter):
 if __name__ == "__main__":
     reporter = WorkerPeaks()
     prepare_dataset(sys.argv[1], Path(sys.argv[2]), Config.model_validate_json(sys.argv[3]), reporter)
-    print(json.dumps([peak("self"), reporter.largest]))
+    print(json.dumps([peak_memory(), reporter.largest]))
 """
 
 

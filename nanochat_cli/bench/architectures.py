@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from nanochat_cli.bench.peak_memory import peak_memory
 from nanochat_cli.bench.result_file import Result, summarise
 from nanochat_cli.bench.variants import VARIANTS
 from nanochat_cli.config.load import resolve_config
@@ -86,13 +87,6 @@ def time_steps(config: Config, *, compiled: bool = True, steps: int = STEPS) -> 
             mtp.requantize()
         seconds.append(time.perf_counter() - started)
     return {"step_ms": 1e3 * statistics.median(seconds[WARM_UP:]), "peak_bytes": peak_memory() - before}
-
-
-def peak_memory() -> int:
-    """Bytes: the largest resident set of this process so far."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":

@@ -113,8 +113,9 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 
 PEAK_MEMORY = """
-import re, sys
+import sys
 from pathlib import Path
+from nanochat_cli.bench.peak_memory import peak_memory
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.prepare import prepare_dataset
 from nanochat_cli.report.reporter import QuietReporter
@@ -125,8 +126,7 @@ if __name__ == "__main__":
         {"model": {"vocab_size": 400}, "tokenizer": {"train_bytes": 500_000}, "data": {"workers": int(workers)}}
     )
     prepare_dataset(source, Path(out), config, QuietReporter())
-    # Not ru_maxrss: that survives exec and would be the peak of whoever started this process.
-    print(1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1]))
+    print(peak_memory())
 """
 
 
