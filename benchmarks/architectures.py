@@ -47,7 +47,7 @@ def one_run(arguments: argparse.Namespace) -> None:
             f"checkpoint.interval={10 * arguments.steps}",
             *arguments.set,
         ]
-        config = resolve_config([arguments.preset], None, overrides, print)
+        config = resolve_config([arguments.preset], None, overrides)
         config.train.time_budget = None
         config.run.name = "run"
         data = ShardData(

@@ -186,7 +186,7 @@ def one_run(arguments: argparse.Namespace) -> None:
     if contender == "float":
         overrides.append("model.quant.enabled=false")
     reporter = PlainReporter()
-    config = resolve_config([arguments.preset], None, overrides, reporter.warn)
+    config = resolve_config([arguments.preset], None, overrides)
     reader = ShardReader(cached_dataset(config, reporter), vocab_size=config.model.vocab_size)
     data = ShardData(reader, config)
     if contender == "nanochat":

@@ -45,7 +45,7 @@ def bits_per_byte(overrides: list[str], steps: int, reporter: PlainReporter) -> 
     """Held-out bits per byte of quickstart with overrides after `steps` steps."""
     fixed = [f"train.total_steps={steps}", "train.time_budget=none", "optim.warmup_steps=10"]
     fixed += ["eval.interval=1000000", "checkpoint.interval=1000000", "telemetry.tensorboard=false"]
-    config = resolve_config(["quickstart"], None, [*overrides, *fixed], reporter.warn)
+    config = resolve_config(["quickstart"], None, [*overrides, *fixed])
     reader = ShardReader(cached_dataset(config, reporter), vocab_size=config.model.vocab_size)
     with tempfile.TemporaryDirectory() as folder:
         return Trainer(config, ShardData(reader, config), Path(folder), reporter).fit().held_out.bits_per_byte

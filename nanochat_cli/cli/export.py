@@ -43,7 +43,6 @@ def export(
     config = resolve_config(
         file=folder / CONFIG_FILE,
         overrides=overrides,
-        warn=session.reporter.warn,
         options={
             "--type": {"export.type": tensor_type},
             "--head": {"export.head": head},

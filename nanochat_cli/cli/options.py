@@ -73,4 +73,4 @@ def resolve(
 
     if not presets and file is None:
         presets = [default_preset]
-    return resolve_config(presets, file, overrides, session.reporter.warn, options or {})
+    return resolve_config(presets, file, overrides, options or {})

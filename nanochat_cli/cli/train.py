@@ -75,7 +75,7 @@ def _resume(session: Session, target: Path | None, other_config: bool, overrides
         session.reporter.warn(
             f"--resume continues {run} with its own {CONFIG_FILE}; --preset and --config are not read"
         )
-    config = resolve_config(file=run / CONFIG_FILE, overrides=overrides, warn=session.reporter.warn)
+    config = resolve_config(file=run / CONFIG_FILE, overrides=overrides)
     require_writable(run)
     check_data(config)
     session.engine.train(config, resume=run)

@@ -1,11 +1,7 @@
 """Flat spellings of keys that published configs of this family use, and where each belongs.
 
-Knows only names: what a spelling means, and which spellings belong to features that this version
-does not have. Reading, merging and reporting are left to `config.layers`.
+Knows only names: what a spelling means. Reading, merging and reporting are left to `config.layers`.
 """
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 ALIASES: dict[str, str] = {
     "hidden_dim": "model.dim",
@@ -46,54 +42,17 @@ ALIASES: dict[str, str] = {
     "n_experts": "model.moe.experts",
     "num_active_experts": "model.moe.active",
     "n_active_experts": "model.moe.active",
+    "use_collider": "collider.enabled",
+    "collider_threshold": "collider.threshold",
+    "collider_sparsity": "collider.sparsity",
+    "use_async_loader": "loader.enabled",
+    "async_n_workers": "loader.workers",
+    "num_workers": "loader.workers",
+    "async_prefetch_size": "loader.prefetch",
+    "prefetch_batches": "loader.prefetch",
+    "use_8bit_optim": "optim.eight_bit",
+    "use_galore": "optim.galore.enabled",
+    "galore_rank": "optim.galore.rank",
+    "galore_update_freq": "optim.galore.update_freq",
 }
 """Flat key -> dotted key of the schema."""
-
-
-@dataclass(frozen=True)
-class Feature:
-    """A feature that this version does not have."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class AbsentKey:
-    """A key of an absent feature. `turns_on(value)` says whether the value asks for the feature."""
-
-    feature: Feature
-    turns_on: Callable[[object], bool]
-
-
-def _never(_value: object) -> bool:
-    return False
-
-
-_COLLIDER = Feature("Collider token filtering")
-_LOADER = Feature("the asynchronous loader")
-_8BIT = Feature("8-bit optimizer state")
-_GALORE = Feature("GaLore")
-
-ABSENT: dict[str, AbsentKey] = {
-    "use_collider": AbsentKey(_COLLIDER, bool),
-    "collider_threshold": AbsentKey(_COLLIDER, _never),
-    "collider_sparsity": AbsentKey(_COLLIDER, _never),
-    "use_async_loader": AbsentKey(_LOADER, bool),
-    "async_n_workers": AbsentKey(_LOADER, _never),
-    "num_workers": AbsentKey(_LOADER, _never),
-    "async_prefetch_size": AbsentKey(_LOADER, _never),
-    "prefetch_batches": AbsentKey(_LOADER, _never),
-    "use_8bit_optim": AbsentKey(_8BIT, bool),
-    "use_galore": AbsentKey(_GALORE, bool),
-    "galore_rank": AbsentKey(_GALORE, _never),
-    "galore_update_freq": AbsentKey(_GALORE, _never),
-}
-"""Flat keys of features without a section yet. One that merely describes a feature never turns it on."""
-
-ABSENT_SECTIONS: dict[str, Feature] = {
-    "collider": _COLLIDER,
-    "loader": _LOADER,
-    "fire": Feature("FIRE"),
-    "optim.galore": _GALORE,
-}
-"""Sections that such features will have."""

@@ -8,7 +8,7 @@ refused with the closest that does, and kinds of value are checked. What a value
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from nanochat_cli.config.aliases import ABSENT, ABSENT_SECTIONS, ALIASES
+from nanochat_cli.config.aliases import ALIASES
 from nanochat_cli.config.keys import (
     accepted_kinds,
     closest_key,
@@ -32,21 +32,16 @@ class Setting:
 
 @dataclass(frozen=True)
 class Layer:
-    """Canonical settings of one place, and the keys that were dropped because their feature is absent."""
+    """Canonical settings of one place."""
 
     settings: dict[str, Setting]
-    dropped: tuple[str, ...]
 
 
 def read_layer(table: Mapping[str, object], origin: str) -> Layer:
     """Canonicalise a nested table. Raises ConfigError for unknown keys, doubled keys and wrong kinds."""
     settings: dict[str, Setting] = {}
     spelled: dict[str, str] = {}
-    dropped: list[str] = []
     for written, value in _flatten(table):
-        if _belongs_to_absent_feature(written, value, origin):
-            dropped.append(written)
-            continue
         key = _canonical_key(written, value, origin)
         if key is None:
             continue
@@ -55,7 +50,7 @@ def read_layer(table: Mapping[str, object], origin: str) -> Layer:
         _check_kind(key, written, value, origin)
         settings[key] = Setting(value, origin)
         spelled[key] = written
-    return Layer(settings, tuple(dropped))
+    return Layer(settings)
 
 
 def merge(layers: Iterable[Layer]) -> dict[str, Setting]:
@@ -115,21 +110,6 @@ def _advice(written: str, prefix: str) -> str:
         names = ", ".join(sections()[prefix].model_fields)
         return f"keys of [{prefix}]: {names}" if prefix else f"sections: {names}"
     return "sections: " + ", ".join(name for name in sections() if name)
-
-
-def _belongs_to_absent_feature(written: str, value: object, origin: str) -> bool:
-    """True for a key that may be dropped. Raises ConfigError when it asks for the feature."""
-    for section, feature in ABSENT_SECTIONS.items():
-        if written == section or written.startswith(section + "."):
-            raise ConfigError(f"{written} ({origin}): {feature.name} is not in this version; remove the key")
-    prefix, _, name = written.rpartition(".")
-    if name not in ABSENT or prefix not in sections():
-        return False
-    absent = ABSENT[name]
-    if absent.turns_on(value):
-        setting = f"{written} = {format_value(value)} ({origin})"
-        raise ConfigError(f"{setting}: {absent.feature.name} is not in this version; remove the key")
-    return True
 
 
 def _check_kind(key: str, written: str, value: object, origin: str) -> None:

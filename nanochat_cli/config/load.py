@@ -6,7 +6,7 @@ one line with the key, its value, where it came from, and what is allowed.
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -32,21 +32,20 @@ def resolve_config(
     presets: Sequence[str] = (),
     file: Path | None = None,
     overrides: Sequence[str] = (),
-    warn: Callable[[str], None] = lambda message: None,
     options: Mapping[str, Mapping[str, object]] = MappingProxyType({}),
 ) -> Config:
-    """Compose and validate. `warn` gets one line per place with keys that were dropped.
+    """Compose and validate.
 
     options: command-line options that are short for keys, as option -> {key: value}; None is "not given".
     Raises ConfigError.
     """
-    layers = [_preset_layer(name, warn) for name in presets]
+    layers = [_preset_layer(name) for name in presets]
     if file is not None:
-        layers.append(_layer(read_toml(file, what="config"), str(file), warn))
-    layers.extend(_layer(parse_override(text), "--set", warn) for text in overrides)
+        layers.append(read_layer(read_toml(file, what="config"), str(file)))
+    layers.extend(read_layer(parse_override(text), "--set") for text in overrides)
     for option, values in options.items():
         given = {key: value for key, value in values.items() if value is not None}
-        layers.append(_layer(given, option, warn))
+        layers.append(read_layer(given, option))
     return _validate(merge(layers))
 
 
@@ -71,16 +70,9 @@ def config_to_toml(config: Config, header: str = "") -> str:
     return tomlkit.dumps(document)
 
 
-def _preset_layer(name: str, warn: Callable[[str], None]) -> Layer:
+def _preset_layer(name: str) -> Layer:
     preset = preset_files.load(name)
-    return _layer(preset.values, f"preset {preset.name}", warn)
-
-
-def _layer(table: Mapping[str, object], origin: str, warn: Callable[[str], None]) -> Layer:
-    layer = read_layer(table, origin)
-    if layer.dropped:
-        warn(f"{', '.join(layer.dropped)} ({origin}): ignored; these features are off and not in this version")
-    return layer
+    return read_layer(preset.values, f"preset {preset.name}")
 
 
 def _validate(settings: Mapping[str, Setting]) -> Config:

@@ -260,6 +260,22 @@ class EvalConfig(Section):
     batch_size: PositiveInt = 16
 
 
+class GaLoreConfig(Section):
+    """Gradient low-rank projection of the matrices (arXiv:2403.03507, 2504.20437); GUM (2510.17802) with `unbiased`."""
+
+    enabled: bool = False
+    rank: PositiveInt = Field(default=256, description="of the subspace; at most the smaller side of a matrix")
+    update_freq: PositiveInt = Field(default=200, description="steps between new subspaces")
+    scale: PositiveFloat = Field(default=0.25, description="factor on the update that comes back from the subspace")
+    unbiased: bool = Field(default=False, description="GUM: some matrices are updated in full, the rest compensated")
+    full_rank_share: float = Field(default=0.25, gt=0, le=1, description="share of matrices that GUM updates in full")
+    oversampling: NonNegativeInt = Field(default=8, description="extra columns of the randomised SVD")
+    power_iterations: NonNegativeInt = Field(default=1, description="of the randomised SVD")
+    release_gradients: bool = Field(
+        default=False, description="project gradients in the backward pass, so that whole ones are never held together"
+    )
+
+
 class OptimConfig(Section):
     matrix: Literal["muon", "adamw"] = Field(default="muon", description="optimizer of the 2-D ternary latents")
     other: Literal["adamw", "lion"] = Field(default="adamw", description="optimizer of embeddings, head, norms")
@@ -287,6 +303,14 @@ class OptimConfig(Section):
     lion_weight_decay: NonNegativeFloat = 0.0
     schedule: Literal["wsd", "two_stage", "cosine", "constant"] = "wsd"
     decay_shape: Literal["linear", "cosine", "sqrt"] = Field(default="linear", description="shape of WSD's decay")
+    eight_bit: bool = Field(
+        default=False, description="keep optimizer state as int8 with a scale per block (arXiv:2509.23106)"
+    )
+    eight_bit_other: bool = Field(
+        default=True, description="with eight_bit: that of embeddings, head and norms too, not the matrices' alone"
+    )
+    state_block: Literal[128, 256, 2048] = Field(default=256, description="elements that share a scale")
+    galore: GaLoreConfig = Field(default_factory=GaLoreConfig)
     warmup_steps: int = Field(default=20, ge=0)
     stable_ratio: float = Field(default=0.4, ge=0, le=1, description="share of the run before the decay starts")
     min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
@@ -310,6 +334,59 @@ class MTPConfig(Section):
     n_tokens: int = Field(default=3, ge=1, le=4, description="tokens beyond the next one (nextn: always 1)")
     weight: NonNegativeFloat = Field(default=0.2, description="of the auxiliary losses together")
     decay: float = Field(default=0.5, gt=0, le=1, description="weight of a token relative to the one before")
+
+
+class ColliderConfig(Section):
+    """Token filtering in the backward pass (Collider, arXiv:2502.00340): the forward pass is that of every token."""
+
+    enabled: bool = False
+    sparsity: float = Field(default=0.35, ge=0, lt=1, description="share of a micro-batch's tokens that are filtered")
+    threshold: float = Field(
+        default=1.0, gt=0, le=1, description="a token whose min-max-normalised importance reaches this is kept"
+    )
+    score: Literal["ce", "excess", "entropy"] = Field(
+        default="ce", description="importance: cross-entropy, cross-entropy over a reference model's, or entropy"
+    )
+    reference: Path | None = Field(default=None, description="run whose model gives the scores that `excess` subtracts")
+    scores: Path | None = Field(default=None, description="file of `nanochat score`, read instead of computing")
+    warmup_steps: NonNegativeInt = Field(default=0, description="steps before anything is filtered")
+
+    @model_validator(mode="after")
+    def _excess_needs_a_reference(self) -> "ColliderConfig":
+        if self.enabled and self.score == "excess" and self.reference is None and self.scores is None:
+            raise ValueError("score = excess needs reference (a run) or scores (a file of `nanochat score`)")
+        return self
+
+
+class LoaderConfig(Section):
+    """How batches reach the trainer; what they hold does not depend on it."""
+
+    enabled: bool = Field(default=False, description="read ahead in processes of their own; false: the trainer reads")
+    workers: PositiveInt = Field(default=4, description="processes that read ahead")
+    prefetch: PositiveInt = Field(default=8, description="batches that are ready at most")
+    on_the_fly: bool = Field(default=False, description="tokenise raw text while training instead of reading shards")
+
+
+class FireConfig(Section):
+    """Reinitialisation of matrices to their nearest isometry (FIRE, arXiv:2602.08040)."""
+
+    enabled: bool = False
+    steps: list[PositiveInt] = Field(default=[], description="steps after which it happens")
+    trigger: Literal["steps", "dormant", "isometry"] = Field(
+        default="steps", description="listed steps, share of dormant units, or measured distance from isometry"
+    )
+    interval: PositiveInt = Field(default=500, description="steps between measurements of a measured trigger")
+    dormant_fraction: float = Field(default=0.3, gt=0, le=1, description="share of dormant units that triggers")
+    dormant_threshold: NonNegativeFloat = Field(default=0.025, description="activity below which a unit is dormant")
+    isometry_deviation: PositiveFloat = Field(default=0.9, description="deviation per rank that triggers")
+    method: Literal["newton-schulz", "polar-express"] = "newton-schulz"
+    target: PositiveFloat = Field(default=1e-6, description="deviation from isometry at which the iteration stops")
+    max_iterations: PositiveInt = 60
+    scale: Literal["paper", "preserve_norm", "fan_in"] = Field(
+        default="preserve_norm", description="of the isometry: sqrt(out / in), the old norm, or 1 / sqrt(in)"
+    )
+    layers: list[str] = Field(default=["*"], description="names of linear layers, wildcards allowed")
+    rewarm_steps: NonNegativeInt = Field(default=50, description="steps in which the learning rate climbs again")
 
 
 class CheckpointConfig(Section):
@@ -343,6 +420,9 @@ class Config(Section):
     optim: OptimConfig = Field(default_factory=OptimConfig)
     bigram_init: BigramInitConfig = Field(default_factory=BigramInitConfig)
     mtp: MTPConfig = Field(default_factory=MTPConfig)
+    collider: ColliderConfig = Field(default_factory=ColliderConfig)
+    loader: LoaderConfig = Field(default_factory=LoaderConfig)
+    fire: FireConfig = Field(default_factory=FireConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)

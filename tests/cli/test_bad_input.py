@@ -35,7 +35,7 @@ MISTAKES = [
     ("train --set model.n_kv_heads=3", USAGE, "must be a multiple of n_kv_heads = 3"),
     ("train --set train.seq_len=4096", USAGE, "longer than model.max_seq_len"),
     ("train --set train.grad_input=fp8", USAGE, "needs a GPU of compute capability 8.9 or later"),
-    ("train --set use_galore=true", USAGE, "GaLore is not in this version"),
+    ("train --set collider.score=excess --set use_collider=true", USAGE, "score = excess needs reference"),
     ("train --name a/b", USAGE, "must be the name of a folder"),
     ("train --name taken", USAGE, "a run of that name exists"),
     ("train runs/x", USAGE, "only named with --resume"),

@@ -1,10 +1,8 @@
 """Flat spellings of published configs: where they go, and what happens to absent features."""
 
-from pathlib import Path
-
 import pytest
 
-from nanochat_cli.config.aliases import ABSENT, ALIASES
+from nanochat_cli.config.aliases import ALIASES
 from nanochat_cli.config.keys import leaves
 from nanochat_cli.config.load import resolve_config
 from nanochat_cli.errors import ConfigError
@@ -87,35 +85,14 @@ def test_flat_spellings_of_the_architectures_reach_their_sections():
     assert (config.model.moe.enabled, config.model.moe.experts, config.model.moe.active) == (True, 4, 1)
 
 
-TURNED_ON = [
-    "use_collider=true",
-    "use_async_loader=true",
-    "use_8bit_optim=true",
-    "use_galore=true",
-]
-
-
-@pytest.mark.parametrize("setting", TURNED_ON)
-def test_turning_an_absent_feature_on_is_an_error(setting):
-    with pytest.raises(ConfigError, match=r"is not in this version; remove the key$"):
-        resolve_config(overrides=[setting])
-
-
-@pytest.mark.parametrize("section", ["collider.sparsity", "loader.workers", "optim.galore.rank", "fire.steps"])
-def test_a_section_of_an_absent_feature_is_an_error(section):
-    with pytest.raises(ConfigError, match=r"is not in this version"):
-        resolve_config(overrides=[f"{section}=1"])
-
-
-def test_absent_features_that_are_off_cost_one_warning_per_file(tmp_path):
-    file: Path = tmp_path / "off.toml"
-    off = {key: "false" if key.startswith("use_") else "0" for key in ABSENT}
-    file.write_text("".join(f"{key} = {value}\n" for key, value in off.items()))
-    warnings: list[str] = []
-    resolve_config(file=file, warn=warnings.append)
-    assert len(warnings) == 1
-    assert str(file) in warnings[0]
-    assert all(key in warnings[0] for key in ABSENT)
+def test_flat_spellings_of_the_e3_methods_reach_their_sections():
+    flat = ["use_collider=true", "collider_threshold=0.3", "collider_sparsity=0.4", "use_async_loader=true"]
+    flat += ["num_workers=6", "prefetch_batches=12", "use_8bit_optim=true", "use_galore=true", "galore_rank=64"]
+    config = resolve_config(overrides=[*flat, "galore_update_freq=100"])
+    assert (config.collider.enabled, config.collider.threshold, config.collider.sparsity) == (True, 0.3, 0.4)
+    assert (config.loader.enabled, config.loader.workers, config.loader.prefetch) == (True, 6, 12)
+    assert (config.optim.eight_bit, config.optim.galore.enabled) == (True, True)
+    assert (config.optim.galore.rank, config.optim.galore.update_freq) == (64, 100)
 
 
 def test_mhc_with_one_stream_is_the_plain_residual():
