@@ -371,22 +371,36 @@ class FireConfig(Section):
     """Reinitialisation of matrices to their nearest isometry (FIRE, arXiv:2602.08040)."""
 
     enabled: bool = False
-    steps: list[PositiveInt] = Field(default=[], description="steps after which it happens")
-    trigger: Literal["steps", "dormant", "isometry"] = Field(
-        default="steps", description="listed steps, share of dormant units, or measured distance from isometry"
+    steps: list[PositiveInt] = Field(default=[], description="steps after which it happens, whatever the trigger")
+    trigger: Literal["steps", "phase", "dormant", "isometry"] = Field(
+        default="steps",
+        description="listed steps only; also when a run is resumed on other data; also on a measured share of dormant "
+        "units or deviation from isometry",
     )
     interval: PositiveInt = Field(default=500, description="steps between measurements of a measured trigger")
     dormant_fraction: float = Field(default=0.3, gt=0, le=1, description="share of dormant units that triggers")
-    dormant_threshold: NonNegativeFloat = Field(default=0.025, description="activity below which a unit is dormant")
-    isometry_deviation: PositiveFloat = Field(default=0.9, description="deviation per rank that triggers")
+    dormant_threshold: NonNegativeFloat = Field(
+        default=0.025, description="activity below which a unit is dormant, in units of its layer's mean"
+    )
+    isometry_deviation: PositiveFloat = Field(
+        default=2.0, description="mean deviation that triggers, in units of that of random matrices of these shapes"
+    )
     method: Literal["newton-schulz", "polar-express"] = "newton-schulz"
     target: PositiveFloat = Field(default=1e-6, description="deviation from isometry at which the iteration stops")
     max_iterations: PositiveInt = 60
     scale: Literal["paper", "preserve_norm", "fan_in"] = Field(
         default="preserve_norm", description="of the isometry: sqrt(out / in), the old norm, or 1 / sqrt(in)"
     )
-    layers: list[str] = Field(default=["*"], description="names of linear layers, wildcards allowed")
+    layers: list[str] = Field(
+        default=["*"], min_length=1, description="names of linear layers of the blocks, wildcards allowed"
+    )
     rewarm_steps: NonNegativeInt = Field(default=50, description="steps in which the learning rate climbs again")
+
+    @model_validator(mode="after")
+    def _something_triggers(self) -> "FireConfig":
+        if self.enabled and self.trigger == "steps" and not self.steps:
+            raise ValueError("fire.enabled = true with fire.trigger = steps needs fire.steps, such as [1000]")
+        return self
 
 
 class CheckpointConfig(Section):

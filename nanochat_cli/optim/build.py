@@ -4,7 +4,7 @@ Matrices of the blocks go to Muon (or AdamW); embedding, head, and vectors to Ad
 its own learning rate.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -48,10 +48,12 @@ class Optimizers:
         self.groups = groups
         self.config = config
         self.parameters = parameters
+        self.lr_factor = 1.0
+        """On all learning rates, beside the schedule: below 1 while the rate climbs again after a reinitialisation."""
 
     def step(self, step: int, total_steps: int) -> float:
         """Update every parameter as the schedules say for this 0-based step; returns the factor on the peak rates."""
-        factor = lr_multiplier(step, total_steps, self.config)
+        factor = self.lr_factor * lr_multiplier(step, total_steps, self.config)
         for group in self.groups:
             if isinstance(group.optimizer, Muon):
                 group.optimizer.momentum = muon_momentum(step, self.config)
@@ -90,6 +92,16 @@ class Optimizers:
                         f"not {', '.join(sorted(expected))}): resume with the one it was trained with"
                     )
             group.optimizer.load_state_dict(saved)
+
+    def reset(self, names: Collection[str]) -> None:
+        """Zero the state of these parameters: they continue as if they had never been stepped."""
+        for group in self.groups:
+            state = group.optimizer.state_dict()
+            tensors = [t for name in group.names if name in names for t in state.get(name, {}).values()]
+            for tensor in tensors:
+                tensor.zero_()
+            if tensors:  # where state_dict returned copies
+                group.optimizer.load_state_dict(state)
 
     def state_bytes(self) -> int:
         """Bytes of the state tensors that exist now."""

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from nanochat_cli.config.schema import Config
+from nanochat_cli.config.schema import Config, DataConfig
 from nanochat_cli.errors import ConfigError, DataError, Interrupted
 from nanochat_cli.evaluation.bits_per_byte import HeldOut, evaluate
 from nanochat_cli.model.mtp import build_mtp
@@ -27,6 +27,7 @@ from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.training import checkpoints
 from nanochat_cli.training.bigram_init import BigramCounts, fit_bigrams
 from nanochat_cli.training.compilation import compile_blocks, decide
+from nanochat_cli.training.fire import Fire
 from nanochat_cli.training.flops import measured_peak, model_flops_per_token
 from nanochat_cli.training.gradient_step import BatchLoss, GradientStep
 from nanochat_cli.training.skip_policy import SkipPolicy
@@ -116,6 +117,7 @@ class Trainer:
         for _, layer in self.model.ternary_layers():
             layer.grad_input = config.train.grad_input
         self.optimizers = build_optimizer(self.model, config.optim, self.mtp)
+        self.fire = Fire(config.fire, self.model, self.mtp, self.optimizers) if config.fire.enabled else None
         self.skip_policy = SkipPolicy(config.train.spike_factor, config.train.max_skipped_steps)
         self.telemetry = TernaryTelemetry()
         self._saved_step: int | None = None
@@ -152,6 +154,8 @@ class Trainer:
             self._start_from_bigrams()
         with StopSignals() as stop, self.log, self.view:
             while self.progress.step < self.progress.total_steps:
+                if self.fire is not None:
+                    self._reinitialize(self.fire)
                 self._step()
                 self._between_steps()
                 if stop.requested and self.progress.step < self.progress.total_steps:
@@ -216,6 +220,17 @@ class Trainer:
         self._fit_budget(seconds)
         extra = {f"loss/mtp_{i + 1}": value for i, value in enumerate(ahead)} | self._expert_load()
         self._record(loss_value, objective, norm_value, multiplier * optim.lr, inputs.numel(), waited, seconds, extra)
+
+    def _reinitialize(self, fire: Fire) -> None:
+        """Before a step: its metrics belong to that step, so that a resume logs them neither twice nor never."""
+        started = time.perf_counter()
+        metrics, line = fire.before_step(self.progress.step, self.data.batch)
+        if line is not None:
+            self.view.event(f"after step {self.progress.step}: {line}")
+        if metrics:
+            self.progress.seconds += time.perf_counter() - started
+            where = {"tokens": self.progress.tokens, "seconds": self.progress.seconds}
+            self.log.log(self.progress.step + 1, where | metrics)
 
     def _expert_load(self) -> dict[str, float]:
         """How evenly the experts were used since the last call; nothing without a mixture."""
@@ -363,7 +378,13 @@ class Trainer:
             tensors["mtp"] = self.mtp.state_dict()
         if mixtures := dict(self.model.mixtures()):
             tensors["expert_load"] = {name: {"load": m.load, "dropped": m.dropped} for name, m in mixtures.items()}
-        state = {"progress": asdict(self.progress), "skip_policy": self.skip_policy.state_dict()}
+        state = {
+            "progress": asdict(self.progress),
+            "skip_policy": self.skip_policy.state_dict(),
+            "data": data_name(self.config.data),
+        }
+        if self.fire is not None:
+            state["fire"] = self.fire.state_dict()
         checkpoints.save(
             self.run_dir,
             self.progress.step,
@@ -405,6 +426,9 @@ class Trainer:
             self.progress.total_steps = self.config.train.total_steps
         self.skip_policy.load_state_dict(state["skip_policy"])
         self._saved_step = self.progress.step
+        if self.fire is not None:
+            here = data_name(self.config.data)
+            self.fire.load_state_dict(state.get("fire"), data_changed=state.get("data", here) != here)
 
     def _expected_seconds(self) -> float:
         """From the configuration alone (no clock): a resumed run must come to the same decision."""
@@ -418,6 +442,11 @@ def read_scalars(loss: BatchLoss, norm: Tensor) -> list[float]:
     """Cross-entropy, objective, gradient norm, and cross-entropies of tokens ahead: the one host sync of a step."""
     headline = torch.stack((loss.cross_entropy, loss.objective, norm.float()))
     return torch.cat((headline, loss.ahead)).tolist()
+
+
+def data_name(data: DataConfig) -> str:
+    """What a run is trained on, to notice that it goes on with something else."""
+    return data.source if data.path is None else str(data.path.resolve())
 
 
 def choose_device(name: str) -> torch.device:
