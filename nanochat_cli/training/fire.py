@@ -86,7 +86,9 @@ class Fire:
             name: layer for name, layer in layers.items() if any(fnmatchcase(name, p) for p in config.layers)
         }
 
-    def before_step(self, step: int, batch: Callable[[int], tuple[Tensor, Tensor]]) -> tuple[dict[str, float], str | None]:
+    def before_step(
+        self, step: int, batch: Callable[[int], tuple[Tensor, Tensor]]
+    ) -> tuple[dict[str, float], str | None]:
         """To be called with the number of steps done, before the next one. batch: what a step trains on.
 
         Sets the factor on the learning rate, measures where the trigger asks for it, and reinitialises when it is due.
