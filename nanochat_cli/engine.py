@@ -62,7 +62,7 @@ class Engine:
         # Refused before anything is prepared.
         require_float8(config.train.grad_input, choose_device(config.train.device))
         reader = ShardReader(cached_dataset(config, self.reporter), vocab_size=config.model.vocab_size)
-        data = ShardData(reader, config)
+        data = ShardData(reader, config, self.reporter)
         run_dir = config.run.dir / str(config.run.name) if resume is None else resume
         resumable = resume is not None and not is_empty(resume)
         if resumable:
@@ -148,11 +148,16 @@ class Engine:
             }
         )
 
-    def inspect(self, run: Path, *, mhc: bool, out: Path) -> None:
-        """Tables and a picture of the latest checkpoint: of its residual streams, or of its ternary layers."""
-        from nanochat_cli.inspection.inspect_run import inspect_streams, inspect_ternary
+    def inspect(self, run: Path, *, mhc: bool, isometry: bool, out: Path) -> None:
+        """Tables and a picture of the latest checkpoint: its ternary layers, residual streams, or singular values."""
+        from nanochat_cli.inspection.inspect_run import inspect_isometry, inspect_streams, inspect_ternary
 
-        (inspect_streams if mhc else inspect_ternary)(run, out, self.reporter)
+        if mhc:
+            inspect_streams(run, out, self.reporter)
+        if isometry:
+            inspect_isometry(run, out, self.reporter)
+        if not (mhc or isometry):
+            inspect_ternary(run, out, self.reporter)
 
     def generate(
         self,

@@ -27,9 +27,25 @@ SINGLE_FILE_PIECE = 16 * 1024
 PARQUET_ROWS = 256
 
 
+class Place(NamedTuple):
+    """Where to read a document again: `size` bytes from `offset` of `file`.
+
+    Of a record (a line of .jsonl) the document is `length` bytes of its text from `start` on; else it is those bytes.
+    """
+
+    file: Path
+    offset: int
+    size: int
+    is_record: bool
+    start: int
+    length: int
+
+
 class Document(NamedTuple):
     id: str
     content: bytes
+    place: Place | None = None
+    """None where text cannot be read at random: parquet and `hf:`."""
 
 
 class Skipped(NamedTuple):
@@ -41,13 +57,15 @@ class Skipped(NamedTuple):
 class Corpus:
     """Documents in a fixed order, read afresh by every iteration.
 
-    `skipped` counts by reason what the last iteration left out; `size_bytes` is the size of the files, when known.
+    `skipped` counts by reason what the last iteration left out; `size_bytes` is the size of the files, when known;
+    `files` are those that documents have their places in.
     """
 
     source: str
     fingerprint: str
     size_bytes: int | None
     read: Callable[[], Iterator[Document | Skipped]]
+    files: tuple[Path, ...] = ()
     skipped: Counter[str] = field(default_factory=Counter)
 
     def __iter__(self) -> Iterator[Document]:
@@ -164,7 +182,7 @@ def _file_corpus(
             except OSError as error:
                 raise DataError(f"{path}: cannot read: {error.strerror or error}") from error
 
-    return Corpus(source, digest.hexdigest(), total, read)
+    return Corpus(source, digest.hexdigest(), total, read, tuple(files))
 
 
 def _text_documents(path: Path, name: str, piece: int) -> Iterator[Document | Skipped]:
@@ -178,7 +196,8 @@ def _text_documents(path: Path, name: str, piece: int) -> Iterator[Document | Sk
         start = 0
         while content := file.read(piece):
             content += file.readline() if len(content) == piece else b""
-            yield Document(f"{name}@{start}" if start else name, content)
+            place = Place(path, start, len(content), is_record=False, start=0, length=len(content))
+            yield Document(f"{name}@{start}" if start else name, content, place)
             start += len(content)
 
 
@@ -203,7 +222,7 @@ def _unusable(blocks: Iterable[bytes]) -> str | None:
 
 def _checked(rows: Iterable[Document]) -> Iterator[Document | Skipped]:
     """Rows that are usable, long ones in pieces."""
-    for name, content in rows:
+    for name, content, place in rows:
         reason = _unusable([content] if content else [])
         if reason is not None:
             yield Skipped(name, reason)
@@ -212,24 +231,32 @@ def _checked(rows: Iterable[Document]) -> Iterator[Document | Skipped]:
         while start < len(content):
             line_end = content.find(b"\n", start + MAX_DOCUMENT - 1)
             stop = len(content) if line_end < 0 else line_end + 1
-            yield Document(f"{name}@{start}" if start else name, content[start:stop])
+            piece = None if place is None else place._replace(start=start, length=stop - start)
+            yield Document(f"{name}@{start}" if start else name, content[start:stop], piece)
             start = stop
 
 
 def _jsonl_documents(path: Path, name: str, text_field: str) -> Iterator[Document]:
     with path.open("rb") as file:
+        offset = 0
         for number, line in enumerate(file, start=1):
+            start, offset = offset, offset + len(line)
             if line.isspace():
                 continue
-            try:
-                record = json.loads(line)
-            except ValueError as error:  # JSONDecodeError, or UnicodeDecodeError of the line
-                raise DataError(f"{path}:{number}: not JSON: {error}") from error
-            if not isinstance(record, dict):
-                raise DataError(
-                    f"{path}:{number}: a JSON {type(record).__name__}, expected an object with {text_field!r}"
-                )
-            yield Document(f"{name}:{number}", _record_text(record, text_field, f"{path}:{number}"))
+            content = jsonl_text(line, text_field, f"{path}:{number}")
+            place = Place(path, start, len(line), is_record=True, start=0, length=len(content))
+            yield Document(f"{name}:{number}", content, place)
+
+
+def jsonl_text(line: bytes, text_field: str, where: str) -> bytes:
+    """UTF-8 of the text of one line of .jsonl. Raises DataError, beginning with `where`."""
+    try:
+        record = json.loads(line)
+    except ValueError as error:  # JSONDecodeError, or UnicodeDecodeError of the line
+        raise DataError(f"{where}: not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: a JSON {type(record).__name__}, expected an object with {text_field!r}")
+    return _record_text(record, text_field, where)
 
 
 def _parquet_documents(path: Path, name: str, text_field: str) -> Iterator[Document]:

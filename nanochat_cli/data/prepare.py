@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat_cli.config.schema import Config
+from nanochat_cli.config.schema import Config, DataConfig
 from nanochat_cli.data.corpus import Corpus, Document, open_corpus
 from nanochat_cli.data.encoding import WORTH_A_WORKER, encode_documents
 from nanochat_cli.data.shards import (
@@ -83,8 +83,28 @@ def cached_dataset(config: Config, reporter: Reporter) -> Path:
     return folder
 
 
+def source_of(manifest: Manifest, data: DataConfig) -> Corpus:
+    """The corpus that a data set was made from; data: has its glob. Raises DataError when it has changed since."""
+    source, field = str(manifest.settings["source"]), str(manifest.settings["data.text_field"])
+    corpus = open_corpus(source, data.glob, field, streaming=data.streaming)
+    if _fingerprint(manifest.settings, corpus) != manifest.fingerprint:
+        raise DataError(
+            f"{source}: is no longer what the data set was made from (or data.glob is another); "
+            "run `nanochat tokenize` again"
+        )
+    return corpus
+
+
 def cache_folder() -> Path:
     return Path(os.environ.get("NANOCHAT_CACHE") or Path.home() / ".cache" / "nanochat")
+
+
+def held_out_below(val_fraction: float, lowest: int, highest: int) -> int:
+    """The key below which documents are held out, of a corpus whose keys are between `lowest` and `highest`.
+
+    A small corpus may have no document on one side of the share asked for: it moves to the nearest one that has.
+    """
+    return min(max(round(val_fraction * HASH_RANGE), lowest + 1), highest)
 
 
 def split_key(content: bytes) -> int:
@@ -216,7 +236,7 @@ def _scan(corpus: Corpus, config: Config, reporter: Reporter) -> _Scan:
     digest = hashlib.sha256()
     limit = config.data.max_bytes
     with reporter.progress("reading", total=_known_size(corpus, limit), unit="B") as progress:
-        for document in _bounded(corpus, limit):
+        for document in bounded(corpus, limit):
             key = split_key(document.content)
             digest.update(key.to_bytes(8, "big"))
             lowest, highest = min(lowest, key), max(highest, key)
@@ -229,8 +249,7 @@ def _scan(corpus: Corpus, config: Config, reporter: Reporter) -> _Scan:
             f"{corpus.source}: only one distinct document ({total} bytes), but one must be held out for validation; "
             "give more text or more files"
         )
-    # A small corpus may have no document on one side of the threshold: move it to the nearest one that has.
-    threshold = min(max(base, lowest + 1), highest)
+    threshold = held_out_below(config.data.val_fraction, lowest, highest)
     return _Scan(threshold, total, digest.hexdigest(), sample.documents(threshold) if sample else [])
 
 
@@ -270,7 +289,7 @@ def _encode(
         ShardWriter(out, "val", tokenizer.vocab_size, MAX_SHARD_TOKENS) as val,
         reporter.progress("encoding", total=scan.size, unit="B") as progress,
     ):
-        contents = (document.content for document in _bounded(corpus, config.data.max_bytes))
+        contents = (document.content for document in bounded(corpus, config.data.max_bytes))
         for batch in encode_documents(contents, tokenizer, workers):
             start = 0
             for content, length in zip(batch.documents, batch.lengths.tolist(), strict=True):
@@ -285,7 +304,7 @@ def _encode(
         return train.finish(), val.finish()
 
 
-def _bounded(documents: Iterable[Document], limit: int | None) -> Iterator[Document]:
+def bounded(documents: Iterable[Document], limit: int | None) -> Iterator[Document]:
     """Documents up to the first that reaches `limit` bytes in all."""
     size = 0
     for document in documents:

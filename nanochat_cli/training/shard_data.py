@@ -1,7 +1,7 @@
 """A prepared data set as the trainer sees it: torch batches by step, and the held-out stream.
 
-The order of batches is `data.batches`'; here arrays become tensors, and the micro-batches of a step
-become one global batch.
+The order of batches is `data.batches`', and whether they are read ahead is `data.loader`'s affair; here arrays become
+tensors, and the micro-batches of a step become one global batch.
 """
 
 from collections.abc import Iterator
@@ -10,8 +10,12 @@ import torch
 from torch import Tensor
 
 from nanochat_cli.config.schema import Config
-from nanochat_cli.data.batches import Batches, evaluation_batches
+from nanochat_cli.data.async_loader import AsyncLoader
+from nanochat_cli.data.batches import evaluation_batches
+from nanochat_cli.data.loader import open_batches
+from nanochat_cli.data.loader_sources import BatchSource
 from nanochat_cli.data.shards import ShardReader
+from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.training.bigram_init import BigramCounts, count_bigrams
 
 COUNTED_AT_A_TIME = 4_000_000
@@ -20,20 +24,32 @@ COUNTED_AT_A_TIME = 4_000_000
 class ShardData:
     """Training and held-out batches of `reader`, shaped by `config`. token_bytes: int64 [V]."""
 
-    def __init__(self, reader: ShardReader, config: Config) -> None:
+    def __init__(self, reader: ShardReader, config: Config, reporter: Reporter | None = None) -> None:
         train = config.train
+        self._reader, self._config, self._reporter = reader, config, reporter
+        self._batches: BatchSource | None = None  # opened by the first batch: evaluation needs none
         self.token_bytes: Tensor = torch.from_numpy(reader.tokenizer.byte_lengths())
         self._train = reader.tokens("train")
         self._vocab_size = config.model.vocab_size
-        self._batches = Batches(self._train, train.batch_size * train.grad_accum, train.seq_len, config.run.seed)
         self._held_out = reader.tokens("val")
         self._rows = config.eval.batch_size
         self._seq_len = train.seq_len
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of a step, int64 [batch_size × grad_accum, T]."""
+        if self._batches is None:
+            self._batches = open_batches(self._reader, self._config, self._reporter)
         inputs, targets = self._batches.batch(step)
         return torch.from_numpy(inputs), torch.from_numpy(targets)
+
+    def is_ready(self, step: int) -> bool:
+        """Whether the batch of a step has been read ahead."""
+        return isinstance(self._batches, AsyncLoader) and self._batches.is_ready(step)
+
+    def close(self) -> None:
+        """End the processes that read ahead."""
+        if isinstance(self._batches, AsyncLoader):
+            self._batches.close()
 
     def bigrams(self) -> BigramCounts:
         """Pair counts of the whole training split, read a piece at a time."""

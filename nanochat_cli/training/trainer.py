@@ -31,6 +31,7 @@ from nanochat_cli.training.fire import Fire
 from nanochat_cli.training.flops import measured_peak, model_flops_per_token
 from nanochat_cli.training.gradient_step import BatchLoss, GradientStep
 from nanochat_cli.training.skip_policy import SkipPolicy
+from nanochat_cli.training.staging import Staging
 from nanochat_cli.training.stop_signals import StopSignals
 from nanochat_cli.training.telemetry import TernaryTelemetry
 from nanochat_cli.training.time_budget import TimeBudget
@@ -47,6 +48,14 @@ class TrainingData(Protocol):
 
     def batch(self, step: int) -> Batch:
         """The global batch of a step."""
+        ...
+
+    def is_ready(self, step: int) -> bool:
+        """Whether the batch of a step has been read ahead."""
+        ...
+
+    def close(self) -> None:
+        """End whatever reads ahead; a batch asked for afterwards begins anew."""
         ...
 
     def held_out(self, max_tokens: int | None) -> Iterator[Batch]:
@@ -103,6 +112,7 @@ class Trainer:
     ) -> None:
         self.config, self.data, self.run_dir, self.reporter = config, data, run_dir, reporter
         self.device = choose_device(config.train.device)
+        self.batches = Staging(data, self.device)
         self.autocast_dtype = choose_autocast(config.train.dtype, self.device)
         torch.manual_seed(config.run.seed)
         self.model = Transformer(config.model).to(self.device)
@@ -149,6 +159,12 @@ class Trainer:
 
     def fit(self) -> TrainResult:
         """Train until `total_steps`, evaluate on the held-out documents, save, and return the figures."""
+        try:
+            return self._fit()
+        finally:
+            self.data.close()
+
+    def _fit(self) -> TrainResult:
         self.model.train()
         if self.progress.step == 0 and self.config.bigram_init.steps:
             self._start_from_bigrams()
@@ -193,7 +209,7 @@ class Trainer:
     def _step(self) -> None:
         started = time.perf_counter()
         progress, optim = self.progress, self.config.optim
-        inputs, targets = (t.to(self.device, non_blocking=True) for t in self.data.batch(progress.step))
+        inputs, targets = self.batches.batch(progress.step)
         waited = time.perf_counter() - started
         self.gradient_step.progress = progress.step / progress.total_steps
         loss = self.gradient_step(inputs, targets, self.optimizers.zero_grad)
@@ -293,6 +309,7 @@ class Trainer:
             "throughput/tokens_per_second": rate,
             "throughput/utilisation": utilisation,
             "throughput/data_wait_ms": waited * 1e3,
+            "throughput/busy_fraction": 1 - waited / seconds,
             "throughput/step_ms": seconds * 1e3,
             **extra,
         }

@@ -25,6 +25,12 @@ class SyntheticData:
         self.read.append(step)
         return self._sequences(step, self.rows)
 
+    def is_ready(self, step: int) -> bool:
+        return False
+
+    def close(self) -> None:
+        pass
+
     def held_out(self, max_tokens: int | None) -> Iterator[tuple[Tensor, Tensor]]:
         yield self._sequences(10**6, 4)
 

@@ -1,0 +1,37 @@
+"""From a prepared data set and `[loader]` to the batches that training reads: in this process or ahead of it."""
+
+from nanochat_cli.config.schema import Config
+from nanochat_cli.data.async_loader import AsyncLoader
+from nanochat_cli.data.loader_sources import BatchSource, ShardSource, SourceSpec, TextSource
+from nanochat_cli.data.shards import ShardReader
+from nanochat_cli.report.reporter import QuietReporter, Reporter
+
+
+def source_spec(reader: ShardReader, config: Config, reporter: Reporter) -> SourceSpec:
+    """What `config` trains on; indexes the text first if it is to be tokenised on the fly. Raises DataError."""
+    batch_size, seq_len = config.train.batch_size * config.train.grad_accum, config.train.seq_len
+    if not config.loader.on_the_fly:
+        return ShardSource(reader.folder.absolute(), batch_size, seq_len, config.run.seed)
+    from nanochat_cli.data.text_index import text_index
+
+    manifest = reader.manifest
+    index, corpus = text_index(reader.folder, manifest, config.data, reporter)
+    return TextSource(
+        folder=reader.folder.absolute(),
+        index=index.absolute(),
+        files=tuple(file.absolute() for file in corpus.files),
+        text_field=str(manifest.settings["data.text_field"]),
+        bytes_per_token=manifest.train.bytes / manifest.train.tokens,
+        batch_size=batch_size,
+        seq_len=seq_len,
+        seed=config.run.seed,
+    )
+
+
+def open_batches(reader: ShardReader, config: Config, reporter: Reporter | None = None) -> BatchSource:
+    """The training batches. Raises DataError when there is not one, before any process is started."""
+    spec = source_spec(reader, config, reporter or QuietReporter())
+    batches = spec.open()
+    if not config.loader.enabled:
+        return batches
+    return AsyncLoader(spec, config.loader.workers, config.loader.prefetch)

@@ -1,0 +1,68 @@
+"""What a loader reads, as values that can be sent to another process and opened there.
+
+Opening imports numpy and the tokenizer, and no torch: a process that only reads must start fast and stay small.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from nanochat_cli.data.batches import Batch, Batches
+
+
+class BatchSource(Protocol):
+    """Batches by index, a pure function of it: inputs and targets, int64 [batch_size, seq_len]."""
+
+    def batch(self, index: int) -> Batch: ...
+
+
+class SourceSpec(Protocol):
+    """Picklable; every process that opens it gets the same batches of [batch_size, seq_len]."""
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def seq_len(self) -> int: ...
+
+    def open(self) -> BatchSource: ...
+
+
+@dataclass(frozen=True)
+class ShardSource:
+    """The training tokens of the data set in `folder`."""
+
+    folder: Path
+    batch_size: int
+    seq_len: int
+    seed: int
+
+    def open(self) -> Batches:
+        from nanochat_cli.data.shards import Shard, TokenStream, read_manifest
+
+        # The reader has verified the files; the end-of-text token is for evaluation.
+        shards = [Shard(self.folder / info.file, info) for info in read_manifest(self.folder).train.shards]
+        return Batches(TokenStream(shards, eos_id=0), self.batch_size, self.seq_len, self.seed)
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """The training text of the data set in `folder`, tokenised when it is read (see `data.on_the_fly`)."""
+
+    folder: Path
+    index: Path
+    files: tuple[Path, ...]
+    text_field: str
+    bytes_per_token: float
+    batch_size: int
+    seq_len: int
+    seed: int
+
+    def open(self) -> BatchSource:
+        from nanochat_cli.data.on_the_fly import TextBatches, TextStore
+        from nanochat_cli.data.shards import TOKENIZER
+        from nanochat_cli.data.tokenizer import Tokenizer
+
+        store = TextStore(self.index, self.files, self.text_field)
+        tokenizer = Tokenizer.load(self.folder / TOKENIZER)
+        return TextBatches(store, tokenizer, self.batch_size, self.seq_len, self.seed, self.bytes_per_token)

@@ -1,0 +1,64 @@
+"""The index of a data set's training text: where each document lies in the source, so that it can be read at random.
+
+Made once by a pass over the source, and kept beside the shards as `text-*.npy`: int64 [documents, 7], memory-mapped
+by every process that reads it. Held-out documents are not in it. Knows sources and splits; reads no text afterwards.
+"""
+
+from array import array
+from pathlib import Path
+
+import numpy as np
+
+from nanochat_cli.config.schema import DataConfig
+from nanochat_cli.data.corpus import Corpus
+from nanochat_cli.data.on_the_fly import COLUMNS
+from nanochat_cli.data.prepare import bounded, held_out_below, source_of, split_key
+from nanochat_cli.data.shards import Manifest
+from nanochat_cli.errors import DataError
+from nanochat_cli.report.reporter import Reporter
+
+
+def text_index(folder: Path, manifest: Manifest, data: DataConfig, reporter: Reporter) -> tuple[Path, Corpus]:
+    """The index of the data set in `folder`, made if it is not there, and the corpus that it points into.
+
+    Raises DataError when the source has changed since, cannot be read at random, or the folder cannot be written.
+    """
+    corpus = source_of(manifest, data)
+    path = folder / f"text-{manifest.fingerprint[:12]}.npy"
+    if not path.exists():
+        rows = _read(corpus, manifest, reporter)
+        # Beside its place and renamed: what another process finds there is whole.
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            with partial.open("wb") as out:
+                np.save(out, rows)
+            partial.rename(path)
+        except OSError as error:
+            raise DataError(f"{path}: cannot write the index of the text: {error.strerror}") from error
+    return path, corpus
+
+
+def _read(corpus: Corpus, manifest: Manifest, reporter: Reporter) -> np.ndarray:
+    """int64 [training documents, COLUMNS]: a place, and the sum of all lengths up to the document's end."""
+    numbers = {file: number for number, file in enumerate(corpus.files)}
+    keys, cells = array("Q"), array("q")
+    limit = manifest.settings["data.max_bytes"]
+    with reporter.progress("indexing the text", total=corpus.size_bytes, unit="B") as progress:
+        for document in bounded(corpus, None if limit is None else int(limit)):
+            if document.place is None:
+                raise DataError(
+                    f"{corpus.source}: cannot be read at random, as loader.on_the_fly must: "
+                    "give text files or .jsonl, or leave loader.on_the_fly off"
+                )
+            keys.append(split_key(document.content))
+            cells.extend((numbers[document.place.file], *document.place[1:]))
+            progress.advance(len(document.content))
+    threshold = held_out_below(float(manifest.settings["data.val_fraction"] or 0), min(keys), max(keys))
+    found = np.array(cells, dtype=np.int64).reshape(len(keys), COLUMNS - 1)
+    rows = found[np.array(keys, dtype=np.uint64) >= np.uint64(threshold)]
+    if len(rows) != manifest.train.documents or rows[:, -1].sum() != manifest.train.bytes:
+        raise DataError(
+            f"{corpus.source}: has {len(rows)} training documents where the data set has {manifest.train.documents}; "
+            "run `nanochat tokenize` again"
+        )
+    return np.column_stack((rows, np.cumsum(rows[:, -1])))
