@@ -10,9 +10,9 @@ Python standard library, phase two resumes that run on the Rust sources for as m
     shrink-and-perturb  the block matrices become half themselves plus half a fresh initialisation (arXiv:1910.08475)
     reset               every parameter becomes a fresh initialisation
 
-All but `none` forget the optimizer state of what they changed and climb to the learning rate again. Batches are the same for
-all of a seed. The tokenizer was trained on Python alone, as it is in a run that later meets other data. There is no
-start from bigrams. Differences are paired by seed; the 95 % bootstrap interval of three of them is a rough one.
+All but `none` forget the optimizer state of what they changed and climb to the learning rate again. Batches are the
+same for all of a seed. The tokenizer was trained on Python alone, as it is in a run that later meets other data. There
+is no start from bigrams. Differences are paired by seed; the 95 % bootstrap interval of three is a rough one.
 """
 
 import argparse
@@ -209,7 +209,7 @@ def main() -> None:
             runs.append(one_seed(arguments, seed, python, rust, Path(folder)))
         settings = {
             key: getattr(arguments, key)
-            for key in ("steps", "layers", "batch_size", "rewarm", "threads", "eval_tokens")
+            for key in ("steps", "layers", "batch_size", "rewarm", "threads", "eval_tokens", "set")
         }
         write_results(arguments.out, "plasticity", *judge(runs), seeds=seed, **settings)
     print(f"wrote {arguments.out}")
