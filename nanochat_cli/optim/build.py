@@ -1,7 +1,7 @@
 """Which parameter is trained by what: the groups, and one object that steps them all.
 
-Matrices of the blocks go to Muon (or AdamW); embedding, head, and vectors to AdamW or Lion, each with
-its own learning rate.
+Matrices of the blocks go to Muon (or AdamW), in a low-rank subspace if so configured; embedding, head, and vectors to
+AdamW or Lion, each with its own learning rate. The state of all or of the matrices is whole or in 8 bits.
 """
 
 from collections.abc import Collection, Mapping
@@ -12,19 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from nanochat_cli.config.schema import OptimConfig
-from nanochat_cli.errors import DataError
+from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.model.moe import ExpertLinear
 from nanochat_cli.model.mtp import MTP
 from nanochat_cli.model.transformer import Transformer
-from nanochat_cli.optim.adamw import AdamW
+from nanochat_cli.optim.adamw import AdamW, AdamW8bit
+from nanochat_cli.optim.galore import GaLore
 from nanochat_cli.optim.lion import Lion
 from nanochat_cli.optim.muon import Muon
 from nanochat_cli.optim.schedules import lr_multiplier, muon_momentum, weight_decay_multiplier
 
 
 class Optimizer(Protocol):
-    @property
-    def state_names(self) -> frozenset[str]: ...
+    def state_names(self, name: str) -> frozenset[str]: ...
     def step(self, lr: float) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
@@ -55,7 +55,7 @@ class Optimizers:
         """Update every parameter as the schedules say for this 0-based step; returns the factor on the peak rates."""
         factor = self.lr_factor * lr_multiplier(step, total_steps, self.config)
         for group in self.groups:
-            if isinstance(group.optimizer, Muon):
+            if isinstance(group.optimizer, Muon | GaLore) and self.config.matrix == "muon":
                 group.optimizer.momentum = muon_momentum(step, self.config)
                 decay = weight_decay_multiplier(step, total_steps, self.config)
                 group.optimizer.weight_decay = self.config.weight_decay * decay
@@ -65,13 +65,24 @@ class Optimizers:
     def zero_grad(self) -> None:
         for parameter in self.parameters:
             parameter.grad = None
+        for group in self.groups:
+            if isinstance(group.optimizer, GaLore):
+                group.optimizer.zero_grad()
 
     def clip_grad_norm(self, max_norm: float) -> Tensor:
-        """Scale all gradients to a global norm of at most max_norm (0: measure only). Returns the norm, 0-dim."""
+        """Scale all gradients to a global norm of at most max_norm (0: measure only). Returns the norm, 0-dim.
+
+        Where gradients were released in the backward pass their projections count, which are all that a step uses.
+        """
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        collected = [
+            t for g in self.groups if isinstance(g.optimizer, GaLore) for t in g.optimizer.collected_gradients()
+        ]
+        norm = torch.nn.utils.get_total_norm(gradients + collected)
         if max_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, max_norm, norm)
+            for tensor in collected:
+                tensor.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
     def state_dict(self) -> dict[str, Any]:
@@ -82,11 +93,10 @@ class Optimizers:
         """Restore what `state_dict` returned. Raises DataError for the state of other optimizers."""
         for group in self.groups:
             saved = state.get(group.name, {})
-            expected = group.optimizer.state_names
             for name in group.names:
-                found = frozenset(saved.get(name, ()))
-                if found and found != expected:  # AdamW has no state before its first step
-                    key = "optim.matrix" if group.name == "matrix" else "optim.other"
+                found, expected = frozenset(saved.get(name, ())), group.optimizer.state_names(name)
+                if found and found != expected:
+                    key = _differing_key(group.name, found, expected)
                     raise DataError(
                         f"the checkpoint was trained with another {key} (it has {', '.join(sorted(found))} of {name}, "
                         f"not {', '.join(sorted(expected))}): resume with the one it was trained with"
@@ -94,10 +104,15 @@ class Optimizers:
             group.optimizer.load_state_dict(saved)
 
     def reset(self, names: Collection[str]) -> None:
-        """Zero the state of these parameters: they continue as if they had never been stepped."""
+        """Zero the state of these parameters: they continue as if they had never been stepped.
+
+        The subspaces of low-rank state stay, since all matrices of a shape get new ones together.
+        """
         for group in self.groups:
+            kept = ("projection", "step") if isinstance(group.optimizer, GaLore) else ()
             state = group.optimizer.state_dict()
-            tensors = [t for name in group.names if name in names for t in state.get(name, {}).values()]
+            chosen = [state[name] for name in group.names if name in names and name in state]
+            tensors = [t for one in chosen for key, t in one.items() if not key.startswith(kept)]
             for tensor in tensors:
                 tensor.zero_()
             if tensors:  # where state_dict returned copies
@@ -134,10 +149,26 @@ def build_optimizer(model: Transformer, config: OptimConfig, mtp: MTP | None = N
     return Optimizers(groups, [p for _, p in named], config)
 
 
+def _differing_key(group: str, found: frozenset[str], expected: frozenset[str]) -> str:
+    """The setting that explains other names of state."""
+    kinds = [
+        frozenset(name.removesuffix("_codes").removesuffix("_scales") for name in names) for names in (found, expected)
+    ]
+    if kinds[0] == kinds[1]:
+        return "optim.eight_bit" if group == "matrix" else "optim.eight_bit_other"
+    if group != "matrix":
+        return "optim.other"
+    inner = [kind - {"projection", "step"} for kind in kinds]
+    return "optim.galore.enabled" if inner[0] == inner[1] else "optim.matrix"
+
+
 def _optimizer(
     kind: str, parameters: list[tuple[str, nn.Parameter]], config: OptimConfig, experts: Mapping[str, int]
 ) -> tuple[Optimizer, float]:
     """The optimizer of a group, and the factor that its kind puts on the AdamW learning rate."""
+    block = config.state_block if config.eight_bit and (kind == "matrix" or config.eight_bit_other) else None
+    if kind == "matrix" and config.galore.enabled:
+        return _galore(parameters, config, experts, block), 1.0
     if kind == "matrix" and config.matrix == "muon":
         muon = Muon(
             parameters,
@@ -150,9 +181,49 @@ def _optimizer(
             equilibrate=config.muon_equilibrate,
             variance_beta=config.muon_variance_beta,
             matrices=experts,
+            state_block=block,
         )
         return muon, 1.0
     decay = config.weight_decay if kind == "matrix" else 0.0
     if kind != "matrix" and config.other == "lion":
-        return Lion(parameters, weight_decay=config.lion_weight_decay), config.lion_lr_mult
+        return Lion(parameters, weight_decay=config.lion_weight_decay, state_block=block), config.lion_lr_mult
+    if block is not None:
+        adamw = AdamW8bit(parameters, betas=config.betas, eps=config.eps, weight_decay=decay, state_block=block)
+        return adamw, 1.0
     return AdamW(parameters, betas=config.betas, eps=config.eps, weight_decay=decay), 1.0
+
+
+def _galore(
+    parameters: list[tuple[str, nn.Parameter]], config: OptimConfig, experts: Mapping[str, int], block: int | None
+) -> GaLore:
+    """Raises ConfigError for settings that it cannot honour together."""
+    galore = config.galore
+    if galore.unbiased and config.matrix != "muon":
+        raise ConfigError(f"optim.galore.unbiased needs optim.matrix = muon, not {config.matrix}")
+    if galore.unbiased and galore.full_rank_share >= 1:
+        raise ConfigError("optim.galore.full_rank_share = 1 leaves nothing to the subspaces: use a share below 1")
+    if galore.unbiased and galore.release_gradients:
+        raise ConfigError(
+            "optim.galore.release_gradients drops the whole gradients that optim.galore.unbiased needs: turn one off"
+        )
+    for key in ("muon_equilibrate", "muon_variance_beta"):
+        if getattr(config, key):
+            raise ConfigError(
+                f"optim.{key} = {getattr(config, key)} is about rows of whole matrices, which optim.galore does not "
+                "keep: turn one off"
+            )
+    return GaLore(
+        parameters,
+        galore,
+        inner=config.matrix,
+        momentum=config.muon_momentum,
+        nesterov=config.muon_nesterov,
+        ns_steps=config.muon_ns_steps,
+        coefficients=config.muon_coefficients,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        cautious=config.cautious_weight_decay and config.matrix == "muon",
+        matrices=experts,
+        state_block=block,
+    )

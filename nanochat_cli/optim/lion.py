@@ -6,11 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nanochat_cli.optim.flat_state import flat_state, parts, saved
+from nanochat_cli.optim.quantized_state import copy_state
+
 
 class Lion:
-    """Lion over named parameters; `step(lr)` reads `.grad` and updates in place."""
+    """Lion over named parameters; `step(lr)` reads `.grad` and updates in place.
 
-    state_names = frozenset({"momentum"})
+    state_block: elements of 8-bit momentum that share a scale; None keeps it in float32.
+    """
 
     def __init__(
         self,
@@ -18,29 +22,35 @@ class Lion:
         *,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
+        state_block: int | None = None,
     ) -> None:
         self.names, self.parameters = map(list, zip(*parameters, strict=True))
         self.betas, self.weight_decay = betas, weight_decay
-        self.momentum = [torch.zeros_like(p, dtype=torch.float32) for p in self.parameters]
+        self.momentum = [flat_state(p, "dynamic", state_block) for p in self.parameters]
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        for parameter, momentum in zip(self.parameters, self.momentum, strict=True):
+        for parameter, state in zip(self.parameters, self.momentum, strict=True):
             if parameter.grad is None:
                 continue
-            update = torch.lerp(parameter.grad.float(), momentum, self.betas[0]).sign_()
-            if self.weight_decay:
-                parameter.mul_(1 - lr * self.weight_decay)
-            parameter.add_(update, alpha=-lr)
-            momentum.lerp_(parameter.grad.float(), 1 - self.betas[1])
+            for part in parts(parameter, state):
+                momentum = state.read(part.items)
+                update = torch.lerp(part.gradient, momentum, self.betas[0]).sign_()
+                if self.weight_decay:
+                    part.parameter.mul_(1 - lr * self.weight_decay)
+                part.parameter.add_(part.flat(update), alpha=-lr)
+                state.write(part.items, momentum.lerp_(part.gradient, 1 - self.betas[1]))
+
+    def state_names(self, name: str) -> frozenset[str]:
+        return frozenset(self.state_dict()[name])
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: {"momentum": m} for name, m in zip(self.names, self.momentum, strict=True)}
+        return {name: saved("momentum", state) for name, state in zip(self.names, self.momentum, strict=True)}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        for name, momentum in zip(self.names, self.momentum, strict=True):
-            momentum.copy_(state[name]["momentum"])
+        for name, own in self.state_dict().items():
+            copy_state(name, own, state[name])
 
     def state_tensors(self) -> list[Tensor]:
-        return list(self.momentum)
+        return [tensor for state in self.momentum for tensor in state.tensors()]

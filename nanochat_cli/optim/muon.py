@@ -3,43 +3,29 @@
     m ← lerp(m, g, 1 − β);  u = lerp(g, m, β) if nesterov else m
     w ← w − lr · sqrt(max(1, rows / cols)) · NewtonSchulz(u),  after decoupled weight decay
 
-Same-shape matrices are stacked and iterated together. The momentum of a shape is one tensor [n, R, C]. A parameter that
-holds several matrices under each other (the experts of a mixture) is orthogonalised one matrix at a time.
+Same-shape matrices are stacked and iterated together. A shape has one momentum [n, R, C], whole or in 8 bits
+(arXiv:2509.23106): what is quantised is the exact new momentum, and the step is taken from the exact one. A parameter
+that holds several matrices under each other (the experts of a mixture) is orthogonalised one matrix at a time.
 """
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nanochat_cli.optim.newton_schulz import Coefficients, orthogonalize
-
-
-@dataclass(frozen=True)
-class Member:
-    """A parameter [count · R, C] and its `count` matrices' places in the stacks of its shape."""
-
-    name: str
-    parameter: nn.Parameter
-    start: int
-    count: int
-
-    @property
-    def rows(self) -> slice | int:
-        """A single matrix without a leading dimension: what a checkpoint holds."""
-        return self.start if self.count == 1 else slice(self.start, self.start + self.count)
+from nanochat_cli.optim.quantized_state import QuantizedState, WholeState, copy_state, make_state
+from nanochat_cli.optim.stacks import Member, Shape, apply, chunks, device_of, gradients, size, stack
 
 
 class Muon:
     """Muon over named 2-D parameters; `step(lr)` reads `.grad` and updates in place.
 
     matrices: by name, of the parameters that hold more than one matrix of equal height.
+    state_block: elements of 8-bit momentum that share a scale; None keeps it in float32.
     """
-
-    state_names = frozenset({"momentum"})
 
     def __init__(
         self,
@@ -55,87 +41,80 @@ class Muon:
         variance_beta: float = 0.0,
         iteration_dtype: torch.dtype | None = None,
         matrices: Mapping[str, int] | None = None,
+        state_block: int | None = None,
     ) -> None:
         self.momentum, self.nesterov, self.ns_steps = momentum, nesterov, ns_steps
         self.coefficients: Coefficients = coefficients
         self.weight_decay, self.cautious = weight_decay, cautious
         self.equilibrate, self.variance_beta = equilibrate, variance_beta
-        self.groups: dict[tuple[int, int], list[Member]] = {}
-        for name, parameter in parameters:
-            if parameter.ndim != 2:
-                raise ValueError(f"Muon takes matrices; {name} has shape {tuple(parameter.shape)}")
-            count = (matrices or {}).get(name, 1)
-            members = self.groups.setdefault((parameter.shape[0] // count, parameter.shape[1]), [])
-            members.append(Member(name, parameter, sum(member.count for member in members), count))
-        sizes = {shape: sum(member.count for member in members) for shape, members in self.groups.items()}
+        self.iteration_dtype = iteration_dtype
+        self.groups: dict[Shape, list[Member]] = stack(parameters, matrices)
         self.buffers = {
-            shape: torch.zeros(sizes[shape], *shape, device=members[0].parameter.device)
+            shape: make_state(size(members), shape, device_of(members), block=state_block)
             for shape, members in self.groups.items()
         }
         self.second_moments = {
-            shape: torch.zeros(sizes[shape], shape[0], 1, device=members[0].parameter.device)
+            shape: WholeState(size(members), (shape[0], 1), device_of(members))
             for shape, members in self.groups.items()
             if variance_beta
         }
-        self.iteration_dtype = iteration_dtype
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
         """One update of every parameter that has a gradient; a group without gradients is left alone."""
         for shape, members in self.groups.items():
-            parameters: list[Tensor] = [member.parameter for member in members]
-            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-            if len(gradients) < len(parameters):
+            if any(member.parameter.grad is None for member in members):
                 continue
-            gradient = torch.cat([g.reshape(-1, *shape) for g in gradients]).float()
-            buffer = self.buffers[shape]
-            buffer.lerp_(gradient, 1 - self.momentum)
-            update = gradient.lerp_(buffer, self.momentum) if self.nesterov else buffer
-            if self.equilibrate:
-                update = equilibrate_rows(update)
-            update = orthogonalize(update.to(self._dtype(update)), self.ns_steps, self.coefficients).float()
-            if self.variance_beta:
-                update = reduce_row_variance(update, self.second_moments[shape], self.variance_beta)
-            updates = [part.flatten(0, 1) for part in update.split([member.count for member in members])]
-            self._decay(parameters, updates, lr)
-            factor = -lr * math.sqrt(max(1.0, shape[0] / shape[1]))
-            for parameter, change in zip(parameters, updates, strict=True):
-                parameter.add_(change, alpha=factor)
+            factor = math.sqrt(max(1.0, shape[0] / shape[1]))
+            for places, part in chunks(members):
+                gradient = gradients(shape, part)
+                assert gradient is not None
+                updates = self._updates(shape, places, gradient)
+                apply(part, updates, lr, factor, self.weight_decay, cautious=self.cautious)
 
-    def _dtype(self, update: Tensor) -> torch.dtype:
-        """bfloat16 where it is fast; on a CPU without AMX it is some 20 times slower than float32."""
-        return self.iteration_dtype or (torch.bfloat16 if update.is_cuda else torch.float32)
+    def _updates(self, shape: Shape, places: slice, gradient: Tensor) -> Tensor:
+        """gradient: [n, R, C], changed. Moves the momentum on."""
+        buffer = self.buffers[shape].read(places).lerp_(gradient, 1 - self.momentum)
+        update = gradient.lerp_(buffer, self.momentum) if self.nesterov else buffer
+        if self.equilibrate:
+            update = equilibrate_rows(update)
+        dtype = self.iteration_dtype or default_iteration_dtype(update)
+        update = orthogonalize(update.to(dtype), self.ns_steps, self.coefficients).float()
+        self.buffers[shape].write(places, buffer)
+        if self.variance_beta:
+            update = reduce_row_variance(update, self.second_moments[shape].read(places), self.variance_beta)
+        return update
 
-    def _decay(self, parameters: list[Tensor], updates: list[Tensor], lr: float) -> None:
-        if self.weight_decay == 0:
-            return
-        if not self.cautious:
-            for parameter in parameters:
-                parameter.mul_(1 - lr * self.weight_decay)
-            return
-        for parameter, update in zip(parameters, updates, strict=True):  # decay only where the update agrees
-            parameter.addcmul_(parameter, (parameter * update > 0).to(parameter.dtype), value=-lr * self.weight_decay)
-
-    def _states(self) -> dict[str, dict[tuple[int, int], Tensor]]:
-        """State name → shape → stacked tensor; `second_moment` only where it is used."""
+    def _states(self) -> Mapping[str, Mapping[Shape, WholeState | QuantizedState]]:
+        """State name → shape → stack; `second_moment` only where it is used."""
         return {"momentum": self.buffers} | ({"second_moment": self.second_moments} if self.variance_beta else {})
+
+    def state_names(self, name: str) -> frozenset[str]:
+        return frozenset(self.state_dict()[name])
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            member.name: {kind: stacks[shape][member.rows] for kind, stacks in self._states().items()}
+            member.name: {
+                kind + suffix: tensor
+                for kind, stacks in self._states().items()
+                for suffix, tensor in stacks[shape].saved(member.rows).items()
+            }
             for shape, members in self.groups.items()
             for member in members
         }
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        for shape, members in self.groups.items():
-            for member in members:
-                for kind, stacks in self._states().items():
-                    stacks[shape][member.rows].copy_(state[member.name][kind])
+        for name, own in self.state_dict().items():
+            copy_state(name, own, state[name])
 
     def state_tensors(self) -> list[Tensor]:
-        return [stack for stacks in self._states().values() for stack in stacks.values()]
+        return [t for stacks in self._states().values() for one in stacks.values() for t in one.tensors()]
+
+
+def default_iteration_dtype(matrices: Tensor) -> torch.dtype:
+    """bfloat16 where it is fast; on a CPU without AMX it is some 20 times slower than float32."""
+    return torch.bfloat16 if matrices.is_cuda else torch.float32
 
 
 def equilibrate_rows(matrices: Tensor) -> Tensor:

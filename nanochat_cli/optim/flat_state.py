@@ -1,0 +1,59 @@
+"""State of parameters that are updated element by element, in 8 bits where that is worth it.
+
+A quantised parameter is a row of blocks, and a step goes over some of them at a time, so that no whole float32 copy of
+a large state ever exists. Parameters below MINIMUM elements (norms, gates) stay in float32, as in arXiv:2110.02861.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nanochat_cli.optim.quantized_state import Code, QuantizedState, WholeState, make_state
+
+MINIMUM = 4096
+CHUNK = 2**20
+"""Elements of a quantised parameter that are updated together."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """items: of the states; parameter: flat view; gradient: float32 in the shape of the items."""
+
+    items: slice
+    parameter: Tensor
+    gradient: Tensor
+
+    def flat(self, update: Tensor) -> Tensor:
+        """update: in the shape of the items → in that of `parameter`."""
+        return update.reshape(-1)[: self.parameter.numel()]
+
+
+def flat_state(parameter: nn.Parameter, code: Code, block: int | None) -> WholeState | QuantizedState:
+    """Zeros. block: elements that share a scale, None for float32."""
+    if block is None or parameter.numel() < MINIMUM:
+        return make_state(1, tuple(parameter.shape), parameter.device)
+    return make_state(-(-parameter.numel() // block), (block,), parameter.device, code, block)
+
+
+def parts(parameter: nn.Parameter, state: WholeState | QuantizedState) -> Iterator[Part]:
+    """The pieces that one update is made of; the parameter has a gradient."""
+    assert parameter.grad is not None
+    flat, gradient = parameter.detach().view(-1), parameter.grad.reshape(-1)
+    if isinstance(state, WholeState):
+        yield Part(slice(0, 1), flat, parameter.grad.float()[None])
+        return
+    block = state.size
+    step = CHUNK // block * block
+    for start in range(0, len(flat), step):
+        piece = gradient[start : start + step].float()
+        padded = F.pad(piece, (0, -len(piece) % block))
+        items = slice(start // block, start // block + len(padded) // block)
+        yield Part(items, flat[start : start + step], padded.view(-1, block))
+
+
+def saved(kind: str, state: WholeState | QuantizedState) -> dict[str, Tensor]:
+    """What a checkpoint holds of a parameter's state; a whole one has the parameter's shape."""
+    items = 0 if isinstance(state, WholeState) else slice(None)
+    return {kind + suffix: tensor for suffix, tensor in state.saved(items).items()}

@@ -1,0 +1,169 @@
+"""Optimizer state at rest: whole (float32) or in 8 bits with one float32 scale per block.
+
+A state tensor is a stack of items of equal shape. `read` gives items as float32, `write` stores float32 values; an
+optimizer computes between the two and knows nothing of the form. Three codes, all relative to the block's largest
+magnitude: `linear`, int8 / 127 (8-bit Muon, arXiv:2509.23106); `dynamic` and `unsigned`, uint8 places in the dynamic
+maps of the 8-bit optimizers (arXiv:2110.02861, section 2.2), for values that are read through a sign or a root.
+Nothing here waits for the device.
+"""
+
+import math
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanochat_cli.errors import DataError
+
+Code = Literal["linear", "dynamic", "unsigned"]
+
+
+class State(Protocol):
+    """A stack of items of one shape."""
+
+    def read(self, items: slice) -> Tensor:
+        """float32 [n, *shape]; may be the storage itself, which the caller may change before `write`."""
+        ...
+
+    def write(self, items: slice, values: Tensor) -> None: ...
+
+    def saved(self, items: slice | int) -> dict[str, Tensor]:
+        """What a checkpoint holds of the items, by suffix of the state's name: views of the storage."""
+        ...
+
+    def tensors(self) -> list[Tensor]: ...
+
+
+class WholeState:
+    """float32, as it is."""
+
+    suffixes = ("",)
+
+    def __init__(self, items: int, shape: tuple[int, ...], device: torch.device) -> None:
+        self.values = torch.zeros(items, *shape, device=device)
+
+    def read(self, items: slice) -> Tensor:
+        return self.values[items]
+
+    def write(self, items: slice, values: Tensor) -> None:
+        target = self.values[items]
+        if target.data_ptr() != values.data_ptr():
+            target.copy_(values)
+
+    def saved(self, items: slice | int) -> dict[str, Tensor]:
+        return {"": self.values[items]}
+
+    def tensors(self) -> list[Tensor]:
+        return [self.values]
+
+
+class QuantizedState:
+    """8 bits per element. codes: [items, blocks, block]; scales: float32 [items, blocks]. Blocks stay in one item."""
+
+    suffixes = ("_codes", "_scales")
+
+    def __init__(self, items: int, shape: tuple[int, ...], device: torch.device, code: Code, block: int) -> None:
+        self.shape = shape
+        self.code: Code = code
+        self.size = math.prod(shape)
+        block = min(block, self.size)
+        blocks = -(-self.size // block)
+        dtype = torch.int8 if code == "linear" else torch.uint8
+        self.codes = torch.full((items, blocks, block), _zero(code), dtype=dtype, device=device)
+        self.scales = torch.zeros(items, blocks, device=device)
+
+    def read(self, items: slice) -> Tensor:
+        values = dequantize(self.codes[items], self.scales[items], self.code).flatten(1)
+        return values[:, : self.size].unflatten(1, self.shape)
+
+    def write(self, items: slice, values: Tensor) -> None:
+        codes = self.codes[items]
+        flat = values.reshape(len(values), self.size)
+        padding = codes[0].numel() - self.size
+        blocks = (F.pad(flat, (0, padding)) if padding else flat).view(codes.shape)
+        quantize_into(blocks, codes, self.scales[items], self.code)
+
+    def saved(self, items: slice | int) -> dict[str, Tensor]:
+        return {"_codes": self.codes[items], "_scales": self.scales[items]}
+
+    def tensors(self) -> list[Tensor]:
+        return [self.codes, self.scales]
+
+
+def make_state(
+    items: int, shape: tuple[int, ...], device: torch.device, code: Code = "linear", block: int | None = None
+) -> WholeState | QuantizedState:
+    """block: elements that share a scale; None keeps float32."""
+    if block is None:
+        return WholeState(items, shape, device)
+    return QuantizedState(items, shape, device, code, block)
+
+
+def quantize_into(blocks: Tensor, codes: Tensor, scales: Tensor, code: Code) -> None:
+    """Write the nearest codes of float32 blocks [..., block] and their scales [...].
+
+    The error is at most scale / 2 for `linear`. An `unsigned` value that is not zero never becomes zero: a second
+    moment of zero would make its step unbounded.
+    """
+    largest = torch.linalg.vector_norm(blocks, math.inf, dim=-1)
+    if code == "linear":
+        scales.copy_(largest).div_(127)
+        inverse = torch.where(scales > 0, scales.reciprocal(), 0.0)  # of a denormal scale: infinite
+        scaled = blocks * inverse.clamp_(max=torch.finfo(torch.float32).max)[..., None]
+        codes.copy_(scaled.round_().clamp_(-127, 127))
+        return
+    scales.copy_(largest)
+    relative = blocks / largest.clamp(min=torch.finfo(torch.float32).tiny)[..., None]
+    places = torch.bucketize(relative, _boundaries(code, str(blocks.device)), out_int32=True)
+    if code == "unsigned":
+        places = torch.where(blocks > 0, places.clamp_(min=1), 0)
+    codes.copy_(places)
+
+
+def dequantize(codes: Tensor, scales: Tensor, code: Code) -> Tensor:
+    """float32 values of codes [..., block] with scales [...]."""
+    if code == "linear":
+        return codes.float().mul_(scales[..., None])
+    return _values(code, str(codes.device))[codes.int()].mul_(scales[..., None])
+
+
+def dynamic_map(*, signed: bool) -> list[float]:
+    """The 256 values of the dynamic map, ascending: 7 decades, with twice the fraction steps in each higher one."""
+    values = [0.0, 1.0]
+    for exponent in range(7):
+        steps = 2**exponent if signed else 2 ** (exponent + 1)
+        width = 0.9 / steps
+        means = [(0.1 + width * (i + 0.5)) * 10.0 ** (exponent - 6) for i in range(steps)]
+        values += [*means, *(-m for m in means)] if signed else means
+    return sorted(values)
+
+
+def _zero(code: Code) -> int:
+    """The code of 0."""
+    return 0 if code == "linear" else dynamic_map(signed=code == "dynamic").index(0.0)
+
+
+@cache
+def _values(code: Code, device: str) -> Tensor:
+    return torch.tensor(dynamic_map(signed=code == "dynamic"), device=device)
+
+
+@cache
+def _boundaries(code: Code, device: str) -> Tensor:
+    """Half way between neighbours: the place of a value among them is that of the nearest one."""
+    values = torch.tensor(dynamic_map(signed=code == "dynamic"), dtype=torch.float64)
+    return ((values[1:] + values[:-1]) / 2).float().to(device)
+
+
+def copy_state(name: str, own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Copy saved tensors into an optimizer's own. Raises DataError where shapes differ: another rank or block."""
+    for key, target in own.items():
+        if target.shape != saved[key].shape:
+            raise DataError(
+                f"the checkpoint's {key} of {name} has the shape {tuple(saved[key].shape)}, not {tuple(target.shape)}: "
+                "resume with the optim.state_block and optim.galore settings it was trained with"
+            )
+        target.copy_(saved[key])
