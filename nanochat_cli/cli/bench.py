@@ -118,3 +118,35 @@ def architectures(
     reporter.result({"results": [r.__dict__ for r in results]})
     if out is not None:
         write_results(out, "architectures-cost", results)
+
+
+@app.command()
+def loader(
+    ctx: typer.Context,
+    overrides: Overrides = [],  # noqa: B006
+    quick: Quick = False,
+    out: Out = None,
+) -> None:
+    """Time the wait for batches, read ahead by processes ([loader]) or not, from shards and from text.
+
+    Without a step (the loader's own rate) and with one that sleeps, as the CPU does while a GPU computes.
+    """
+    from tempfile import TemporaryDirectory
+
+    from nanochat_cli.bench.loader import FULL, QUICK, measure_loader
+    from nanochat_cli.bench.result_file import write_results
+
+    session = session_of(ctx)
+    # The batch of a small GPU, whatever the preset's model is trained with; little text, as its amount changes nothing.
+    shape = ["train.batch_size=8", "train.seq_len=1024", "model.max_seq_len=1024", "loader.workers=2"]
+    shape.append(f"data.max_bytes={4_000_000 if quick else 16_000_000}")
+    config = resolve(session, [], None, shape + overrides, default_preset="quickstart")
+    with TemporaryDirectory() as folder:
+        results = measure_loader(Path(folder), config, QUICK if quick else FULL, session.reporter)
+    rows = [(r.case, r.metric, f"{r.value:,.4g}", r.ratio and f"{r.ratio:.2f}") for r in results]
+    session.reporter.table("loader; ratio: to reading in the trainer", ("case", "measure", "value", "ratio"), rows)
+    session.reporter.result({"results": [r.__dict__ for r in results]})
+    if out is not None:
+        shown = {"workers": config.loader.workers, "prefetch": config.loader.prefetch}
+        tokens = {"batch_size": config.train.batch_size * config.train.grad_accum, "seq_len": config.train.seq_len}
+        write_results(out, "loader", results, settings={**shown, **tokens})

@@ -328,6 +328,6 @@ def verify_files(folder: Path, manifest: Manifest, verify: Literal["auto", "full
 def remove_files(folder: Path) -> None:
     """Remove a data set or what an interrupted preparation left, the manifest first."""
     (folder / MANIFEST).unlink(missing_ok=True)
-    for pattern in ("train-*.safetensors", "val-*.safetensors", ".*.partial"):
+    for pattern in ("train-*.safetensors", "val-*.safetensors", "text-*.npy", ".*.partial"):
         for path in folder.glob(pattern):
             path.unlink()
