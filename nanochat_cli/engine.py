@@ -148,11 +148,16 @@ class Engine:
             }
         )
 
-    def inspect(self, run: Path, *, mhc: bool, out: Path) -> None:
-        """Tables and a picture of the latest checkpoint: of its residual streams, or of its ternary layers."""
-        from nanochat_cli.inspection.inspect_run import inspect_streams, inspect_ternary
+    def inspect(self, run: Path, *, mhc: bool, isometry: bool, out: Path) -> None:
+        """Tables and a picture of the latest checkpoint: its ternary layers, residual streams, or singular values."""
+        from nanochat_cli.inspection.inspect_run import inspect_isometry, inspect_streams, inspect_ternary
 
-        (inspect_streams if mhc else inspect_ternary)(run, out, self.reporter)
+        if mhc:
+            inspect_streams(run, out, self.reporter)
+        if isometry:
+            inspect_isometry(run, out, self.reporter)
+        if not (mhc or isometry):
+            inspect_ternary(run, out, self.reporter)
 
     def generate(
         self,

@@ -16,10 +16,11 @@ def inspect(
     ctx: typer.Context,
     run: Run = None,
     mhc: Annotated[bool, typer.Option("--mhc", help="The residual streams instead of the ternary layers.")] = False,
+    isometry: Annotated[bool, typer.Option("--isometry", help="How far the matrices are from isometries.")] = False,
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="For the picture; default: RUN/inspect.")] = None,
 ) -> None:
-    """Show the health of a run's ternary layers, or with --mhc how its residual streams are mixed."""
+    """Show the health of a run's ternary layers; --mhc: of its residual streams; --isometry: of its singular values."""
     from nanochat_cli.runs import find_run
 
     found = find_run(run)
-    session_of(ctx).engine.inspect(found, mhc=mhc, out=out or found / "inspect")
+    session_of(ctx).engine.inspect(found, mhc=mhc, isometry=isometry, out=out or found / "inspect")

@@ -6,11 +6,13 @@ from nanochat_cli.data.prepare import cached_dataset
 from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.errors import ConfigError
 from nanochat_cli.inference.load import load_run
-from nanochat_cli.inspection.plots import plot_streams, plot_ternary
+from nanochat_cli.inspection.isometry import measure_isometry
+from nanochat_cli.inspection.plots import plot_isometry, plot_streams, plot_ternary
 from nanochat_cli.inspection.streams import measure_streams
 from nanochat_cli.inspection.ternary import layer_health
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.training import checkpoints
+from nanochat_cli.training.fire import stacked
 from nanochat_cli.training.shard_data import ShardData
 from nanochat_cli.training.telemetry import TernaryTelemetry
 
@@ -76,3 +78,29 @@ def inspect_streams(run: Path, out: Path, reporter: Reporter) -> None:
         f"{'healthy' if healthy else 'see the verdicts'}; {picture}"
     )
     reporter.result({"run": str(run), "mhc": report.as_dict(), "healthy": healthy})
+
+
+def inspect_isometry(run: Path, out: Path, reporter: Reporter) -> None:
+    """Distance from isometry of every matrix of the latest checkpoint's blocks."""
+    model, _, _ = load_run(run)
+    layers = measure_isometry((name, stacked(layer)) for name, layer in model.linears())
+    rows = [
+        (
+            layer.name,
+            f"{layer.shape[0]} × {layer.shape[1]}",
+            f"{layer.deviation:.3f}",
+            f"{layer.against_random:.2f}",
+            f"{layer.relative_sfe:.3f}",
+            f"{layer.condition:.3g}",
+            f"{layer.spectral_norm:.3g}",
+            f"{layer.effective_rank:.1%}",
+            ", ".join(layer.warnings()) or "ok",
+        )
+        for layer in layers
+    ]
+    columns = ("layer", "shape", "DfI / rank", "of random", "SFE", "condition", "norm", "effective rank", "verdict")
+    reporter.table(f"isometry of {run.name}", columns, rows)
+    picture = plot_isometry(layers, out / "isometry.png")
+    notable = sum(bool(layer.warnings()) for layer in layers)
+    reporter.info(f"{len(layers) - notable} of {len(layers)} matrices without a finding; {picture}")
+    reporter.result({"run": str(run), "isometry": [layer.as_dict() for layer in layers], "healthy": notable == 0})

@@ -1,10 +1,12 @@
 """Pictures of an inspection, as PNG."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanochat_cli.errors import DataError
+from nanochat_cli.inspection.isometry import MatrixIsometry
 from nanochat_cli.inspection.streams import StreamReport
 from nanochat_cli.inspection.ternary import LayerHealth
 from nanochat_cli.training.telemetry import MARGIN_EDGES
@@ -52,6 +54,21 @@ def plot_streams(report: StreamReport, out: Path) -> Path:
     axes.plot([layer.diversity for layer in layers], marker=".", label="stream diversity")
     axes.set(xlabel="sublayer", ylim=(0, None))
     axes.legend()
+    return _save(figure, out)
+
+
+def plot_isometry(layers: Sequence[MatrixIsometry], out: Path) -> Path:
+    """Deviation from isometry and its distance over the depth, and the condition numbers."""
+    figure = _figure(9, 4)
+    left, right = figure.subplots(1, 2)
+    left.plot([layer.against_random for layer in layers], marker=".", label="deviation, of a random matrix's")
+    left.plot([layer.relative_sfe for layer in layers], marker=".", label="SFE to the isometry, of ‖W‖²")
+    left.axhline(1, color="gray", linewidth=0.8)
+    left.set(xlabel="matrix", ylim=(0, None))
+    left.legend()
+    places = [index for index, layer in enumerate(layers) if math.isfinite(layer.condition)]
+    right.semilogy(places, [layers[index].condition for index in places], marker=".", linestyle="")
+    right.set(xlabel="matrix", ylabel="condition number")
     return _save(figure, out)
 
 

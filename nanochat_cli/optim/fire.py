@@ -38,8 +38,8 @@ class PolarFactor(NamedTuple):
 class Change:
     """What happened to one matrix. The relative SFE is SFE / ‖W‖²_F.
 
-    dfi: as in the paper, of the weights as they were, and of the isometry before it is scaled. deviation_before: without
-    the effect of scale, see `relative_deviation`.
+    dfi: as in the paper, of the weights as they were, and of the isometry before it is scaled. deviation_before:
+    without the effect of scale, see `relative_deviation`.
     """
 
     rank: int

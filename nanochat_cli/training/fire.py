@@ -1,8 +1,8 @@
 """FIRE in a training run: when matrices go to their nearest isometry, and what follows (arXiv:2602.08040).
 
-An event happens between two steps: the latents are written and quantised anew, the optimizer state of the changed matrices
-is forgotten, and the learning rate climbs again. Everything is a function of the configuration, of the model, and of
-the few values of `FireState`, which are in the checkpoint. The algorithm is `optim.fire`.
+An event happens between two steps: the latents are written and quantised anew, the optimizer state of the changed
+matrices is forgotten, and the learning rate climbs again. Everything is a function of the configuration, of the model,
+and of the few values of `FireState`, which are in the checkpoint. The algorithm is `optim.fire`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -45,8 +45,9 @@ class FireReport:
         left = [name for name, change in self.changes.items() if not change.reached]
         metrics = self.scalars()
         text = (
-            f"FIRE ({self.reason}): {len(self.changes)} matrices moved by {metrics['fire/relative_sfe']:.3g} of their squared "
-            f"norm, DfI {metrics['fire/dfi_before']:.3g} → {metrics['fire/dfi_after']:.2g}"
+            f"FIRE ({self.reason}): {len(self.changes)} matrices, SFE {metrics['fire/sfe']:.3g} "
+            f"({metrics['fire/relative_sfe']:.3g} of the squared norm), "
+            f"DfI {metrics['fire/dfi_before']:.3g} → {metrics['fire/dfi_after']:.2g}"
         )
         return f"{text}; {len(left)} did not reach fire.target: {', '.join(left[:3])}" if left else text
 
