@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from nanochat_cli.config.schema import MHCConfig, ModelConfig
+from nanochat_kernels.hyper_connections import mix_streams
 
 FAVOURED, OTHERS = 1.0, -1.0
 """Initial bias of reading and writing, for the stream that a layer prefers and for the rest."""
@@ -122,21 +123,10 @@ def collapse_streams(x: Tensor) -> Tensor:
 
 
 def read_streams(x: Tensor, pre: Tensor) -> Tensor:
-    """Σ_i pre_i x_i: x [B, T, n, C], pre [..., n]; [B, T, C]. Written out, so that it compiles to one pass over x."""
-    return sum_of_products(pre, x.unbind(dim=-2))
+    """Σ_i pre_i x_i: x [B, T, n, C], pre [..., n]; [B, T, C]. One pass over x where it compiles or has a kernel."""
+    return mix_streams(x, pre.unsqueeze(-2)).squeeze(-2)
 
 
 def write_streams(x: Tensor, y: Tensor, post: Tensor, res: Tensor) -> Tensor:
     """res · x + post ⊗ y: x [B, T, n, C], y [B, T, C], post [..., n], res [..., n, n]; [B, T, n, C]."""
-    sources = (*x.unbind(dim=-2), y.float())
-    rows = torch.cat((res, post.unsqueeze(-1)), dim=-1).unbind(dim=-2)
-    return torch.stack([sum_of_products(row, sources) for row in rows], dim=-2)
-
-
-def sum_of_products(weights: Tensor, terms: tuple[Tensor, ...]) -> Tensor:
-    """Σ_i weights[..., i] · terms[i], terms [B, T, C] each."""
-    factors = weights.unsqueeze(-2).unbind(dim=-1)
-    total = factors[0] * terms[0]
-    for factor, term in zip(factors[1:], terms[1:], strict=True):
-        total = torch.addcmul(total, factor, term)
-    return total
+    return mix_streams(x, torch.cat((res, post.unsqueeze(-1)), dim=-1), y)

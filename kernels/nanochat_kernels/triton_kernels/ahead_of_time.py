@@ -26,7 +26,7 @@ from triton.compiler import ASTSource
 
 from nanochat_kernels.packed import PackedTernary
 from nanochat_kernels.reference.activations import QuantizedActivations
-from nanochat_kernels.triton_kernels import operations, sass
+from nanochat_kernels.triton_kernels import hyper_connections, operations, sass
 from nanochat_kernels.triton_kernels.launch import Launch, record
 from nanochat_kernels.triton_kernels.small_matmul import ternary_small_matmul
 from nanochat_kernels.triton_kernels.ternarize import ternarize_forms
@@ -102,7 +102,7 @@ def activations(tokens: int, columns: int, group: int | None = None) -> Quantize
 
 def cases() -> list[Case]:
     """Every kernel in the forms that the operations launch, over the shapes and group sizes that choose among them."""
-    return [*_quantizer_cases(), *_decode_cases(), *_product_cases(), *_edge_cases()]
+    return [*_quantizer_cases(), *_decode_cases(), *_product_cases(), *_stream_cases(), *_edge_cases()]
 
 
 def _decode_cases() -> list[Case]:
@@ -144,6 +144,23 @@ def _product_cases() -> list[Case]:
     for dtype in (torch.int8, torch.bfloat16, torch.float32, torch.float8_e4m3fn):
         call = partial(operations.unpack, weight(4096, 4096), dtype)
         found.append(Case(f"unpack to {str(dtype).removeprefix('torch.')}", call, dtype == torch.int8))
+    return found
+
+
+def _stream_cases() -> list[Case]:
+    found = []
+    for n in (2, 4):
+        for width in (768, 1536):
+            x = torch.empty(64, n, width, device="meta")
+            y = torch.empty(64, width, dtype=torch.bfloat16, device="meta")
+            for form, rows, beside in (("read", 1, None), ("write", n, y)):
+                weights = torch.empty(64, rows, n + (beside is not None), device="meta")
+                grad = torch.empty(64, rows, width, device="meta")
+                name, essential = f"{form} {n} streams of {width}", width == 1536 and n == 4
+                found += [
+                    Case(name, partial(hyper_connections.forward, x, weights, beside), essential),
+                    Case(f"{name}, backward", partial(hyper_connections.backward, grad, x, weights, beside), essential),
+                ]
     return found
 
 
