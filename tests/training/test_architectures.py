@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nanochat_cli.config.schema import ExportConfig
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.export.gguf import export_gguf
 from nanochat_cli.export.verify import verify_gguf
 from nanochat_cli.training import checkpoints
+from nanochat_cli.training import trainer as trainer_module
 from nanochat_cli.training.trainer import Trainer
 from tests.architectures import COMBINATIONS, shape
 from tests.training.synthetic import SyntheticData, tiny_config
@@ -81,3 +83,18 @@ def test_a_selection_bias_is_saved_and_moves(tmp_path):
     for _, moe in run.model.mixtures():
         assert moe.balance_bias is not None
         assert moe.balance_bias.abs().max() > 0
+
+
+def test_measures_of_the_streams_go_to_tensorboard_at_their_interval(tmp_path, monkeypatch):
+    assert trainer_module.STREAMS_INTERVAL == 100
+    monkeypatch.setattr(trainer_module, "STREAMS_INTERVAL", 2)
+    model = shape("mhc-2+attention+dense+untied", max_seq_len=16, n_heads=2, n_kv_heads=1)
+    trainer(
+        tiny_config(tmp_path, model=model, train={**TRAIN, "total_steps": 4}, telemetry={"tensorboard": True})
+    ).fit()
+    events = EventAccumulator(str(tmp_path / "tiny" / "tensorboard"))
+    events.Reload()
+    names = ("alpha", "entropy", "orthogonality", "pre_balance", "post_balance", "diversity", "composite_gain")
+    for name in (*names, "gradient_norm_0", "gradient_norm_1"):
+        assert [event.step for event in events.Scalars(f"mhc/{name}")] == [2, 4], name
+    assert all(event.value > 0 for event in events.Scalars("mhc/gradient_norm_1"))
