@@ -159,6 +159,19 @@ class Engine:
         if not (mhc or isometry):
             inspect_ternary(run, out, self.reporter)
 
+    def score(self, run: Path, *, out: Path) -> None:
+        """Losses of the tokens of the run's training split, as a file for collider.scores."""
+        from nanochat_cli.data.prepare import cached_dataset
+        from nanochat_cli.data.shards import ShardReader
+        from nanochat_cli.inference.load import load_run
+        from nanochat_cli.training.score_file import write_scores
+
+        model, _, config = load_run(run)
+        reader = ShardReader(cached_dataset(config, self.reporter), vocab_size=config.model.vocab_size)
+        mean = write_scores(model, reader, config.train.seq_len, out, self.reporter)
+        self.reporter.info(f"{out}: {len(reader.tokens('train')):,} tokens, mean loss {mean:.3f} nats")
+        self.reporter.result({"file": str(out), "mean_loss": mean})
+
     def generate(
         self,
         target: Path,

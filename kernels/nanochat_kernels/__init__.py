@@ -9,6 +9,7 @@ Names:
     effective weight = codes · scale: what a forward pass multiplies with
 """
 
+from nanochat_kernels.kept_rows import KeptRows, drop_filtered
 from nanochat_kernels.modules import PackedLinear
 from nanochat_kernels.operations import (
     fp8_matmul,
@@ -41,6 +42,7 @@ __all__ = [
     "Form",
     "GradInput",
     "Granularity",
+    "KeptRows",
     "LinearWeight",
     "PackedLinear",
     "PackedTernary",
@@ -49,6 +51,7 @@ __all__ = [
     "Ternary",
     "bit_linear",
     "choose_form",
+    "drop_filtered",
     "fake_quantize_activations",
     "fake_ternarize",
     "fp8_matmul",

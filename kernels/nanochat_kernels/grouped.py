@@ -6,25 +6,45 @@
 torch's grouped product forward and two backward, without reading the counts on the host.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn.functional import grouped_mm
 
+from nanochat_kernels.kept_rows import kept_index
 from nanochat_kernels.training import LinearWeight, QuantizedInput, bit_linear
 
 
+class KeptAssignments(NamedTuple):
+    """tokens: int64 [R], the token of each sorted row; rows, count: as in KeptRows, of tokens.
+
+    Every token has the same number of rows, so that the number of kept rows follows from that of kept tokens.
+    """
+
+    tokens: Tensor
+    rows: Tensor
+    count: Tensor
+
+
 def grouped_bit_linear(
-    x: QuantizedInput | Tensor, latent: Tensor, weight: LinearWeight, counts: Tensor, experts: Tensor
+    x: QuantizedInput | Tensor,
+    latent: Tensor,
+    weight: LinearWeight,
+    counts: Tensor,
+    experts: Tensor,
+    kept: "KeptAssignments | None" = None,
 ) -> Tensor:
     """[R, N] in the autocast dtype or that of x; gradients straight through to x and `latent`.
 
     x: [R, K], rows of one expert together; latent: float32 [E · N, K]; counts: int64 [E]; experts: int64 [R], the
-    expert of each row.
+    expert of each row. kept: tokens that take part in the backward pass; rows of others have gradient 0.
     """
-    source, codes, scale = x if isinstance(x, QuantizedInput) else (x, x.detach(), None)
+    source, codes, scale = x[:3] if isinstance(x, QuantizedInput) else (x, x.detach(), None)
     enabled = torch.is_autocast_enabled(source.device.type)
     dtype = torch.get_autocast_dtype(source.device.type) if enabled else source.dtype
-    arguments = (source, latent, codes, scale, weight.operand, weight.w_scale, counts, experts, dtype)
+    filtering = (None, None, None) if kept is None else kept
+    arguments = (source, latent, codes, scale, weight.operand, weight.w_scale, counts, experts, *filtering, dtype)
     return _GroupedBitLinear.apply(*arguments)  # pyright: ignore[reportReturnType] - apply is untyped in torch
 
 
@@ -39,7 +59,7 @@ def grouped_bit_linear_reference(
     for expert, count in enumerate(counts.tolist()):
         rows, own = slice(start, start + count), slice(expert * n, (expert + 1) * n)
         start += count
-        part = QuantizedInput(*(t[rows] for t in x)) if isinstance(x, QuantizedInput) else x[rows]
+        part = QuantizedInput(*(t[rows] for t in x[:3])) if isinstance(x, QuantizedInput) else x[rows]
         scale = weight.w_scale
         scale = scale[own] if scale is not None and len(scale) > 1 else scale
         outputs.append(bit_linear(part, latent[own], LinearWeight(weight.operand[own], scale)))
@@ -58,6 +78,9 @@ class _GroupedBitLinear(torch.autograd.Function):
         w_scale: Tensor | None,
         counts: Tensor,
         experts: Tensor,
+        tokens: Tensor | None,
+        rows: Tensor | None,
+        count: Tensor | None,
         dtype: torch.dtype,
     ) -> Tensor:
         offsets = counts.cumsum(0).to(torch.int32)
@@ -67,25 +90,86 @@ class _GroupedBitLinear(torch.autograd.Function):
         for factor in (scale, rows_scale):
             if factor is not None:
                 y = y * factor
-        ctx.save_for_backward(codes, scale, operand, w_scale, offsets, experts)
+        ctx.save_for_backward(codes, scale, operand, w_scale, offsets, experts, tokens, rows, count)
         ctx.dtypes = x.dtype, latent.dtype, dtype
         return y.to(dtype)
 
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        codes, scale, operand, w_scale, offsets, experts = ctx.saved_tensors
+        codes, scale, operand, w_scale, offsets, experts, tokens, rows, count = ctx.saved_tensors
         x_dtype, latent_dtype, dtype = ctx.dtypes
-        n_experts = len(offsets)
-        dy = grad_outputs[0].contiguous()
-        dx = dlatent = None
-        if ctx.needs_input_grad[0]:
-            rows_scale = _scale_of_rows(w_scale, n_experts, experts)
-            scaled = (dy if rows_scale is None else dy * rows_scale).to(dtype)
-            dx = _grouped_product(scaled, operand.to(dtype).unflatten(0, (n_experts, -1)), offsets).to(x_dtype)
-        if ctx.needs_input_grad[1]:
-            scaled = (dy if scale is None else dy * scale).to(dtype)
-            dlatent = _grouped_product(scaled.mT, codes.to(dtype), offsets).flatten(0, 1).to(latent_dtype)
-        return dx, dlatent, None, None, None, None, None, None, None
+        wants = tuple(ctx.needs_input_grad[:2])
+        arguments = (grad_outputs[0].contiguous(), codes, scale, operand, w_scale, offsets, experts)
+        if rows is None:
+            dx, dlatent = grouped_gradients(*arguments, dtype, wants)
+        else:
+            dx, dlatent = _kept_grouped_gradients(*arguments, tokens, rows, count, dtype, *wants)
+        dx = dx.to(x_dtype) if wants[0] and dx is not None else None
+        dlatent = dlatent.flatten(0, 1).to(latent_dtype) if wants[1] and dlatent is not None else None
+        return dx, dlatent, *(None,) * 10
+
+
+def grouped_gradients(
+    dy: Tensor,
+    codes: Tensor,
+    scale: Tensor | None,
+    operand: Tensor,
+    w_scale: Tensor | None,
+    offsets: Tensor,
+    experts: Tensor,
+    dtype: torch.dtype,
+    wants: tuple[bool, ...],
+) -> tuple[Tensor | None, Tensor | None]:
+    """dx [R, K] and dw [E, N, K], those that are wanted."""
+    n_experts = len(offsets)
+    dx = dlatent = None
+    if wants[0]:
+        rows_scale = _scale_of_rows(w_scale, n_experts, experts)
+        scaled = (dy if rows_scale is None else dy * rows_scale).to(dtype)
+        dx = _grouped_product(scaled, operand.to(dtype).unflatten(0, (n_experts, -1)), offsets)
+    if wants[1]:
+        scaled = (dy if scale is None else dy * scale).to(dtype)
+        dlatent = _grouped_product(scaled.mT, codes.to(dtype), offsets)
+    return dx, dlatent
+
+
+@torch.library.custom_op("nanochat::kept_grouped_gradients", mutates_args=())
+def _kept_grouped_gradients(
+    dy: Tensor,
+    codes: Tensor,
+    scale: Tensor | None,
+    operand: Tensor,
+    w_scale: Tensor | None,
+    offsets: Tensor,
+    experts: Tensor,
+    tokens: Tensor,
+    rows: Tensor,
+    count: Tensor,
+    dtype: torch.dtype,
+    wants_x: bool,
+    wants_w: bool,
+) -> tuple[Tensor, Tensor]:
+    """`grouped_gradients` of the rows of kept tokens; dx has zeros in the others, and [0] stands for not wanted."""
+    index = kept_index(rows, count)
+    total = len(dy)
+    places = None
+    if index is not None:
+        keep = torch.zeros(len(rows), dtype=torch.bool, device=dy.device).index_fill_(0, index, True)[tokens]
+        places = torch.nonzero_static(keep, size=len(index) * (total // len(rows))).squeeze(1)
+        offsets = keep.cumsum(0)[(offsets.long() - 1).clamp(min=0)].where(offsets > 0, 0).to(torch.int32)
+        dy, codes, experts = dy[places], codes[places], experts[places]
+        scale = None if scale is None else scale[places]
+    dx, dlatent = grouped_gradients(dy, codes, scale, operand, w_scale, offsets, experts, dtype, (wants_x, wants_w))
+    if dx is not None and places is not None:
+        dx = dx.new_zeros(total, dx.shape[1]).index_copy_(0, places, dx)
+    return dy.new_empty(0) if dx is None else dx, dy.new_empty(0) if dlatent is None else dlatent
+
+
+@_kept_grouped_gradients.register_fake
+def _(dy, codes, scale, operand, w_scale, offsets, experts, tokens, rows, count, dtype, wants_x, wants_w):
+    dx = dy.new_empty(len(dy), operand.shape[1], dtype=dtype) if wants_x else dy.new_empty(0)
+    shape = (len(offsets), operand.shape[0] // len(offsets), operand.shape[1])
+    return dx, operand.new_empty(shape, dtype=dtype) if wants_w else dy.new_empty(0)
 
 
 @torch.library.custom_op("nanochat::grouped_product", mutates_args=())

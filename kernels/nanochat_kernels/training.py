@@ -9,6 +9,8 @@ Both forms of the forward compute the same integers, in float32 the same bits: `
 `int8` multiplies packed weights with int8 and keeps int8 for the backward pass, a quarter of the memory.
 
 Activations and weights are quantised by the caller: the weights once per optimizer step.
+
+Rows can be left out of the backward pass: dx[kept] = dy[kept] · W, dw = dy[kept]ᵀ · x[kept], smaller dense products.
 """
 
 import json
@@ -20,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from nanochat_kernels.kept_rows import KeptRows, kept_index
 from nanochat_kernels.operations import ternary_matmul
 from nanochat_kernels.packed import PackedTernary
 from nanochat_kernels.reference.activations import QuantizedActivations, codes_and_scale, group_sums
@@ -35,12 +38,14 @@ MEASURED_FORMS = "training_forms.json"
 class QuantizedInput(NamedTuple):
     """An input that several layers share. x: [..., K], receives the gradient; codes: [..., K]; scale: float32 [..., 1].
 
-    codes are integers in int8 (form `int8`) or in the dtype that is multiplied in.
+    codes are integers in int8 (form `int8`) or in the dtype that is multiplied in. saved: what the backward pass needs,
+    codes and scale of the kept rows, where those are known before; else None.
     """
 
     x: Tensor
     codes: Tensor
     scale: Tensor
+    saved: tuple[Tensor, Tensor] | None = None
 
 
 class LinearWeight(NamedTuple):
@@ -56,29 +61,32 @@ class LinearWeight(NamedTuple):
     scales: Tensor | None = None
 
 
-def quantize_input(x: Tensor, form: Form = "float") -> QuantizedInput:
+def quantize_input(x: Tensor, form: Form = "float", kept: KeptRows | None = None) -> QuantizedInput:
     """int8 quantisation per token, without a gradient of its own: `bit_linear` sends it to x. x: float [..., K]."""
     dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
     codes, scale = codes_and_scale(x.detach())
-    return QuantizedInput(x, codes.to(torch.int8 if form == "int8" else dtype), scale)
+    codes = codes.to(torch.int8 if form == "int8" else dtype)
+    index = kept.index if kept is not None and kept.known else None
+    saved = None if index is None else (codes.flatten(0, -2)[index], scale.reshape(-1, 1)[index])
+    return QuantizedInput(x, codes, scale, saved)
 
 
 def bit_linear(
     x: QuantizedInput | Tensor,
     latent: Tensor,
     weight: LinearWeight,
-    kept: Tensor | None = None,
+    kept: KeptRows | None = None,
     grad_input: GradInput = "exact",
 ) -> Tensor:
     """y = Q(x) · Wᵀ: [..., K] to [..., N], in the autocast dtype or that of x; the weight's gradient goes to `latent`.
 
-    A plain tensor is multiplied as it is. latent: float32 [N, K]. kept: int64 [R], rows of the flattened input that
-    take part in the backward pass, dx[kept] = dy[kept] · W and dw = dy[kept]ᵀ · x[kept]; the others have gradient 0.
+    A plain tensor is multiplied as it is. latent: float32 [N, K]. kept: rows of the flattened input that take
+    part in the backward pass, dx[kept] = dy[kept] · W and dw = dy[kept]ᵀ · x[kept]; the others have gradient 0.
     grad_input: `fp8` computes dx with dy in float8_e4m3fn, scaled per row, and W exact in it; for one scale a row.
     """
     if isinstance(x, QuantizedInput):
         dtype = torch.get_autocast_dtype(x.x.device.type) if torch.is_autocast_enabled(x.x.device.type) else x.x.dtype
-        return _apply(x.x, latent, x.codes, x.scale, weight, kept, dtype, grad_input)
+        return _apply(x.x, latent, x.codes, x.scale, weight, kept, dtype, grad_input, x.saved)
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     return _apply(x, latent, x.detach(), None, weight, kept, x.dtype, grad_input)
@@ -108,12 +116,14 @@ def _apply(
     codes: Tensor,
     scale: Tensor | None,
     weight: LinearWeight,
-    kept: Tensor | None,
+    kept: KeptRows | None,
     dtype: torch.dtype,
     grad_input: GradInput,
+    saved: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     fp8 = grad_input == "fp8" and weight.w_scale is not None
-    arguments = (x, latent, codes, scale, *weight, kept, dtype, fp8)
+    rows, count = (None, None) if kept is None else (kept.rows, kept.count)
+    arguments = (x, latent, codes, scale, *weight, rows, count, *(saved or (None, None)), dtype, fp8)
     return BitLinearFunction.apply(*arguments)  # pyright: ignore[reportReturnType] - apply is untyped in torch
 
 
@@ -131,12 +141,16 @@ class BitLinearFunction(torch.autograd.Function):
         w_scale: Tensor | None,
         packed: Tensor | None,
         scales: Tensor | None,
-        kept: Tensor | None,
+        rows: Tensor | None,
+        count: Tensor | None,
+        saved_codes: Tensor | None,
+        saved_scale: Tensor | None,
         dtype: torch.dtype,
         fp8: bool,
     ) -> Tensor:
-        ctx.fp8 = fp8
-        ctx.save_for_backward(codes, scale, operand, w_scale, kept)
+        ctx.fp8, ctx.gathered = fp8, saved_codes is not None
+        held = (codes, scale) if saved_codes is None else (saved_codes, saved_scale)
+        ctx.save_for_backward(*held, operand, w_scale, rows, count)
         ctx.dtypes = x.dtype, latent.dtype, dtype
         if codes.dtype == torch.int8 and packed is not None and scales is not None and scale is not None:
             return _packed_product(codes, scale, packed, scales, dtype)
@@ -148,26 +162,78 @@ class BitLinearFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        codes, scale, operand, w_scale, kept = ctx.saved_tensors
+        codes, scale, operand, w_scale, rows, count = ctx.saved_tensors
         x_dtype, latent_dtype, dtype = ctx.dtypes
         n, k = operand.shape
         dy, codes = grad_outputs[0].reshape(-1, n), codes.reshape(-1, k)
         scale = None if scale is None else scale.reshape(-1, 1)
-        rows = len(dy)
-        if kept is not None:
-            dy, codes = dy[kept], codes[kept]
-            scale = None if scale is None else scale[kept]
-        dx = dlatent = None
-        if ctx.needs_input_grad[0]:
-            scaled = dy if w_scale is None else dy * w_scale
-            dx = fp8_product(scaled, operand) if ctx.fp8 else scaled.to(dtype) @ operand.to(dtype)
-            if kept is not None:
-                dx = dx.new_zeros(rows, k).index_copy_(0, kept, dx)
-            dx = dx.reshape(*grad_outputs[0].shape[:-1], k).to(x_dtype)
-        if ctx.needs_input_grad[1]:
-            scaled = (dy if scale is None else dy * scale).to(dtype)
-            dlatent = (scaled.T @ codes.to(dtype)).to(latent_dtype)
-        return dx, dlatent, None, None, None, None, None, None, None, None, None
+        wants = tuple(ctx.needs_input_grad[:2])
+        if rows is None:
+            dx, dlatent = linear_gradients(dy, codes, scale, operand, w_scale, dtype, ctx.fp8, wants)
+        else:
+            arguments = (dy, codes, scale, operand, w_scale, rows, count, dtype, ctx.fp8, *wants, ctx.gathered)
+            dx, dlatent = _kept_gradients(*arguments)
+        dx = dx.reshape(*grad_outputs[0].shape[:-1], k).to(x_dtype) if wants[0] and dx is not None else None
+        dlatent = dlatent.to(latent_dtype) if wants[1] and dlatent is not None else None
+        return dx, dlatent, *(None,) * 12
+
+
+def linear_gradients(
+    dy: Tensor,
+    codes: Tensor,
+    scale: Tensor | None,
+    operand: Tensor,
+    w_scale: Tensor | None,
+    dtype: torch.dtype,
+    fp8: bool,
+    wants: tuple[bool, ...],
+) -> tuple[Tensor | None, Tensor | None]:
+    """dx [M, K] and dw [N, K], those that are wanted; dy [M, N], codes [M, K], scale [M, 1], operand [N, K]."""
+    dx = dlatent = None
+    if wants[0]:
+        scaled = dy if w_scale is None else dy * w_scale
+        dx = fp8_product(scaled, operand) if fp8 else scaled.to(dtype) @ operand.to(dtype)
+    if wants[1]:
+        scaled = (dy if scale is None else dy * scale).to(dtype)
+        dlatent = scaled.T @ codes.to(dtype)
+    return dx, dlatent
+
+
+@torch.library.custom_op("nanochat::kept_gradients", mutates_args=())
+def _kept_gradients(
+    dy: Tensor,
+    codes: Tensor,
+    scale: Tensor | None,
+    operand: Tensor,
+    w_scale: Tensor | None,
+    rows: Tensor,
+    count: Tensor,
+    dtype: torch.dtype,
+    fp8: bool,
+    wants_x: bool,
+    wants_w: bool,
+    gathered: bool,
+) -> tuple[Tensor, Tensor]:
+    """`linear_gradients` of the kept rows; dx is [M, K] with zeros in the others, and [0] for what is not wanted.
+
+    gathered: codes and scale are of the kept rows already.
+    """
+    index = kept_index(rows, count)
+    total = len(dy)
+    if index is not None:
+        dy = dy[index]
+        if not gathered:
+            codes, scale = codes[index], None if scale is None else scale[index]
+    dx, dlatent = linear_gradients(dy, codes, scale, operand, w_scale, dtype, fp8, (wants_x, wants_w))
+    if dx is not None and index is not None:
+        dx = dx.new_zeros(total, dx.shape[1]).index_copy_(0, index, dx)
+    return dy.new_empty(0) if dx is None else dx, dy.new_empty(0) if dlatent is None else dlatent
+
+
+@_kept_gradients.register_fake
+def _(dy, codes, scale, operand, w_scale, rows, count, dtype, fp8, wants_x, wants_w, gathered):
+    dx = dy.new_empty(len(dy), operand.shape[1], dtype=torch.bfloat16 if fp8 else dtype) if wants_x else dy.new_empty(0)
+    return dx, operand.new_empty(operand.shape, dtype=dtype) if wants_w else dy.new_empty(0)
 
 
 def fp8_product(dy: Tensor, weight_codes: Tensor) -> Tensor:

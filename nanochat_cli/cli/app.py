@@ -45,6 +45,7 @@ COMMANDS: dict[str, Entry] = {
     "bench": Entry("bench", "Measure the kernels, or whole models against llama.cpp."),
     "benchmark": Entry("bench", "Measure the kernels, or whole models against llama.cpp.", hidden=True),
     "plan": Entry("plan", "Print parameters, memory, file size and time of a configuration."),
+    "score": Entry("score", "Write the loss of every training token under a run, for token filtering."),
     "inspect": Entry("inspect", "Look into a run: health of its ternary layers and its residual streams."),
     "presets": Entry("presets", "List presets with their true sizes, or show one."),
 }

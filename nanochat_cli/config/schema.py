@@ -450,6 +450,17 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _filtering_has_a_rule(self) -> "Config":
+        if self.collider.enabled and self.model.is_hybrid:
+            raise ValueError(
+                "collider.enabled needs model.deltanet off: a convolution and a state mix tokens, and there is no rule "
+                "for what a filtered token leaves in them"
+            )
+        if self.collider.enabled and self.collider.scores is not None and self.loader.on_the_fly:
+            raise ValueError("collider.scores are those of shards: they do not go with loader.on_the_fly = true")
+        return self
+
+    @model_validator(mode="after")
     def _sequence_fits(self) -> "Config":
         if self.train.seq_len > self.model.max_seq_len:
             raise ValueError(

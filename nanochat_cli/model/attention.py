@@ -9,6 +9,7 @@ from nanochat_cli.model.attend import attend, attend_cached
 from nanochat_cli.model.bitlinear import BitLinear
 from nanochat_cli.model.norm import RMSNorm
 from nanochat_cli.model.rope import apply_rope
+from nanochat_kernels import drop_filtered
 
 if TYPE_CHECKING:
     from nanochat_cli.inference.kv_cache import KVCache
@@ -42,7 +43,9 @@ class Attention(nn.Module):
         k = self.wk.project(quantized).view(batch, length, self.n_kv_heads, self.head_dim)
         v = self.wv.project(quantized).view(batch, length, self.n_kv_heads, self.head_dim)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+            # Keys of rows that are left out get no gradient: nor may the norm's weight from them, unlike wk and wv,
+            # which leave such rows out themselves.
+            q, k = self.q_norm(q), drop_filtered(self.k_norm(k), self.wk.kept)
         q, k = apply_rope(q, cos, sin).transpose(1, 2), apply_rope(k, cos, sin).transpose(1, 2)
         v = v.transpose(1, 2)
         y = attend(q, k, v) if cache is None else attend_cached(q, k, v, self.layer, cache)

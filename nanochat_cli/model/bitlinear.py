@@ -12,6 +12,7 @@ from nanochat_cli.config.schema import QuantConfig
 from nanochat_kernels import (
     Form,
     GradInput,
+    KeptRows,
     LinearWeight,
     PackedTernary,
     QuantizedInput,
@@ -26,7 +27,8 @@ from nanochat_kernels import (
 class BitLinear(nn.Module):
     """y = Q(x) · Wᵀ, W = codes · scales. With `quant.enabled = false` it is a plain float linear with nothing else.
 
-    form: how the product is computed in training; the values are the same. grad_input: how its gradient is.
+    form: how the product is computed in training; the values are the same. grad_input: how its gradient is. kept: rows
+    of the batch that take part in the backward pass, None: all.
     """
 
     operand: Tensor
@@ -43,6 +45,7 @@ class BitLinear(nn.Module):
         """Factor on the output, of a layer read from a file that has one; 1 in training."""
         self.form: Form = "float"
         self.grad_input: GradInput = "exact"
+        self.kept: KeptRows | None = None
         self._loaded: Ternary | None = None
         if quant.enabled:
             groups = in_features // quant.scale if isinstance(quant.scale, int) else 1
@@ -53,13 +56,15 @@ class BitLinear(nn.Module):
     def quantize_input(self, x: Tensor) -> QuantizedInput | Tensor:
         """Quantised x, to be shared by all layers that read the same input."""
         if self.quant.enabled and self.quant.activations:
-            return quantize_input(x, self.form)
+            return quantize_input(x, self.form, self.kept)
         return x
 
     def project(self, quantized: QuantizedInput | Tensor) -> Tensor:
         """The matrix product alone. quantized: [..., in], from `quantize_input` or any tensor. Returns [..., out]."""
         if self.quant.enabled:
-            y = bit_linear(quantized, self.weight, self._weight(), grad_input=self.grad_input)
+            y = bit_linear(quantized, self.weight, self._weight(), self.kept, self.grad_input)
+        elif self.kept is not None:
+            y = bit_linear(quantized, self.weight, LinearWeight(self.weight.detach(), None), self.kept)
         else:
             assert isinstance(quantized, Tensor)
             y = nn.functional.linear(quantized, self.weight)

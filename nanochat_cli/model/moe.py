@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from nanochat_cli.config.schema import ModelConfig, QuantConfig
 from nanochat_cli.model.bitlinear import BitLinear
 from nanochat_cli.model.feedforward import FeedForward
-from nanochat_kernels import LinearWeight, QuantizedInput, Ternary
-from nanochat_kernels.grouped import grouped_bit_linear
+from nanochat_kernels import LinearWeight, QuantizedInput, Ternary, drop_filtered, quantize_input
+from nanochat_kernels.grouped import KeptAssignments, grouped_bit_linear
 
 
 class Routing(NamedTuple):
@@ -53,10 +53,15 @@ class ExpertLinear(BitLinear):
             layer.set_ternary(Ternary(whole.codes[rows], scales, whole.granularity))
         return layer
 
+    def quantize_input(self, x: Tensor) -> QuantizedInput | Tensor:
+        """Of rows that are not those of the batch: nothing is gathered for the backward pass."""
+        return quantize_input(x, self.form) if self.quant.enabled and self.quant.activations else x
+
     def project_sorted(self, quantized: QuantizedInput | Tensor, routing: Routing) -> Tensor:
         """[R, K], rows in the order of the routing, to [R, N]."""
         weight = self._weight() if self.quant.enabled else LinearWeight(self.weight.detach(), None)
-        y = grouped_bit_linear(quantized, self.weight, weight, routing.counts, routing.experts)
+        kept = None if self.kept is None else KeptAssignments(routing.tokens, self.kept.rows, self.kept.count)
+        y = grouped_bit_linear(quantized, self.weight, weight, routing.counts, routing.experts, kept)
         return y if self.gain == 1 else y * self.gain
 
 
@@ -90,7 +95,7 @@ class MoE(nn.Module):
         routing = self.route(flat)
         quantized = self.w_gate.quantize_input(flat)
         if isinstance(quantized, QuantizedInput):
-            quantized = QuantizedInput(*(t[routing.tokens] for t in quantized))
+            quantized = QuantizedInput(*(t[routing.tokens] for t in quantized[:3]))
         else:
             quantized = quantized[routing.tokens]
         gate, up = (layer.project_sorted(quantized, routing) for layer in (self.w_gate, self.w_up))
@@ -107,6 +112,7 @@ class MoE(nn.Module):
         experts, k = self.config.experts, self.config.active
         with torch.autocast(flat.device.type, enabled=False):
             probabilities = nn.functional.linear(flat.float(), self.router.weight.float()).softmax(dim=-1)
+            probabilities = drop_filtered(probabilities, self.w_gate.kept)  # the balance loss reads those of all tokens
             biased = probabilities if self.balance_bias is None else probabilities + self.balance_bias
             chosen = biased.detach().topk(k, dim=-1).indices
             weights = probabilities.gather(1, chosen)

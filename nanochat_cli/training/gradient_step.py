@@ -14,19 +14,22 @@ from nanochat_cli.config.schema import TrainConfig
 from nanochat_cli.errors import ConfigError
 from nanochat_cli.model.mtp import MTP, shifted_targets
 from nanochat_cli.model.transformer import Transformer
-from nanochat_cli.training.losses import LossOptions, chunked_cross_entropy
+from nanochat_cli.training.collider import TokenFilter
+from nanochat_cli.training.losses import IGNORE, LossOptions, chunked_cross_entropy, token_scores
 
 
 @dataclass(frozen=True)
 class BatchLoss:
     """objective: what was minimised; cross_entropy: nats per token, the headline. 0-dim float32, on the device.
 
-    ahead: cross-entropy of each token further ahead, of multi-token prediction; [0] without it.
+    ahead: cross-entropy of each token further ahead, of multi-token prediction; [0] without it. filtering: with token
+    filtering, share of kept tokens and their mean cross-entropy; [0] without it. With it, `ahead` is over kept tokens.
     """
 
     objective: Tensor
     cross_entropy: Tensor
     ahead: Tensor
+    filtering: Tensor
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -46,9 +49,16 @@ class GradientStep:
         autocast_dtype: torch.dtype | None,
         warn: Callable[[str], None],
         mtp: MTP | None = None,
+        collider: TokenFilter | None = None,
+        reference: Transformer | None = None,
     ) -> None:
         self.model = model
         self.mtp = mtp
+        self.collider = collider
+        self.reference = reference
+        """Whose cross-entropy is subtracted from the model's to give a token's importance."""
+        self.filtering = False
+        """Whether this step filters: not in the warm-up."""
         self.progress = 0.0
         """Share of the run that is done, for weights that depend on it."""
         self.micro_batch = config.batch_size
@@ -58,54 +68,120 @@ class GradientStep:
         self.warn = warn
         self.device = next(model.parameters()).device
 
-    def __call__(self, inputs: Tensor, targets: Tensor, zero_grad: Callable[[], None]) -> BatchLoss:
-        """inputs, targets: int64 [B, T], the whole global batch, on the device. Gradients start from zero."""
+    def __call__(
+        self, inputs: Tensor, targets: Tensor, zero_grad: Callable[[], None], scores: Tensor | None = None
+    ) -> BatchLoss:
+        """inputs, targets: int64 [B, T], the whole global batch, on the device. Gradients start from zero.
+
+        scores: float32 [B, T], read from a file: importance of the tokens, or what is subtracted to give it.
+        """
         while True:
             zero_grad()
             try:
-                return self._accumulate(inputs, targets)
+                return self._accumulate(inputs, targets, scores)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 self._halve(error)
+            finally:
+                if self.collider is not None:
+                    self.collider.end()
 
-    def _accumulate(self, inputs: Tensor, targets: Tensor) -> BatchLoss:
+    def _accumulate(self, inputs: Tensor, targets: Tensor, scores: Tensor | None) -> BatchLoss:
         total = inputs.shape[0]
-        objective = torch.zeros((), device=self.device)
-        cross_entropy = torch.zeros((), device=self.device)
-        ahead = torch.zeros(0 if self.mtp is None else self.mtp.n_tokens, device=self.device)
+        smallest = min(self.micro_batch, total) * inputs.shape[1]
+        filtering = self.collider is not None and self.filtering and self.collider.filters(smallest)
+        sums = BatchLoss(
+            torch.zeros((), device=self.device),
+            torch.zeros((), device=self.device),
+            torch.zeros(0 if self.mtp is None else self.mtp.n_tokens, device=self.device),
+            torch.zeros(2 if filtering else 0, device=self.device),
+        )
         for start in range(0, total, self.micro_batch):
             rows = slice(start, min(start + self.micro_batch, total))
             share = (rows.stop - rows.start) / total
             for _, moe in self.model.mixtures():
                 moe.loss_scale.fill_(share)
-            part = self._forward(inputs[rows], targets[rows])
+            if filtering:
+                part = self._filtered(inputs[rows], targets[rows], None if scores is None else scores[rows].reshape(-1))
+            else:
+                part = self._forward(inputs[rows], targets[rows])
             (part.objective * share).backward()
-            objective += part.objective.detach() * share
-            cross_entropy += part.cross_entropy * share
-            ahead += part.ahead * share
-        return BatchLoss(objective, cross_entropy, ahead)
+            for of_all, of_part in zip(vars(sums).values(), vars(part).values(), strict=True):
+                of_all += of_part.detach() * share
+        return sums
 
     def _forward(self, inputs: Tensor, targets: Tensor) -> BatchLoss:
+        """Every token takes part in both passes."""
+        hidden, ahead = self._hidden_states(inputs, targets)
+        objective, cross_entropy = self._loss(hidden, targets)
+        objective, reported = self._add_losses_ahead(objective, ahead, targets, None)
+        return BatchLoss(objective, cross_entropy, reported, cross_entropy.new_zeros(0))
+
+    def _filtered(self, inputs: Tensor, targets: Tensor, scores: Tensor | None) -> BatchLoss:
+        """Every token takes part in the forward pass, kept ones alone in the objective and the backward pass."""
+        collider = self.collider
+        assert collider is not None
+        flat_targets, kept = targets.reshape(-1), None
+        collider.begin(len(flat_targets), self.device)
+        if collider.known_before:
+            assert scores is not None
+            kept = collider.choose(scores, flat_targets)
+        hidden, ahead = self._hidden_states(inputs, targets)
+        flat = self._flat(hidden)
+        entropy = collider.config.score == "entropy"
+        losses, entropies = token_scores(
+            flat.detach(), self.model.unembedding.detach(), flat_targets, self.chunk, entropy=entropy
+        )
+        if not collider.known_before:
+            importance = losses if entropies is None else entropies
+            if collider.config.score == "excess":
+                importance = losses - (self._reference_losses(inputs, flat_targets) if scores is None else scores)
+            kept = collider.choose(importance, flat_targets)
+        objective, of_kept = self._loss(hidden, targets, kept)
+        objective, reported = self._add_losses_ahead(objective, ahead, targets, kept)
+        cross_entropy = losses.sum() / (flat_targets != IGNORE).sum().clamp(min=1)
+        share = 1.0 if kept is None else len(kept) / len(flat_targets)
+        return BatchLoss(objective, cross_entropy, reported, torch.stack((torch.full_like(of_kept, share), of_kept)))
+
+    def _hidden_states(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, list[Tensor]]:
         enabled = self.autocast_dtype is not None
         with torch.autocast(self.device.type, dtype=self.autocast_dtype or torch.bfloat16, enabled=enabled):
             hidden = self.model(inputs)
-            ahead = [] if self.mtp is None else self.mtp.hidden_states(self.model, hidden, targets)
-        objective, cross_entropy = self._loss(hidden, targets)
-        reported = []
-        if self.mtp is not None:
-            for i, (states, weight) in enumerate(zip(ahead, self.mtp.weights(self.progress), strict=True)):
-                auxiliary, plain = self._loss(states, shifted_targets(targets, i + 1))
-                objective = objective + weight * auxiliary
-                reported.append(plain)
-        return BatchLoss(objective, cross_entropy, torch.stack(reported) if reported else cross_entropy.new_zeros(0))
+            return hidden, [] if self.mtp is None else self.mtp.hidden_states(self.model, hidden, targets)
 
-    def _loss(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Objective and cross-entropy of hidden [B, T, C]."""
+    @torch.no_grad()
+    def _reference_losses(self, inputs: Tensor, flat_targets: Tensor) -> Tensor:
+        assert self.reference is not None
+        enabled = self.autocast_dtype is not None
+        with torch.autocast(self.device.type, dtype=self.autocast_dtype or torch.bfloat16, enabled=enabled):
+            hidden = self._flat(self.reference(inputs))
+        return token_scores(hidden, self.reference.unembedding, flat_targets, self.chunk)[0]
+
+    def _add_losses_ahead(
+        self, objective: Tensor, ahead: list[Tensor], targets: Tensor, kept: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The objective with those of multi-token prediction, and their cross-entropies."""
+        if self.mtp is None:
+            return objective, objective.new_zeros(0)
+        reported = []
+        for i, (states, weight) in enumerate(zip(ahead, self.mtp.weights(self.progress), strict=True)):
+            auxiliary, plain = self._loss(states, shifted_targets(targets, i + 1), kept)
+            objective = objective + weight * auxiliary
+            reported.append(plain)
+        return objective, torch.stack(reported)
+
+    def _flat(self, hidden: Tensor) -> Tensor:
+        """[B, T, C] to [B · T, C], in the dtype that logits are computed from."""
         flat = hidden.reshape(-1, hidden.shape[-1])
-        if self.autocast_dtype is not None:
-            flat = flat.to(self.autocast_dtype)
-        return chunked_cross_entropy(flat, self.model.unembedding, targets.reshape(-1), self.chunk, self.options)
+        return flat if self.autocast_dtype is None else flat.to(self.autocast_dtype)
+
+    def _loss(self, hidden: Tensor, targets: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Objective and cross-entropy of hidden [B, T, C], over all tokens or the kept ones, int64 [R]."""
+        flat, flat_targets = self._flat(hidden), targets.reshape(-1)
+        if kept is not None:
+            flat, flat_targets = flat[kept], flat_targets[kept]
+        return chunked_cross_entropy(flat, self.model.unembedding, flat_targets, self.chunk, self.options)
 
     def _halve(self, error: BaseException) -> None:
         if self.micro_batch == 1:

@@ -68,6 +68,28 @@ def chunked_cross_entropy(
     return _ChunkedCrossEntropy.apply(hidden, unembedding, targets, chunk, options)  # pyright: ignore[reportReturnType]
 
 
+@torch.no_grad()
+def token_scores(
+    hidden: Tensor, unembedding: Tensor, targets: Tensor, chunk: int = 512, *, entropy: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Cross-entropy of each token in nats, float32 [N] (0 where target is -100), and the entropy of its prediction.
+
+    hidden: [N, C]; targets: int64 [N]. Logits exist for `chunk` tokens at a time; no gradient.
+    """
+    weight = unembedding.to(hidden.dtype)
+    losses = hidden.new_empty(len(hidden), dtype=torch.float32)
+    entropies = torch.empty_like(losses) if entropy else None
+    for start in range(0, len(hidden), chunk):
+        piece = slice(start, min(start + chunk, len(hidden)))
+        logits = (hidden[piece] @ weight.T).float()
+        total = logits.logsumexp(dim=-1)
+        picked = logits.gather(1, targets[piece].clamp(min=0).unsqueeze(1)).squeeze(1)
+        losses[piece] = torch.where(targets[piece] != IGNORE, total - picked, 0.0)
+        if entropies is not None:
+            entropies[piece] = total - ((logits - total.unsqueeze(1)).exp() * logits).sum(dim=-1)
+    return losses, entropies
+
+
 def _plain_chunk(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Sum of cross-entropies and its gradient to the logits; written so that one pass each is enough.
 

@@ -17,6 +17,7 @@ from nanochat_cli.data.loader_sources import BatchSource
 from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.training.bigram_init import BigramCounts, count_bigrams
+from nanochat_cli.training.score_file import ScoreBatches
 
 COUNTED_AT_A_TIME = 4_000_000
 
@@ -28,6 +29,7 @@ class ShardData:
         train = config.train
         self._reader, self._config, self._reporter = reader, config, reporter
         self._batches: BatchSource | None = None  # opened by the first batch: evaluation needs none
+        self._scores: ScoreBatches | None = None
         self.token_bytes: Tensor = torch.from_numpy(reader.tokenizer.byte_lengths())
         self._train = reader.tokens("train")
         self._vocab_size = config.model.vocab_size
@@ -41,6 +43,15 @@ class ShardData:
             self._batches = open_batches(self._reader, self._config, self._reporter)
         inputs, targets = self._batches.batch(step)
         return torch.from_numpy(inputs), torch.from_numpy(targets)
+
+    def scores(self, step: int) -> Tensor | None:
+        """float32 [batch_size × grad_accum, T] from collider.scores, beside the targets of a step; None without."""
+        path = self._config.collider.scores
+        if not self._config.collider.enabled or path is None:
+            return None
+        if self._scores is None:
+            self._scores = ScoreBatches(path, self._reader, self._config)
+        return self._scores.batch(step)
 
     def is_ready(self, step: int) -> bool:
         """Whether the batch of a step has been read ahead."""

@@ -26,6 +26,7 @@ from nanochat_cli.report.metrics_log import MetricsLog
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.training import checkpoints
 from nanochat_cli.training.bigram_init import BigramCounts, fit_bigrams
+from nanochat_cli.training.collider import TokenFilter
 from nanochat_cli.training.compilation import compile_blocks, decide
 from nanochat_cli.training.fire import Fire
 from nanochat_cli.training.flops import measured_peak, model_flops_per_token
@@ -56,6 +57,10 @@ class TrainingData(Protocol):
 
     def close(self) -> None:
         """End whatever reads ahead; a batch asked for afterwards begins anew."""
+        ...
+
+    def scores(self, step: int) -> Tensor | None:
+        """float32 [B, T], scores of the tokens to be predicted, from collider.scores; None without such a file."""
         ...
 
     def held_out(self, max_tokens: int | None) -> Iterator[Batch]:
@@ -144,7 +149,15 @@ class Trainer:
             self.progress.compiled = decision.compile
             self.progress.micro_batch = config.train.batch_size
             reporter.info(f"{'compiled' if decision.compile else 'eager'}: {decision.reason}")
-        self.gradient_step = GradientStep(self.model, config.train, self.autocast_dtype, reporter.warn, self.mtp)
+        self.gradient_step = GradientStep(
+            self.model,
+            config.train,
+            self.autocast_dtype,
+            reporter.warn,
+            self.mtp,
+            self._token_filter(),
+            self._reference(),
+        )
         self.gradient_step.micro_batch = self.progress.micro_batch
         if self.progress.compiled:
             compile_blocks(self.model)
@@ -156,6 +169,34 @@ class Trainer:
             title=run_dir.name,
             peak_flops=self.peak_flops,
         )
+
+    def _token_filter(self) -> TokenFilter | None:
+        """Of Collider; a compiled forward pass cannot gather a number of rows that only the run knows."""
+        if not self.config.collider.enabled:
+            return None
+        modules = [self.model] if self.mtp is None else [self.model, self.mtp]
+        linears = [layer for module in modules for _, layer in module.linears()]
+        return TokenFilter(self.config.collider, linears, gather=not self.progress.compiled)
+
+    def _reference(self) -> Transformer | None:
+        """The model whose losses Collider subtracts. Raises DataError for a run that is none or has other tokens."""
+        collider = self.config.collider
+        if (
+            not collider.enabled
+            or collider.score != "excess"
+            or collider.reference is None
+            or collider.scores is not None
+        ):
+            return None
+        from nanochat_cli.inference.load import load_run
+
+        model, tokenizer, _ = load_run(collider.reference)
+        if model.config.vocab_size != self.config.model.vocab_size:
+            raise DataError(
+                f"collider.reference = {collider.reference}: it has {tokenizer.vocab_size} tokens and this model "
+                f"{self.config.model.vocab_size}; name a run with the same tokenizer"
+            )
+        return model.to(self.device).requires_grad_(False)
 
     def fit(self) -> TrainResult:
         """Train until `total_steps`, evaluate on the held-out documents, save, and return the figures."""
@@ -212,10 +253,13 @@ class Trainer:
         inputs, targets = self.batches.batch(progress.step)
         waited = time.perf_counter() - started
         self.gradient_step.progress = progress.step / progress.total_steps
-        loss = self.gradient_step(inputs, targets, self.optimizers.zero_grad)
+        self.gradient_step.filtering = progress.step >= self.config.collider.warmup_steps
+        scores = self.data.scores(progress.step) if self.config.collider.scores is not None else None
+        scores = None if scores is None else scores.to(self.device)
+        loss = self.gradient_step(inputs, targets, self.optimizers.zero_grad, scores)
         progress.micro_batch = self.gradient_step.micro_batch
         norm = self.optimizers.clip_grad_norm(self.config.train.grad_clip)
-        loss_value, objective, norm_value, *ahead = read_scalars(loss, norm)
+        loss_value, objective, norm_value, *auxiliary = read_scalars(loss, norm)
         saved = None if self._saved_step is None else f"step {self._saved_step}"
         reason = self.skip_policy.reason_to_skip(objective, norm_value, saved)
         if reason is None:
@@ -234,7 +278,9 @@ class Trainer:
         progress.tokens += inputs.numel()
         progress.seconds += seconds
         self._fit_budget(seconds)
-        extra = {f"loss/mtp_{i + 1}": value for i, value in enumerate(ahead)} | self._expert_load()
+        names = [f"loss/mtp_{i + 1}" for i in range(len(loss.ahead))]
+        names += ["collider/kept_fraction", "collider/kept_loss"][: len(loss.filtering)]
+        extra = dict(zip(names, auxiliary, strict=True)) | self._expert_load()
         self._record(loss_value, objective, norm_value, multiplier * optim.lr, inputs.numel(), waited, seconds, extra)
 
     def _reinitialize(self, fire: Fire) -> None:
@@ -456,9 +502,9 @@ class Trainer:
 
 
 def read_scalars(loss: BatchLoss, norm: Tensor) -> list[float]:
-    """Cross-entropy, objective, gradient norm, and cross-entropies of tokens ahead: the one host sync of a step."""
+    """Cross-entropy, objective, gradient norm, then those of tokens ahead and of filtering: a step's one host sync."""
     headline = torch.stack((loss.cross_entropy, loss.objective, norm.float()))
-    return torch.cat((headline, loss.ahead)).tolist()
+    return torch.cat((headline, loss.ahead, loss.filtering)).tolist()
 
 
 def data_name(data: DataConfig) -> str:

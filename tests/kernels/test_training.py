@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from nanochat_cli.training.compilation import find_compiler
 from nanochat_kernels import (
     Form,
+    KeptRows,
     LinearWeight,
     PackedTernary,
     bit_linear,
@@ -70,7 +72,9 @@ def test_rows_left_out_have_no_gradient_and_the_others_the_one_they_had(form):
     masked.view(12, 32)[kept] = dy.view(12, 32)[kept]
     weight = quantized(latent)
     full = bit_linear(quantize_input(x, form), latent, weight)
-    subset = bit_linear(quantize_input(x, form), latent, weight, kept)
+    chosen = KeptRows.all_of(12)
+    subset = bit_linear(quantize_input(x, form), latent, weight, chosen)
+    chosen.choose(kept)  # after the forward pass
     assert torch.equal(full, subset)
     dx, dw = torch.autograd.grad(subset, (x, latent), dy)
     expected_dx, expected_dw = torch.autograd.grad(full, (x, latent), masked)
@@ -81,12 +85,49 @@ def test_rows_left_out_have_no_gradient_and_the_others_the_one_they_had(form):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_a_choice_known_before_saves_kept_rows_alone_and_gives_the_same_gradients(form):
+    latent, x, dy = random(32, 128, seed=6, grad=True), random(12, 128, seed=7, grad=True), random(12, 32, seed=8)
+    weight, kept = quantized(latent), torch.tensor([0, 3, 4, 9, 11])
+    gradients, sizes = [], []
+    for known in (False, True):
+        chosen = KeptRows.all_of(12, known=known)
+        chosen.choose(kept)
+        y = bit_linear(quantize_input(x, form, chosen), latent, weight, chosen)
+        sizes.append(len(y.grad_fn.saved_tensors[0]))
+        gradients.append(torch.autograd.grad(y, (x, latent), dy))
+    assert sizes == [12, 5]
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_compiled_backward_reads_the_choice_made_after_the_forward_pass(form):
+    if find_compiler() is None:
+        pytest.skip("no C++ compiler on this machine")
+    latent, x, dy = random(32, 128, seed=6, grad=True), random(12, 128, seed=7, grad=True), random(12, 32, seed=8)
+    weight, chosen = quantized(latent), KeptRows.all_of(12)
+
+    def product(x, latent):
+        return bit_linear(quantize_input(x, form), latent, weight, chosen).sin()
+
+    compiled = torch.compile(product, dynamic=False)
+    for kept in ([0, 3, 4, 9, 11], [1, 2, 5, 6, 7], [2, 8]):  # the last: another count, the same code
+        found = []
+        for function in (compiled, product):
+            chosen.choose(torch.arange(12))
+            y = function(x, latent)
+            chosen.choose(torch.tensor(kept))
+            found.append(torch.autograd.grad(y, (x, latent), dy))
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_keeping_every_row_is_the_plain_backward_pass_to_the_last_bit(form):
     latent, x = random(32, 128, seed=9, grad=True), random(8, 128, seed=10, grad=True)
     dy, weight = random(8, 32, seed=11), quantized(latent)
     gradients = [
         torch.autograd.grad(bit_linear(quantize_input(x, form), latent, weight, kept), (x, latent), dy)
-        for kept in (None, torch.arange(8))
+        for kept in (None, KeptRows.all_of(8))
     ]
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 

@@ -25,6 +25,9 @@ class SyntheticData:
         self.read.append(step)
         return self._sequences(step, self.rows)
 
+    def scores(self, step: int) -> Tensor | None:
+        return None
+
     def is_ready(self, step: int) -> bool:
         return False
 

@@ -1,0 +1,30 @@
+"""`nanochat score`: how well a run predicts every token that another run will train on."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nanochat_cli.cli.options import Run
+from nanochat_cli.cli.session import session_of
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def score(
+    ctx: typer.Context,
+    run: Run = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where to write them; default: RUN/scores.safetensors.")
+    ] = None,
+) -> None:
+    """Write the loss of every training token under a run's model, for collider.scores.
+
+    With collider.score = excess they are subtracted from the loss of the model that trains; with ce they choose tokens
+    by themselves, before the forward pass, which then keeps less for the backward pass.
+    """
+    from nanochat_cli.runs import find_run
+
+    found = find_run(run)
+    session_of(ctx).engine.score(found, out=out or found / "scores.safetensors")
