@@ -150,3 +150,31 @@ def loader(
         shown = {"workers": config.loader.workers, "prefetch": config.loader.prefetch}
         tokens = {"batch_size": config.train.batch_size * config.train.grad_accum, "seq_len": config.train.seq_len}
         write_results(out, "loader", results, settings={**shown, **tokens})
+
+
+@app.command()
+def optim(ctx: typer.Context, quick: Quick = False, out: Out = None) -> None:
+    """State bytes, step time and held-out loss of 8-bit and low-rank optimizers, against whole Muon and AdamW.
+
+    Bytes are counted for the shapes of every preset; times and losses are of small models.
+    """
+    from nanochat_cli.bench.optim import measure_optim
+    from nanochat_cli.bench.result_file import write_results
+
+    reporter = session_of(ctx).reporter
+    results, claims = measure_optim(reporter, quick=quick)
+    rows = [
+        (
+            r.case,
+            r.metric,
+            f"{r.value / 1e6:.1f} MB" if r.unit == "B" else f"{r.value:.3g} {r.unit}",
+            r.ratio and f"{r.ratio:.3g}",
+        )
+        for r in results
+    ]
+    reporter.table("ratio above 1: better than the peer", ("case", "measure", "value", "ratio"), rows)
+    promises = [(c.statement, c.measured, c.verdict) for c in claims]
+    reporter.table("promises", ("statement", "measured", "verdict"), promises)
+    reporter.result({"results": [r.__dict__ for r in results], "claims": [c.__dict__ for c in claims]})
+    if out is not None:
+        write_results(out, "optim", results, claims)

