@@ -155,7 +155,10 @@ def reinitialize(
     dfi_after = deviation_from_isometry(factor.matrices.to(matrices.dtype))
     columns = torch.stack((sfe, relative, dfi_before, dfi_after, relative_deviation(matrices)), dim=1).tolist()
     rank = min(matrices.shape[-2:])
-    return new, [Change(rank, *row, factor.iterations, row[3] <= target) for row in columns]
+    return new, [
+        Change(rank, *row, iterations=factor.iterations, reached=row[3] <= target)  # the five columns, in their order
+        for row in columns
+    ]
 
 
 def _is_wide(matrices: Tensor) -> bool:

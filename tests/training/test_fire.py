@@ -71,7 +71,7 @@ def test_the_learning_rate_climbs_again_as_a_pure_function_of_the_steps_since():
     assert rewarm_factor(10, 10, 0) == 1
 
 
-@pytest.mark.parametrize("combination", ["plain+attention+dense+untied", "mhc-2+hybrid+moe+tied"])
+@pytest.mark.parametrize("combination", ["plain+attention+moe+untied"])
 def test_an_event_changes_the_block_matrices_and_nothing_else(combination, tmp_path):
     fire = {"enabled": True, "steps": [1], "rewarm_steps": 4, "scale": "paper"}
     model = build(combination).config.model_dump(mode="json") | {"max_seq_len": 16, "vocab_size": 64}
