@@ -77,7 +77,7 @@ class Size:
         return OptimConfig.model_validate({"warmup_steps": 5, **options})
 
 
-TRAINED = (Size(128, 2, 32, steps=120), Size(256, 2, 64, steps=80))
+TRAINED = (Size(128, 2, 32, steps=120), Size(256, 2, 64, steps=60))
 TIMED = (Size(256, 2, 64, vocab_size=4096, update_freq=200), Size(512, 2, 128, vocab_size=4096, update_freq=200))
 
 

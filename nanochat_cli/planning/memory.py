@@ -20,6 +20,8 @@ from nanochat_cli.model.hyper_connections import expand_streams
 from nanochat_cli.model.moe import ExpertLinear
 from nanochat_cli.model.mtp import MTP, build_mtp
 from nanochat_cli.model.transformer import Transformer
+from nanochat_cli.optim import build_optimizer
+from nanochat_cli.optim.stacks import CHUNK
 from nanochat_kernels import PLANE, Form, choose_form
 from nanochat_kernels.backends import ENVIRONMENT_VARIABLE
 
@@ -62,7 +64,6 @@ def training_memory(config: Config, device: torch.device | None = None) -> Memor
     modules: list[nn.Module] = [model] if mtp is None else [model, mtp]
     linears = [layer for module in modules for layer in module.modules() if isinstance(layer, BitLinear)]
     parameters = sum(p.numel() for module in modules for p in module.parameters())
-    matrices = sum(layer.weight.numel() for layer in linears)
     tokens = config.train.batch_size * config.train.seq_len
     activations, logit_states = _activations(config, device)
     head = model.unembedding.numel()
@@ -74,7 +75,7 @@ def training_memory(config: Config, device: torch.device | None = None) -> Memor
         latents=4 * parameters,
         quantised=sum(_quantised_bytes(layer, form, device) for layer in linears),
         gradients=4 * parameters,
-        optimizer=4 * matrices * (1 if muon else 2) + 8 * (parameters - matrices),
+        optimizer=build_optimizer(model, config.optim, mtp).state_bytes(),
         activations=activations,
         # Each loss keeps the gradient of its hidden states and of the head until the backward pass.
         logits=LOGIT_COPIES * 4 * chunk * config.model.vocab_size + losses * 4 * head + logit_states,
@@ -90,13 +91,14 @@ def _quantised_bytes(layer: BitLinear, form: Form | None, device: torch.device) 
 
 
 def _largest_stack(linears: list[BitLinear]) -> int:
-    """Weights of the shape that most of them have: Muon computes all matrices of a shape together."""
+    """Weights that Muon computes together: those of the shape that most of them have, up to a bound."""
     stacks: dict[tuple[int, int], int] = {}
     for layer in linears:
         experts = getattr(layer, "experts", 1)
         shape = layer.weight.shape[0] // experts, layer.weight.shape[1]
         stacks[shape] = stacks.get(shape, 0) + layer.weight.numel()
-    return max(stacks.values(), default=0)
+    largest = max((layer.weight.numel() for layer in linears), default=0)
+    return min(max(stacks.values(), default=0), max(CHUNK, largest))
 
 
 def _activations(config: Config, device: torch.device) -> tuple[int, int]:
