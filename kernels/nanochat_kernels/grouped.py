@@ -17,14 +17,14 @@ from nanochat_kernels.training import LinearWeight, QuantizedInput, bit_linear
 
 
 class KeptAssignments(NamedTuple):
-    """tokens: int64 [R], the token of each sorted row; rows, count: as in KeptRows, of tokens.
+    """tokens: int64 [R], the token of each sorted row; rows, n_kept: as in KeptRows, of tokens.
 
     Every token has the same number of rows, so that the number of kept rows follows from that of kept tokens.
     """
 
     tokens: Tensor
     rows: Tensor
-    count: Tensor
+    n_kept: Tensor
 
 
 def grouped_bit_linear(
@@ -59,7 +59,7 @@ def grouped_bit_linear_reference(
     for expert, count in enumerate(counts.tolist()):
         rows, own = slice(start, start + count), slice(expert * n, (expert + 1) * n)
         start += count
-        part = QuantizedInput(*(t[rows] for t in x[:3])) if isinstance(x, QuantizedInput) else x[rows]
+        part = QuantizedInput(x.x[rows], x.codes[rows], x.scale[rows]) if isinstance(x, QuantizedInput) else x[rows]
         scale = weight.w_scale
         scale = scale[own] if scale is not None and len(scale) > 1 else scale
         outputs.append(bit_linear(part, latent[own], LinearWeight(weight.operand[own], scale)))

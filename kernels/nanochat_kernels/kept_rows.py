@@ -12,13 +12,13 @@ from torch import Tensor
 
 
 class KeptRows(NamedTuple):
-    """rows: int64 [M], of which the first `count` are kept, ascending; count: int64 [], on the CPU.
+    """rows: int64 [M], of which the first `n_kept` are kept, ascending; n_kept: int64 [], on the CPU.
 
     known: the choice was made before the forward pass, which may therefore save kept rows alone.
     """
 
     rows: Tensor
-    count: Tensor
+    n_kept: Tensor
     known: bool = False
 
     @classmethod
@@ -29,12 +29,12 @@ class KeptRows(NamedTuple):
     def choose(self, rows: Tensor) -> None:
         """Keep these rows, int64 [R], ascending. Not seen by autograd: what was saved for backward reads them."""
         self.rows.data[: len(rows)] = rows
-        self.count.data.fill_(len(rows))
+        self.n_kept.data.fill_(len(rows))
 
     @property
-    def index(self) -> Tensor | None:
+    def chosen(self) -> Tensor | None:
         """int64 [R]; None when every row is kept."""
-        return kept_index(self.rows, self.count)
+        return kept_index(self.rows, self.n_kept)
 
 
 def kept_index(rows: Tensor, count: Tensor) -> Tensor | None:
@@ -48,7 +48,7 @@ def drop_filtered(x: Tensor, kept: KeptRows | None) -> Tensor:
 
     What `torch.where(keep, x, x.detach())` does, for a choice that is made later.
     """
-    return x if kept is None else _DropFiltered.apply(x, kept.rows, kept.count)  # pyright: ignore[reportReturnType]
+    return x if kept is None else _DropFiltered.apply(x, kept.rows, kept.n_kept)  # pyright: ignore[reportReturnType]
 
 
 class _DropFiltered(torch.autograd.Function):

@@ -66,7 +66,7 @@ def quantize_input(x: Tensor, form: Form = "float", kept: KeptRows | None = None
     dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
     codes, scale = codes_and_scale(x.detach())
     codes = codes.to(torch.int8 if form == "int8" else dtype)
-    index = kept.index if kept is not None and kept.known else None
+    index = kept.chosen if kept is not None and kept.known else None
     saved = None if index is None else (codes.flatten(0, -2)[index], scale.reshape(-1, 1)[index])
     return QuantizedInput(x, codes, scale, saved)
 
@@ -122,7 +122,7 @@ def _apply(
     saved: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     fp8 = grad_input == "fp8" and weight.w_scale is not None
-    rows, count = (None, None) if kept is None else (kept.rows, kept.count)
+    rows, count = (None, None) if kept is None else (kept.rows, kept.n_kept)
     arguments = (x, latent, codes, scale, *weight, rows, count, *(saved or (None, None)), dtype, fp8)
     return BitLinearFunction.apply(*arguments)  # pyright: ignore[reportReturnType] - apply is untyped in torch
 

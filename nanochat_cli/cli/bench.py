@@ -178,3 +178,27 @@ def optim(ctx: typer.Context, quick: Quick = False, out: Out = None) -> None:
     reporter.result({"results": [r.__dict__ for r in results], "claims": [c.__dict__ for c in claims]})
     if out is not None:
         write_results(out, "optim", results, claims)
+
+
+@app.command()
+def collider(ctx: typer.Context, quick: Quick = False, out: Out = None) -> None:
+    """Time and memory of training steps that leave filtered tokens out of the backward pass.
+
+    Three widths, five shares of filtered tokens, which take turns; one more case chooses before the forward pass.
+    """
+    from nanochat_cli.bench.collider import measure_collider
+    from nanochat_cli.bench.result_file import write_results
+
+    reporter = session_of(ctx).reporter
+    if quick:
+        results = measure_collider(reporter, widths=(512,), sparsities=(0.0, 0.4), rounds=2)
+    else:
+        results = measure_collider(reporter)
+    rows = [
+        (r.case, r.metric, f"{r.value / 1e6:.0f} MB" if r.unit == "B" else f"{r.value:.0f} ms", f"{r.ratio or 1:.2f}")
+        for r in results
+    ]
+    reporter.table("training step; ratio: nothing filtered / filtered", ("case", "measure", "value", "ratio"), rows)
+    reporter.result({"results": [r.__dict__ for r in results]})
+    if out is not None:
+        write_results(out, "collider", results)

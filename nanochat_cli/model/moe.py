@@ -60,7 +60,7 @@ class ExpertLinear(BitLinear):
     def project_sorted(self, quantized: QuantizedInput | Tensor, routing: Routing) -> Tensor:
         """[R, K], rows in the order of the routing, to [R, N]."""
         weight = self._weight() if self.quant.enabled else LinearWeight(self.weight.detach(), None)
-        kept = None if self.kept is None else KeptAssignments(routing.tokens, self.kept.rows, self.kept.count)
+        kept = None if self.kept is None else KeptAssignments(routing.tokens, self.kept.rows, self.kept.n_kept)
         y = grouped_bit_linear(quantized, self.weight, weight, routing.counts, routing.experts, kept)
         return y if self.gain == 1 else y * self.gain
 
@@ -95,7 +95,9 @@ class MoE(nn.Module):
         routing = self.route(flat)
         quantized = self.w_gate.quantize_input(flat)
         if isinstance(quantized, QuantizedInput):
-            quantized = QuantizedInput(*(t[routing.tokens] for t in quantized[:3]))
+            quantized = QuantizedInput(
+                quantized.x[routing.tokens], quantized.codes[routing.tokens], quantized.scale[routing.tokens]
+            )
         else:
             quantized = quantized[routing.tokens]
         gate, up = (layer.project_sorted(quantized, routing) for layer in (self.w_gate, self.w_up))

@@ -140,7 +140,7 @@ def test_filtered_rows_have_exactly_no_gradient_at_every_layer(combination):
         module.register_forward_hook(watch(name))
     filter_ = collider(model, sparsity=0.4)
     step_of(model, None, filter_)(inputs, targets, lambda: clear(model))
-    rows = filter_._kept.index
+    rows = filter_._kept.chosen
     filtered = torch.ones(B * T, dtype=torch.bool).index_fill_(0, rows, False)
     assert len(seen) >= 2 * len(model.blocks)
     for name, gradient in seen.items():
@@ -205,7 +205,7 @@ def test_scores_from_a_file_choose_the_tokens(known, tmp_path):
             losses, _ = token_scores(model(inputs).flatten(0, 1), model.unembedding, targets.reshape(-1))
         importance = losses - importance
     expected = select_kept(importance, targets.reshape(-1) >= 0, 0.5)
-    assert torch.equal(filter_._kept.index, expected)
+    assert torch.equal(filter_._kept.chosen, expected)
 
 
 def test_entropy_is_that_of_the_whole_distribution():
