@@ -114,7 +114,8 @@ class MoE(nn.Module):
         experts, k = self.config.experts, self.config.active
         with torch.autocast(flat.device.type, enabled=False):
             probabilities = nn.functional.linear(flat.float(), self.router.weight.float()).softmax(dim=-1)
-            probabilities = drop_filtered(probabilities, self.w_gate.kept)  # the balance loss reads those of all tokens
+            if self.training:  # the balance loss reads the probabilities of all tokens
+                probabilities = drop_filtered(probabilities, self.w_gate.kept)
             biased = probabilities if self.balance_bias is None else probabilities + self.balance_bias
             chosen = biased.detach().topk(k, dim=-1).indices
             weights = probabilities.gather(1, chosen)
