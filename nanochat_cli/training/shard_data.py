@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.async_loader import AsyncLoader
-from nanochat_cli.data.batches import evaluation_batches
+from nanochat_cli.data.batches import Batches, evaluation_batches
 from nanochat_cli.data.loader import open_batches
 from nanochat_cli.data.loader_sources import BatchSource
 from nanochat_cli.data.shards import ShardReader
@@ -32,6 +32,8 @@ class ShardData:
         self._scores: ScoreBatches | None = None
         self.token_bytes: Tensor = torch.from_numpy(reader.tokenizer.byte_lengths())
         self._train = reader.tokens("train")
+        if not config.loader.on_the_fly:  # a corpus that is too short is an error before a run begins
+            Batches(self._train, train.batch_size * train.grad_accum, train.seq_len, config.run.seed)
         self._vocab_size = config.model.vocab_size
         self._held_out = reader.tokens("val")
         self._rows = config.eval.batch_size
