@@ -82,7 +82,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tmp_path):
     step = run.gradient_step
     before = {name: p.clone() for name, p in run.model.named_parameters()}
 
-    def poisoned(inputs, targets, zero_grad):
+    def poisoned(inputs, targets, zero_grad, scores=None):
         loss = step(inputs, targets, zero_grad)
         next(run.model.parameters()).grad[0, 0] = float("nan")
         return loss
