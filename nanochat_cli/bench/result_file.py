@@ -31,7 +31,10 @@ class Result:
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement that was measured; verdict: supported, not supported, or not measurable here."""
+    """A statement that was measured; verdict: supported, not supported, or not measurable here.
+
+    interval: 95 %, in `unit`, as the ends of what was expected, where there are any.
+    """
 
     id: str
     statement: str
@@ -41,6 +44,9 @@ class Claim:
     verdict: str
     interval: tuple[float, float] | None = None
     seeds: int | None = None
+    expected_low: float | None = None
+    expected_high: float | None = None
+    unit: str | None = None
 
 
 def summarise(
