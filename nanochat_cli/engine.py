@@ -52,11 +52,20 @@ class Engine:
 
         A run that was stopped before its first checkpoint starts from the beginning.
         """
+        from nanochat_cli.training.summary import summarise
+
+        run_dir, result, reader = self.fit(config, resume)
+        summarise(run_dir, config, result, reader, self.reporter)
+        self.reporter.info(f"next: nanochat generate {run_dir} -p 'def '   or: nanochat export {run_dir} --gguf")
+        self.reporter.result({"run": str(run_dir), **asdict(result)})
+        return run_dir
+
+    def fit(self, config: Config, resume: Path | None) -> "tuple[Path, TrainResult, ShardReader]":
+        """As `train`, without the report at the end: the run's folder, its figures and its data."""
         from nanochat_cli.data.prepare import cached_dataset
         from nanochat_cli.data.shards import ShardReader
         from nanochat_cli.training.checkpoints import is_empty
         from nanochat_cli.training.shard_data import ShardData
-        from nanochat_cli.training.summary import summarise
         from nanochat_cli.training.trainer import Trainer, choose_device, require_float8
 
         # Refused before anything is prepared.
@@ -74,11 +83,7 @@ class Engine:
         trainer = Trainer(config, data, run_dir, self.reporter, resume=resumable)
         if resumable:
             self._write_config(config, run_dir)  # only now: the trainer has refused what does not fit the checkpoint
-        result = trainer.fit()
-        summarise(run_dir, config, result, reader, self.reporter)
-        self.reporter.info(f"next: nanochat generate {run_dir} -p 'def '   or: nanochat export {run_dir} --gguf")
-        self.reporter.result({"run": str(run_dir), **asdict(result)})
-        return run_dir
+        return run_dir, trainer.fit(), reader
 
     def evaluate(self, run: Path) -> None:
         """Measure the latest checkpoint of a run on all of its held-out documents."""

@@ -29,6 +29,10 @@ class ValidationFailure(NanochatError):
     exit_code = 4
 
 
+class Diverged(NanochatError):
+    """Training was stopped, since too many steps in a row had a loss or a gradient that is no good."""
+
+
 class Interrupted(NanochatError):
     """Stopped by SIGINT or SIGTERM after the state was saved."""
 

@@ -12,6 +12,8 @@ from nanochat_cli.config.files import read_toml
 from nanochat_cli.errors import ConfigError
 
 _FLAT_FOLDERS = ("models", "overlays")
+_OF_SUITES = ("claims.toml", "profiles.toml")
+"""What `bench` reads beside presets."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def presets_folder() -> Path:
 
 def names() -> list[str]:
     """Names of all presets: models first, then the rest, alphabetical within each."""
-    paths = sorted(presets_folder().rglob("*.toml"), key=lambda path: (path.parent.name != "models", path))
+    paths = sorted(_files(presets_folder()), key=lambda path: (path.parent.name != "models", path))
     return [_name_of(path) for path in paths]
 
 
@@ -64,6 +66,10 @@ def load(name: str) -> Preset:
     return Preset(_name_of(path), path, description, label, table)
 
 
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*.toml") if path.name not in _OF_SUITES]
+
+
 def _name_of(path: Path) -> str:
     try:
         relative = path.relative_to(presets_folder())
@@ -78,7 +84,7 @@ def _find(name: str) -> Path:
             return Path(name)
         raise ConfigError(f"--preset {name}: no such file")
     folder = presets_folder()
-    for path in sorted(folder.rglob("*.toml")):
+    for path in sorted(_files(folder)):
         if name in (_name_of(path), path.relative_to(folder).with_suffix("").as_posix()):
             return path
     known = names()

@@ -414,6 +414,9 @@ class TelemetryConfig(Section):
         default=50, description="steps between ternary statistics (flip rate, zeros, margins)"
     )
     tensorboard: bool = True
+    phases: bool = Field(
+        default=False, description="also log how long forward, backward and optimizer take (`time/…_ms`)"
+    )
 
 
 class ExportConfig(Section):

@@ -16,6 +16,7 @@ from nanochat_cli.model.mtp import MTP, shifted_targets
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.training.collider import TokenFilter
 from nanochat_cli.training.losses import IGNORE, LossOptions, chunked_cross_entropy, token_scores
+from nanochat_cli.training.phases import NoPhases, Phases
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class GradientStep:
         """Whether this step filters: not in the warm-up."""
         self.progress = 0.0
         """Share of the run that is done, for weights that depend on it."""
+        self.phases: Phases = NoPhases()
         self.micro_batch = config.batch_size
         self.chunk = config.loss_chunk
         self.options = LossOptions(config.label_smoothing, config.z_loss, config.entropy_weight)
@@ -102,11 +104,14 @@ class GradientStep:
             share = (rows.stop - rows.start) / total
             for _, moe in self.model.mixtures():
                 moe.loss_scale.fill_(share)
-            if filtering:
-                part = self._filtered(inputs[rows], targets[rows], None if scores is None else scores[rows].reshape(-1))
-            else:
-                part = self._forward(inputs[rows], targets[rows])
-            (part.objective * share).backward()
+            with self.phases("forward"):
+                if filtering:
+                    known = None if scores is None else scores[rows].reshape(-1)
+                    part = self._filtered(inputs[rows], targets[rows], known)
+                else:
+                    part = self._forward(inputs[rows], targets[rows])
+            with self.phases("backward"):
+                (part.objective * share).backward()
             for of_all, of_part in zip(vars(sums).values(), vars(part).values(), strict=True):
                 of_all += of_part.detach() * share
         return sums

@@ -7,7 +7,7 @@ trainer's affair. The state is a plain dictionary and belongs into the checkpoin
 import math
 from dataclasses import asdict, dataclass
 
-from nanochat_cli.errors import NanochatError
+from nanochat_cli.errors import Diverged
 
 
 @dataclass
@@ -58,7 +58,7 @@ class SkipPolicy:
         """Decides about one step: None to take it, or why it must be skipped, in words for the log.
 
         loss, grad_norm: of this step, before clipping. last_checkpoint: how to name the last good checkpoint.
-        Raises NanochatError when `max_skipped_steps` steps in a row have been skipped, this one included.
+        Raises Diverged when `max_skipped_steps` steps in a row have been skipped, this one included.
         """
         state = self._state
         reason = self._judge(loss, grad_norm)
@@ -75,7 +75,7 @@ class SkipPolicy:
                 if last_checkpoint is None
                 else f"the last good checkpoint is {last_checkpoint}"
             )
-            raise NanochatError(
+            raise Diverged(
                 f"training diverged: {state.consecutive} steps in a row were skipped, the last because {reason}; "
                 f"{good}; lower optim.lr, or raise train.spike_factor if the loss was still falling"
             )

@@ -31,6 +31,7 @@ from nanochat_cli.training.compilation import compile_blocks, decide
 from nanochat_cli.training.fire import Fire
 from nanochat_cli.training.flops import measured_peak, model_flops_per_token
 from nanochat_cli.training.gradient_step import BatchLoss, GradientStep
+from nanochat_cli.training.phases import make_phases
 from nanochat_cli.training.skip_policy import SkipPolicy
 from nanochat_cli.training.staging import Staging
 from nanochat_cli.training.stop_signals import StopSignals
@@ -159,6 +160,7 @@ class Trainer:
             self._reference(),
         )
         self.gradient_step.micro_batch = self.progress.micro_batch
+        self.phases = self.gradient_step.phases = make_phases(config.telemetry.phases, self.device)
         if self.progress.compiled:
             compile_blocks(self.model)
         self.log = MetricsLog(run_dir, config.telemetry.tensorboard, self.progress.step if resume else None)
@@ -258,21 +260,19 @@ class Trainer:
         scores = None if scores is None else scores.to(self.device)
         loss = self.gradient_step(inputs, targets, self.optimizers.zero_grad, scores)
         progress.micro_batch = self.gradient_step.micro_batch
-        norm = self.optimizers.clip_grad_norm(self.config.train.grad_clip)
+        with self.phases("optimizer"):
+            norm = self.optimizers.clip_grad_norm(self.config.train.grad_clip)
         loss_value, objective, norm_value, *auxiliary = read_scalars(loss, norm)
         saved = None if self._saved_step is None else f"step {self._saved_step}"
         reason = self.skip_policy.reason_to_skip(objective, norm_value, saved)
         if reason is None:
-            multiplier = self.optimizers.step(progress.step, progress.total_steps)
-            self.model.requantize()
-            if self.mtp is not None:
-                self.mtp.requantize()
-            for _, moe in self.model.mixtures():
-                moe.update_balance()
+            with self.phases("optimizer"):
+                multiplier = self._update()
         else:
             multiplier = 0.0
             self.view.event(f"step {progress.step + 1} skipped: {reason}")
         self.optimizers.zero_grad()
+        self.phases.end_step()
         seconds = time.perf_counter() - started
         progress.step += 1
         progress.tokens += inputs.numel()
@@ -282,6 +282,16 @@ class Trainer:
         names += ["collider/kept_fraction", "collider/kept_loss"][: len(loss.filtering)]
         extra = dict(zip(names, auxiliary, strict=True)) | self._expert_load()
         self._record(loss_value, objective, norm_value, multiplier * optim.lr, inputs.numel(), waited, seconds, extra)
+
+    def _update(self) -> float:
+        """Apply the gradients and quantise what they changed; returns the schedule's factor on the learning rate."""
+        multiplier = self.optimizers.step(self.progress.step, self.progress.total_steps)
+        self.model.requantize()
+        if self.mtp is not None:
+            self.mtp.requantize()
+        for _, moe in self.model.mixtures():
+            moe.update_balance()
+        return multiplier
 
     def _reinitialize(self, fire: Fire) -> None:
         """Before a step: its metrics belong to that step, so that a resume logs them neither twice nor never."""
@@ -366,7 +376,7 @@ class Trainer:
             metrics |= self._stream_statistics()
             measured = True
         if measured or progress.step % self.config.train.log_interval == 0 or progress.step == progress.total_steps:
-            self._log(metrics)
+            self._log(metrics | self.phases.read())
 
     def _log(self, metrics: Mapping[str, float]) -> None:
         progress = self.progress
