@@ -143,8 +143,8 @@ def verify_gguf(
 ) -> VerifyReport:
     """Compare a file with the model and tokenizer it was exported from. Raises ValidationFailure on any difference."""
     file = GGUFFile(path)
-    n_values = _compare_tensors(file, model)
-    _compare_metadata(file, model, tokenizer)
+    n_values = compare_tensors(file, model)
+    compare_metadata(file, model, tokenizer)
     comparison = None
     reloaded = compare_with_reload(path, model, probe_prompts(model, tokenizer))
     if reloaded > RELOAD_TOLERANCE:
@@ -175,7 +175,8 @@ def verify_gguf(
 # --- the file against memory ------------------------------------------------------------------------------------------
 
 
-def _compare_tensors(file: GGUFFile, model: Transformer) -> int:
+def compare_tensors(file: GGUFFile, model: Transformer) -> int:
+    """Every tensor of the file against the model, bit for bit; how many weights. Raises ValidationFailure."""
     state, linears = model.state_dict(), dict(model.linears())
     expected = {tensor_name(key, model.config) for key in state}
     gains = {tensor_name(f"{name}.weight", model.config): layer.gain for name, layer in linears.items()}
@@ -263,7 +264,8 @@ def _stored_scales(tensor: ReaderTensor) -> NDArray[np.float32] | None:
     return np.broadcast_to(scales, (*scales.shape[:2], kind.block)).reshape(scales.shape[0], -1)
 
 
-def _compare_metadata(file: GGUFFile, model: Transformer, tokenizer: Tokenizer) -> None:
+def compare_metadata(file: GGUFFile, model: Transformer, tokenizer: Tokenizer) -> None:
+    """Shape of the model and texts of the vocabulary. Raises ValidationFailure."""
     arch = architecture_of(model.config).name
     for key, value in {"general.architecture": arch, **metadata(model.config)}.items():
         stored = file.fields.get(key)
