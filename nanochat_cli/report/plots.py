@@ -28,13 +28,27 @@ def plot_run(
     records: Sequence[Mapping[str, Any]], out: Path, *, title: str, baselines: Mapping[str, float] | None = None
 ) -> Path:
     """Writes the figure of `run_figure` as PNG; returns its path. Raises DataError when that cannot be done."""
-    figure = run_figure(records, title=title, baselines=baselines)
+    return save_figure(run_figure(records, title=title, baselines=baselines), out)
+
+
+def save_figure(figure: "Figure", out: Path) -> Path:
+    """Writes a figure as PNG; returns its path. Raises DataError when that cannot be done."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(out, format="png")
     except OSError as error:
         raise DataError(f"cannot write {out}: {error.strerror}; free space or choose another place") from error
     return out
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure, in inches, with a canvas of its own. Its axes find room for their labels when it is drawn."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def run_figure(
@@ -46,15 +60,12 @@ def run_figure(
     baselines: bits per byte of compressors on the same held-out files, such as {"gzip -9": 2.31}.
     Raises DataError when there is nothing to draw.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
     curves = {name: series(records, "tokens", name) for name in (TRAINING_LOSS, HELD_OUT_LOSS, BITS_PER_BYTE)}
     if not any(x for x, _ in curves.values()):
         raise DataError(f"{title}: the metrics hold no losses to draw; train for at least train.log_interval steps")
-    figure = Figure(figsize=(8, 7), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 7)
     loss_axes, byte_axes = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.15))
     figure.suptitle(title, fontsize=13, fontweight="bold")
     _draw_losses(loss_axes, curves[TRAINING_LOSS], curves[HELD_OUT_LOSS])
@@ -87,8 +98,8 @@ def _draw_losses(
     if held_out[0]:
         axes.plot(*held_out, color=_ORANGE, marker="o", markersize=3.5, linewidth=1.4, label="held-out")
     axes.set_ylabel("loss (nats per token)")
-    axes.set_ylim(*_focus([*_smoothed(training[1]), *held_out[1]]))
-    _finish(axes)
+    axes.set_ylim(*focus_range([*_smoothed(training[1]), *held_out[1]]))
+    finish_axes(axes)
     axes.legend(frameon=False, loc="upper right")
 
 
@@ -96,7 +107,7 @@ def _draw_bits_per_byte(
     axes: "Axes", held_out: tuple[list[float], list[float]], baselines: Mapping[str, float]
 ) -> None:
     x, y = held_out
-    low, high = _focus(y)
+    low, high = focus_range(y)
     low, high = min([low, *baselines.values()]), max([high, *baselines.values()])
     axes.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low))
     for value in baselines.values():
@@ -109,7 +120,7 @@ def _draw_bits_per_byte(
         axes.text(0.5, 0.5, "not evaluated", transform=axes.transAxes, ha="center", color=_GREY)
     _name_at_the_right(axes, names, apart=0.11 * (high - low))
     axes.set_ylabel("bits per byte, held-out documents")
-    _finish(axes)
+    finish_axes(axes)
 
 
 def _name_at_the_right(axes: "Axes", names: Sequence[tuple[float, str, str]], *, apart: float) -> None:
@@ -126,10 +137,15 @@ def _add_time_axis(axes: "Axes", tokens: list[float], seconds: list[float]) -> N
     pairs = sorted({(0.0, 0.0), *zip(tokens, seconds, strict=True)})
     if len(pairs) < 2 or pairs[-1][1] <= 0:
         return
-    name, unit = next((name, unit) for name, unit in _TIME_UNITS if pairs[-1][1] >= 5 * unit or unit == 1)
+    name, unit = time_unit(pairs[-1][1])
     xs, ys = [pair[0] for pair in pairs], [pair[1] / unit for pair in pairs]
     axis = axes.secondary_xaxis("top", functions=(_interpolation(xs, ys), _interpolation(ys, xs)))
     axis.set_xlabel(f"training time ({name})")
+
+
+def time_unit(longest: float) -> tuple[str, int]:
+    """The unit in which an axis that ends at `longest` seconds is drawn, and the seconds in it."""
+    return next((name, unit) for name, unit in _TIME_UNITS if longest >= 5 * unit or unit == 1)
 
 
 def _interpolation(xs: list[float], ys: list[float]) -> Callable[[Any], Any]:
@@ -146,7 +162,8 @@ def _interpolation(xs: list[float], ys: list[float]) -> Callable[[Any], Any]:
     return function
 
 
-def _finish(axes: "Axes") -> None:
+def finish_axes(axes: "Axes") -> None:
+    """Grid and spines as in every picture of ours."""
     axes.grid(True, color="#e2e8f0", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -159,7 +176,7 @@ def _smoothed(values: Sequence[float]) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
-def _focus(values: Iterable[float]) -> tuple[float, float]:
+def focus_range(values: Iterable[float]) -> tuple[float, float]:
     """A y range with all values but the steepest start: the first losses would flatten everything else."""
     ordered = sorted(values)
     if not ordered:
