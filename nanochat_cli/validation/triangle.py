@@ -101,6 +101,11 @@ def quick_cases() -> list[Case]:
     ]
 
 
+def fewest_cases() -> list[Case]:
+    """A part of `quick_cases` for a first look: scales per row and per group, one token and several, zero weights."""
+    return [Case(127, 128, 1, "row"), Case(33, 256, 7, 128), *special_cases(17, 128, 7)[:1]]
+
+
 def all_cases() -> list[Case]:
     """Every shape, granularity and odd number of tokens; two of the large matrices."""
     cases: list[Case] = []

@@ -1,0 +1,78 @@
+"""The run that the stages train: a model of a million parameters on the corpus of `corpus`, in seconds."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from nanochat_cli.config.schema import Config
+from nanochat_cli.data.shards import MANIFEST
+from nanochat_cli.engine import Engine
+from nanochat_cli.validation.corpus import write_corpus
+from nanochat_cli.validation.stage import Muted, Workspace
+
+VOCAB_SIZE = 512
+SEQ_LEN = 64
+
+
+def train_run(workspace: Workspace, name: str, steps: int, resume: Path | None = None, **sections: dict) -> Path:
+    """Train `runs/NAME` for `steps` steps (or continue `resume` up to them) through the Engine; returns its folder.
+
+    sections: merged over the configuration. One thread: for so small a model more threads take longer, and no result
+    depends on their number.
+    """
+    config = run_config(workspace, name, steps, **sections)
+    engine = Engine(Muted())
+    if not (workspace.folder / "data" / MANIFEST).exists():
+        write_corpus(workspace.corpus)
+        engine.tokenize(str(workspace.corpus), workspace.folder / "data", config)
+    with one_thread():
+        return engine.train(config, resume)
+
+
+def run_config(workspace: Workspace, name: str, steps: int, **sections: dict) -> Config:
+    """Width 256, which every ternary type of GGUF holds; multi-token prediction, which speculative decoding needs."""
+    values: dict[str, dict[str, object]] = {
+        "run": {"dir": str(workspace.folder / "runs"), "name": name},
+        "model": {
+            "vocab_size": VOCAB_SIZE,
+            "dim": 256,
+            "n_layers": 2,
+            "n_heads": 4,
+            "n_kv_heads": 2,
+            "ffn_dim": 256,
+            "max_seq_len": 128,
+            "qk_norm": True,
+            "embedding_std": 0.8,
+            "head_std": 0.001,
+        },
+        "data": {"path": str(workspace.folder / "data"), "glob": "*.py", "val_fraction": 0.1},
+        "train": {
+            "total_steps": steps,
+            "batch_size": 4,
+            "seq_len": SEQ_LEN,
+            "device": "cpu",
+            "dtype": "fp32",
+            "compile": "off",
+            "log_interval": 1,
+        },
+        "eval": {"interval": 1000, "batch_size": 8},
+        "optim": {"schedule": "constant", "warmup_steps": 2, "embedding_lr": 0.03},
+        "mtp": {"enabled": True, "n_tokens": 2},
+        "checkpoint": {"interval": 1000},
+        "telemetry": {"interval": 10, "tensorboard": False},
+    }
+    for section, entries in sections.items():
+        values[section] = values.get(section, {}) | entries
+    return Config.model_validate(values)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
