@@ -29,7 +29,7 @@ def hyper_connections(workspace: Workspace) -> Figure:
     product = _worst_product()
     compared = _one_stream_is_the_plain_residual()
     return Figure(
-        f"sums of {matrices} mixing matrices within {worst:.1e} of 1; one stream = plain residual in {compared:,} values",
+        f"sums of {matrices} mixing matrices within {worst:.1e} of 1; one stream = plain residual, {compared:,} values",
         [
             Value("largest deviation of a row or column sum from 1", worst, "1"),
             Value("largest difference of reading and writing streams from their definition", product, "1"),

@@ -3,7 +3,7 @@
 from nanochat_cli.errors import ValidationFailure
 from nanochat_cli.report.metrics_log import read_metrics
 from nanochat_cli.validation.stage import Figure, Value, Workspace
-from nanochat_cli.validation.tiny_run import SEQ_LEN, train_run
+from nanochat_cli.validation.tiny_run import SEQ_LEN, Sections, train_run
 from nanochat_cli.validation.training import finite_losses
 
 STEPS, FIRE_AFTER = 12, 6
@@ -12,7 +12,7 @@ EXPECTED = (
     *("loss/mtp_1", "loss/mtp_2", "collider/kept_fraction", "collider/kept_loss", "throughput/busy_fraction"),
     *("fire/dfi_before", "fire/dfi_after", "ternary/flip_rate", "ternary/zero_fraction"),
 )
-METHODS: dict[str, dict[str, object]] = {
+METHODS: Sections = {
     "model": {"dim": 128, "ffn_dim": 256, "max_seq_len": SEQ_LEN, "mhc": {"streams": 2}},
     "optim": {
         "schedule": "constant",
@@ -30,7 +30,7 @@ METHODS: dict[str, dict[str, object]] = {
 
 def methods(workspace: Workspace) -> Figure:
     """Losses stay finite, every method leaves its telemetry, and the telemetry says that the method did something."""
-    run = train_run(workspace, "methods", STEPS, **METHODS)
+    run = train_run(workspace, "methods", STEPS, METHODS)
     losses = finite_losses(run, STEPS)
     seen: dict[str, float] = {}
     for line in read_metrics(run):

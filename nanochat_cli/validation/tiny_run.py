@@ -1,6 +1,6 @@
 """The run that the stages train: a model of a million parameters on the corpus of `corpus`, in seconds."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,13 +16,18 @@ VOCAB_SIZE = 512
 SEQ_LEN = 64
 
 
-def train_run(workspace: Workspace, name: str, steps: int, resume: Path | None = None, **sections: dict) -> Path:
+Sections = Mapping[str, Mapping[str, object]]
+
+
+def train_run(
+    workspace: Workspace, name: str, steps: int, sections: Sections | None = None, *, resume: Path | None = None
+) -> Path:
     """Train `runs/NAME` for `steps` steps (or continue `resume` up to them) through the Engine; returns its folder.
 
     sections: merged over the configuration. One thread: for so small a model more threads take longer, and no result
     depends on their number.
     """
-    config = run_config(workspace, name, steps, **sections)
+    config = run_config(workspace, name, steps, sections or {})
     engine = Engine(Muted())
     if not (workspace.folder / "data" / MANIFEST).exists():
         write_corpus(workspace.corpus)
@@ -31,9 +36,9 @@ def train_run(workspace: Workspace, name: str, steps: int, resume: Path | None =
         return engine.train(config, resume)
 
 
-def run_config(workspace: Workspace, name: str, steps: int, **sections: dict) -> Config:
+def run_config(workspace: Workspace, name: str, steps: int, sections: Sections) -> Config:
     """Width 256, which every ternary type of GGUF holds; multi-token prediction, which speculative decoding needs."""
-    values: dict[str, dict[str, object]] = {
+    values: dict[str, Mapping[str, object]] = {
         "run": {"dir": str(workspace.folder / "runs"), "name": name},
         "model": {
             "vocab_size": VOCAB_SIZE,
@@ -64,7 +69,7 @@ def run_config(workspace: Workspace, name: str, steps: int, **sections: dict) ->
         "telemetry": {"interval": 10, "tensorboard": False},
     }
     for section, entries in sections.items():
-        values[section] = values.get(section, {}) | entries
+        values[section] = {**values.get(section, {}), **entries}
     return Config.model_validate(values)
 
 

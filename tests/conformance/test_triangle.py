@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from nanochat_cli.cli.app import main
 from nanochat_cli.config.schema import ExportConfig
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import DataError
@@ -210,35 +209,3 @@ def test_code_3_in_a_gguf_file_is_rejected_at_load(tmp_path: Path, tokenizer: To
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"model\.gguf: blk\.1\.ffn_down\.weight .*holds values other than -1, 0 and 1"):
         load_gguf(path)
-
-
-# --- the command ------------------------------------------------------------------------------------------------------
-
-
-def test_nanochat_validate_shows_every_corner(capfd: pytest.CaptureFixture[str], monkeypatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    assert main(["validate"]) == 0
-    shown = capfd.readouterr().out
-    for corner in CORNERS:
-        (line,) = [line for line in shown.splitlines() if line.startswith(corner)]
-        assert line.endswith("equal")
-
-
-def test_nanochat_validate_ends_with_4_when_something_differs(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    import json
-
-    from nanochat_cli.validation import triangle
-    from nanochat_kernels.cpu import operations
-
-    def wrong(*arguments):
-        return unpack(*arguments) * 0
-
-    unpack = operations.unpack
-    monkeypatch.setattr(operations, "unpack", wrong)
-    monkeypatch.setattr(triangle, "quick_cases", lambda: [Case(17, 128, 1)])
-    assert main(["validate", "--json", str(tmp_path / "found.json")]) == 4
-    error = capfd.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: kernels: cpu differs from the reference: 17×128, M 1, scale row: unpack.codes: ")
-    assert json.loads((tmp_path / "found.json").read_text())["kernels"]["cpu"]["verdict"] == "different"
