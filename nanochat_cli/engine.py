@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nanochat_cli.inference.sampling import SamplingConfig
     from nanochat_cli.model.mtp import MTP
     from nanochat_cli.model.transformer import Transformer
+    from nanochat_cli.training.trainer import TrainResult
 
 GGUF_FILE = "model.gguf"
 QUICKSTART_PROMPT = "def "

@@ -1,0 +1,186 @@
+"""`nanochat bench e3` and `bench ab`: runs a plan, one process after the other, and makes its report.
+
+The folder of a suite holds the plan, every run with its log and how it ended, and the report, which is written anew
+after each run. A suite that was interrupted goes on with what is missing: runs that have ended stay as they are, and
+one that was in the middle continues from its checkpoint.
+"""
+
+import fcntl
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from nanochat_cli.bench.claims import judge, load_claims
+from nanochat_cli.bench.measures import Outcome, read_run, relate
+from nanochat_cli.bench.plan import PLAN_FILE, Entry, Plan, entries, load_plan, resolve, save_plan
+from nanochat_cli.bench.records import FAILED, FINISHED, INTERRUPTED, MEASURES, RunRecord, Suite, write_suite
+from nanochat_cli.bench.result_file import Result
+from nanochat_cli.bench.suite_child import read_outcome
+from nanochat_cli.bench.suite_runs import Place, run_in_process
+from nanochat_cli.bench.suite_view import SuiteView
+from nanochat_cli.config.schema import Config
+from nanochat_cli.errors import ConfigError, DataError, Interrupted, NanochatError
+from nanochat_cli.report.environment import environment, read_environment
+from nanochat_cli.report.reporter import Reporter
+from nanochat_cli.runs import DEFAULT_FOLDER, new_run_name, require_writable
+from nanochat_cli.training.stop_signals import StopSignals
+
+AGAIN = FAILED, INTERRUPTED
+"""How a run may have ended that a resumed suite starts or continues again."""
+
+
+def new_folder(plan: Plan, out: Path | None) -> Path:
+    """Make the folder of a suite that is about to start. Raises ConfigError when it is taken, DataError."""
+    folder = out if out is not None else DEFAULT_FOLDER / new_run_name(DEFAULT_FOLDER, plan.suite)
+    if (folder / PLAN_FILE).exists():
+        raise ConfigError(f"{folder}: a suite is here; continue it with --resume, or choose another --out")
+    require_writable(folder)
+    save_plan(plan, folder)
+    return folder
+
+
+def find_folder(suite: str, out: Path | None) -> Path:
+    """The folder of the suite to continue: `out`, or the latest of this kind in ./runs. Raises DataError."""
+    if out is not None:
+        load_plan(out)
+        return out
+    plans = [path for path in DEFAULT_FOLDER.glob(f"{suite}-*/{PLAN_FILE}") if load_plan(path.parent).suite == suite]
+    if not plans:
+        raise DataError(f"{DEFAULT_FOLDER}: no suite to continue here; name its folder with --out")
+    return max(plans, key=lambda path: path.stat().st_mtime_ns).parent
+
+
+def run_suite(folder: Path, reporter: Reporter) -> Suite:
+    """Run what the plan in `folder` lacks, write and show the report.
+
+    Raises Interrupted after the current run has saved everything, and NanochatError when no run has finished.
+    """
+    from nanochat_cli.report.comparison import show_comparison, write_comparison
+
+    plan = load_plan(folder)
+    with _exclusive(folder):
+        _prepare_data(plan, folder, reporter)
+        _run_all(plan, folder, reporter)
+        suite = collect(plan, folder)
+        write_suite(folder, suite)
+        written = write_comparison(folder, suite)
+    if not any(run.status == FINISHED for run in suite.runs):
+        raise NanochatError(f"no run has finished, the first because: {suite.runs[0].reason}; see {folder / 'logs'}")
+    show_comparison(suite, reporter)
+    reporter.info(f"report: {', '.join(str(path) for path in written)}")
+    reporter.result({"folder": str(folder), **asdict(suite)})
+    return suite
+
+
+def collect(plan: Plan, folder: Path) -> Suite:
+    """What the runs that have ended say, whoever ran them."""
+    runs: list[RunRecord] = []
+    found_environment = None
+    for seed in range(plan.seeds):
+        for contender in plan.contenders:
+            entry = Entry(contender, seed)
+            outcome = read_outcome(Place(folder, entry.name).outcome)
+            if outcome is not None:
+                runs.append(read_run(folder, entry.run, contender.name, seed, outcome))
+                found_environment = found_environment or read_environment(folder / entry.run)
+    runs = relate(runs, plan.baseline.name)
+    suite = Suite(plan.suite, found_environment or environment(), plan.settings(), compared(runs, plan), [], runs)
+    if plan.suite == "e3":
+        suite.claims.extend(judge(spec, suite) for spec in load_claims())
+    return suite
+
+
+def compared(runs: Sequence[RunRecord], plan: Plan) -> list[Result]:
+    """Every measure of every configuration over its finished runs; ratios are paired with the baseline by seed."""
+    found: list[Result] = []
+    finished = [run for run in runs if run.status == FINISHED]
+    baseline = {run.seed: run for run in finished if run.config == plan.baseline.name}
+    for contender in plan.contenders:
+        own = [run for run in finished if run.config == contender.name]
+        for name in MEASURES:
+            values = {run.seed: value for run in own if (value := run.measures.get(name)) is not None}
+            if values:
+                peers = {} if contender == plan.baseline else {s: run.measures.get(name) for s, run in baseline.items()}
+                found.append(_result(contender.name, name, values, peers, plan.baseline.name))
+    return found
+
+
+def _result(config: str, name: str, values: dict[int, float], peers: dict[int, float | None], baseline: str) -> Result:
+    measure, runs = MEASURES[name], list(values.values())
+    pairs = [(value, peer) for seed, value in values.items() if (peer := peers.get(seed))]
+    ratios = [(peer / mine if measure.smaller_is_better else mine / peer) for mine, peer in pairs if mine]
+    return Result(
+        case=config,
+        metric=name,
+        value=statistics.median(runs),
+        unit=measure.unit,
+        peer=baseline if ratios else None,
+        ratio=statistics.median(ratios) if ratios else None,
+        runs=runs,
+        spread=(min(runs), max(runs)),
+    )
+
+
+def _run_all(plan: Plan, folder: Path, reporter: Reporter) -> None:
+    order = entries(plan)
+    with StopSignals() as stop, SuiteView(reporter, [entry.name for entry in order]) as view:
+        for number, entry in enumerate(order):
+            place = Place(folder, entry.name)
+            past = read_outcome(place.outcome)
+            if past is not None and past.status not in AGAIN:
+                view.known(number, past.status)
+                continue
+            view.start(number)
+            config = _configured(plan, entry, folder)
+            if isinstance(config, Outcome):
+                outcome = config
+                place.record(outcome)
+            else:
+                outcome = run_in_process(place, config, view.update, lambda: stop.requested)
+            view.finish(outcome.status, outcome.reason)
+            write_suite(folder, collect(plan, folder))
+            if stop.requested:
+                raise Interrupted(
+                    f"stopped by {stop.name}, everything saved; continue with: "
+                    f"nanochat bench {plan.suite} --resume --out {folder}"
+                )
+
+
+def _configured(plan: Plan, entry: Entry, folder: Path) -> Config | Outcome:
+    """The configuration of a run; the outcome of one that cannot begin, since the baseline sets its time."""
+    if plan.match != "time" or entry.contender == plan.baseline:
+        return resolve(plan, entry, folder)
+    reference = Entry(plan.baseline, entry.seed)
+    outcome = read_outcome(Place(folder, reference.name).outcome)
+    if outcome is None or outcome.status != FINISHED:
+        return Outcome(FAILED, f"{reference.name} has not finished, so there is no training time to match")
+    record = read_run(folder, reference.run, plan.baseline.name, entry.seed, outcome)
+    return resolve(plan, entry, folder, record.measures["train_seconds"])
+
+
+def _prepare_data(plan: Plan, folder: Path, reporter: Reporter) -> None:
+    """Encode the corpus once, before any process does. Raises DataError."""
+    from nanochat_cli.data.prepare import cached_dataset
+
+    prepared = set()
+    for contender in plan.contenders:
+        config = resolve(plan, Entry(contender, 0), folder)
+        key = config.data.model_dump_json(), config.tokenizer.model_dump_json(), config.model.vocab_size
+        if key not in prepared:
+            prepared.add(key)
+            cached_dataset(config, reporter)
+
+
+@contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    """One process at a time runs a suite; the system drops the lock when its holder dies."""
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{folder}: another process runs this suite; wait for it, or choose another --out"
+            ) from None
+        yield

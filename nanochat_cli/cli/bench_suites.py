@@ -1,0 +1,144 @@
+"""`nanochat bench e3` and `nanochat bench ab`: matched training runs and their report."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from nanochat_cli.cli.options import Overrides
+from nanochat_cli.cli.session import Session, session_of
+from nanochat_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from nanochat_cli.bench.plan import Plan
+
+MatchName = Literal["steps", "tokens", "time"]
+"""As `bench.plan.Match`."""
+
+Seeds = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Runs per configuration, each with its own data order.")
+]
+MatchOption = Annotated[
+    MatchName | None,
+    typer.Option(help="What is equal: optimizer steps (default), tokens, or the baseline's training time."),
+]
+Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the suite; default: the next in ./runs.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue a suite; finished runs are not repeated.")]
+
+
+def e3(
+    ctx: typer.Context,
+    profile: Annotated[
+        str | None, typer.Option(metavar="NAME", help="smoke, cpu, gpu or full; default: what this machine can run.")
+    ] = None,
+    configs: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Configurations besides the baseline; default: the five.")
+    ] = None,
+    ablations: Annotated[bool, typer.Option("--ablations", help="Also the methods one by one.")] = False,
+    seeds: Seeds = None,
+    match: MatchOption = None,
+    overrides: Overrides = [],  # noqa: B006 - Typer copies it
+    resume: Resume = False,
+    out: Out = None,
+) -> None:
+    """Train the E3 configurations on the same data, and judge what is claimed for them.
+
+    Each run is an ordinary run in a process of its own; runs of one seed follow each other. A run that diverges, fails
+    or does not fit into memory is a row of the report. After Ctrl-C, --resume goes on.
+    """
+    from nanochat_cli.bench.plan import plan_e3
+    from nanochat_cli.bench.profiles import load_profile, profile_of_this_machine
+
+    session = session_of(ctx)
+
+    def plan(name: str | None) -> "Plan":
+        if name is None:
+            name, why = profile_of_this_machine()
+            session.reporter.info(f"profile {name}: {why}")
+        chosen = load_profile(name)
+        return plan_e3(
+            profile=chosen.name,
+            profile_overrides=chosen.overrides,
+            configs=None if configs is None else [part.strip() for part in configs.split(",") if part.strip()],
+            ablations=ablations,
+            seeds=seeds or chosen.seeds,
+            match=match or "steps",
+            given=overrides,
+        )
+
+    if not resume:
+        _begin(session, plan(profile), out)
+        return
+    from nanochat_cli.bench.suite import find_folder
+
+    folder = find_folder("e3", out)
+    if profile or configs or ablations or seeds or match or overrides:
+        _require_same(folder, plan(profile))
+    _run(session, folder)
+
+
+def ab(
+    ctx: typer.Context,
+    base: Annotated[list[str], typer.Option("--base", metavar="PRESET", help="What both sides share.")] = [],  # noqa: B006
+    vary: Annotated[
+        list[str], typer.Option("--vary", metavar="KEY=VALUE", help="One contender against the base, each time.")
+    ] = [],  # noqa: B006
+    seeds: Seeds = None,
+    match: MatchOption = None,
+    overrides: Overrides = [],  # noqa: B006
+    resume: Resume = False,
+    out: Out = None,
+) -> None:
+    """Train a base and the same with one key changed, on the same data, and compare them.
+
+    Runs, measures and report are those of bench e3. Without --seeds there are three.
+    """
+    from nanochat_cli.bench.plan import plan_ab
+    from nanochat_cli.bench.profiles import every_run
+
+    session = session_of(ctx)
+
+    def plan() -> "Plan":
+        if not base:
+            raise ConfigError("--base is missing: name the preset that both sides share, such as --base quickstart")
+        return plan_ab(
+            base=base,
+            vary=vary,
+            overrides=every_run(),
+            seeds=seeds or 3,
+            match=match or "steps",
+            given=overrides,
+        )
+
+    if not resume:
+        _begin(session, plan(), out)
+        return
+    from nanochat_cli.bench.suite import find_folder
+
+    folder = find_folder("ab", out)
+    if base or vary or seeds or match or overrides:
+        _require_same(folder, plan())
+    _run(session, folder)
+
+
+def _begin(session: Session, plan: "Plan", out: Path | None) -> None:
+    from nanochat_cli.bench.suite import new_folder
+
+    _run(session, new_folder(plan, out))
+
+
+def _require_same(folder: Path, plan: "Plan") -> None:
+    """Raise ConfigError when the options describe another suite than the one that is to be continued."""
+    from nanochat_cli.bench.plan import PLAN_FILE, load_plan
+
+    if load_plan(folder) != plan:
+        raise ConfigError(
+            f"--resume: {folder / PLAN_FILE} is of a suite with other options; leave them out, or choose another --out"
+        )
+
+
+def _run(session: Session, folder: Path) -> None:
+    from nanochat_cli.bench.suite import run_suite
+
+    session.reporter.info(f"suite: {folder}")
+    run_suite(folder, session.reporter)
