@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from nanochat_cli.cli.bench_compare import compare
+from nanochat_cli.cli.bench_suites import ab, e3
 from nanochat_cli.cli.options import Overrides, Presets, resolve
 from nanochat_cli.cli.session import session_of
 from nanochat_cli.errors import ConfigError
@@ -202,3 +204,8 @@ def collider(ctx: typer.Context, quick: Quick = False, out: Out = None) -> None:
     reporter.result({"results": [r.__dict__ for r in results]})
     if out is not None:
         write_results(out, "collider", results)
+
+
+app.command()(compare)
+app.command()(e3)
+app.command()(ab)

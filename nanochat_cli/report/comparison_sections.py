@@ -50,8 +50,16 @@ def notes_of(suite: Suite) -> list[str]:
     finished = sum(run.status == FINISHED for run in suite.runs)
     if finished < len(suite.runs):
         notes.append(f"{len(suite.runs) - finished} of {len(suite.runs)} runs did not finish: no mean has them in it.")
-    if not any(run.status == FINISHED for run in suite.of(suite.baseline)):
+    finished_baseline = any(run.status == FINISHED for run in suite.of(suite.baseline))
+    if not finished_baseline:
         notes.append(f"No run of the baseline {suite.baseline} finished: there is nothing to compare with.")
+    alone = [
+        summary.config
+        for summary in summarise_configs(suite)
+        if summary.finished and not summary.differences and summary.config != suite.baseline
+    ]
+    if alone and finished_baseline:
+        notes.append(f"{', '.join(alone)}: no seed in common with {suite.baseline}, and so no paired difference.")
     if max((len(summary.finished) for summary in summarise_configs(suite)), default=0) == 1:
         notes.append("One seed per configuration: a difference says nothing about how much of it is chance.")
     return notes
@@ -86,6 +94,7 @@ def sections_of(suite: Suite, settings: Mapping[str, Settings], pictures: Mappin
     if (unfinished := tables.unfinished_table(suite)).rows:
         found.append(Section("Runs that did not finish", [], unfinished))
     found.append(_differences(suite, settings))
+    found.append(Section("Every run", [], tables.folders_table(suite), folded=True))
     found.append(Section("Every measure", [], tables.measures_table(summaries), folded=True))
     about = {key: value for key, value in suite.settings.items() if key != NOTES}
     if about:

@@ -97,6 +97,16 @@ def unfinished_table(suite: Suite) -> Table:
     return Table(["configuration", "seed", "status", "reason", "folder"], rows)
 
 
+def folders_table(suite: Suite) -> Table:
+    """One row per run, with its held-out bits per byte and its folder."""
+    rows = []
+    for run in suite.runs:
+        value = run.measures.get("bits_per_byte")
+        shown = NONE if value is None else format_measure(value, "bits/byte")
+        rows.append([run.config, str(run.seed), run.status, shown, run.run])
+    return Table(["configuration", "seed", "status", "bits per byte", "folder"], rows)
+
+
 def measures_table(summaries: Sequence[ConfigSummary]) -> Table:
     """Every measure of every configuration, to six digits, in the unit of the result file."""
     columns = ["configuration", "measure", "unit", "mean", "low", "high", "seeds", "− baseline", "low", "high"]

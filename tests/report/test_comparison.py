@@ -6,7 +6,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -46,13 +46,33 @@ class Page(HTMLParser):
         self.texts.append(data)
 
 
-def write(folder: Path, made: Suite) -> tuple[list[Table], str, Page, dict[str, Any]]:
+class Report(NamedTuple):
     """Tables and text of REPORT.md, the HTML page, and report.json as it was written."""
+
+    tables: list[Table]
+    text: str
+    page: Page
+    document: dict[str, Any]
+
+
+def write(folder: Path, made: Suite) -> Report:
     write_suite(folder, made)
     write_comparison(folder, made)
     text = (folder / "REPORT.md").read_text()
     page = Page((folder / "report.html").read_text())
-    return tables(text), text, page, json.loads((folder / "report.json").read_text())
+    return Report(tables(text), text, page, json.loads((folder / "report.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """Of three configurations with three seeds and claims."""
+    return write(tmp_path_factory.mktemp("complete"), three_seeds())
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """Of runs with every status."""
+    return write(tmp_path_factory.mktemp("broken"), every_status())
 
 
 def numbers(cell: str) -> list[float]:
@@ -63,8 +83,8 @@ def by_first(table: Table) -> dict[str, dict[str, str]]:
     return {row[0]: dict(zip(table.header, row, strict=True)) for row in table.rows}
 
 
-def test_the_numbers_of_the_runs_are_those_of_the_json(tmp_path: Path) -> None:
-    found, _, _, document = write(tmp_path, three_seeds())
+def test_the_numbers_of_the_runs_are_those_of_the_json(complete: Report) -> None:
+    found, _, _, document = complete
     shown = by_first(found[0])
     values: dict[str, dict[int, dict[str, float]]] = {}
     for run in document["runs"]:
@@ -87,8 +107,8 @@ def test_the_numbers_of_the_runs_are_those_of_the_json(tmp_path: Path) -> None:
         assert numbers(row["− baseline"]) == pytest.approx([mean(paired), min(paired), max(paired)], abs=HALF_A_DIGIT)
 
 
-def test_every_measure_of_every_configuration_is_listed_to_six_digits(tmp_path: Path) -> None:
-    found, _, _, document = write(tmp_path, three_seeds())
+def test_every_measure_of_every_configuration_is_listed_to_six_digits(complete: Report) -> None:
+    found, _, _, document = complete
     (table,) = [t for t in found if t.header[:3] == ["configuration", "measure", "unit"]]
     runs = document["runs"]
     expected = 0
@@ -107,8 +127,8 @@ def test_every_measure_of_every_configuration_is_listed_to_six_digits(tmp_path: 
     assert len(table.rows) == expected == 3 * 13
 
 
-def test_html_and_markdown_have_the_same_cells(tmp_path: Path) -> None:
-    found, _, page, _ = write(tmp_path, three_seeds())
+def test_html_and_markdown_have_the_same_cells(complete: Report) -> None:
+    found, _, page, _ = complete
     cells = sum(len(table.rows) * len(table.header) for table in found)
     assert sum(tag == "td" for tag, _ in page.tags) == cells > 100
     texts = {text.strip() for text in page.texts}
@@ -116,8 +136,8 @@ def test_html_and_markdown_have_the_same_cells(tmp_path: Path) -> None:
         assert set(row) <= texts
 
 
-def test_the_html_is_whole_and_refers_to_nothing_outside(tmp_path: Path) -> None:
-    _, _, page, _ = write(tmp_path, three_seeds())
+def test_the_html_is_whole_and_refers_to_nothing_outside(complete: Report) -> None:
+    _, _, page, _ = complete
     assert page.open == []
     assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "iframe", "object", "a"})
     references = [value for _, attrs in page.tags for name, value in attrs.items() if name in ("src", "href", "srcset")]
@@ -129,8 +149,8 @@ def test_the_html_is_whole_and_refers_to_nothing_outside(tmp_path: Path) -> None
     assert "prefers-color-scheme: dark" in style
 
 
-def test_claims_have_verdict_and_interval(tmp_path: Path) -> None:
-    found, _, _, _ = write(tmp_path, three_seeds())
+def test_claims_have_verdict_and_interval(complete: Report) -> None:
+    found, _, _, _ = complete
     rows = by_first(found[1])
     assert rows["multi-token prediction needs fewer tokens"]["95 % interval"] == "1.125 … 1.188"
     assert rows["multi-token prediction needs fewer tokens"]["verdict"] == "supported"
@@ -139,8 +159,8 @@ def test_claims_have_verdict_and_interval(tmp_path: Path) -> None:
     assert rows["never got there"]["verdict"] == "not measurable here"
 
 
-def test_runs_that_did_not_finish_are_rows_that_say_so_and_count_in_no_mean(tmp_path: Path) -> None:
-    found, text, page, _ = write(tmp_path, every_status())
+def test_runs_that_did_not_finish_are_rows_that_say_so_and_count_in_no_mean(broken: Report) -> None:
+    found, text, page, _ = broken
     status = {row[0]: row[-1] for row in found[0].rows}
     assert sorted(status.values()) == sorted(STATUSES)
     assert status["baseline"] == "finished"
@@ -155,8 +175,8 @@ def test_runs_that_did_not_finish_are_rows_that_say_so_and_count_in_no_mean(tmp_
     assert "reason" in page.texts
 
 
-def test_markup_in_names_and_reasons_is_text(tmp_path: Path) -> None:
-    found, text, page, _ = write(tmp_path, every_status())
+def test_markup_in_names_and_reasons_is_text(broken: Report) -> None:
+    found, text, page, _ = broken
     name = "a|b <script>alert('x')</script> $1$ & *c*"
     assert name in page.texts
     assert "losses <inf> at | step 3" in page.texts

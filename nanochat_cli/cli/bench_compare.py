@@ -1,0 +1,40 @@
+"""`nanochat bench compare`: one report of runs that are there already."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nanochat_cli.cli.session import session_of
+
+
+def compare(
+    ctx: typer.Context,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Finished runs, by path or name; two or more.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="For the report; default: comparisons/compare-N.")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The run that others are compared with; default: the first.")
+    ] = None,
+) -> None:
+    """Compare finished runs: held-out bits per byte, times, memory, and what differs in their configurations.
+
+    Runs that differ in nothing but name, folder and seed are seeds of one configuration; its means are over them, and
+    differences to the baseline are between runs of the same seed. Writes REPORT.md, report.html, report.json,
+    pictures, and hparams/ for TensorBoard. Nothing is trained.
+    """
+    from nanochat_cli.bench.compare import compare_runs
+    from nanochat_cli.bench.records import write_suite
+    from nanochat_cli.report.comparison import show_comparison, write_comparison
+    from nanochat_cli.runs import new_run_name, require_writable
+
+    reporter = session_of(ctx).reporter
+    parent = Path("comparisons")
+    folder = out or parent / new_run_name(parent, "compare")
+    require_writable(folder)
+    suite = compare_runs(runs, baseline)
+    written = [write_suite(folder, suite), *write_comparison(folder, suite)]
+    show_comparison(suite, reporter)
+    reporter.info(f"report: {folder / 'REPORT.md'}   {folder / 'report.html'}")
+    reporter.result({"report": str(folder), "files": [str(path) for path in written], "notes": suite.settings["notes"]})
