@@ -33,7 +33,7 @@ def settings_of(config: Config) -> Settings:
 def read_settings(suite: Suite, folder: Path) -> dict[str, Settings]:
     """Folder of a run, as its record names it -> its settings. A run without a readable configuration is left out.
 
-    folder: of the suite, which a relative folder of a run may be inside of.
+    folder: of the suite; the folder of a run is looked for in there, then in the working folder.
     """
     found = {}
     for run in suite.runs:
@@ -61,7 +61,7 @@ def differences_table(suite: Suite, settings: Mapping[str, Settings]) -> Table:
 
 
 def _read(run: RunRecord, folder: Path) -> Settings | None:
-    for place in (Path(run.run), folder / run.run):
+    for place in (folder / run.run, Path(run.run)):
         try:
             return settings_of(load_run_config(place))
         except NanochatError:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from nanochat_cli.bench.claims import NOT_SUPPORTED, SUPPORTED
 from nanochat_cli.bench.records import FINISHED, MEASURES, RunRecord, Suite
 from nanochat_cli.bench.result_file import Claim
 from nanochat_cli.report.comparison_summary import ConfigSummary, summarise_configs
@@ -23,7 +24,7 @@ XAxis = Literal["tokens", "seconds"]
 _INK, _GREY, _SHADE = "#1a202c", "#4a5568", "#c6f6d5"
 _COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b83280", "#b7791f", "#2c7a7b", "#c53030")
 _DASHES = ("-", "--", ":")
-_VERDICTS = {"supported": "#2f855a", "not supported": "#c53030"}
+_VERDICTS = {SUPPORTED: "#2f855a", NOT_SUPPORTED: "#c53030"}
 _PICTURES: dict[str, tuple[str, Callable[[Suite], "Figure | None"]]] = {
     "tokens": ("bits_per_byte_tokens.png", lambda suite: curves_figure(suite, "tokens")),
     "seconds": ("bits_per_byte_time.png", lambda suite: curves_figure(suite, "seconds")),
@@ -178,8 +179,8 @@ def claims_figure(suite: Suite) -> "Figure | None":
 
 
 def measured_number(claim: Claim) -> float | None:
-    """The number that the measured text begins with."""
-    match = re.match(r"[-+−]?\d+(\.\d+)?(e[-+]?\d+)?", claim.measured)
+    """The number that the measured text begins with; "8bit-only was not run" begins with none."""
+    match = re.match(r"[-+−]?\d+(\.\d+)?(e[-+]?\d+)?(?=\s|$)", claim.measured)
     return None if match is None else float(match[0].replace("−", "-"))
 
 
@@ -211,7 +212,8 @@ def _rows(axes: "Axes", names: Sequence[str]) -> None:
 
 
 def _draw_claim(axes: "Axes", claim: Claim) -> None:
-    colour = _VERDICTS.get(claim.verdict, _GREY)
+    # A verdict goes on where there are few seeds.
+    colour = next((colour for verdict, colour in _VERDICTS.items() if claim.verdict.startswith(verdict)), _GREY)
     value, ends = measured_number(claim), [e for e in (claim.expected_low, claim.expected_high) if e is not None]
     known = [*ends, *(claim.interval or ()), *([] if value is None else [value])]
     room = 0.15 * (max(known) - min(known)) or 0.1 * abs(known[0]) or 1.0

@@ -154,7 +154,7 @@ def test_claims_have_verdict_and_interval(complete: Report) -> None:
     rows = by_first(found[1])
     assert rows["multi-token prediction needs fewer tokens"]["95 % interval"] == "1.125 … 1.188"
     assert rows["multi-token prediction needs fewer tokens"]["verdict"] == "supported"
-    assert rows["a busy loader"]["verdict"] == "not supported"
+    assert rows["a busy loader"]["verdict"] == "not supported (2 seeds only)"
     assert rows["never got there"]["95 % interval"] == "—"
     assert rows["never got there"]["verdict"] == "not measurable here"
 

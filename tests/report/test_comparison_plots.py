@@ -119,13 +119,25 @@ def test_a_claim_shows_interval_value_and_expected_range() -> None:
     assert drawn == [[1.1, 1.1], [1.2, 1.2], [1.125, 1.188], [1.152]]
     (shade,) = first.patches
     assert (shade.get_x(), shade.get_width()) == pytest.approx((1.1, 0.1))  # pyright: ignore[reportAttributeAccessIssue]
+    colours = (
+        {line.get_color() for line in first.get_lines()[2:]},
+        {line.get_color() for line in second.get_lines()[1:]},
+    )
+    assert colours == ({"#2f855a"}, {"#c53030"})
     (open_ended,) = second.patches
     assert open_ended.get_x() + open_ended.get_width() == pytest.approx(second.get_xlim()[1])  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1.152 ×", 1.152), ("−0.03 bits", -0.03), ("12 % of it", 12.0), ("not reached in 3 runs", None)],
+    [
+        ("1.152 ×", 1.152),
+        ("−0.03 bits", -0.03),
+        ("12 % of it", 12.0),
+        ("1.2e+04 tokens", 12000.0),
+        ("8bit-only was not run", None),
+        ("not reached in 3 runs", None),
+    ],
 )
 def test_the_number_of_a_claim_is_the_one_its_text_begins_with(text: str, value: float | None) -> None:
     assert measured_number(claim(measured=text)) == value
