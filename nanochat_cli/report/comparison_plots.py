@@ -4,6 +4,7 @@ Knows a Suite and matplotlib (imported on use). A picture for which nothing was 
 """
 
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -23,6 +24,8 @@ XAxis = Literal["tokens", "seconds"]
 
 _INK, _GREY, _SHADE = "#1a202c", "#4a5568", "#c6f6d5"
 _COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b83280", "#b7791f", "#2c7a7b", "#c53030")
+_LINE = 120
+"""Characters that fit over a picture."""
 _DASHES = ("-", "--", ":")
 _VERDICTS = {SUPPORTED: "#2f855a", NOT_SUPPORTED: "#c53030"}
 _PICTURES: dict[str, tuple[str, Callable[[Suite], "Figure | None"]]] = {
@@ -172,7 +175,7 @@ def claims_figure(suite: Suite) -> "Figure | None":
     claims = [claim for claim in suite.claims if measured_number(claim) is not None or claim.interval is not None]
     if not claims:
         return None
-    figure = new_figure(9, 0.4 + 0.85 * len(claims))
+    figure = new_figure(9, 0.4 + len(claims))
     for axes, claim in zip(figure.subplots(len(claims), 1, squeeze=False)[:, 0], claims, strict=True):
         _draw_claim(axes, claim)
     return figure
@@ -234,7 +237,8 @@ def _draw_claim(axes: "Axes", claim: Claim) -> None:
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right", "left"]].set_visible(False)
     unit = f" ({claim.unit})" if claim.unit else ""
-    axes.set_title(_text(f"{claim.statement}{unit}: {claim.verdict}"), fontsize=9, loc="left", color=colour)
+    title = "\n".join(textwrap.wrap(f"{claim.statement}{unit}: {claim.verdict}", _LINE))
+    axes.set_title(_text(title), fontsize=9, loc="left", color=colour)
 
 
 def _text(text: str) -> str:
