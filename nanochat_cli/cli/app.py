@@ -47,6 +47,7 @@ COMMANDS: dict[str, Entry] = {
     "plan": Entry("plan", "Print parameters, memory, file size and time of a configuration."),
     "score": Entry("score", "Write the loss of every training token under a run, for token filtering."),
     "inspect": Entry("inspect", "Look into a run: health of its ternary layers and its residual streams."),
+    "doctor": Entry("doctor", "Show what is installed here, what computes, and what is missing."),
     "presets": Entry("presets", "List presets with their true sizes, or show one."),
 }
 

@@ -79,12 +79,16 @@ class Workspace:
 
 @dataclass(frozen=True)
 class Stage:
-    """name: as `--json` has it; needs: stages that must have passed; left_out: what `--quick` leaves out of it."""
+    """name: as `--json` has it; needs: stages that must have passed; left_out: what `--quick` leaves out of it.
+
+    all_threads: the others compute on one, since models so small take longer on several.
+    """
 
     name: str
     check: Callable[[Workspace], Figure]
     needs: tuple[str, ...] = ()
     left_out: str = ""
+    all_threads: bool = False
 
 
 @dataclass(frozen=True)

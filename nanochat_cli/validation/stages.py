@@ -8,7 +8,7 @@ import importlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,7 +28,7 @@ STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
         Stage("environment", _check("environment", "environment")),
-        Stage("kernels", _check("kernels", "kernels"), left_out="most sizes of matrices"),
+        Stage("kernels", _check("kernels", "kernels"), all_threads=True, left_out="most sizes of matrices"),
         Stage("hyper-connections", _check("hyper_connections", "hyper_connections")),
         Stage("tokenizer", _check("tokenizer", "tokenizer")),
         Stage("train", _check("training", "train")),
@@ -81,7 +81,8 @@ def _run(stage: Stage, place: Workspace) -> Outcome:
         return Outcome(stage.name, verdict, time.perf_counter() - started, text, figure)  # pyright: ignore[reportArgumentType]
 
     try:
-        figure = stage.check(place)
+        with nullcontext() if stage.all_threads else _one_thread():
+            figure = stage.check(place)
     except NotHere as reason:
         return ended("not here", f"not here: {reason}")
     except Interrupted:
@@ -91,6 +92,18 @@ def _run(stage: Stage, place: Workspace) -> Outcome:
     except Exception as fault:  # noqa: BLE001 - a stage that breaks is a stage that fails; the others still run
         return ended("failed", f"{type(fault).__name__}: {fault}")
     return ended("passed", figure.text, figure)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def report(outcomes: Sequence[Outcome], reporter: Reporter, *, quick: bool) -> None:

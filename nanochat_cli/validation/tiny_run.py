@@ -1,10 +1,7 @@
 """The run that the stages train: a model of a million parameters on the corpus of `corpus`, in seconds."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-
-import torch
 
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.shards import MANIFEST
@@ -24,16 +21,14 @@ def train_run(
 ) -> Path:
     """Train `runs/NAME` for `steps` steps (or continue `resume` up to them) through the Engine; returns its folder.
 
-    sections: merged over the configuration. One thread: for so small a model more threads take longer, and no result
-    depends on their number.
+    sections: merged over the configuration.
     """
     config = run_config(workspace, name, steps, sections or {})
     engine = Engine(Muted())
     if not (workspace.folder / "data" / MANIFEST).exists():
         write_corpus(workspace.corpus)
         engine.tokenize(str(workspace.corpus), workspace.folder / "data", config)
-    with one_thread():
-        return engine.train(config, resume)
+    return engine.train(config, resume)
 
 
 def run_config(workspace: Workspace, name: str, steps: int, sections: Sections) -> Config:
@@ -71,13 +66,3 @@ def run_config(workspace: Workspace, name: str, steps: int, sections: Sections) 
     for section, entries in sections.items():
         values[section] = {**values.get(section, {}), **entries}
     return Config.model_validate(values)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

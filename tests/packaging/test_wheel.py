@@ -1,5 +1,6 @@
 """The wheel works where there is no checkout: packages, presets and console script are inside it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -82,3 +83,16 @@ def test_the_kernels_import_without_the_application(installed, tmp_path):
     child = run_installed(installed, tmp_path, sys.executable, "-c", probe)
     assert child.returncode == 0, child.stderr
     assert child.stdout.strip() == str(installed / "nanochat_kernels" / "__init__.py")
+
+
+@pytest.mark.slow
+def test_the_whole_chain_works_from_the_wheel_in_an_empty_folder(installed, tmp_path):
+    work = tmp_path / "work"
+    work.mkdir()
+    command = [str(installed / "bin" / "nanochat"), "validate", "--quick", "--json", str(tmp_path / "found.json")]
+    child = run_installed(installed, work, *command)
+    assert child.returncode == 0, child.stderr
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert found["environment"]["git"] is None  # it was the wheel that ran
+    assert {stage["verdict"] for stage in found["stages"]} <= {"passed", "not here"}
+    assert not list(work.iterdir())
