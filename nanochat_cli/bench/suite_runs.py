@@ -148,16 +148,18 @@ class _Tail:
         """Take in whole lines that are new."""
         try:
             with self._path.open("rb") as file:
-                if os.fstat(file.fileno()).st_size < self._position:  # a resumed run cuts the file
+                if os.fstat(file.fileno()).st_size < self._position:  # a resumed run has cut the file
                     self._position = 0
                 file.seek(self._position)
                 for line in file:
                     if not line.endswith(b"\n"):
                         break
-                    self._position += len(line)
                     self._take(json.loads(line))
+                    self._position += len(line)
         except FileNotFoundError:
             pass
+        except ValueError:  # it was cut and has grown again, and this is the middle of a line
+            self._position = 0
 
     def _take(self, record: dict[str, Any]) -> None:
         reading = self.reading

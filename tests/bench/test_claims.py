@@ -1,0 +1,103 @@
+"""Claims are complete, and judged by the conservative end of their interval."""
+
+import re
+
+import pytest
+
+from nanochat_cli.bench.claims import ClaimSpec, judge, load_claims
+from nanochat_cli.bench.plan import ABLATIONS, CONFIGS
+from nanochat_cli.config.presets import names
+from nanochat_cli.errors import ConfigError
+from tests.bench.suites import record, suite
+
+FASTER = ClaimSpec(
+    id="faster",
+    statement="Twice as fast",
+    source="nobody",
+    scope="here",
+    config="full",
+    peer="baseline",
+    measure="step_ms",
+    form="ratio",
+    direction="at least",
+    low=2.0,
+)
+
+
+def with_steps(ours: list[float | None], theirs: list[float | None]):
+    runs = [record("full", seed, measures={"step_ms": value}) for seed, value in enumerate(ours)]
+    return suite(runs + [record("baseline", seed, measures={"step_ms": value}) for seed, value in enumerate(theirs)])
+
+
+def test_the_claims_of_the_suite_are_about_configurations_that_exist():
+    claims = load_claims()
+    assert len({claim.id for claim in claims}) == len(claims)
+    for claim in claims:
+        assert {claim.config, claim.peer or "baseline"} <= {*CONFIGS, *ABLATIONS}
+    assert {f"e3/{name}" for name in (*CONFIGS, *ABLATIONS)} <= set(names())
+
+
+def test_supported_means_that_the_low_end_reaches_what_was_expected():
+    found = judge(FASTER, with_steps([50.0, 50.0, 40.0], [100.0, 100.0, 100.0]))
+    assert found.verdict == "supported"
+    assert found.interval is not None
+    assert found.interval[0] == pytest.approx(2.0)
+    assert (found.seeds, found.expected_low, found.unit) == (3, 2.0, "×")
+
+
+def test_a_mean_that_reaches_it_is_not_enough():
+    found = judge(FASTER, with_steps([60.0, 40.0, 40.0], [100.0, 100.0, 100.0]))
+    assert float(re.match(r"[\d.]+", found.measured)[0]) > 2  # pyright: ignore[reportOptionalSubscript]
+    assert found.verdict == "not supported"
+
+
+def test_a_bound_from_above_is_judged_by_the_high_end():
+    spec = FASTER.model_copy(update={"form": "difference", "direction": "at most", "low": None, "high": 5.0})
+    assert judge(spec, with_steps([104.0, 103.0, 105.0], [100.0] * 3)).verdict == "supported"
+    assert judge(spec, with_steps([104.0, 103.0, 106.0], [100.0] * 3)).verdict == "not supported"
+
+
+@pytest.mark.parametrize(("seeds", "words"), [(1, "(1 seed only)"), (2, "(2 seeds only)")])
+def test_the_verdict_says_when_there_are_few_seeds(seeds, words):
+    assert judge(FASTER, with_steps([40.0] * seeds, [100.0] * seeds)).verdict == f"supported {words}"
+
+
+def test_what_was_not_run_did_not_finish_or_was_not_measured_is_not_judged():
+    missing = judge(FASTER, suite([record("baseline", measures={"step_ms": 1.0})]))
+    assert (missing.verdict, missing.measured) == ("not measurable here", "full was not run")
+    diverged = suite([record("baseline", measures={"step_ms": 1.0}), record("full", status="diverged")])
+    assert judge(FASTER, diverged).measured == "full with seed 0: diverged"
+    assert judge(FASTER, with_steps([1.0, None], [1.0, 1.0])).verdict == "not measurable here"
+    assert judge(FASTER, with_steps([1.0, 1.0], [1.0])).measured == "full and baseline have not run with the same seeds"
+    assert judge(FASTER, with_steps([0.0], [1.0])).measured == "a ratio needs positive numbers"
+
+
+def test_seeds_that_never_reached_the_baseline_are_not_left_out():
+    spec = FASTER.model_copy(update={"measure": "tokens_to_baseline"})
+    runs = [record("baseline", seed, measures={"tokens_to_baseline": 9.0}) for seed in range(2)]
+    runs += [record("full", seed, measures={"tokens_to_baseline": value}) for seed, value in enumerate((1.0, None))]
+    found = judge(spec, suite(runs))
+    assert found.verdict == "not measurable here"
+    assert found.measured == "full reached the baseline's bits per byte with 1 of 2 seeds"
+    assert found.interval is None
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('measure = "speed"', "measure = speed"),
+        ('peer = "baseline"\nform = "value"', "form = value has no peer"),
+        ('form = "ratio"', "form = ratio needs a peer"),
+        ('form = "value"\ndirection = "at most"', "direction = at most needs high"),
+        ("colour = 3", "colour"),
+    ],
+)
+def test_a_claim_that_cannot_be_judged_is_an_error_of_the_file(tmp_path, line, message):
+    names = ("id", "statement", "source", "scope", "config", "measure", "form", "direction")
+    written = ("x", "x", "x", "x", "full", "loss", "value", "at least")
+    values = {name: f'"{text}"' for name, text in zip(names, written, strict=True)} | {"low": "1.0"}
+    values |= dict(part.split(" = ") for part in line.split("\n"))
+    file = tmp_path / "claims.toml"
+    file.write_text("[[claim]]\n" + "".join(f"{key} = {value}\n" for key, value in values.items()))
+    with pytest.raises(ConfigError, match=f"claims.toml, claim 1: .*{message}"):
+        load_claims(file)
