@@ -67,6 +67,8 @@ def run_stages(names: Sequence[str], place: Workspace) -> list[Outcome]:
         outcome = _run(STAGES[name], place)
         if outcome.verdict == "passed":
             place.passed.add(name)
+        else:
+            place.reporter.info(f"{name}: {outcome.text}" if outcome.verdict != "failed" else f"{name} failed")
         outcomes.append(outcome)
     return outcomes
 

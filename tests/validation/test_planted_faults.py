@@ -1,5 +1,6 @@
 """A fault planted into the product makes the stage that looks for it fail, with words that name the fault."""
 
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,19 +11,23 @@ import pytest
 import torch
 
 from nanochat_cli.data.tokenizer import Tokenizer
+from nanochat_cli.errors import ValidationFailure
 from nanochat_cli.export.gguf_file import GGUFFile
 from nanochat_cli.inference.kv_cache import KVCache
 from nanochat_cli.validation.product_case import Case
 from nanochat_cli.validation.stage import Outcome, Workspace
-from nanochat_cli.validation.stages import run_stages
+from nanochat_cli.validation.stages import require_no_failure, run_stages
 
 Patch = pytest.MonkeyPatch
 
 
 def failure(name: str, place: Workspace) -> str:
-    """Text of the one outcome of a stage, which must be a failure."""
+    """Text of the one outcome of a stage, which must be a failure that ends the command with exit code 4."""
     outcomes: list[Outcome] = run_stages([name], place)
     assert [outcome.verdict for outcome in outcomes] == ["failed"], outcomes
+    with pytest.raises(ValidationFailure, match=f"^{re.escape(name)}: ") as raised:
+        require_no_failure(outcomes)
+    assert raised.value.exit_code == 4
     return outcomes[0].text
 
 
@@ -181,6 +186,21 @@ def test_methods_filtering_that_keeps_every_token(place, monkeypatch):
     assert (
         failure("methods", place) == "no finite collider/kept_fraction in metrics.jsonl of a run with every method on"
     )
+
+
+def test_methods_float_state_where_int8_was_asked_for(place, monkeypatch):
+    from nanochat_cli.validation import methods
+
+    monkeypatch.setitem(methods.METHODS, "optim", {**methods.METHODS["optim"], "eight_bit": False})
+    assert failure("methods", place).startswith("the optimizer has no int8 projection of ")
+
+
+def test_methods_a_loader_that_is_one_batch_ahead(place, monkeypatch):
+    from nanochat_cli.data.async_loader import AsyncLoader
+
+    read = AsyncLoader.batch
+    monkeypatch.setattr(AsyncLoader, "batch", lambda self, index: read(self, index + 1))
+    assert failure("methods", place) == "batch 0 read ahead is not the one that is read directly"
 
 
 # --- the file and its readers -----------------------------------------------------------------------------------------
