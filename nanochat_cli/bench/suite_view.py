@@ -30,15 +30,15 @@ class Row:
     state: str = WAITING
     seconds: float | None = None
     reading: Reading = field(default_factory=Reading)
-    began_at_step: int | None = None
+    first: tuple[int, float] | None = None
+    """Step and seconds of the first reading: what came before it was the start of the process."""
 
     def eta(self) -> float | None:
-        """Seconds to the last step at the mean rate so far."""
-        now = self.reading
-        if self.state != RUNNING or not self.seconds or self.began_at_step is None:
+        """Seconds to the last step at the mean rate so far; None before it can be known."""
+        if self.state != RUNNING or self.seconds is None or self.first is None or self.reading.step <= self.first[0]:
             return None
-        done = now.step - self.began_at_step
-        return self.seconds / done * max(now.total_steps - now.step, 0) if done > 0 else None
+        per_step = (self.seconds - self.first[1]) / (self.reading.step - self.first[0])
+        return per_step * max(self.reading.total_steps - self.reading.step, 0)
 
 
 class SuiteView:
@@ -81,8 +81,8 @@ class SuiteView:
         """What the current run has reached."""
         row, now = self.rows[self._current], self._clock()
         row.seconds, row.reading = now - self._started, reading
-        if row.began_at_step is None and reading.step:
-            row.began_at_step = reading.step - 1
+        if row.first is None and reading.step:
+            row.first = reading.step, row.seconds
         if now - self._last_line >= LINE_EVERY:
             self._last_line = now
             self._say(f"{self._place()}: {', '.join(self._parts(row))}, suite ETA {_duration(self.eta())}")
