@@ -31,12 +31,13 @@ AGAIN = FAILED, INTERRUPTED
 """How a run may have ended that a resumed suite starts or continues again."""
 
 
-def new_folder(plan: Plan, out: Path | None) -> Path:
-    """Make the folder of a suite that is about to start. Raises ConfigError when it is taken, DataError."""
+def begin(plan: Plan, out: Path | None, reporter: Reporter) -> Path:
+    """Prepare the data and make the folder of a suite. Raises ConfigError when it is taken, DataError."""
     folder = out if out is not None else DEFAULT_FOLDER / new_run_name(DEFAULT_FOLDER, plan.suite)
     if (folder / PLAN_FILE).exists():
         raise ConfigError(f"{folder}: a suite is here; continue it with --resume, or choose another --out")
     require_writable(folder)
+    _prepare_data(plan, folder, reporter)
     save_plan(plan, folder)
     return folder
 
@@ -61,7 +62,6 @@ def run_suite(folder: Path, reporter: Reporter) -> Suite:
 
     plan = load_plan(folder)
     with _exclusive(folder):
-        _prepare_data(plan, folder, reporter)
         _run_all(plan, folder, reporter)
         suite = collect(plan, folder)
         write_suite(folder, suite)
@@ -161,8 +161,9 @@ def _configured(plan: Plan, entry: Entry, folder: Path) -> Config | Outcome:
 
 
 def _prepare_data(plan: Plan, folder: Path, reporter: Reporter) -> None:
-    """Encode the corpus once, before any process does. Raises DataError."""
+    """Encode the corpus once, before any process does. Raises DataError for data that no run could use."""
     from nanochat_cli.data.prepare import cached_dataset
+    from nanochat_cli.data.shards import ShardReader
 
     prepared = set()
     for contender in plan.contenders:
@@ -170,7 +171,7 @@ def _prepare_data(plan: Plan, folder: Path, reporter: Reporter) -> None:
         key = config.data.model_dump_json(), config.tokenizer.model_dump_json(), config.model.vocab_size
         if key not in prepared:
             prepared.add(key)
-            cached_dataset(config, reporter)
+            ShardReader(cached_dataset(config, reporter), vocab_size=config.model.vocab_size)
 
 
 @contextmanager

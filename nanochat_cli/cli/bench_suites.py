@@ -122,9 +122,9 @@ def ab(
 
 
 def _begin(session: Session, plan: "Plan", out: Path | None) -> None:
-    from nanochat_cli.bench.suite import new_folder
+    from nanochat_cli.bench.suite import begin
 
-    _run(session, new_folder(plan, out))
+    _run(session, begin(plan, out, session.reporter))
 
 
 def _require_same(folder: Path, plan: "Plan") -> None:

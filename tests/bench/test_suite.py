@@ -18,7 +18,7 @@ import pytest
 from nanochat_cli.bench.measures import Outcome
 from nanochat_cli.bench.plan import load_plan, plan_ab
 from nanochat_cli.bench.records import Suite, read_suite
-from nanochat_cli.bench.suite import compared, new_folder, run_suite
+from nanochat_cli.bench.suite import begin, compared, run_suite
 from nanochat_cli.bench.suite_child import read_outcome
 from nanochat_cli.bench.suite_runs import Place, run_in_process
 from nanochat_cli.config.load import resolve_config
@@ -143,6 +143,12 @@ def test_continuing_with_other_options_is_an_error(folder):
     assert "a suite is here; continue it with --resume" in errors
 
 
+def test_data_that_no_run_could_use_are_an_error_before_a_suite_exists(folder):
+    nothing = [*SUITE, "--vary", OTHER, "--set", "data.path=data/none", "--out", "nothing"]
+    assert "data/none" in finish(start(folder, "bench", "ab", *nothing), 3)
+    assert not (folder / "nothing").exists()
+
+
 def test_a_process_that_dies_is_a_run_that_failed_and_is_started_again(tmp_path, monkeypatch):
     killed = tmp_path / "killed"
     killed.write_text("#!/bin/sh\nkill -9 $$\n")
@@ -159,7 +165,7 @@ def test_a_suite_none_of_whose_runs_finished_says_so_and_has_a_report(tmp_path, 
     monkeypatch.setenv("NANOCHAT_CACHE", str(tmp_path / "cache"))
     given = [text for text in TINY if not text.startswith("data.path")] + [f"data.source={tmp_path / 'src'}"]
     plan = plan_ab(base=["quickstart"], vary=[OTHER], overrides=(), seeds=1, match="steps", given=given)
-    suite_folder = new_folder(plan, tmp_path / "suite")
+    suite_folder = begin(plan, tmp_path / "suite", QuietReporter())
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(NanochatError, match=r"no run has finished, the first because: its process ended with exit"):
         run_suite(suite_folder, QuietReporter())
