@@ -33,8 +33,8 @@ def main(config_file: Path, outcome_file: Path) -> int:
     _die_with_parent()
     try:
         outcome = _train(resolve_config(file=config_file))
-    except Interrupted as error:
-        outcome = Outcome(INTERRUPTED, str(error))
+    except Interrupted:
+        outcome = Outcome(INTERRUPTED, "stopped, with everything saved")
     except Diverged as error:
         outcome = Outcome(DIVERGED, str(error))
     except Exception as error:  # noqa: BLE001 - a run that fails is a row of the report; the traceback is in its log

@@ -32,7 +32,10 @@ ENDS_WITHIN = 60.0
 
 @dataclass
 class Reading:
-    """What a run that is going on has reached. memory: bytes, its resident set at most so far."""
+    """What a run that is going on has reached.
+
+    total_steps: 0 while the clock decides. memory: bytes, its resident set at most so far.
+    """
 
     step: int = 0
     total_steps: int = 0
@@ -82,7 +85,8 @@ def run_in_process(
     When a stop is requested, the process saves and ends, and the outcome is `interrupted`.
     """
     place.prepare(config)
-    tail = _Tail(config.run.dir / str(config.run.name) / FILE_NAME, Reading(total_steps=config.train.total_steps))
+    total_steps = config.train.total_steps if config.train.time_budget is None else 0
+    tail = _Tail(config.run.dir / str(config.run.name) / FILE_NAME, Reading(total_steps=total_steps))
     utilisation = _GPUUtilisation(config)
     command = [sys.executable, "-m", "nanochat_cli.bench.suite_child", str(place.config), str(place.outcome)]
     with (

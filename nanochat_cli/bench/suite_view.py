@@ -35,7 +35,9 @@ class Row:
 
     def eta(self) -> float | None:
         """Seconds to the last step at the mean rate so far; None before it can be known."""
-        if self.state != RUNNING or self.seconds is None or self.first is None or self.reading.step <= self.first[0]:
+        if self.state != RUNNING or self.seconds is None or not self.reading.total_steps:
+            return None
+        if self.first is None or self.reading.step <= self.first[0]:
             return None
         per_step = (self.seconds - self.first[1]) / (self.reading.step - self.first[0])
         return per_step * max(self.reading.total_steps - self.reading.step, 0)
