@@ -8,6 +8,7 @@ A corner that cannot run here says why; nothing is left out silently.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -192,7 +193,9 @@ def _interpreted(cases: Sequence[Case], advance: Callable[[], None]) -> Corner:
         asked.write_text(json.dumps([asdict(case) for case in parts]), encoding="utf-8")
         command = [sys.executable, "-m", "nanochat_cli.validation.triton_child", str(asked), str(answered)]
         with (Path(folder) / "log").open("w+", encoding="utf-8") as log:
-            child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+            # The interpreter computes thousands of tiny blocks: threads that wait for each other would take the time.
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+            child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
             assert child.stdout is not None
             for _ in child.stdout:
                 advance()
