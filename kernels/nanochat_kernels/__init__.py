@@ -9,7 +9,9 @@ Names:
     effective weight = codes · scale: what a forward pass multiplies with
 """
 
+from nanochat_kernels.feedforward import swiglu_feed_forward
 from nanochat_kernels.kept_rows import KeptRows, drop_filtered
+from nanochat_kernels.linear_products import LinearWeight
 from nanochat_kernels.modules import PackedLinear
 from nanochat_kernels.operations import (
     fp8_matmul,
@@ -30,9 +32,9 @@ from nanochat_kernels.reference.ternarize import Granularity, Ternary, fake_tern
 from nanochat_kernels.training import (
     Form,
     GradInput,
-    LinearWeight,
     QuantizedInput,
     bit_linear,
+    bit_linears,
     choose_form,
     quantize_input,
 )
@@ -50,6 +52,7 @@ __all__ = [
     "QuantizedInput",
     "Ternary",
     "bit_linear",
+    "bit_linears",
     "choose_form",
     "drop_filtered",
     "fake_quantize_activations",
@@ -61,6 +64,7 @@ __all__ = [
     "quantize_activations",
     "quantize_input",
     "rmsnorm_quantize",
+    "swiglu_feed_forward",
     "swiglu_quantize",
     "ternarize",
     "ternarize_packed",

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grouped_mm
 
-from nanochat_kernels.kept_rows import kept_index
-from nanochat_kernels.training import LinearWeight, QuantizedInput, bit_linear
+from nanochat_kernels.kept_rows import kept_index, scatter_rows
+from nanochat_kernels.linear_products import LinearWeight
+from nanochat_kernels.training import QuantizedInput, bit_linear
 
 
 class KeptAssignments(NamedTuple):
@@ -160,8 +161,7 @@ def _kept_grouped_gradients(
         dy, codes, experts = dy[places], codes[places], experts[places]
         scale = None if scale is None else scale[places]
     dx, dlatent = grouped_gradients(dy, codes, scale, operand, w_scale, offsets, experts, dtype, (wants_x, wants_w))
-    if dx is not None and places is not None:
-        dx = dx.new_zeros(total, dx.shape[1]).index_copy_(0, places, dx)
+    dx = None if dx is None else scatter_rows(dx, places, total)
     return dy.new_empty(0) if dx is None else dx, dy.new_empty(0) if dlatent is None else dlatent
 
 

@@ -43,6 +43,11 @@ def kept_index(rows: Tensor, count: Tensor) -> Tensor | None:
     return None if n == len(rows) else rows[:n]
 
 
+def scatter_rows(x: Tensor, index: Tensor | None, total: int) -> Tensor:
+    """x [R, C] as rows `index` of zeros [total, C]; x itself where all are kept (None)."""
+    return x if index is None else x.new_zeros(total, x.shape[1]).index_copy_(0, index, x)
+
+
 def drop_filtered(x: Tensor, kept: KeptRows | None) -> Tensor:
     """x, whose rows that are not kept get no gradient: [..., C] with M rows in its leading dimensions.
 

@@ -15,6 +15,7 @@ Rows can be left out of the backward pass: dx[kept] = dy[kept] · W, dw = dy[kep
 
 import json
 import math
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal, NamedTuple
@@ -22,14 +23,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from nanochat_kernels.kept_rows import KeptRows, kept_index
-from nanochat_kernels.operations import ternary_matmul
-from nanochat_kernels.packed import PackedTernary
-from nanochat_kernels.reference.activations import QuantizedActivations, codes_and_scale, group_sums
+from nanochat_kernels.kept_rows import KeptRows, kept_index, scatter_rows
+from nanochat_kernels.linear_products import LinearWeight, input_gradient, linear_product, weight_gradients
+from nanochat_kernels.reference.activations import codes_and_scale
 
 Form = Literal["float", "int8"]
 GradInput = Literal["exact", "fp8"]
-FP8 = torch.float8_e4m3fn
 MAX_INPUTS = 2**24 // 127
 """Beyond this many inputs a float32 sum of codes may round."""
 MEASURED_FORMS = "training_forms.json"
@@ -46,19 +45,6 @@ class QuantizedInput(NamedTuple):
     codes: Tensor
     scale: Tensor
     saved: tuple[Tensor, Tensor] | None = None
-
-
-class LinearWeight(NamedTuple):
-    """A quantised weight in the forms that training multiplies with.
-
-    operand: float32 [N, K]; w_scale: float32 [N] or None. One scale a row: codes and their scale; groups: codes · scale
-    and None. packed (form `int8`): uint8 [N, K / 4] and scales float32 [N, G]; else None.
-    """
-
-    operand: Tensor
-    w_scale: Tensor | None
-    packed: Tensor | None = None
-    scales: Tensor | None = None
 
 
 def quantize_input(x: Tensor, form: Form = "float", kept: KeptRows | None = None) -> QuantizedInput:
@@ -84,12 +70,28 @@ def bit_linear(
     part in the backward pass, dx[kept] = dy[kept] · W and dw = dy[kept]ᵀ · x[kept]; the others have gradient 0.
     grad_input: `fp8` computes dx with dy in float8_e4m3fn, scaled per row, and W exact in it; for one scale a row.
     """
-    if isinstance(x, QuantizedInput):
-        dtype = torch.get_autocast_dtype(x.x.device.type) if torch.is_autocast_enabled(x.x.device.type) else x.x.dtype
-        return _apply(x.x, latent, x.codes, x.scale, weight, kept, dtype, grad_input, x.saved)
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
-    return _apply(x, latent, x.detach(), None, weight, kept, x.dtype, grad_input)
+    return bit_linears(x, (latent,), (weight,), kept, grad_input)[0]
+
+
+def bit_linears(
+    x: QuantizedInput | Tensor,
+    latents: Sequence[Tensor],
+    weights: Sequence[LinearWeight],
+    kept: KeptRows | None = None,
+    grad_input: GradInput = "exact",
+) -> tuple[Tensor, ...]:
+    """`bit_linear` of several layers that read one input, whose gradient is summed in the products themselves."""
+    source, codes, scale, saved = x if isinstance(x, QuantizedInput) else (x, None, None, None)
+    dtype = source.dtype
+    if torch.is_autocast_enabled(source.device.type):
+        dtype = torch.get_autocast_dtype(source.device.type)
+    if codes is None:
+        source = source.to(dtype)
+        codes = source.detach()
+    rows, count = (None, None) if kept is None else (kept.rows, kept.n_kept)
+    fixed = (source, codes, scale, *(saved or (None, None)), rows, count, dtype, grad_input == "fp8", len(latents))
+    arguments = (*fixed, *latents, *(part for weight in weights for part in weight))
+    return BitLinearFunction.apply(*arguments)  # pyright: ignore[reportReturnType] - apply is untyped in torch
 
 
 def choose_form(device: torch.device, in_features: int, out_features: int) -> Form:
@@ -110,151 +112,85 @@ def _measured() -> list[dict[str, Any]]:
     return json.loads(files("nanochat_kernels").joinpath(MEASURED_FORMS).read_text(encoding="utf-8"))["shapes"]
 
 
-def _apply(
-    x: Tensor,
-    latent: Tensor,
-    codes: Tensor,
-    scale: Tensor | None,
-    weight: LinearWeight,
-    kept: KeptRows | None,
-    dtype: torch.dtype,
-    grad_input: GradInput,
-    saved: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
-    fp8 = grad_input == "fp8" and weight.w_scale is not None
-    rows, count = (None, None) if kept is None else (kept.rows, kept.n_kept)
-    arguments = (x, latent, codes, scale, *weight, rows, count, *(saved or (None, None)), dtype, fp8)
-    return BitLinearFunction.apply(*arguments)  # pyright: ignore[reportReturnType] - apply is untyped in torch
-
-
 class BitLinearFunction(torch.autograd.Function):
-    """`bit_linear` with its gradients; arguments as QuantizedInput and LinearWeight hold them."""
+    """`bit_linears` with its gradients. rest: n latents, then the parts of n weights."""
 
     @staticmethod
     def forward(
         ctx,
         x: Tensor,
-        latent: Tensor,
         codes: Tensor,
         scale: Tensor | None,
-        operand: Tensor,
-        w_scale: Tensor | None,
-        packed: Tensor | None,
-        scales: Tensor | None,
-        rows: Tensor | None,
-        count: Tensor | None,
         saved_codes: Tensor | None,
         saved_scale: Tensor | None,
+        rows: Tensor | None,
+        count: Tensor | None,
         dtype: torch.dtype,
         fp8: bool,
-    ) -> Tensor:
-        ctx.fp8, ctx.gathered = fp8, saved_codes is not None
+        n: int,
+        *rest: Any,
+    ) -> tuple[Tensor, ...]:
+        latents, weights = rest[:n], [LinearWeight(*rest[i : i + 4]) for i in range(n, 5 * n, 4)]
+        ctx.fp8, ctx.gathered, ctx.n = fp8, saved_codes is not None, n
         held = (codes, scale) if saved_codes is None else (saved_codes, saved_scale)
-        ctx.save_for_backward(*held, operand, w_scale, rows, count)
-        ctx.dtypes = x.dtype, latent.dtype, dtype
-        if codes.dtype == torch.int8 and packed is not None and scales is not None and scale is not None:
-            return _packed_product(codes, scale, packed, scales, dtype)
-        y = torch.nn.functional.linear(codes.to(dtype), operand.to(dtype)).to(torch.float32)
-        for factor in (scale, w_scale):
-            if factor is not None:
-                y.mul_(factor)  # in place: it is ours, or a copy in float32 of what is
-        return y.to(dtype)
+        operands, w_scales = [w.operand for w in weights], [w.w_scale for w in weights]
+        ctx.save_for_backward(*held, rows, count, *operands, *w_scales)
+        ctx.dtypes, ctx.shape = (x.dtype, latents[0].dtype, dtype), x.shape
+        return tuple(linear_product(codes, scale, weight, dtype) for weight in weights)
 
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        codes, scale, operand, w_scale, rows, count = ctx.saved_tensors
-        x_dtype, latent_dtype, dtype = ctx.dtypes
-        n, k = operand.shape
-        dy, codes = grad_outputs[0].reshape(-1, n), codes.reshape(-1, k)
-        scale = None if scale is None else scale.reshape(-1, 1)
-        wants = tuple(ctx.needs_input_grad[:2])
+        codes, scale, rows, count, *rest = ctx.saved_tensors
+        n, (x_dtype, latent_dtype, dtype) = ctx.n, ctx.dtypes
+        operands, w_scales = rest[:n], rest[n:]
+        dys = [dy.reshape(-1, dy.shape[-1]) for dy in grad_outputs]
+        codes, scale = codes.reshape(-1, codes.shape[-1]), None if scale is None else scale.reshape(-1, 1)
+        wants_x, wants_w = ctx.needs_input_grad[0], any(ctx.needs_input_grad[10 : 10 + n])
         if rows is None:
-            dx, dlatent = linear_gradients(dy, codes, scale, operand, w_scale, dtype, ctx.fp8, wants)
+            dx = input_gradient(dys, operands, w_scales, dtype, ctx.fp8) if wants_x else None
+            dws = weight_gradients(dys, codes, scale, dtype) if wants_w else [None] * n
         else:
-            arguments = (dy, codes, scale, operand, w_scale, rows, count, dtype, ctx.fp8, *wants, ctx.gathered)
-            dx, dlatent = _kept_gradients(*arguments)
-        dx = dx.reshape(*grad_outputs[0].shape[:-1], k).to(x_dtype) if wants[0] and dx is not None else None
-        dlatent = dlatent.to(latent_dtype) if wants[1] and dlatent is not None else None
-        return dx, dlatent, *(None,) * 12
-
-
-def linear_gradients(
-    dy: Tensor,
-    codes: Tensor,
-    scale: Tensor | None,
-    operand: Tensor,
-    w_scale: Tensor | None,
-    dtype: torch.dtype,
-    fp8: bool,
-    wants: tuple[bool, ...],
-) -> tuple[Tensor | None, Tensor | None]:
-    """dx [M, K] and dw [N, K], those that are wanted; dy [M, N], codes [M, K], scale [M, 1], operand [N, K]."""
-    dx = dlatent = None
-    if wants[0]:
-        scaled = dy if w_scale is None else dy * w_scale
-        dx = fp8_product(scaled, operand) if fp8 else scaled.to(dtype) @ operand.to(dtype)
-    if wants[1]:
-        scaled = (dy if scale is None else dy * scale).to(dtype)
-        dlatent = scaled.T @ codes.to(dtype)
-    return dx, dlatent
+            arguments = (dys, codes, scale, operands, w_scales, rows, count, dtype, ctx.fp8, ctx.gathered)
+            dx, *dws = _kept_gradients(*arguments, wants_x, wants_w)
+        dx = dx.reshape(ctx.shape).to(x_dtype) if wants_x and dx is not None else None
+        dws = [dw.to(latent_dtype) if wants_w and dw is not None else None for dw in dws]
+        return dx, *(None,) * 9, *dws, *(None,) * (4 * n)
 
 
 @torch.library.custom_op("nanochat::kept_gradients", mutates_args=())
 def _kept_gradients(
-    dy: Tensor,
+    dys: list[Tensor],
     codes: Tensor,
     scale: Tensor | None,
-    operand: Tensor,
-    w_scale: Tensor | None,
+    operands: list[Tensor],
+    w_scales: list[Tensor | None],
     rows: Tensor,
     count: Tensor,
     dtype: torch.dtype,
     fp8: bool,
+    gathered: bool,
     wants_x: bool,
     wants_w: bool,
-    gathered: bool,
-) -> tuple[Tensor, Tensor]:
-    """`linear_gradients` of the kept rows; dx is [M, K] with zeros in the others, and [0] for what is not wanted.
+) -> list[Tensor]:
+    """dx [M, K], with zeros in the rows that are not kept, and the dw of kept rows; [0] for what is not wanted.
 
     gathered: codes and scale are of the kept rows already.
     """
-    index = kept_index(rows, count)
-    total = len(dy)
+    index, total = kept_index(rows, count), len(rows)
     if index is not None:
-        dy = dy[index]
+        dys = [dy.index_select(0, index) for dy in dys]
         if not gathered:
-            codes, scale = codes[index], None if scale is None else scale[index]
-    dx, dlatent = linear_gradients(dy, codes, scale, operand, w_scale, dtype, fp8, (wants_x, wants_w))
-    if dx is not None and index is not None:
-        dx = dx.new_zeros(total, dx.shape[1]).index_copy_(0, index, dx)
-    return dy.new_empty(0) if dx is None else dx, dy.new_empty(0) if dlatent is None else dlatent
+            codes, scale = codes.index_select(0, index), None if scale is None else scale.index_select(0, index)
+    empty = dys[0].new_empty(0)
+    dx = empty
+    if wants_x:
+        dx = scatter_rows(input_gradient(dys, operands, w_scales, dtype, fp8), index, total)
+    return [dx, *(weight_gradients(dys, codes, scale, dtype) if wants_w else [empty.clone() for _ in dys])]
 
 
 @_kept_gradients.register_fake
-def _(dy, codes, scale, operand, w_scale, rows, count, dtype, fp8, wants_x, wants_w, gathered):
-    dx = dy.new_empty(len(dy), operand.shape[1], dtype=torch.bfloat16 if fp8 else dtype) if wants_x else dy.new_empty(0)
-    return dx, operand.new_empty(operand.shape, dtype=dtype) if wants_w else dy.new_empty(0)
-
-
-def fp8_product(dy: Tensor, weight_codes: Tensor) -> Tensor:
-    """dy · W in bfloat16, dy [M, N] rounded to float8_e4m3fn with a scale per row, W [N, K] in {-1, 0, 1}, exact.
-
-    N and K must be multiples of 16. What the tensor cores of compute capability 8.9 and later do in hardware.
-    """
-    scale = dy.abs().amax(dim=1, keepdim=True).to(torch.float32).clamp(min=1e-30) / torch.finfo(FP8).max
-    columns = torch.ones(1, weight_codes.shape[1], device=dy.device)
-    weight = weight_codes.to(FP8).T.contiguous().T  # the second operand must be column-major
-    product = torch._scaled_mm  # pyright: ignore[reportPrivateImportUsage] - public only from torch 2.13 on
-    return product((dy / scale).to(FP8), weight, scale, columns, out_dtype=torch.bfloat16)
-
-
-@torch.library.custom_op("nanochat::packed_product", mutates_args=())
-def _packed_product(codes: Tensor, scale: Tensor, packed: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-    """`operations.ternary_matmul` as one node of a compiled graph: codes int8 [..., K] to [..., N]."""
-    weight = PackedTernary(packed, scales, packed.shape[1] * 4)
-    return ternary_matmul(QuantizedActivations(codes, scale, group_sums(codes, weight.group)), weight, dtype)
-
-
-@_packed_product.register_fake
-def _(codes: Tensor, scale: Tensor, packed: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-    return codes.new_empty(*codes.shape[:-1], packed.shape[0], dtype=dtype)
+def _(dys, codes, scale, operands, w_scales, rows, count, dtype, fp8, gathered, wants_x, wants_w):
+    empty = dys[0].new_empty(0)
+    dx_dtype = torch.bfloat16 if fp8 and all(w is not None for w in w_scales) else dtype
+    dx = dys[0].new_empty(len(rows), operands[0].shape[1], dtype=dx_dtype) if wants_x else empty
+    return [dx, *(o.new_empty(o.shape, dtype=dtype) if wants_w else dys[0].new_empty(0) for o in operands)]

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from nanochat_cli.config.schema import ModelConfig
 from nanochat_cli.model.attend import attend, attend_cached
-from nanochat_cli.model.bitlinear import BitLinear
+from nanochat_cli.model.bitlinear import BitLinear, project_all
 from nanochat_cli.model.norm import RMSNorm
 from nanochat_cli.model.rope import apply_rope
 from nanochat_kernels import drop_filtered
@@ -39,9 +39,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: "KVCache | None" = None) -> Tensor:
         batch, length, _ = x.shape
         quantized = self.wq.quantize_input(x)
-        q, gate = split_gate(self.wq.project(quantized).view(batch, length, self.n_heads, -1), self.gated)
-        k = self.wk.project(quantized).view(batch, length, self.n_kv_heads, self.head_dim)
-        v = self.wv.project(quantized).view(batch, length, self.n_kv_heads, self.head_dim)
+        q, k, v = project_all((self.wq, self.wk, self.wv), quantized)
+        q, gate = split_gate(q.view(batch, length, self.n_heads, -1), self.gated)
+        k = k.view(batch, length, self.n_kv_heads, self.head_dim)
+        v = v.view(batch, length, self.n_kv_heads, self.head_dim)
         if self.q_norm is not None and self.k_norm is not None:
             # Keys of rows that are left out get no gradient: nor may the norm's weight from them, unlike wk and wv,
             # which leave such rows out themselves.

@@ -5,6 +5,8 @@ Holds the latent float32 weight, which the optimizer trains, and its quantised f
 and products live in `nanochat_kernels`.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,7 @@ from nanochat_kernels import (
     QuantizedInput,
     Ternary,
     bit_linear,
+    bit_linears,
     pack_plane128,
     quantize_input,
     ternarize,
@@ -62,7 +65,7 @@ class BitLinear(nn.Module):
     def project(self, quantized: QuantizedInput | Tensor) -> Tensor:
         """The matrix product alone. quantized: [..., in], from `quantize_input` or any tensor. Returns [..., out]."""
         if self.quant.enabled:
-            y = bit_linear(quantized, self.weight, self._weight(), self.kept, self.grad_input)
+            y = bit_linear(quantized, self.weight, self.quantized_weight(), self.kept, self.grad_input)
         elif self.kept is not None:
             y = bit_linear(quantized, self.weight, LinearWeight(self.weight.detach(), None), self.kept)
         else:
@@ -73,7 +76,8 @@ class BitLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.project(self.quantize_input(x))
 
-    def _weight(self) -> LinearWeight:
+    def quantized_weight(self) -> LinearWeight:
+        """What the forward pass multiplies with."""
         w_scale = self.scales.squeeze(1) if self.scales.shape[1] == 1 else None
         return LinearWeight(self.operand, w_scale, self.packed, self.scales)
 
@@ -112,3 +116,11 @@ class BitLinear(nn.Module):
         self.operand.copy_(ternary.codes if self.scales.shape[1] == 1 else ternary.dequantize())
         if self.packed is not None:
             self.packed.copy_(pack_plane128(ternary.codes))
+
+
+def project_all(layers: Sequence[BitLinear], quantized: QuantizedInput | Tensor) -> Sequence[Tensor]:
+    """`project` of layers that read one input, with one backward pass for all of them."""
+    if not all(layer.quant.enabled and layer.gain == 1 for layer in layers):
+        return [layer.project(quantized) for layer in layers]
+    weights = [layer.quantized_weight() for layer in layers]
+    return bit_linears(quantized, [layer.weight for layer in layers], weights, layers[0].kept, layers[0].grad_input)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nanochat_cli.config.schema import ModelConfig
-from nanochat_cli.model.bitlinear import BitLinear
+from nanochat_cli.model.bitlinear import BitLinear, project_all
 from nanochat_cli.model.delta_rule import chunked_delta_rule, recurrent_delta_rule
 from nanochat_cli.model.norm import RMSNorm
 
@@ -61,8 +61,7 @@ class GatedDeltaNet(nn.Module):
 
     def forward(self, x: Tensor, cache: "KVCache | None" = None) -> Tensor:
         quantized = self.w_qkv.quantize_input(x)
-        mixed = self.w_qkv.project(quantized)
-        z = self.w_z.project(quantized)
+        mixed, z = project_all((self.w_qkv, self.w_z), quantized)
         return self.w_out(self.mix(x, mixed, z, cache))
 
     def mix(self, x: Tensor, mixed: Tensor, z: Tensor, cache: "KVCache | None") -> Tensor:

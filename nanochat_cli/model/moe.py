@@ -59,7 +59,7 @@ class ExpertLinear(BitLinear):
 
     def project_sorted(self, quantized: QuantizedInput | Tensor, routing: Routing) -> Tensor:
         """[R, K], rows in the order of the routing, to [R, N]."""
-        weight = self._weight() if self.quant.enabled else LinearWeight(self.weight.detach(), None)
+        weight = self.quantized_weight() if self.quant.enabled else LinearWeight(self.weight.detach(), None)
         kept = None if self.kept is None else KeptAssignments(routing.tokens, self.kept.rows, self.kept.n_kept)
         y = grouped_bit_linear(quantized, self.weight, weight, routing.counts, routing.experts, kept)
         return y if self.gain == 1 else y * self.gain

@@ -4,6 +4,7 @@ The global batch never changes. When a micro-batch does not fit, it is halved an
 batch is started again, and the run says so.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.training.collider import TokenFilter
 from nanochat_cli.training.losses import IGNORE, LossOptions, chunked_cross_entropy, token_scores
 from nanochat_cli.training.phases import NoPhases, Phases
+
+LOGITS_BYTES = 2**30
+"""Logits that choose the kept tokens are held for the loss of these up to this size; larger ones are computed twice."""
 
 
 @dataclass(frozen=True)
@@ -135,15 +139,18 @@ class GradientStep:
         hidden, ahead = self._hidden_states(inputs, targets)
         flat = self._flat(hidden)
         entropy = collider.config.score == "entropy"
+        shape = len(flat), self.model.unembedding.shape[0]
+        logits = flat.new_empty(shape) if math.prod(shape) * flat.element_size() <= LOGITS_BYTES else None
         losses, entropies = token_scores(
-            flat.detach(), self.model.unembedding.detach(), flat_targets, self.chunk, entropy=entropy
+            flat.detach(), self.model.unembedding.detach(), flat_targets, self.chunk, entropy=entropy, keep=logits
         )
         if not collider.known_before:
             importance = losses if entropies is None else entropies
             if collider.config.score == "excess":
                 importance = losses - (self._reference_losses(inputs, flat_targets) if scores is None else scores)
             kept = collider.choose(importance, flat_targets)
-        objective, of_kept = self._loss(hidden, targets, kept)
+        objective, of_kept = self._loss(hidden, targets, kept, logits)
+        del logits
         objective, reported = self._add_losses_ahead(objective, ahead, targets, kept)
         cross_entropy = losses.sum() / (flat_targets != IGNORE).sum().clamp(min=1)
         share = 1.0 if kept is None else len(kept) / len(flat_targets)
@@ -181,12 +188,19 @@ class GradientStep:
         flat = hidden.reshape(-1, hidden.shape[-1])
         return flat if self.autocast_dtype is None else flat.to(self.autocast_dtype)
 
-    def _loss(self, hidden: Tensor, targets: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Objective and cross-entropy of hidden [B, T, C], over all tokens or the kept ones, int64 [R]."""
+    def _loss(
+        self, hidden: Tensor, targets: Tensor, kept: Tensor | None = None, logits: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Objective and cross-entropy of hidden [B, T, C], over all tokens or the kept ones, int64 [R].
+
+        logits: of all tokens, [B · T, V], where they are known.
+        """
         flat, flat_targets = self._flat(hidden), targets.reshape(-1)
-        if kept is not None:
-            flat, flat_targets = flat[kept], flat_targets[kept]
-        return chunked_cross_entropy(flat, self.model.unembedding, flat_targets, self.chunk, self.options)
+        if kept is None:
+            return chunked_cross_entropy(flat, self.model.unembedding, flat_targets, self.chunk, self.options)
+        known = None if logits is None else (logits, kept)
+        flat, flat_targets = flat[kept], flat_targets[kept]
+        return chunked_cross_entropy(flat, self.model.unembedding, flat_targets, self.chunk, self.options, known)
 
     def _halve(self, error: BaseException) -> None:
         if self.micro_batch == 1:

@@ -62,26 +62,43 @@ def cross_entropy(
 
 
 def chunked_cross_entropy(
-    hidden: Tensor, unembedding: Tensor, targets: Tensor, chunk: int = 512, options: LossOptions = PLAIN
+    hidden: Tensor,
+    unembedding: Tensor,
+    targets: Tensor,
+    chunk: int = 512,
+    options: LossOptions = PLAIN,
+    known: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`cross_entropy` with logits for at most `chunk` tokens at a time; same arguments and results."""
-    return _ChunkedCrossEntropy.apply(hidden, unembedding, targets, chunk, options)  # pyright: ignore[reportReturnType]
+    """`cross_entropy` with logits for at most `chunk` tokens at a time; same arguments and results.
+
+    known: logits [M, V] that were computed already, and which of them are those of `hidden`, int64 [N].
+    """
+    logits, places = known or (None, None)
+    arguments = (hidden, unembedding, targets, chunk, options, logits, places)
+    return _ChunkedCrossEntropy.apply(*arguments)  # pyright: ignore[reportReturnType] - apply is untyped in torch
 
 
 @torch.no_grad()
 def token_scores(
-    hidden: Tensor, unembedding: Tensor, targets: Tensor, chunk: int = 512, *, entropy: bool = False
+    hidden: Tensor,
+    unembedding: Tensor,
+    targets: Tensor,
+    chunk: int = 512,
+    *,
+    entropy: bool = False,
+    keep: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Cross-entropy of each token in nats, float32 [N] (0 where target is -100), and the entropy of its prediction.
 
-    hidden: [N, C]; targets: int64 [N]. Logits exist for `chunk` tokens at a time; no gradient.
+    hidden: [N, C]; targets: int64 [N]. Logits exist for `chunk` tokens at a time, or are left in `keep`, [N, V] in
+    hidden's dtype, for a `chunked_cross_entropy` of some of them. No gradient.
     """
     weight = unembedding.to(hidden.dtype)
     losses = hidden.new_empty(len(hidden), dtype=torch.float32)
     entropies = torch.empty_like(losses) if entropy else None
     for start in range(0, len(hidden), chunk):
         piece = slice(start, min(start + chunk, len(hidden)))
-        logits = (hidden[piece] @ weight.T).float()
+        logits = torch.mm(hidden[piece], weight.T, out=None if keep is None else keep[piece]).float()
         total = logits.logsumexp(dim=-1)
         picked = logits.gather(1, targets[piece].clamp(min=0).unsqueeze(1)).squeeze(1)
         losses[piece] = torch.where(targets[piece] != IGNORE, total - picked, 0.0)
@@ -117,7 +134,7 @@ def _general_chunk(logits: Tensor, targets: Tensor, options: LossOptions) -> tup
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, unembedding, targets, chunk, options):
+    def forward(ctx, hidden, unembedding, targets, chunk, options, known, places):
         wants_hidden, wants_unembedding = ctx.needs_input_grad[:2]
         weight = unembedding.to(hidden.dtype)
         count = (targets != IGNORE).sum().clamp(min=1)
@@ -127,7 +144,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_unembedding = torch.zeros_like(unembedding, dtype=torch.float32) if wants_unembedding else None
         for start in range(0, hidden.shape[0], chunk):
             piece = slice(start, min(start + chunk, hidden.shape[0]))
-            logits = (hidden[piece] @ weight.T).float()
+            logits = hidden[piece] @ weight.T if known is None else known.index_select(0, places[piece])
+            logits = logits.float()
             if options.plain:
                 loss, gradient = _plain_chunk(logits, targets[piece])
                 objective += loss
@@ -158,4 +176,4 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad_hidden = grad_hidden * scale.to(grad_hidden.dtype)
         if grad_unembedding is not None:
             grad_unembedding = (grad_unembedding * scale).to(ctx.unembedding_dtype)
-        return grad_hidden, grad_unembedding, None, None, None
+        return grad_hidden, grad_unembedding, *(None,) * 5

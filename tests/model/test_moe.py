@@ -82,7 +82,7 @@ def test_the_grouped_product_is_the_loop_over_experts_bit_for_bit(counts):
     layer = module.w_gate
     experts = torch.repeat_interleave(torch.arange(4), torch.tensor(counts))
     x = quantize_input(torch.randn(12, 32))
-    arguments = (layer.weight, layer._weight(), torch.tensor(counts), experts)
+    arguments = (layer.weight, layer.quantized_weight(), torch.tensor(counts), experts)
     assert torch.equal(grouped_bit_linear(x, *arguments), grouped_bit_linear_reference(x, *arguments))
 
 

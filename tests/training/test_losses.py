@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nanochat_cli.bench.peak_memory import peak_growth
-from nanochat_cli.training.losses import LossOptions, chunked_cross_entropy, cross_entropy
+from nanochat_cli.training.losses import LossOptions, chunked_cross_entropy, cross_entropy, token_scores
 
 
 def problem(tokens=300, dim=48, vocab=200, seed=0, dtype=torch.float64):
@@ -70,3 +70,17 @@ def test_peak_memory_is_that_of_a_chunk_not_of_all_logits():
     logits = 4096 * 32768 * 4
     assert peak_growth(SETUP, "cross_entropy(hidden, unembedding, targets)[0].backward()") > 1.9 * logits
     assert peak_growth(SETUP, "chunked_cross_entropy(hidden, unembedding, targets, 256)[0].backward()") < 0.4 * logits
+
+
+def test_logits_that_are_known_give_the_loss_of_some_tokens_without_computing_them_again():
+    hidden, unembedding, targets = problem(dtype=torch.float32)
+    kept = torch.arange(0, len(targets), 2)
+    logits = torch.empty(len(targets), len(unembedding))
+    losses, _ = token_scores(hidden.detach(), unembedding.detach(), targets, 7, keep=logits)
+    assert torch.equal(losses, token_scores(hidden.detach(), unembedding.detach(), targets, 7)[0])
+    found = []
+    for known in (None, (logits, kept)):
+        objective, _ = chunked_cross_entropy(hidden[kept], unembedding, targets[kept], 7, known=known)
+        found.append((objective, *torch.autograd.grad(objective, (hidden, unembedding))))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,145 @@
+"""The ternary SwiGLU feed-forward (arXiv:2002.05202) in training, as one operation.
+
+    h = silu(Q(x) · W_gateᵀ) · (Q(x) · W_upᵀ),   y = Q(h) · W_downᵀ
+
+`swiglu_feed_forward_reference` is the definition, composed of `bit_linear`. `swiglu_feed_forward` has the same bits
+and gradients (straight through both quantisations) and one backward pass of its own: it saves gate, up and int8 codes
+alone, and with filtered rows everything between its two ends is computed for the kept rows only.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from nanochat_kernels.kept_rows import KeptRows, kept_index, scatter_rows
+from nanochat_kernels.linear_products import LinearWeight, input_gradient, linear_product, weight_gradients
+from nanochat_kernels.reference.activations import codes_and_scale
+from nanochat_kernels.training import Form, GradInput, QuantizedInput, bit_linear, quantize_input
+
+
+def swiglu_feed_forward_reference(
+    x: QuantizedInput, latents: Sequence[Tensor], weights: Sequence[LinearWeight], form: Form = "float"
+) -> Tensor:
+    """As `swiglu_feed_forward`, with nothing filtered."""
+    gate, up = (bit_linear(x, latents[i], weights[i]) for i in (0, 1))
+    return bit_linear(quantize_input(silu(gate) * up, form), latents[2], weights[2])
+
+
+def swiglu_feed_forward(
+    x: QuantizedInput,
+    latents: Sequence[Tensor],
+    weights: Sequence[LinearWeight],
+    form: Form = "float",
+    kept: KeptRows | None = None,
+    grad_input: GradInput = "exact",
+) -> Tensor:
+    """y: [..., C] to [..., C], in the autocast dtype or that of x. latents, weights: of gate, up and down.
+
+    form: how the product with W_down is computed. kept, grad_input: as for `bit_linear`.
+    """
+    dtype = x.x.dtype
+    if torch.is_autocast_enabled(x.x.device.type):
+        dtype = torch.get_autocast_dtype(x.x.device.type)
+    rows, count, known = (None, None, False) if kept is None else kept
+    codes, scale, saved = x.codes, x.scale, x.saved or (None, None)
+    fixed = (x.x, codes, scale, *saved, rows, count, known, dtype, form, grad_input == "fp8")
+    arguments = (*fixed, *latents, *(part for weight in weights for part in weight))
+    return SwiGLUFunction.apply(*arguments)  # pyright: ignore[reportReturnType] - apply is untyped in torch
+
+
+class SwiGLUFunction(torch.autograd.Function):
+    """`swiglu_feed_forward` with its gradients. rest: three latents, then the parts of three weights."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        x: Tensor,
+        codes: Tensor,
+        scale: Tensor,
+        saved_codes: Tensor | None,
+        saved_scale: Tensor | None,
+        rows: Tensor | None,
+        count: Tensor | None,
+        known: bool,
+        dtype: torch.dtype,
+        form: Form,
+        fp8: bool,
+        *rest: Any,
+    ) -> Tensor:
+        latents, weights = rest[:3], [LinearWeight(*rest[i : i + 4]) for i in (3, 7, 11)]
+        gate, up = (linear_product(codes, scale, weight, dtype) for weight in weights[:2])
+        h_codes, h_scale = codes_and_scale(silu(gate) * up)
+        h_codes = h_codes.to(torch.int8 if form == "int8" else dtype)
+        y = linear_product(h_codes, h_scale, weights[2], dtype)
+        held = [t.flatten(0, -2) for t in (codes, scale, gate, up, h_codes, h_scale)]
+        ctx.gathered = False
+        if known and rows is not None and count is not None:
+            index = kept_index(rows, count)
+            if index is not None and saved_codes is not None:
+                held = [saved_codes, saved_scale, *(tensor.index_select(0, index) for tensor in held[2:])]
+                ctx.gathered = True
+        ctx.save_for_backward(*held, rows, count, *(w.operand for w in weights), *(w.w_scale for w in weights))
+        ctx.fp8, ctx.dtypes, ctx.shape = fp8, (x.dtype, latents[0].dtype, dtype), x.shape
+        return y
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        held, (rows, count), operands, w_scales = saved[:6], saved[6:8], saved[8:11], saved[11:]
+        x_dtype, latent_dtype, dtype = ctx.dtypes
+        dy = grad_outputs[0].reshape(-1, grad_outputs[0].shape[-1])
+        if rows is None:
+            dx, *dws = swiglu_gradients(dy, held, operands, w_scales, dtype, ctx.fp8)
+        else:
+            arguments = (dy, list(held), list(operands), list(w_scales), rows, count, dtype, ctx.fp8, ctx.gathered)
+            dx, *dws = _kept_swiglu_gradients(*arguments)
+        return dx.reshape(ctx.shape).to(x_dtype), *(None,) * 10, *(dw.to(latent_dtype) for dw in dws), *(None,) * 12
+
+
+def swiglu_gradients(
+    dy: Tensor,
+    held: Sequence[Tensor],
+    operands: Sequence[Tensor],
+    w_scales: Sequence[Tensor | None],
+    dtype: torch.dtype,
+    fp8: bool,
+) -> list[Tensor]:
+    """dx [M, C] and dw of gate, up and down; dy [M, C], held: codes, scale, gate, up, codes of h and their scale."""
+    codes, scale, gate, up, h_codes, h_scale = held
+    dh = input_gradient([dy], operands[2:], w_scales[2:], dtype, fp8)
+    (dw_down,) = weight_gradients([dy], h_codes, h_scale, dtype)
+    dgate, dup = torch.ops.aten.silu_backward(dh * up, gate), dh * silu(gate)
+    dx = input_gradient([dgate, dup], operands[:2], w_scales[:2], dtype, fp8)
+    return [dx, *weight_gradients([dgate, dup], codes, scale, dtype), dw_down]
+
+
+@torch.library.custom_op("nanochat::kept_swiglu_gradients", mutates_args=())
+def _kept_swiglu_gradients(
+    dy: Tensor,
+    held: list[Tensor],
+    operands: list[Tensor],
+    w_scales: list[Tensor | None],
+    rows: Tensor,
+    count: Tensor,
+    dtype: torch.dtype,
+    fp8: bool,
+    gathered: bool,
+) -> list[Tensor]:
+    """`swiglu_gradients` of the kept rows; dx has zeros in the others. gathered: held is of the kept rows already."""
+    index = kept_index(rows, count)
+    kept = held
+    if index is not None:
+        dy = dy.index_select(0, index)
+        kept = held if gathered else [tensor.index_select(0, index) for tensor in held]
+    dx, *dws = swiglu_gradients(dy, kept, operands, w_scales, dtype, fp8)
+    return [scatter_rows(dx, index, len(rows)), *dws]
+
+
+@_kept_swiglu_gradients.register_fake
+def _(dy, held, operands, w_scales, rows, count, dtype, fp8, gathered):
+    dx_dtype = torch.bfloat16 if fp8 and all(w is not None for w in w_scales[:2]) else dtype
+    dx = dy.new_empty(len(rows), operands[0].shape[1], dtype=dx_dtype)
+    return [dx, *(operand.new_empty(operand.shape, dtype=dtype) for operand in operands)]
