@@ -63,7 +63,7 @@ def input_gradient(
             else:
                 dy = dy * w_scale
         dy, operand = dy.to(dtype), operand.to(dtype)
-        dx = dy @ operand if dx is None else dx.addmm_(dy, operand)
+        dx = dy @ operand if dx is None else torch.addmm(dx, dy, operand, out=dx)
     assert dx is not None, "no layer"
     return dx
 

@@ -40,6 +40,10 @@ class Group:
     lr: float
     names: list[str]
 
+    def state_bytes(self) -> int:
+        """Bytes of the state tensors that exist now."""
+        return sum(t.numel() * t.element_size() for t in self.optimizer.state_tensors())
+
 
 class Optimizers:
     """All groups of a model, stepped together."""
@@ -119,8 +123,8 @@ class Optimizers:
                 group.optimizer.load_state_dict(state)
 
     def state_bytes(self) -> int:
-        """Bytes of the state tensors that exist now."""
-        return sum(t.numel() * t.element_size() for group in self.groups for t in group.optimizer.state_tensors())
+        """Bytes of the state tensors of all groups that exist now."""
+        return sum(group.state_bytes() for group in self.groups)
 
 
 def build_optimizer(model: Transformer, config: OptimConfig, mtp: MTP | None = None) -> Optimizers:

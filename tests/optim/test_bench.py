@@ -3,17 +3,31 @@
 import pytest
 import torch
 
-from nanochat_cli.bench.optim import CONTENDERS, Size, _loss, _windows, byte_stream, claims, state_bytes
+from nanochat_cli.bench.optim import (
+    CONTENDERS,
+    MATRIX_BYTES,
+    Size,
+    _loss,
+    _windows,
+    byte_stream,
+    claims,
+    parity,
+    state_bytes,
+)
 from nanochat_cli.bench.result_file import Result
 from nanochat_cli.optim import build_optimizer
 
 
 def test_bytes_of_a_preset_are_those_of_the_optimizers_and_whole_muon_is_counted_by_hand():
-    found = {result.case: result for result in state_bytes("test-mtp")}
+    results = state_bytes("test-mtp")
+    found = {result.case: result for result in results if result.metric == "state bytes"}
+    of_matrices = {result.case: result for result in results if result.metric == MATRIX_BYTES}
     linears = 2 * (4 * 256 * 256 + 3 * 256 * 768)
     others = 2 * 4096 * 256 + 5 * 256 + 4 * 64
     assert found["test-mtp / adamw-fp32"].value == 8 * (linears + others)
     assert found["test-mtp / muon-fp32"].value == 4 * linears + 8 * others
+    assert of_matrices["test-mtp / muon-fp32"].value == 4 * linears
+    assert of_matrices["test-mtp / adamw-fp32"].value == 8 * linears
     assert found["test-mtp / muon-8bit"].ratio == pytest.approx(
         found["test-mtp / adamw-fp32"].value / found["test-mtp / muon-8bit"].value
     )
@@ -45,14 +59,32 @@ def test_train_and_held_out_bytes_are_of_different_documents():
 
 
 def test_a_promise_is_judged_by_the_worst_size():
-    def results(ratio):
+    def verdicts(slowdowns, saved):
         names = [*CONTENDERS, "hybrid, lion, block 2048"]
-        sizes = [Result(f"d20 / {name}", "state bytes", 1.0, "B", "adamw-fp32", 10.0) for name in names]
-        times = [Result(f"{s} / {n}", "step", 1.0, "ms", "muon-fp32", r) for s, r in ratio for n in CONTENDERS]
+        held = {name: 1.0 if name == "adamw-fp32" else 0.5 if name == "muon-fp32" else 1 - saved for name in names}
+        sizes = [
+            Result(f"d20 / {name}", metric, value, "B", "adamw-fp32", 1 / value)
+            for metric in ("state bytes", MATRIX_BYTES)
+            for name, value in held.items()
+        ]
+        times = [Result(f"{s} / {n}", "step", 1.0, "ms", "muon-fp32", 1 / r) for s, r in slowdowns for n in CONTENDERS]
         return {claim.id: claim.verdict for claim in claims([*sizes, *times])}
 
-    verdicts = results([("a", 2.0), ("b", 0.8)])
-    assert verdicts["galore time"] == "not supported"
-    assert verdicts["muon-8bit state"] == "supported"
-    assert verdicts["hybrid state"] == "not supported"
-    assert results([("a", 2.0), ("b", 1.0)])["galore time"] == "supported"
+    found = verdicts([("a", 0.5), ("b", 1.25)], saved=0.9)
+    assert found["galore time"] == "not supported"
+    assert found["muon-8bit state bytes"] == "supported"
+    assert found[f"muon-8bit {MATRIX_BYTES}"] == "supported"  # 0.1 against Muon's 0.5
+    assert found[f"hybrid {MATRIX_BYTES}"] == "not supported"
+    assert verdicts([("a", 0.5), ("b", 1.0)], saved=0.96)["galore time"] == "supported"
+
+
+@pytest.mark.parametrize(
+    ("losses", "verdict"),
+    [((1.0, 1.1, 1.22), "supported"), ((1.5, 1.6, 1.7), "not supported"), ((1.0, 1.1), "not measurable here")],
+)
+def test_parity_is_within_what_seeds_differ_by_and_takes_three_of_them(losses, verdict):
+    peer = [1.0, 1.1, 1.2][: len(losses)]
+    cases = [
+        Result(f"a / {name}", "loss", runs[0], "nats", runs=list(runs)) for name, runs in (("8", losses), ("m", peer))
+    ]
+    assert parity(*cases).verdict == verdict
