@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from nanochat_cli.optim.quantized_state import Code, QuantizedState, WholeState, make_state
 
 MINIMUM = 4096
-CHUNK = 2**20
-"""Elements of a quantised parameter that are updated together."""
+CHUNK = {"cpu": 2**18}
+"""Elements of a quantised parameter that are updated together, by device: on a CPU as many as its caches hold."""
+LARGE_CHUNK = 2**20
+"""On other devices, where a launch costs more than memory does."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def parts(parameter: nn.Parameter, state: WholeState | QuantizedState) -> Iterat
         yield Part(slice(0, 1), flat, parameter.grad.float()[None])
         return
     block = state.size
-    step = CHUNK // block * block
+    step = CHUNK.get(parameter.device.type, LARGE_CHUNK) // block * block
     for start in range(0, len(flat), step):
         piece = gradient[start : start + step].float()
         padded = F.pad(piece, (0, -len(piece) % block))
