@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from nanochat_cli.inference.sampling import SamplingConfig
     from nanochat_cli.model.mtp import MTP
     from nanochat_cli.model.transformer import Transformer
-    from nanochat_cli.training.trainer import TrainResult
+    from nanochat_cli.training.progress import TrainResult
 
 GGUF_FILE = "model.gguf"
 QUICKSTART_PROMPT = "def "
@@ -66,8 +66,9 @@ class Engine:
         from nanochat_cli.data.prepare import cached_dataset
         from nanochat_cli.data.shards import ShardReader
         from nanochat_cli.training.checkpoints import is_empty
+        from nanochat_cli.training.devices import choose_device, require_float8
         from nanochat_cli.training.shard_data import ShardData
-        from nanochat_cli.training.trainer import Trainer, choose_device, require_float8
+        from nanochat_cli.training.trainer import Trainer
 
         # Refused before anything is prepared.
         require_float8(config.train.grad_input, choose_device(config.train.device))

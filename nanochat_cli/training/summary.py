@@ -19,7 +19,7 @@ from nanochat_cli.report.metrics_log import read_metrics
 from nanochat_cli.report.plots import plot_run, text_curve
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.report.results import add_results
-from nanochat_cli.training.trainer import TrainResult
+from nanochat_cli.training.progress import TrainResult
 
 MAX_COMPRESSED_BYTES = 16_000_000
 """xz reads about a megabyte a second: larger held-out sets are not compressed."""

@@ -7,16 +7,16 @@ the checkpoint, so that a resumed run equals the uninterrupted one bit for bit.
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nanochat_cli.config.schema import Config, DataConfig
-from nanochat_cli.errors import ConfigError, DataError, Interrupted
+from nanochat_cli.errors import DataError, Interrupted
 from nanochat_cli.evaluation.bits_per_byte import HeldOut, evaluate
 from nanochat_cli.model.mtp import build_mtp
 from nanochat_cli.model.transformer import Transformer, use_forms
@@ -25,83 +25,25 @@ from nanochat_cli.report.live import LiveView
 from nanochat_cli.report.metrics_log import MetricsLog
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.training import checkpoints
-from nanochat_cli.training.bigram_init import BigramCounts, fit_bigrams
+from nanochat_cli.training.bigram_init import fit_bigrams
 from nanochat_cli.training.collider import TokenFilter
 from nanochat_cli.training.compilation import compile_blocks, decide
+from nanochat_cli.training.devices import choose_autocast, choose_device, require_float8
+from nanochat_cli.training.expert_load import forget_load, measure_load
 from nanochat_cli.training.fire import Fire
 from nanochat_cli.training.flops import measured_peak, model_flops_per_token
 from nanochat_cli.training.gradient_step import BatchLoss, GradientStep
 from nanochat_cli.training.phases import make_phases
+from nanochat_cli.training.progress import Progress, TrainResult
 from nanochat_cli.training.skip_policy import SkipPolicy
 from nanochat_cli.training.staging import Staging
 from nanochat_cli.training.stop_signals import StopSignals
 from nanochat_cli.training.telemetry import TernaryTelemetry
 from nanochat_cli.training.time_budget import TimeBudget
+from nanochat_cli.training.training_data import TrainingData
 
-Batch = tuple[Tensor, Tensor]
 STREAMS_INTERVAL = 100
 """Steps between measurements of residual streams, where there are several."""
-
-
-class TrainingData(Protocol):
-    """What the trainer asks of the data: int64 [B, T] inputs and targets (-100: does not count)."""
-
-    token_bytes: Tensor
-
-    def batch(self, step: int) -> Batch:
-        """The global batch of a step."""
-        ...
-
-    def is_ready(self, step: int) -> bool:
-        """Whether the batch of a step has been read ahead."""
-        ...
-
-    def close(self) -> None:
-        """End whatever reads ahead; a batch asked for afterwards begins anew."""
-        ...
-
-    def scores(self, step: int) -> Tensor | None:
-        """float32 [B, T], scores of the tokens to be predicted, from collider.scores; None without such a file."""
-        ...
-
-    def held_out(self, max_tokens: int | None) -> Iterator[Batch]:
-        """The held-out stream, or windows of it that are spread evenly."""
-        ...
-
-    def bigrams(self) -> BigramCounts:
-        """How often each token follows each other one in the training split."""
-        ...
-
-
-@dataclass
-class Progress:
-    """Where a run stands; all of it is in the checkpoint. step: steps done; seconds: spent in steps."""
-
-    total_steps: int
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    total_is_final: bool = True
-    compiled: bool = False
-    micro_batch: int = 0
-    best_bits_per_byte: float | None = None
-    best_step: int | None = None
-    final_step: int | None = None
-    evaluations: list[dict[str, float]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """progress and skipped at the end; held_out: over all held-out tokens (or eval.final_max_tokens)."""
-
-    progress: Progress
-    held_out: HeldOut
-    skipped: int
-    tokens_per_second: float
-    utilisation: float
-    peak_flops: float
-    parameters: int
-    optimizer_bytes: int
 
 
 class Trainer:
@@ -305,23 +247,12 @@ class Trainer:
             self.log.log(self.progress.step + 1, where | metrics)
 
     def _expert_load(self) -> dict[str, float]:
-        """How evenly the experts were used since the last call; nothing without a mixture."""
+        """Of the steps since it was logged last; nothing without a mixture."""
         mixtures = [moe for _, moe in self.model.mixtures()]
-        if not mixtures:
-            return {}
-        metrics: dict[str, float] = {}
-        logged = self.progress.step % self.config.train.log_interval == 0
-        if logged:
-            load = torch.stack([moe.load for moe in mixtures])
-            spread = (load.std(dim=1, correction=0) / load.mean(dim=1)).mean()
-            largest = (load.amax(dim=1) / load.mean(dim=1)).max()
-            dropped = torch.stack([moe.dropped for moe in mixtures]).sum() / load.sum()
-            values = torch.stack((spread, largest, dropped)).tolist()
-            metrics = dict(zip(("moe/load_spread", "moe/largest_load", "moe/dropped"), values, strict=True))
+        logged = bool(mixtures) and self.progress.step % self.config.train.log_interval == 0
+        metrics = measure_load(mixtures) if logged else {}
         if logged or self.config.model.moe.balance == "bias":  # the bias follows the load of one step
-            for moe in mixtures:
-                moe.load.zero_()
-                moe.dropped.zero_()
+            forget_load(mixtures)
         return metrics
 
     def _fit_budget(self, seconds: float) -> None:
@@ -520,30 +451,3 @@ def read_scalars(loss: BatchLoss, norm: Tensor) -> list[float]:
 def data_name(data: DataConfig) -> str:
     """What a run is trained on, to notice that it goes on with something else."""
     return data.source if data.path is None else str(data.path.resolve())
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA when there is one. Raises ConfigError for a device that this machine lacks."""
-    there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    if torch.cuda.is_available():
-        there.insert(1, "cuda")
-    if name == "auto":
-        name = "cuda" if "cuda" in there else "cpu"
-    if name not in there:
-        raise ConfigError(f"train.device = {name}: this machine has no such device; use auto or {' or '.join(there)}")
-    return torch.device(name)
-
-
-def choose_autocast(dtype: str, device: torch.device) -> torch.dtype | None:
-    """None means float32 throughout: the default on a CPU, where bfloat16 is slow."""
-    if dtype == "bf16" or (dtype == "auto" and device.type == "cuda"):
-        return torch.bfloat16
-    return None
-
-
-def require_float8(grad_input: str, device: torch.device) -> None:
-    """Raise ConfigError where train.grad_input = fp8 has no tensor cores to run on."""
-    if grad_input == "fp8" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)):
-        raise ConfigError(
-            f"train.grad_input = fp8 needs a GPU of compute capability 8.9 or later, and this is {device}: use exact"
-        )

@@ -1,0 +1,32 @@
+"""What a run computes on and in which number format, and the errors where this machine has no such thing."""
+
+import torch
+
+from nanochat_cli.errors import ConfigError
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA when there is one. Raises ConfigError for a device that this machine lacks."""
+    there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if torch.cuda.is_available():
+        there.insert(1, "cuda")
+    if name == "auto":
+        name = "cuda" if "cuda" in there else "cpu"
+    if name not in there:
+        raise ConfigError(f"train.device = {name}: this machine has no such device; use auto or {' or '.join(there)}")
+    return torch.device(name)
+
+
+def choose_autocast(dtype: str, device: torch.device) -> torch.dtype | None:
+    """None means float32 throughout: the default on a CPU, where bfloat16 is slow."""
+    if dtype == "bf16" or (dtype == "auto" and device.type == "cuda"):
+        return torch.bfloat16
+    return None
+
+
+def require_float8(grad_input: str, device: torch.device) -> None:
+    """Raise ConfigError where train.grad_input = fp8 has no tensor cores to run on."""
+    if grad_input == "fp8" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)):
+        raise ConfigError(
+            f"train.grad_input = fp8 needs a GPU of compute capability 8.9 or later, and this is {device}: use exact"
+        )

@@ -1,0 +1,36 @@
+"""Where a run stands, and what it came to."""
+
+from dataclasses import dataclass, field
+
+from nanochat_cli.evaluation.bits_per_byte import HeldOut
+
+
+@dataclass
+class Progress:
+    """Where a run stands; all of it is in the checkpoint. step: steps done; seconds: spent in steps."""
+
+    total_steps: int
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    total_is_final: bool = True
+    compiled: bool = False
+    micro_batch: int = 0
+    best_bits_per_byte: float | None = None
+    best_step: int | None = None
+    final_step: int | None = None
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """progress and skipped at the end; held_out: over all held-out tokens (or eval.final_max_tokens)."""
+
+    progress: Progress
+    held_out: HeldOut
+    skipped: int
+    tokens_per_second: float
+    utilisation: float
+    peak_flops: float
+    parameters: int
+    optimizer_bytes: int

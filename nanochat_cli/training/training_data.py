@@ -1,0 +1,40 @@
+"""What the trainer asks of its data."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from torch import Tensor
+
+from nanochat_cli.training.bigram_init import BigramCounts
+
+Batch = tuple[Tensor, Tensor]
+
+
+class TrainingData(Protocol):
+    """What the trainer asks of the data: int64 [B, T] inputs and targets (-100: does not count)."""
+
+    token_bytes: Tensor
+
+    def batch(self, step: int) -> Batch:
+        """The global batch of a step."""
+        ...
+
+    def is_ready(self, step: int) -> bool:
+        """Whether the batch of a step has been read ahead."""
+        ...
+
+    def close(self) -> None:
+        """End whatever reads ahead; a batch asked for afterwards begins anew."""
+        ...
+
+    def scores(self, step: int) -> Tensor | None:
+        """float32 [B, T], scores of the tokens to be predicted, from collider.scores; None without such a file."""
+        ...
+
+    def held_out(self, max_tokens: int | None) -> Iterator[Batch]:
+        """The held-out stream, or windows of it that are spread evenly."""
+        ...
+
+    def bigrams(self) -> BigramCounts:
+        """How often each token follows each other one in the training split."""
+        ...
