@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from nanochat_cli.cli.app import main
 from nanochat_cli.config.load import load_run_config
+from nanochat_cli.inference.load import load_run
 from nanochat_cli.training.checkpoints import latest_step
 
 TINY = [
@@ -82,6 +84,26 @@ def test_generation_from_the_run_and_from_its_export_is_the_same(folder, run, ca
         texts.append(capfd.readouterr().out)
     assert texts[0].startswith("def f")
     assert texts[0] == texts[1]
+
+
+def test_a_run_is_inspected_layer_by_layer_and_its_matrices_against_the_whole_singular_value_decomposition(folder, run):
+    assert main(["inspect", "runs/tiny", "--json", "inspect.json"]) == 0
+    assert main(["inspect", "runs/tiny", "--isometry", "--json", "isometry.json"]) == 0
+    layers, matrices = result(folder, "inspect.json")["layers"], result(folder, "isometry.json")["isometry"]
+    assert [layer["name"] for layer in layers] == [matrix["name"] for matrix in matrices]
+    weights = load_run(run)[0].state_dict()
+    for matrix in matrices:
+        values = torch.linalg.svd(weights[f"{matrix['name']}.weight"].double()).S
+        assert matrix["condition"] == pytest.approx(float(values[0] / values[-1]), rel=1e-6)
+        share = values.square().sum() ** 2 / values.pow(4).sum() / len(values)
+        assert matrix["effective_rank"] == pytest.approx(float(share), rel=1e-6)
+    for name in ("ternary.png", "isometry.png"):
+        assert (run / "inspect" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_streams_of_a_plain_residual_are_refused(run, capfd):
+    assert main(["inspect", "runs/tiny", "--mhc"]) == 2
+    assert "model.mhc.streams = 1" in capfd.readouterr().err
 
 
 def test_resuming_with_more_steps_is_remembered(run):
