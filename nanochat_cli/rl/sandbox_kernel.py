@@ -1,0 +1,162 @@
+"""What the launcher asks of the Linux kernel: namespaces, mounts, privileges, the process tree.
+
+Imported by the launcher script under `python -I -S`: standard library only, nothing of nanochat.
+"""
+
+import contextlib
+import ctypes
+import os
+import platform
+import signal
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
+MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 8, 4096, 16384, 1 << 18
+MNT_DETACH = 2
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 36, 38
+SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}.get(platform.machine())
+SYS_MOUNT_SETATTR = 442
+AT_FDCWD, AT_RECURSIVE = -100, 0x8000
+ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV = 1, 2, 4
+
+SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store", "/etc/ld.so.cache")
+"""What a sandbox sees of the system, read-only, where it exists."""
+LINKER = ("/etc/alternatives",)
+"""What finding `cc` may need besides."""
+DEVICES = ("null", "zero", "full", "random", "urandom")
+
+
+def _check(result: int, what: str) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def become_subreaper() -> None:
+    """Orphans below us become our children."""
+    _check(_libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "subreaper")
+
+
+def die_with_parent() -> None:
+    """SIGKILL when the supervisor ends."""
+    _check(_libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "parent death signal")
+
+
+def not_dumpable() -> None:
+    """No process of the same user may trace us or read our memory."""
+    _check(_libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "dumpable")
+
+
+def enter_namespaces() -> None:
+    """New process, network, IPC and host-name spaces; for a user who is not root, in a new user namespace."""
+    uid, gid = os.getuid(), os.getgid()
+    flags = NEWPID | NEWNET | NEWIPC | NEWUTS
+    _check(_libc.unshare(flags if uid == 0 else flags | NEWUSER), "unshare")
+    if uid != 0:
+        for name, text in [("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")]:
+            with open(f"/proc/self/{name}", "w", encoding="ascii") as file:  # noqa: PTH123
+                file.write(text)
+
+
+def _mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
+    words = [text.encode() if text is not None else None for text in (source, target, kind, data)]
+    _check(_libc.mount(words[0], words[1], words[2], ctypes.c_ulong(flags), words[3]), f"mount {target}")
+
+
+def _restrict(target: str, attributes: int, flags: int = AT_RECURSIVE) -> None:
+    """mount_setattr(2): add attributes to a mount and what is mounted below it."""
+    words = (ctypes.c_uint64 * 4)(attributes, 0, 0, 0)
+    _check(
+        _libc.syscall(SYS_MOUNT_SETATTR, AT_FDCWD, target.encode(), flags, ctypes.byref(words), ctypes.sizeof(words)),
+        f"mount_setattr {target}",
+    )
+
+
+def _bind(source: str, target: str) -> None:
+    os.makedirs(os.path.dirname(target), exist_ok=True)  # noqa: PTH103, PTH120
+    if os.path.isdir(source):  # noqa: PTH112
+        os.makedirs(target, exist_ok=True)  # noqa: PTH103
+    else:
+        os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
+    _mount(source, target, None, MS_BIND | MS_REC)
+
+
+def build_root(spec: dict, uid: int) -> None:
+    """A file tree of its own at `root`: system and toolchains read-only, a bounded tmpfs as the private folder."""
+    root, limits = spec["root"], spec["limits"]
+    _check(_libc.unshare(NEWNS), "unshare mounts")
+    _mount(None, "/", None, MS_REC | MS_PRIVATE)
+    _mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,nr_inodes=1024,mode=755")
+    for path in spec["visible"]:
+        if os.path.islink(path):  # noqa: PTH114
+            os.makedirs(os.path.dirname(root + path), exist_ok=True)  # noqa: PTH103, PTH120
+            os.symlink(os.readlink(path), root + path)  # noqa: PTH115
+        elif os.path.exists(path):  # noqa: PTH110
+            _bind(path, root + path)
+            _restrict(root + path, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV)
+    for name in DEVICES:
+        _bind(f"/dev/{name}", f"{root}/dev/{name}")
+    os.mkdir(f"{root}/proc")  # noqa: PTH102
+    _mount("proc", f"{root}/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    os.mkdir(root + spec["work"])  # noqa: PTH102
+    options = f"size={limits['disk']},nr_inodes={limits['files']},mode=700,uid={uid}"
+    _mount("tmpfs", root + spec["work"], "tmpfs", MS_NOSUID | MS_NODEV, options)
+    os.symlink(spec["work"], f"{root}/tmp")
+
+
+def pivot(root: str) -> None:
+    """Make `root` the root of this process and forget the old one."""
+    if SYS_PIVOT_ROOT is None:
+        raise OSError(f"no pivot_root on {platform.machine()}")
+    os.chdir(root)
+    _check(_libc.syscall(SYS_PIVOT_ROOT, b".", b"."), "pivot_root")
+    _check(_libc.umount2(b".", MNT_DETACH), "umount")
+    os.chdir("/")
+    _restrict("/", ATTR_RDONLY, 0)
+
+
+def drop_privileges(uid: int) -> None:
+    """Become `uid` for good: no capability, none to gain by exec."""
+    if os.geteuid() == 0:
+        for capability in range(64):
+            _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)  # numbers that this kernel lacks are refused
+    if uid != os.getuid():
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+    _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes below `pid`, as this process sees them."""
+    found, front = [], [pid]
+    while front:
+        parent = front.pop()
+        with contextlib.suppress(OSError):
+            for task in os.listdir(f"/proc/{parent}/task"):  # noqa: PTH208
+                with open(f"/proc/{parent}/task/{task}/children", encoding="ascii") as file:  # noqa: PTH123
+                    children = [int(word) for word in file.read().split()]
+                found += children
+                front += children
+    return found
+
+
+def private_memory(pid: int) -> int:
+    """Resident bytes of a process that it shares with no file; 0 when it has ended."""
+    try:
+        with open(f"/proc/{pid}/statm", encoding="ascii") as file:  # noqa: PTH123
+            _, resident, shared, *_ = map(int, file.read().split())
+    except OSError:
+        return 0
+    return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+
+
+def tasks_of(uid: int) -> int:
+    """Threads that a user runs on this machine."""
+    count = 0
+    for name in filter(str.isdigit, os.listdir("/proc")):  # noqa: PTH208
+        with contextlib.suppress(OSError):
+            if os.stat(f"/proc/{name}").st_uid == uid:  # noqa: PTH116
+                count += len(os.listdir(f"/proc/{name}/task"))  # noqa: PTH208
+    return count

@@ -1,0 +1,313 @@
+"""One sandboxed process as its host sees it: start the launcher, read bounded output, collect how it ended.
+
+Knows limits and isolation, nothing of languages and tests.
+"""
+
+import json
+import os
+import selectors
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from nanochat_cli.errors import ConfigError
+from nanochat_cli.rl import sandbox_kernel
+from nanochat_cli.rl.sandbox_limits import Limits, Status
+
+LAUNCHER = Path(__file__).with_name("sandbox_launcher.py")
+WORK = "/work"
+"""The private folder, inside a file tree of its own."""
+TAIL = 4096
+"""Bytes kept of each stream."""
+GRACE = 5.0
+"""Seconds that a supervisor may take beyond the wall-clock limit to end a tree."""
+
+Mode = Literal["namespaces", "bubblewrap", "limits"]
+
+
+@dataclass(frozen=True)
+class Isolation:
+    """How programs are kept apart on this machine. `drop`: run as another user than root."""
+
+    mode: Mode
+    drop: bool
+    description: str
+
+
+@dataclass
+class Ended:
+    """How a process tree ended. `code` as in `subprocess`; `reason` says why it was killed, if it was."""
+
+    code: int | None
+    reason: str | None
+    error: str | None
+    seconds: float
+
+    @property
+    def status(self) -> Status:
+        """The end in the words of `Outcome`."""
+        if self.reason in ("timeout", "memory", "output limit", "disk limit", "killed"):
+            return self.reason  # type: ignore[return-value]  # narrowed by the test above
+        if self.code == -24:  # SIGXCPU
+            return "timeout"
+        if self.code == -9:
+            return "timeout" if self.reason == "cpu" else "killed"
+        return "ok" if self.code == 0 else "runtime error"
+
+
+@dataclass
+class Command:
+    """What to run: `argv` in the private folder, which gets `files` (name there → path here).
+
+    `channels` become descriptors 3, 4, …; `visible` are folders that the program may read besides the system;
+    `output` names a file that is copied to the given path when the program ends with code 0.
+    """
+
+    argv: Sequence[str]
+    limits: Limits
+    files: Mapping[str, Path] = field(default_factory=dict)
+    channels: Sequence[int] = ()
+    visible: Sequence[str] = ()
+    output: tuple[str, Path] | None = None
+
+
+class Running:
+    """A started process tree. Use as a context manager: leaving it ends the tree and removes its folder."""
+
+    def __init__(self, command: Command, isolation: Isolation) -> None:
+        self._limits = command.limits
+        self.tails = {"stdout": bytearray(), "stderr": bytearray()}
+        self._read = 0
+        self._too_much = False
+        self._report = bytearray()
+        self._started = time.monotonic()
+        self._folder = tempfile.TemporaryDirectory(prefix="nanochat-sandbox-", ignore_cleanup_errors=True)
+        base = Path(self._folder.name)
+        base.chmod(0o711)
+        reader, writer = os.pipe()
+        self._status = reader
+        output = None
+        try:
+            if command.output is not None:
+                output = os.open(command.output[1], os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o700)
+            spec = _specification(command, isolation, base, writer, output)
+            passed = [writer, *command.channels, *([output] if output is not None else [])]
+            self._process = subprocess.Popen(
+                [*_python(), str(LAUNCHER), str(spec)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                pass_fds=passed,
+                env={},
+                cwd="/",
+                start_new_session=True,
+            )
+        finally:
+            os.close(writer)
+            if output is not None:
+                os.close(output)
+
+    def __enter__(self) -> "Running":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        for stream in (self._process.stdout, self._process.stderr):
+            assert stream is not None
+            stream.close()
+        os.close(self._status)
+        self._folder.cleanup()
+
+    def stop(self) -> None:
+        """End the tree, if it has not ended; returns when the supervisor has."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def register(self, selector: selectors.BaseSelector) -> None:
+        """Watch the output and the report of this tree; the data of each key is what to call when it is ready."""
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        for name, descriptor in [("stdout", self._process.stdout.fileno()), ("stderr", self._process.stderr.fileno())]:
+            selector.register(descriptor, selectors.EVENT_READ, lambda block, name=name: self._take(name, block))
+        selector.register(self._status, selectors.EVENT_READ, self._report.extend)
+
+    def _take(self, name: str, block: bytes) -> None:
+        self._read += len(block)
+        tail = self.tails[name]
+        tail += block
+        del tail[:-TAIL]
+        if self._read > self._limits.output and not self._too_much:
+            self._too_much = True
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+
+    @property
+    def ended(self) -> bool:
+        """The supervisor has reported."""
+        return b"\n" in self._report
+
+    @property
+    def overdue(self) -> bool:
+        """The supervisor has missed its own wall-clock limit."""
+        return time.monotonic() - self._started > self._limits.wall + GRACE
+
+    def end(self) -> Ended:
+        """How it ended; call after `stop` or when `ended`. Raises ConfigError when the sandbox could not start."""
+        try:
+            values = json.loads(bytes(self._report))
+        except ValueError:
+            values = {"reason": "killed"}
+        reason = "output limit" if self._too_much else values.get("reason")
+        code = values.get("code")
+        if code == -9 and values.get("cpu", 0) >= self._limits.cpu:
+            reason = "cpu"
+        return Ended(code, reason, values.get("error"), values.get("seconds", 0.0))
+
+    def tail(self, name: Literal["stdout", "stderr"]) -> str:
+        """The last characters of a stream."""
+        return self.tails[name].decode(errors="replace")
+
+
+def drive(runs: Sequence[Running], until: Running, channel: tuple[int, bytearray, int] | None = None) -> None:
+    """Read all streams until `until` has ended. `channel` is (descriptor, where its bytes go, most bytes)."""
+    with selectors.DefaultSelector() as selector:
+        for run in runs:
+            run.register(selector)
+        if channel is not None:
+            descriptor, received, most = channel
+            selector.register(
+                descriptor, selectors.EVENT_READ, lambda block: received.extend(block[: most - len(received)])
+            )
+        while not until.ended and not until.overdue:
+            _read_ready(selector, 0.5)
+        until.stop()
+        while _read_ready(selector, 0):  # what it wrote before it ended
+            pass
+
+
+def _read_ready(selector: selectors.BaseSelector, timeout: float) -> bool:
+    ready = selector.select(timeout)
+    for key, _ in ready:
+        block = os.read(key.fd, 65536)
+        if block:
+            key.data(block)
+        else:
+            selector.unregister(key.fileobj)
+    return bool(ready) and bool(selector.get_map())
+
+
+def run(command: Command, isolation: Isolation) -> tuple[Ended, str, str]:
+    """Run to the end: how it ended, and the tails of standard output and error."""
+    with Running(command, isolation) as running:
+        drive([running], running)
+        return running.end(), running.tail("stdout"), running.tail("stderr")
+
+
+def interpreter() -> tuple[list[str], list[str]]:
+    """The Python of this process without site packages: its command, and the folders that it needs to read."""
+    return _python(), [sys.base_prefix]
+
+
+def _python() -> list[str]:
+    return [os.path.realpath(sys.executable), "-I", "-S", "-B"]
+
+
+def _specification(command: Command, isolation: Isolation, base: Path, status: int, output: int | None) -> Path:
+    """Write the launcher's orders into the run's folder."""
+    work = base / "work"
+    work.mkdir(mode=0o700)
+    (base / "root").mkdir()
+    inner = isolation.mode != "limits"
+    visible = [*sandbox_kernel.SYSTEM, *sandbox_kernel.LINKER, *(p for p in command.visible if not _in_system(p))]
+    spec = base / "spec.json"
+    home = WORK if inner else str(work)
+    python = _python()
+    values = {
+        "mode": isolation.mode,
+        "drop": isolation.drop,
+        "uid": 2_000_000_000 + os.getpid() % 1000 * 100_000 + status if isolation.mode == "namespaces" else 65534,
+        "argv": list(command.argv),
+        "env": {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": home, "TMPDIR": home},
+        "limits": asdict(command.limits),
+        "files": {name: str(path) for name, path in command.files.items()},
+        "channels": list(command.channels),
+        "visible": visible,
+        "root": str(base / "root"),
+        "work": home,
+        "status": status,
+        "output": output,
+        "output_name": command.output[0] if command.output else None,
+        "bubblewrap": [],
+    }
+    if isolation.mode == "bubblewrap":
+        inputs = base / "inputs"
+        inputs.mkdir()
+        for name, path in command.files.items():
+            shutil.copyfile(path, inputs / name)
+        values["files"] = {name: f"/inputs/{name}" for name in command.files}
+        values["bubblewrap"] = _bubblewrap(visible, base, command.limits, python)
+    spec.write_text(json.dumps(values), encoding="utf-8")
+    return spec
+
+
+def _bubblewrap(visible: Sequence[str], base: Path, limits: Limits, python: Sequence[str]) -> list[str]:
+    words = [shutil.which("bwrap") or "bwrap", "--unshare-all", "--die-with-parent", "--new-session"]
+    words += ["--cap-drop", "ALL", "--clearenv"]
+    for path in [*visible, sys.base_prefix]:
+        if Path(path).is_symlink():
+            words += ["--symlink", os.readlink(path), path]
+        else:
+            words += ["--ro-bind-try", path, path]
+    words += ["--ro-bind", str(LAUNCHER.parent), "/launcher", "--ro-bind", str(base / "inputs"), "/inputs"]
+    words += ["--ro-bind", str(base / "spec.json"), "/spec.json"]
+    words += ["--proc", "/proc", "--dev", "/dev", "--size", str(limits.disk), "--tmpfs", WORK, "--symlink", WORK, "/tmp"]
+    words += ["--remount-ro", "/"]
+    return [*words, *python, f"/launcher/{LAUNCHER.name}", "/spec.json"]
+
+
+def _in_system(path: str) -> bool:
+    return any(Path(path).is_relative_to(system) for system in sandbox_kernel.SYSTEM)
+
+
+@lru_cache(maxsize=1)
+def isolation() -> Isolation:
+    """The strongest isolation that works here: each is tried with a program that does nothing.
+
+    Raises ConfigError when not even a limited process starts.
+    """
+    problems = []
+    root = os.getuid() == 0
+    for candidate in _candidates(root):
+        argv, visible = interpreter()
+        command = Command([*argv, "-c", "pass"], Limits(wall=10), visible=visible)
+        ended, _, errors = run(command, candidate)
+        if ended.status == "ok" and ended.error is None:
+            why = f" ({'; '.join(problems)})" if problems and candidate.mode == "limits" else ""
+            return Isolation(candidate.mode, candidate.drop, candidate.description + why)
+        problems.append(f"{candidate.mode}: {ended.error or errors.strip()[-200:] or ended.status}")
+    raise ConfigError(f"the sandbox cannot start a process: {'; '.join(problems)}; run on Linux")
+
+
+def _candidates(root: bool) -> list[Isolation]:
+    user = "as an unprivileged user" if root else "as this user without privileges"
+    apart = f"own file tree, process, network and IPC namespaces, {user}, resource limits"
+    namespaces = Isolation("namespaces", root, f"namespaces: {apart}")
+    bubblewrap = Isolation("bubblewrap", False, f"bubblewrap: {apart}")
+    open_world = "resource limits only: programs can read what {} may read, write where {} may write, use the network"
+    limits = [Isolation("limits", True, open_world.format("nobody", "nobody"))] if root else []
+    limits.append(Isolation("limits", False, open_world.format(*["root" if root else "this user"] * 2)))
+    if root:  # bubblewrap started by root maps the program to root, for whom the kernel does not limit processes
+        return [namespaces, *limits]
+    return [*([bubblewrap] if shutil.which("bwrap") else []), namespaces, *limits]
