@@ -1,0 +1,48 @@
+"""Files of records: JSON lines, plain or gzipped, and Parquet; each record with its place, for messages.
+
+Knows nothing of what the records say.
+"""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from nanochat_cli.errors import DataError
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+
+
+def records(path: Path) -> Iterator[tuple[str, object]]:
+    """(where, record) of a .jsonl, .jsonl.gz or .parquet file; `where` is FILE:LINE. Empty lines are skipped.
+
+    Raises DataError for a file that cannot be read and for a line that is no JSON.
+    """
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow as pa
+            from pyarrow import parquet
+
+            try:
+                rows = parquet.read_table(path).to_pylist()
+            except pa.ArrowException as error:
+                raise DataError(f"{path}: no Parquet file: {' '.join(str(error).split())}") from error
+            for number, row in enumerate(rows, 1):
+                yield f"{path}: row {number}", row
+            return
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield f"{path}:{number}", _parsed(line, f"{path}:{number}")
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _parsed(line: bytes, where: str) -> object:
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{where}: not JSON: {error}") from error
