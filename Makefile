@@ -18,8 +18,9 @@ help:
 quickstart: $(VENV)/.installed-llama-cpp
 	$(BIN)/nanochat quickstart
 
+# Files side by side: most tests are one process that waits for another.
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

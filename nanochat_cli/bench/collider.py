@@ -30,7 +30,7 @@ MICRO_BATCHES = 4
 
 
 class Case(NamedTuple):
-    """sparsity: share that is filtered; threshold: of importance, 0 keeps every token; known: before the forward."""
+    """sparsity: share that is filtered; threshold: of importance, at 1e-9 every token is kept; known: before the forward."""
 
     name: str
     sparsity: float
@@ -44,7 +44,7 @@ def cases_of(sparsities: Sequence[float]) -> list[Case]:
     last = sparsities[-1]
     return [
         *shares,
-        Case("keep all", last, threshold=0.0),
+        Case("keep all", last, threshold=1e-9),
         Case(f"{last:.0%} filtered, known before", last, known=True),
     ]
 
