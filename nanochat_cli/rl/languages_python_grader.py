@@ -5,6 +5,7 @@ program never sees a test or an expected value, only the calls of its functions;
 before it is compared. So it cannot pass without computing the answers.
 """
 
+import ast
 import builtins
 import json
 import os
@@ -126,27 +127,27 @@ def main():
 
 
 def judge(case, support, names):
-    """Whether a test passes, and what to say when it does not. A program's names hide no built-in."""
-    namespace = {name: value for name, value in names.items() if not hasattr(builtins, name)}
+    """Whether a test passes, and what to say when it does not."""
     try:
+        namespace = {name: value for name, value in names.items() if not hidden(name, case["call"])}
         exec(support, namespace)
-        expected = eval(case["expected"], {**namespace, **names_of(support)})
+        expected = eval(case["expected"], namespace)
         found = eval(case["call"], namespace)
         if type(found) is Remote:
             return False, f"{case['call']} is {found!r}, expected {expected!r}"
-        return bool(found == expected), "" if found == expected else f"{case['call']} is {found!r}, not {expected!r}"
+        passed = bool(found == expected)
+        return passed, "" if passed else f"{case['call']} is {found!r}, not {expected!r}"[:1000]
     except Exception as error:  # noqa: BLE001 (a test that fails in any way has failed)
         return False, f"{case['call']}: {describe(error)}"
 
 
-def names_of(support):
-    """What the support defines by itself, if it can be run without the program."""
-    namespace = {}
-    try:
-        exec(support, namespace)
-    except Exception:  # noqa: BLE001 (it needs the program: then it gets it)
-        return {}
-    return namespace
+def hidden(name, call):
+    """A program's name hides a built-in one only where the test is a call of just that, and no yes-or-no question."""
+    if not hasattr(builtins, name):
+        return False
+    tree = ast.parse(call.strip(), mode="eval").body
+    called = tree.func.id if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) else None
+    return name != called or name in ("isinstance", "issubclass", "callable", "hasattr", "bool", "all", "any", "type")
 
 
 def describe(error):

@@ -17,16 +17,16 @@ NAME = "program.py"
 
 
 def main(what):
-    with os.fdopen(3, "r+b", buffering=0, closefd=False) as raw:
-        channel_in = os.fdopen(os.dup(3), "rb")
-        code = load(raw)
-        if code is None or what == "compile":
-            return
-        if what == "execute":
-            os.close(channel_in.detach().fileno())
-            exec(code, {"__name__": "__main__", "__builtins__": __builtins__})
-            return
-        serve(code, channel_in, raw)
+    reader, writer = os.fdopen(os.dup(3), "rb"), os.fdopen(3, "wb")
+    code = load(writer)
+    if code is None or what == "compile":
+        return
+    if what == "serve":
+        serve(code, reader, writer)
+        return
+    reader.close()
+    writer.close()
+    exec(code, {"__name__": "__main__", "__builtins__": __builtins__})
 
 
 def load(channel):

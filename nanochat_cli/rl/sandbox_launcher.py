@@ -198,6 +198,7 @@ def run(spec: dict, report: int, uid: int) -> None:
         os.setsid()
         os.chdir(spec["work"])
         os.umask(0o077)
+        report = os.dup2(report, 99, inheritable=False)  # out of the way of the channels
         place_channels(spec["channels"])
         report = os.dup2(report, FIRST_FD + len(spec["channels"]), inheritable=False)
         os.closerange(report + 1, os.sysconf("SC_OPEN_MAX") if sys.platform == "darwin" else 65536)

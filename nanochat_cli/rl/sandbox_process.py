@@ -25,7 +25,7 @@ LAUNCHER = Path(__file__).with_name("sandbox_launcher.py")
 WORK = "/work"
 """The private folder, inside a file tree of its own."""
 TAIL = 4096
-"""Bytes kept of each stream."""
+"""Bytes kept of each stream, unless a command says otherwise."""
 GRACE = 5.0
 """Seconds that a supervisor may take beyond the wall-clock limit to end a tree."""
 
@@ -76,13 +76,14 @@ class Command:
     channels: Sequence[int] = ()
     visible: Sequence[str] = ()
     output: tuple[str, Path] | None = None
+    tail: int = TAIL
 
 
 class Running:
     """A started process tree. Use as a context manager: leaving it ends the tree and removes its folder."""
 
     def __init__(self, command: Command, isolation: Isolation) -> None:
-        self._limits = command.limits
+        self._limits, self._keep = command.limits, command.tail
         self.tails = {"stdout": bytearray(), "stderr": bytearray()}
         self._read = 0
         self._too_much = False
@@ -147,7 +148,7 @@ class Running:
         self._read += len(block)
         tail = self.tails[name]
         tail += block
-        del tail[:-TAIL]
+        del tail[: -self._keep]
         if self._read > self._limits.output and not self._too_much:
             self._too_much = True
             assert self._process.stdin is not None
@@ -272,7 +273,19 @@ def _bubblewrap(visible: Sequence[str], base: Path, limits: Limits, python: Sequ
             words += ["--ro-bind-try", path, path]
     words += ["--ro-bind", str(LAUNCHER.parent), "/launcher", "--ro-bind", str(base / "inputs"), "/inputs"]
     words += ["--ro-bind", str(base / "spec.json"), "/spec.json"]
-    words += ["--proc", "/proc", "--dev", "/dev", "--size", str(limits.disk), "--tmpfs", WORK, "--symlink", WORK, "/tmp"]
+    words += [
+        "--proc",
+        "/proc",
+        "--dev",
+        "/dev",
+        "--size",
+        str(limits.disk),
+        "--tmpfs",
+        WORK,
+        "--symlink",
+        WORK,
+        "/tmp",
+    ]
     words += ["--remount-ro", "/"]
     return [*words, *python, f"/launcher/{LAUNCHER.name}", "/spec.json"]
 

@@ -1,0 +1,67 @@
+"""Compile and run programs that nobody has read: `Sandbox(limits).judge(program) -> Outcome`.
+
+The one object that rewards and evaluation use. Languages are in `languages_python` and `languages_rust`, processes in
+`sandbox_process`, many programs at once in `sandbox_pool`.
+"""
+
+import sys
+
+from nanochat_cli.errors import ConfigError
+from nanochat_cli.rl import languages_python, languages_rust
+from nanochat_cli.rl.sandbox_limits import COMPILE_LIMITS, Case, Diagnostic, Limits, Outcome, Program, ProgramLike
+from nanochat_cli.rl.sandbox_process import Isolation, isolation
+
+__all__ = ["Case", "Diagnostic", "Limits", "Outcome", "Program", "Sandbox"]
+
+LANGUAGES = ("python", "rust")
+
+
+class Sandbox:
+    """Runs programs within `limits`; rustc within `compile_limits`. May be used by many threads at once.
+
+    `isolation` says how programs are kept apart (`isolation.description` is for reports); by default the strongest
+    form that works on this machine. Every method returns an Outcome, whatever the program does. They raise ConfigError
+    for an unknown language, for Rust without rustc, and when the machine can start no sandbox.
+    """
+
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        compile_limits: Limits = COMPILE_LIMITS,
+        isolated: Isolation | None = None,
+    ) -> None:
+        self.limits = limits if limits is not None else Limits()
+        self.compile_limits = compile_limits
+        self.isolation = isolated if isolated is not None else isolation()
+
+    def compile(self, language: str, source: str) -> Outcome:
+        """Compile and do not run. `source` needs no `main`."""
+        if _known(language) == "python":
+            return languages_python.compile_program(source, self.limits, self.isolation)
+        return languages_rust.compile_program(source, self.compile_limits, self.isolation)
+
+    def execute(self, language: str, source: str) -> Outcome:
+        """Compile and run by itself: Python as `__main__`, Rust through its `main`."""
+        if _known(language) == "python":
+            return languages_python.execute(source, self.limits, self.isolation)
+        return languages_rust.execute(source, self.limits, self.compile_limits, self.isolation)
+
+    def judge(self, program: ProgramLike) -> Outcome:
+        """Compile, and run the tests; a program without tests is only compiled."""
+        if not program.tests:
+            return self.compile(program.language, program.source)
+        if _known(program.language) == "python":
+            return languages_python.judge(program, self.limits, self.isolation)
+        return languages_rust.judge(program, self.limits, self.compile_limits, self.isolation)
+
+    def toolchain(self, language: str) -> str:
+        """The version that programs of a language are compiled with."""
+        if _known(language) == "python":
+            return sys.version
+        return languages_rust.version()
+
+
+def _known(language: str) -> str:
+    if language not in LANGUAGES:
+        raise ConfigError(f"no sandbox for the language {language!r}; there are {', '.join(LANGUAGES)}")
+    return language
