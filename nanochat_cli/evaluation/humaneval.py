@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from nanochat_cli.errors import ConfigError, DataError
-from nanochat_cli.evaluation.completions import CLOSING_STOP
+from nanochat_cli.evaluation.completions import CLOSING_STOP, cut_completion
 from nanochat_cli.evaluation.problems import Problem, Test
 
 PYTHON_STOP = ("\nclass ", "\ndef ", "\n#", "\n@", "\nif ", "\nprint(")
 """Statements at the margin (arXiv:2107.03374, §2.1)."""
 CRATES = ("rand", "regex", "md5")
 """What the header of HumanEval-X imports beside `std`."""
+_ITEM = re.compile(r"\b(?:fn|enum|struct|trait|type|const) (\w+)")
 _UNIT_TEST = re.compile(r"#\[test\](?:\s|//[^\n]*\n)*fn (\w+)\(\)")
 
 
@@ -151,11 +152,15 @@ def _humaneval_x_rust(row: HumanEvalX, name: str, where: str) -> Problem:
     support = _UNIT_TEST.sub(r"pub fn \1()", support)
     tests = tuple(Test(f"{module[1]}::{function}()", "()") for function in functions)
     program = row.canonical_solution + row.test
-    crates = tuple(crate for crate in CRATES if _uses(crate, program))
+    crates = [crate for crate in CRATES if _uses(crate, program)]
     unused = "|".join(crate for crate in CRATES if crate not in crates)
     header = re.sub(rf"^use (?:{unused})\b[^;]*;\n?", "", row.declaration, flags=re.MULTILINE) if unused else ""
     prompt = (header or row.declaration) + row.prompt
-    return Problem(name, "rust", prompt, tests, None, row.canonical_solution, (CLOSING_STOP,), support, crates)
+    # A few solutions go on behind the function, with items that the tests use; a completion ends before them.
+    behind = row.canonical_solution[len(cut_completion("rust", prompt, row.canonical_solution)) :]
+    items = [item for item in _ITEM.findall(behind) if re.search(rf"\b{item}\b", row.test)]
+    needs = (*(f"the crate {crate}" for crate in crates), *(f"a second item, {item}" for item in items))
+    return Problem(name, "rust", prompt, tests, None, row.canonical_solution, (CLOSING_STOP,), support, needs)
 
 
 def _uses(crate: str, program: str) -> bool:

@@ -36,7 +36,7 @@ class Problem:
 
     level: 1 (trivial) to 5, None where the source does not say. solution: a completion that is known to be right, or
     None. stop: texts at which generation may end. support: source that the tests need, behind the completion.
-    crates: Rust crates that the tests or the known solution need beside `std`.
+    needs: what the tests or the known solution need beside one function and the standard library, in words.
     """
 
     id: str
@@ -47,7 +47,7 @@ class Problem:
     solution: str | None = None
     stop: tuple[str, ...] = ()
     support: str = ""
-    crates: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ class Program:
 def assemble(problem: Problem, completion: str) -> Program:
     """The program that a completion makes, cut where the function ends (`completions.cut_completion`).
 
-    Raises ConfigError for a problem that needs crates beside `std`, since no completion of it can be compiled.
+    Raises ConfigError for a problem with `needs`, since no completion of it can pass.
     """
-    if problem.crates:
-        raise ConfigError(f"{problem.id} needs the crates {', '.join(problem.crates)}; leave it out")
+    if problem.needs:
+        raise ConfigError(f"{problem.id} needs {' and '.join(problem.needs)}; leave it out")
     completion = cut_completion(problem.language, problem.prompt, completion, problem.stop)
     return Program(problem.language, problem.prompt + completion, problem.support, problem.tests)
 

@@ -77,12 +77,8 @@ def test_python_formats_pass_with_their_solution_and_fail_without(tmp_path):
 @needs_rustc
 def test_rust_formats_pass_with_their_solution_and_fail_with_another(tmp_path):
     multipl_e, x = load(tmp_path, MULTIPL_E, X_RUST)
-    assert (multipl_e.id, multipl_e.stop, x.id, x.crates) == (
-        "HumanEval_901_gaps",
-        ("\n}",),
-        "humaneval-x/rust/902",
-        (),
-    )
+    assert (multipl_e.id, multipl_e.stop) == ("HumanEval_901_gaps", ("\n}",))
+    assert (x.id, x.needs) == ("humaneval-x/rust/902", ())
     # What generation leaves when it stops at "\n}".
     stopped = "    let n = xs.len().max(1) - 1;\n    (0..n).map(|i| xs[i + 1] - xs[i]).collect()"
     programs = [
@@ -96,17 +92,26 @@ def test_rust_formats_pass_with_their_solution_and_fail_with_another(tmp_path):
     assert run_rust(programs, tmp_path) == [[True], [True], [True, True], [False], [False, False]]
 
 
-def test_rust_problems_that_need_crates_say_so(tmp_path):
+def test_rust_problems_that_one_function_cannot_solve_say_so(tmp_path):
+    solution, test = str(X_RUST["canonical_solution"]), str(X_RUST["test"])
     rows = [
         {**X_RUST, "canonical_solution": '\n    let digest = md5::compute("a");\n}\n'},
         {**X_RUST, "task_id": "Rust/1", "canonical_solution": '\n    let found = Regex::new("a");\n}\n'},
-        {**X_RUST, "task_id": "Rust/2", "test": str(X_RUST["test"]).replace("// why", "// rand::random")},
+        {**X_RUST, "task_id": "Rust/2", "test": test.replace("// why", "// rand::random")},
+        {**X_RUST, "task_id": "Rust/3", "canonical_solution": f"{solution}fn more() {{}}\n"},
+        {**X_RUST, "task_id": "Rust/4", "canonical_solution": f"{solution}fn test_gaps() {{}}\nenum Unused {{}}\n"},
     ]
     problems = load(tmp_path, *rows)
-    assert [problem.crates for problem in problems] == [("md5",), ("regex",), ("rand",)]
+    assert [problem.needs for problem in problems] == [
+        ("the crate md5",),
+        ("the crate regex",),
+        ("the crate rand",),
+        (),
+        ("a second item, test_gaps",),
+    ]
     assert "use md5;" in problems[0].prompt
     assert "use rand" not in problems[0].prompt
-    with pytest.raises(ConfigError, match="humaneval-x/rust/902 needs the crates md5; leave it out"):
+    with pytest.raises(ConfigError, match="humaneval-x/rust/902 needs the crate md5; leave it out"):
         assemble(problems[0], "}")
 
 
@@ -138,9 +143,9 @@ def offline_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "MultiPL-E"
     datasets.Dataset.from_list([MULTIPL_E]).to_parquet(folder / "humaneval-rs" / "test-00000-of-00001.parquet")
-    (folder / "README.md").write_text(
-        "---\nconfigs:\n- config_name: humaneval-rs\n  data_files:\n  - split: test\n    path: humaneval-rs/test-*\n---\n"
-    )
+    configuration = "- config_name: humaneval-rs\n  data_files:\n  - split: test\n    path: humaneval-rs/test-*\n"
+    configuration = "- config_name: humaneval-rs\n  data_files:\n  - split: test\n    path: humaneval-rs/test-*\n"
+    (folder / "README.md").write_text(f"---\nconfigs:\n{configuration}---\n")
     (tmp_path / "rust" / "data").mkdir(parents=True)
     (tmp_path / "rust" / "data" / "humaneval.jsonl").write_text(json.dumps(X_RUST) + "\n")
     multipl_e, x = humaneval.HUB["multipl-e"], humaneval.HUB["humaneval-x"]
