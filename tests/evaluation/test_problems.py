@@ -179,3 +179,11 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(ConfigError, match="no problem set 'pyton'; there are python, rust, humaneval, multipl-e"):
         load_problems("pyton")
+
+
+def test_the_example_of_the_documentation_is_a_problem(tmp_path):
+    page = Path(__file__).resolve().parents[2] / "docs" / "problems.md"
+    example = re.search(r"```json\n(.*?)```", page.read_text(), re.DOTALL)
+    assert example is not None
+    (problem,) = load_problems(write(tmp_path / "example.jsonl", json.loads(example[1])))
+    assert run_python([assemble(problem, problem.solution or "")]) == [[True, True]]

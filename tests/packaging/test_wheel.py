@@ -51,6 +51,10 @@ def test_the_wheel_holds_both_packages_and_every_preset(wheel):
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
+def test_the_wheel_holds_the_problem_sets(wheel):
+    assert {f"nanochat_cli/tasks/{name}.jsonl" for name in ("python", "rust")} <= set(zipfile.ZipFile(wheel).namelist())
+
+
 def test_the_wheel_holds_the_c_sources_of_the_kernels(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     folder = ROOT / "kernels" / "nanochat_kernels" / "cpu" / "source"
