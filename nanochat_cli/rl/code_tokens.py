@@ -6,6 +6,7 @@ an answer is worth is left to `rewards`.
 
 import ast
 import io
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -67,7 +68,9 @@ def body(language: Language, prompt: str, completion: str) -> Body:
 def python_function(prompt: str, completion: str) -> ast.FunctionDef | ast.AsyncFunctionDef | ast.Module | None:
     """The last function that the prompt began, or the whole module; None when the program does not parse."""
     try:
-        module = ast.parse(prompt + completion)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an odd escape in generated code is no news for a person
+            module = ast.parse(prompt + completion)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     first = prompt.count("\n") + 1  # line on which the model began

@@ -4,9 +4,9 @@ Knows the text of an attempt and whether its tests all passed. The terms of the 
 """
 
 import ast
+import math
 import re
 from collections.abc import Sequence
-from difflib import SequenceMatcher
 from typing import Literal
 
 from pygments.token import Name, String
@@ -89,9 +89,14 @@ def _uses(answer: Body) -> bool:
 def _copied(answer: Sequence[CodeToken], source: Sequence[CodeToken]) -> bool:
     if len(answer) < COPY_TOKENS or len(source) < COPY_TOKENS:
         return False
-    texts = [token.text for token in answer], [token.text for token in source]
-    run = SequenceMatcher(None, *texts, autojunk=False).find_longest_match()
-    return run.size >= COPY_SHARE * len(answer)
+    run = math.ceil(COPY_SHARE * len(answer))
+    where = _joined(source)
+    return any(_joined(answer[start : start + run]) in where for start in range(len(answer) - run + 1))
+
+
+def _joined(tokens: Sequence[CodeToken]) -> str:
+    """Text that contains that of another just when the tokens contain the other's."""
+    return "".join(f"\0{token.text}\0" for token in tokens)
 
 
 def _python_computes(prompt: str, completion: str) -> bool:

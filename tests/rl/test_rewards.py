@@ -3,15 +3,23 @@
 Outcomes are written down here; the compilers and the sandbox have tests of their own.
 """
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import tomlkit
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from benchmarks.update_figures import ROOT
 from nanochat_cli.errors import ConfigError
 from nanochat_cli.evaluation.problems import load_problems
 from nanochat_cli.rl import rewards
 from nanochat_cli.rl.rewards import Attempt, RewardConfig, load_rewards, reward
+from nanochat_cli.rl.sandbox_limits import Diagnostic as SandboxDiagnostic
+from nanochat_cli.rl.sandbox_limits import Outcome as SandboxOutcome
+from tests.docs.markdown import blocks, read
 
 PYTHON = 'def largest(values: list[int], start: int) -> int:\n    """The largest of values and start."""\n'
 RUST = "/// The largest of values and start.\nfn largest(values: &[i32], start: i32) -> i32 {\n"
@@ -289,6 +297,64 @@ def test_a_prompt_may_end_anywhere(prompt, completion):
     assert (found.rejected, found.total) == (None, pytest.approx(1.0))
 
 
+FRAGMENTS = [
+    "def f(x):\n",
+    "fn f(x: i32) -> i32 {",
+    "return ",
+    "x",
+    '"',
+    "'",
+    '"""',
+    "{",
+    "}",
+    "(",
+    ")",
+    "\n    ",
+    "\n",
+    "\r",
+]
+FRAGMENTS += [
+    "#",
+    "//",
+    "/*",
+    "*/",
+    "\\",
+    "\0",
+    "é",
+    "𝄞",
+    "\ud800",
+    "r#",
+    "#[",
+    "]",
+    "1",
+    "+",
+    "\x0c",
+    "\u2028",
+    "if ",
+    "lambda: ",
+]
+
+
+@given(st.sampled_from(["python", "rust"]), *[st.lists(st.sampled_from(FRAGMENTS), max_size=25).map("".join)] * 3)
+@settings(max_examples=300, deadline=None)
+def test_any_text_at_all_has_a_reward_between_zero_and_one(language, prompt, completion, example):
+    found = reward(attempt(language, completion, prompt=prompt, examples=(example,)), RewardConfig())
+    assert all(0 <= value <= 1 for value in (found.total, *found.terms.values()))
+    assert (found.rejected == "empty") == (not completion.strip())
+
+
+def test_long_repetitive_text_is_judged_within_a_second_of_processor_time():
+    start = time.process_time()
+    reward(attempt("python", "    a = a + a\n" * 500, prompt=PYTHON + "    a = a + a\n" * 500), RewardConfig())
+    assert time.process_time() - start < 1
+
+
+def test_the_outcome_of_the_sandbox_is_an_outcome():
+    outcome = SandboxOutcome("ran", "ok", (SandboxDiagnostic("warning", "unused"),), passed=1, total=2)
+    found = reward(Attempt("python", PYTHON, "    return max(values) + start\n", outcome, 2), RewardConfig())
+    assert (found.terms["warnings"], found.terms["tests"]) == (0.5, 0.5)
+
+
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
@@ -314,6 +380,14 @@ def test_a_bad_table_is_one_clear_line(tmp_path, text, message):
         load_rewards(file)
     assert str(failure.value).startswith(f"{file}: ")
     assert "\n" not in str(failure.value)
+
+
+def test_the_table_on_the_page_is_the_default(tmp_path):
+    (table,) = [block.content for block in blocks(read(ROOT / "docs/methods/grpo.md")) if "[rewards]" in block.content]
+    file = tmp_path / "rewards.toml"
+    file.write_text(table, encoding="utf-8")
+    assert load_rewards(file) == RewardConfig()
+    assert set(tomlkit.parse(table)["rewards"]) == set(RewardConfig.model_fields)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_table_sets_what_it_names(tmp_path):
