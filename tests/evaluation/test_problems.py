@@ -9,6 +9,7 @@ import pytest
 
 from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.evaluation.problems import Problem, assemble, load_problems
+from nanochat_cli.rl.sandbox import Sandbox
 from tests.evaluation.programs import compile_rust, files_with_errors, needs_rustc, run_python, run_rust
 
 PYTHON = load_problems("python")
@@ -111,6 +112,33 @@ def test_a_program_keeps_its_tests_beside_the_source():
     assert program.source.rstrip() == f"{problem.prompt}    return a + b"
     assert program.tests == problem.tests
     assert not any(test.call in program.source for test in program.tests)
+
+
+# --- in the sandbox ---------------------------------------------------------------------------------------------------
+
+
+def judged(problem: Problem, completion: str) -> tuple[int, int]:
+    outcome = Sandbox().judge(assemble(problem, completion))
+    return outcome.passed, outcome.total
+
+
+def test_the_sandbox_judges_python_programs_as_they_are():
+    problem = PYTHON[-1]
+    assert judged(problem, problem.solution or "") == (len(problem.tests), len(problem.tests))
+    assert judged(problem, "    return text\n")[0] < len(problem.tests)
+
+
+@needs_rustc
+def test_the_sandbox_judges_rust_programs_as_they_are():
+    problem = RUST[-1]
+    assert judged(problem, problem.solution or "") == (len(problem.tests), len(problem.tests))
+
+
+@pytest.mark.slow
+@needs_rustc
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.id)
+def test_every_solution_passes_in_the_sandbox(problem):
+    assert judged(problem, problem.solution or "") == (len(problem.tests), len(problem.tests))
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
