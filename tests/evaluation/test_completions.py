@@ -1,5 +1,12 @@
 """A completion is cut where its function ends, and nowhere else."""
 
+import ast
+import io
+import itertools
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from nanochat_cli.evaluation.completions import cut_completion
@@ -93,3 +100,24 @@ def test_the_brace_that_a_stop_sequence_swallowed_comes_back():
 def test_another_language_is_refused():
     with pytest.raises(ValueError, match="lua"):
         cut_completion("lua", "", "")
+
+
+def functions_of_the_standard_library() -> Iterator[tuple[str, str, str]]:
+    """(first lines of a function, its body with what lies before the next statement, the rest of its file)."""
+    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("[a-h]*.py")):
+        source = path.read_text(encoding="utf-8")
+        lines, statements = list(io.StringIO(source)), ast.parse(source).body
+        for function, following in itertools.pairwise(statements):
+            if isinstance(function, ast.FunctionDef):
+                first, *_ = function.body
+                decorators = getattr(following, "decorator_list", [])
+                body, end = first.lineno - 1, min(node.lineno for node in (following, *decorators)) - 1
+                if body >= function.lineno and not getattr(first, "decorator_list", []):
+                    yield "".join(lines[function.lineno - 1 : body]), "".join(lines[body:end]), "".join(lines[end:])
+
+
+def test_functions_of_the_standard_library_are_cut_where_the_parser_says():
+    functions = list(functions_of_the_standard_library())
+    assert len(functions) > 100
+    for prompt, body, rest in functions:
+        assert cut_completion("python", prompt, body + rest) == body, prompt
