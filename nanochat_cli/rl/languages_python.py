@@ -33,12 +33,15 @@ def execute(source: str, limits: Limits, isolation: Isolation) -> Outcome:
 
 def _alone(source: str, what: str, limits: Limits, isolation: Isolation) -> Outcome:
     received = bytearray()
-    with _folder(source) as folder, _pair() as (ours, theirs):
-        with Running(_program(folder, what, theirs, limits), isolation) as running:
-            theirs.close()
-            drive([running], running, (ours.fileno(), received, _MESSAGES))
-            ended = running.end()
-            outcome = _outcome(ended, running)
+    with (
+        _folder(source) as folder,
+        _pair() as (ours, theirs),
+        Running(_program(folder, what, theirs, limits), isolation) as running,
+    ):
+        theirs.close()
+        drive([running], running, (ours.fileno(), received, _MESSAGES))
+        ended = running.end()
+        outcome = _outcome(ended, running)
     said = _messages(received)
     if not said or not said[0].get("compiled"):
         return _not_compiled(outcome, said, ended)
@@ -52,15 +55,20 @@ def judge(program: ProgramLike, limits: Limits, isolation: Isolation) -> Outcome
     """Compile, run as a module, and count the tests that pass."""
     cases = [{"call": case.call, "expected": case.expected} for case in program.tests]
     received = bytearray()
-    with _folder(program.source) as folder, _pair() as (ours, theirs), _pair() as (program_end, grader_end):
-        tests = folder / "tests.json"
-        tests.write_text(json.dumps({"cases": cases, "support": program.support}), encoding="utf-8")
+    with (
+        _folder(program.source) as folder,
+        _pair() as (ours, theirs),
+        _pair() as (program_end, grader_end),
+        tempfile.TemporaryFile() as tests,  # has no name, so that no program can find it
+    ):
+        tests.write(json.dumps({"cases": cases, "support": program.support}).encode())
+        tests.seek(0)
         argv, visible = interpreter()
         grader = Command(
             [*argv, GRADER.name],
             replace(limits, wall=limits.wall + 1, memory=max(limits.memory, 256 * MIB)),
-            files={GRADER.name: GRADER, VALUES.name: VALUES, tests.name: tests},
-            channels=(grader_end.fileno(), theirs.fileno()),
+            files={GRADER.name: GRADER, VALUES.name: VALUES},
+            channels=(grader_end.fileno(), theirs.fileno(), tests.fileno()),
             visible=visible,
         )
         with Running(grader, isolation) as judging:
@@ -113,7 +121,7 @@ def _not_compiled(outcome: Outcome, said: list[dict[str, Any]], ended: Ended) ->
     status = outcome.status if ended.reason not in (None, "stopped") else "compile error"
     found = _diagnostics(said[0]) if said else ()
     if not found:
-        found = (Diagnostic("error", f"the compiler ended without a word ({outcome.status})"),)
+        found = (Diagnostic("error", ended.error or f"the compiler ended without a word ({outcome.status})"),)
     return replace(outcome, stage="not compiled", status=status, diagnostics=found)
 
 
@@ -123,11 +131,12 @@ def _outcome(ended: Ended, running: Running) -> Outcome:
     status = "ok" if ended.reason == "stopped" else ended.status
     if status == "runtime error" and stderr.rstrip().rpartition("\n")[2].startswith("MemoryError"):
         status = "memory"
-    return Outcome("ran", status, (), stdout=running.tail("stdout"), stderr=stderr, seconds=ended.seconds)
+    found = (Diagnostic("error", f"the sandbox: {ended.error}"),) if ended.error else ()
+    return Outcome("ran", status, found, stdout=running.tail("stdout"), stderr=stderr, seconds=ended.seconds)
 
 
 def _fault(outcome: Outcome) -> tuple[Diagnostic, ...]:
-    if outcome.status in ("ok", "timeout", "output limit"):
+    if outcome.status in ("ok", "timeout", "output limit") or not outcome.stderr.strip():
         return ()
     return (Diagnostic("error", outcome.stderr.strip().rpartition("\n")[2]),)
 

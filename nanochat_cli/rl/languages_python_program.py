@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 import warnings
+from typing import Any
 
 sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 (pathlib costs start-up time)
 import languages_python_values as values  # pyright: ignore[reportImplicitRelativeImport]
@@ -59,7 +60,7 @@ def serve(code, channel_in, channel_out):
 
     def answer(question):
         of, does = question["of"], question["do"]
-        target = namespace if of is None else objects[of]
+        target: Any = namespace if of is None else objects[of]
         arguments = values.decode(question["arguments"], lambda number: objects[number])
         if does == "run":
             exec(code, namespace)

@@ -1,41 +1,45 @@
 """How values cross between a program under test and its grader: JSON with tags, plain data only.
 
-Copied into the sandbox beside both scripts; standard library only. What comes out of `decode` is made of built-in types,
-so that no method of the program (`__eq__`, `__class__`) takes part in a comparison.
+Copied into the sandbox beside both scripts; standard library only. What comes out of `decode` is made of built-in
+types, so that no method of the program (`__eq__`, `__class__`) takes part in a comparison.
 """
 
 import json
+from typing import Any
 
 LONGEST = 1 << 20
 """Bytes of one message."""
+
+_NUMBERS: Any = ((int, lambda value: hex(int.__index__(value))), (float, float.__repr__), (complex, complex.__repr__))
+_MANY: Any = ((list, list.__iter__), (tuple, tuple.__iter__), (set, set.__iter__), (frozenset, frozenset.__iter__))
+"""Types with the functions of their own, which a subclass cannot replace."""
 
 
 class Refused(Exception):
     """A message that is too long, or no message."""
 
 
-def encode(value, refer):
+def encode(value: Any, refer: Any) -> Any:
     """JSON form of a value. `refer` gives a number to what is not plain data."""
     kind = type(value)
     if value is None or kind is bool or kind is str:
         return value
-    for base in (int, float, complex):
-        if isinstance(value, base) and kind is not bool:
-            text = base.__repr__(value) if base is not int else hex(int(value))
-            return [base.__name__, text]
+    for base, text in _NUMBERS:
+        if isinstance(value, base):
+            return [base.__name__, text(value)]
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, (bytes, bytearray)):
         return ["bytes", bytes(value).hex()]
-    for base in (list, tuple, set, frozenset):
+    for base, items in _MANY:
         if isinstance(value, base):
-            return [base.__name__, [encode(item, refer) for item in base.__iter__(value)]]
+            return [base.__name__, [encode(item, refer) for item in items(value)]]
     if isinstance(value, dict):
         return ["dict", [[encode(key, refer), encode(item, refer)] for key, item in dict.items(value)]]
     return ["object", refer(value)]
 
 
-def decode(form, resolve):
+def decode(form: Any, resolve: Any) -> Any:
     """The value of a JSON form. `resolve` gives the object behind a number. Raises Refused, TypeError, ValueError."""
     if form is None or isinstance(form, (bool, str)):
         return form
@@ -45,7 +49,7 @@ def decode(form, resolve):
     simple = {"int": lambda text: int(text, 16), "float": float, "complex": complex, "bytes": bytes.fromhex}
     if kind in simple:
         return simple[kind](content)
-    many = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
+    many: Any = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
     if kind in many:
         return many[kind]([decode(item, resolve) for item in content])
     if kind == "dict":
@@ -55,13 +59,13 @@ def decode(form, resolve):
     raise Refused("not a value")
 
 
-def write(stream, message):
+def write(stream: Any, message: dict[str, Any]) -> None:
     """One message. Raises OSError."""
     stream.write(json.dumps(message).encode() + b"\n")
     stream.flush()
 
 
-def read(stream):
+def read(stream: Any) -> dict[str, Any] | None:
     """The next message; None at the end. Raises Refused."""
     line = stream.readline(LONGEST + 1)
     if not line:

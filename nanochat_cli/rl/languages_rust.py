@@ -1,8 +1,9 @@
 """Rust programs: rustc with JSON diagnostics, then the binary; both in the sandbox.
 
-The crate with the program holds the calls of the tests and sends the `Debug` text of each value to the host. The expected
-values are made by a second crate that holds nothing of the program, and the host compares. So a program that replaces
-types, macros or `main`, or reads its own sources, still has to compute the answers. Needs rustc and a C linker.
+The crate with the program holds the calls of the tests and sends the `Debug` text of each value to the host. The
+expected values are made by a second crate that holds nothing of the program, and the host compares. So a program that
+replaces types, macros or `main`, or reads its own sources, still has to compute the answers. Needs rustc and a C
+linker.
 """
 
 import json
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from nanochat_cli.errors import ConfigError
 from nanochat_cli.rl.languages_rust_cases import Check, canonical, checks_of, crate_of, expected_crate, reports
@@ -59,7 +61,9 @@ def execute(source: str, limits: Limits, compile_limits: Limits, isolation: Isol
             return compiled
         outcome, _ = _run(binary, limits, isolation)
     return replace(
-        outcome, diagnostics=(*compiled.diagnostics, *_fault(outcome)), seconds=compiled.seconds + outcome.seconds
+        outcome,
+        diagnostics=(*compiled.diagnostics, *outcome.diagnostics, *_fault(outcome)),
+        seconds=compiled.seconds + outcome.seconds,
     )
 
 
@@ -70,10 +74,10 @@ def judge(program: ProgramLike, limits: Limits, compile_limits: Limits, isolatio
     plain = [Check(number, call, expected) for number, (call, expected) in enumerate(tests)]
     checks, support = checks_of(tests, program.support, program.source), ""
     values = _expected(expected_crate(checks), compile_limits, isolation) if checks else None
-    if values is None:
+    if checks is None or values is None:
         checks, support = plain, program.support
         values = _expected(expected_crate(checks), compile_limits, isolation)
-    failed = {"total": total, "results": (False,) * total}
+    failed: dict[str, Any] = {"total": total, "results": (False,) * total}
     if values is None:
         outcome = compile_program(program.source, compile_limits, isolation)
         reason = Diagnostic("error", "an expected value does not compile by itself")
@@ -95,7 +99,7 @@ def judge(program: ProgramLike, limits: Limits, compile_limits: Limits, isolatio
     ]
     return replace(
         outcome,
-        diagnostics=(*warnings, *failures, *_fault(outcome)),
+        diagnostics=(*warnings, *outcome.diagnostics, *failures, *_fault(outcome)),
         passed=sum(passed),
         total=total,
         results=tuple(passed),
@@ -185,7 +189,7 @@ def _diagnostics(errors: str) -> list[Diagnostic]:
             continue
         spans = [span for span in item.get("spans", []) if span.get("is_primary")]
         code = item.get("code")
-        if spans or code or item.get("level") == "error" and not item["message"].startswith("aborting due to"):
+        if spans or code or (item.get("level") == "error" and not item["message"].startswith("aborting due to")):
             label = f"{code['code']}: " if code else ""
             start = spans[0]["line_start"] if spans else None
             found.append(Diagnostic(item["level"], f"{label}{item['message']}"[:1000], start))
@@ -211,7 +215,8 @@ def _run(binary: Path, limits: Limits, isolation: Isolation) -> tuple[Outcome, d
     status = ended.status
     if status == "runtime error" and re.search(r"^memory allocation of \d+ bytes failed", stderr, re.MULTILINE):
         status = "memory"
-    return Outcome("ran", status, stdout=stdout, stderr=stderr, seconds=ended.seconds), reports(bytes(received))
+    found = (Diagnostic("error", f"the sandbox: {ended.error}"),) if ended.error else ()
+    return Outcome("ran", status, found, stdout=stdout, stderr=stderr, seconds=ended.seconds), reports(bytes(received))
 
 
 def _fault(outcome: Outcome) -> tuple[Diagnostic, ...]:

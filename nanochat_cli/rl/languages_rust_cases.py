@@ -1,6 +1,6 @@
 """Tests of Rust programs as text: which crates evaluate them, and how their reports are read.
 
-Knows the surface of Rust (brackets, strings, comments), not its grammar: a test that it splits wrongly does not compile.
+Knows the surface of Rust (brackets, strings, comments), not its grammar: a test that is split wrongly does not compile.
 """
 
 import re
@@ -164,7 +164,8 @@ def expected_crate(checks: Sequence[Check]) -> str:
         value = f'let value{kind} = {check.expected}; ::std::format!("{{:?}}", value)'
         lines.append(f"pub fn case_{i}() -> ::std::string::String {{ {value} }}")
     body = "\n".join(lines)
-    return f"pub mod cases {{\n#[allow(unused_imports)] use ::std::collections::*;\n{body}\n}}\n{_main(len(checks), 'cases')}"
+    imports = "#[allow(unused_imports)] use ::std::collections::*;"
+    return f"pub mod cases {{\n{imports}\n{body}\n}}\n{_main(len(checks), 'cases')}"
 
 
 def _main(count: int, module: str) -> str:

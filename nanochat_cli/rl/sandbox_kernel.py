@@ -91,7 +91,7 @@ def build_root(spec: dict, uid: int) -> None:
     for path in spec["visible"]:
         if os.path.islink(path):  # noqa: PTH114
             os.makedirs(os.path.dirname(root + path), exist_ok=True)  # noqa: PTH103, PTH120
-            os.symlink(os.readlink(path), root + path)  # noqa: PTH115
+            os.symlink(os.readlink(path), root + path)  # noqa: PTH115, PTH211
         elif os.path.exists(path):  # noqa: PTH110
             _bind(path, root + path)
             _restrict(root + path, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV)
@@ -102,7 +102,7 @@ def build_root(spec: dict, uid: int) -> None:
     os.mkdir(root + spec["work"])  # noqa: PTH102
     options = f"size={limits['disk']},nr_inodes={limits['files']},mode=700,uid={uid}"
     _mount("tmpfs", root + spec["work"], "tmpfs", MS_NOSUID | MS_NODEV, options)
-    os.symlink(spec["work"], f"{root}/tmp")
+    os.symlink(spec["work"], f"{root}/tmp")  # noqa: PTH211
 
 
 def pivot(root: str) -> None:

@@ -1,7 +1,7 @@
 """Many programs at once: threads that wait for sandboxes, and a cache of what came of a program.
 
-A verdict depends on program, tests, limits, isolation and toolchain; a program that was judged under all of these before
-is not run again. What a clock or the machine decided (timeouts, kills) is not kept.
+A verdict depends on program, tests, limits, isolation and toolchain; a program that was judged under all of these
+before is not run again. What a clock or the machine decided (timeouts, kills) is not kept.
 """
 
 import hashlib
@@ -55,7 +55,7 @@ class SandboxPool:
     def judge_all(self, programs: Sequence[ProgramLike], reporter: Reporter | None = None) -> list[Outcome]:
         """Outcomes in the order of `programs`; equal programs are run once. Raises what `Sandbox.judge` raises."""
         keys = [self.key(program) for program in programs]
-        first = {key: program for key, program in zip(reversed(keys), reversed(programs), strict=True)}
+        first = dict(zip(keys, programs, strict=True))
         futures = {key: self._executor.submit(self._outcome, key, program) for key, program in first.items()}
         try:
             if reporter is None:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from nanochat_cli.errors import ConfigError
 from nanochat_cli.rl import sandbox_kernel
@@ -55,6 +55,8 @@ class Ended:
         """The end in the words of `Outcome`."""
         if self.reason in ("timeout", "memory", "output limit", "disk limit", "killed"):
             return self.reason  # type: ignore[return-value]  # narrowed by the test above
+        if self.error is not None:
+            return "killed"
         if self.code == -24:  # SIGXCPU
             return "timeout"
         if self.code == -9:
@@ -167,7 +169,7 @@ class Running:
     def end(self) -> Ended:
         """How it ended; call after `stop` or when `ended`. Raises ConfigError when the sandbox could not start."""
         try:
-            values = json.loads(bytes(self._report))
+            values: dict[str, Any] = json.loads(bytes(self._report))
         except ValueError:
             values = {"reason": "killed"}
         reason = "output limit" if self._too_much else values.get("reason")
@@ -235,13 +237,15 @@ def _specification(command: Command, isolation: Isolation, base: Path, status: i
     spec = base / "spec.json"
     home = WORK if inner else str(work)
     python = _python()
+    limits = asdict(command.limits)
+    limits["disk"] += sum(path.stat().st_size for path in command.files.values())  # what we put there is not its doing
     values = {
         "mode": isolation.mode,
         "drop": isolation.drop,
         "uid": 2_000_000_000 + os.getpid() % 1000 * 100_000 + status if isolation.mode == "namespaces" else 65534,
         "argv": list(command.argv),
         "env": {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": home, "TMPDIR": home},
-        "limits": asdict(command.limits),
+        "limits": limits,
         "files": {name: str(path) for name, path in command.files.items()},
         "channels": list(command.channels),
         "visible": visible,
@@ -258,17 +262,17 @@ def _specification(command: Command, isolation: Isolation, base: Path, status: i
         for name, path in command.files.items():
             shutil.copyfile(path, inputs / name)
         values["files"] = {name: f"/inputs/{name}" for name in command.files}
-        values["bubblewrap"] = _bubblewrap(visible, base, command.limits, python)
+        values["bubblewrap"] = _bubblewrap(visible, base, limits["disk"], python)
     spec.write_text(json.dumps(values), encoding="utf-8")
     return spec
 
 
-def _bubblewrap(visible: Sequence[str], base: Path, limits: Limits, python: Sequence[str]) -> list[str]:
+def _bubblewrap(visible: Sequence[str], base: Path, disk: int, python: Sequence[str]) -> list[str]:
     words = [shutil.which("bwrap") or "bwrap", "--unshare-all", "--die-with-parent", "--new-session"]
     words += ["--cap-drop", "ALL", "--clearenv"]
     for path in [*visible, sys.base_prefix]:
         if Path(path).is_symlink():
-            words += ["--symlink", os.readlink(path), path]
+            words += ["--symlink", str(Path(path).readlink()), path]
         else:
             words += ["--ro-bind-try", path, path]
     words += ["--ro-bind", str(LAUNCHER.parent), "/launcher", "--ro-bind", str(base / "inputs"), "/inputs"]
@@ -279,7 +283,7 @@ def _bubblewrap(visible: Sequence[str], base: Path, limits: Limits, python: Sequ
         "--dev",
         "/dev",
         "--size",
-        str(limits.disk),
+        str(disk),
         "--tmpfs",
         WORK,
         "--symlink",
