@@ -118,7 +118,8 @@ def _watch(folder: Path, largest: list[int], stop: threading.Event) -> None:
 def _children() -> set[int]:
     found = set()
     for task in Path("/proc/self/task").iterdir():
-        found |= {int(word) for word in (task / "children").read_text().split()}
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            found |= {int(word) for word in (task / "children").read_text().split()}
     return found
 
 
