@@ -1,5 +1,6 @@
 """The asynchronous loader: the batches of one reader in its order, every failure an error, no process left behind."""
 
+import contextlib
 import os
 import select
 import signal
@@ -158,7 +159,11 @@ def test_no_process_is_left_after_the_reader_is_stopped(how: signal.Signals) -> 
         assert not any(ended(handle, within=0) for handle in handles)
         # Ctrl-C reaches every process of the terminal's foreground group.
         os.killpg(process.pid, how)
-        process.wait(10)
+        try:
+            process.wait(10)
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # a reader that does not end must not outlive the test
+                os.killpg(process.pid, signal.SIGKILL)
     for handle in handles:
         assert ended(handle)
         os.close(handle)
