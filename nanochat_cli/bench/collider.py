@@ -30,7 +30,7 @@ MICRO_BATCHES = 4
 
 
 class Case(NamedTuple):
-    """sparsity: share that is filtered; threshold: of importance, at 1e-9 every token is kept; known: before the forward."""
+    """sparsity: share that is filtered; threshold: at 1e-9 every token is kept; known: before the forward pass."""
 
     name: str
     sparsity: float

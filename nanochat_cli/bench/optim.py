@@ -213,7 +213,7 @@ def claims(results: Sequence[Result]) -> list[Claim]:
             Claim(
                 id=f"{name} {metric}",
                 statement=f"{what} of d20 with {name} is {at_least:.0%} less than that of {peer}",
-                source="issue 5",
+                source="our own target",
                 expected=f"≥ {at_least:.0%}",
                 measured=f"{saved:.1%}",
                 verdict="supported" if saved >= at_least else "not supported",
@@ -225,7 +225,7 @@ def claims(results: Sequence[Result]) -> list[Claim]:
             Claim(
                 id=f"{name} time",
                 statement=f"a step with {name} takes at most {TIME_LIMIT} × the time of Muon in float32, at every size",
-                source="issue 5",
+                source="our own target",
                 expected=f"≤ {TIME_LIMIT}",
                 measured=f"{max(slower):.2f}",
                 verdict="supported" if max(slower) <= TIME_LIMIT else "not supported",
@@ -245,7 +245,7 @@ def parity(ours: Result, peer: Result) -> Claim:
     return Claim(
         id=f"{ours.case} parity",
         statement=f"{ours.metric} of {ours.case} differs from Muon's in float32 by no more than its seeds do",
-        source="issue 5",
+        source="our own target",
         expected=f"≤ {spread:.4f} nats",
         measured=f"{gap:+.4f} nats",
         verdict=verdict if len(gaps) >= MIN_SEEDS else "not measurable here",

@@ -13,6 +13,8 @@ from typing import Any
 
 from nanochat_cli.errors import DataError
 from nanochat_cli.report.environment import environment
+from nanochat_cli.report.quantities import format_quantity
+from nanochat_cli.report.reporter import Reporter
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,24 @@ def summarise(
         pairs = zip(runs, peer_runs, strict=True)
         ratio = statistics.median(theirs / ours if smaller_is_better else ours / theirs for ours, theirs in pairs)
     return Result(case, metric, statistics.median(runs), unit, peer, ratio, list(runs), spread=(min(runs), max(runs)))
+
+
+def show_results(reporter: Reporter, title: str, results: Sequence[Result], claims: Sequence[Claim] = ()) -> None:
+    """Results and claims as tables, and for `--json`."""
+    rows = [(r.case, r.metric, _shown(r), "" if r.ratio is None else f"{r.ratio:.3g}") for r in results]
+    reporter.table(title, ("case", "measure", "value", "ratio"), rows)
+    found: dict[str, Any] = {"results": [asdict(r) for r in results]}
+    if claims:
+        judged = [(c.statement, c.expected, c.measured, c.verdict) for c in claims]
+        reporter.table("claims", ("statement", "expected", "measured", "verdict"), judged)
+        found["claims"] = [asdict(c) for c in claims]
+    reporter.result(found)
+
+
+def _shown(result: Result) -> str:
+    if result.unit == "B":
+        return format_quantity(result.value, "B")
+    return f"{result.value:,.4g} {result.unit}".strip()
 
 
 def write_results(

@@ -102,22 +102,12 @@ def architectures(
     Every variant has the width and depth of the plain model and trains in a process of its own; they take turns.
     """
     from nanochat_cli.bench.architectures import measure_architectures
-    from nanochat_cli.bench.result_file import write_results
+    from nanochat_cli.bench.result_file import show_results, write_results
 
     reporter = session_of(ctx).reporter
     variants = ["plain", "mhc-2", "mhc-4"] if quick else None
     results = measure_architectures(preset, overrides, reporter, rounds=1 if quick else 3, variants=variants)
-    rows = [
-        (
-            r.case,
-            r.metric,
-            f"{r.value / 1e6:.0f} MB" if r.unit == "B" else f"{r.value:.0f} ms",
-            r.ratio and f"{r.ratio:.2f}",
-        )
-        for r in results
-    ]
-    reporter.table("training step; ratio: plain / variant", ("variant", "measure", "value", "ratio"), rows)
-    reporter.result({"results": [r.__dict__ for r in results]})
+    show_results(reporter, "training step; ratio: plain / variant", results)
     if out is not None:
         write_results(out, "architectures-cost", results)
 
@@ -136,7 +126,7 @@ def loader(
     from tempfile import TemporaryDirectory
 
     from nanochat_cli.bench.loader import FULL, QUICK, measure_loader
-    from nanochat_cli.bench.result_file import write_results
+    from nanochat_cli.bench.result_file import show_results, write_results
 
     session = session_of(ctx)
     # The batch of a small GPU, whatever the preset's model is trained with; little text, as its amount changes nothing.
@@ -145,9 +135,7 @@ def loader(
     config = resolve(session, [], None, shape + overrides, default_preset="quickstart")
     with TemporaryDirectory() as folder:
         results = measure_loader(Path(folder), config, QUICK if quick else FULL, session.reporter)
-    rows = [(r.case, r.metric, f"{r.value:,.4g}", r.ratio and f"{r.ratio:.2f}") for r in results]
-    session.reporter.table("loader; ratio: to reading in the trainer", ("case", "measure", "value", "ratio"), rows)
-    session.reporter.result({"results": [r.__dict__ for r in results]})
+    show_results(session.reporter, "loader; ratio: to reading in the trainer", results)
     if out is not None:
         shown = {"workers": config.loader.workers, "prefetch": config.loader.prefetch}
         tokens = {"batch_size": config.train.batch_size * config.train.grad_accum, "seq_len": config.train.seq_len}
@@ -161,23 +149,11 @@ def optim(ctx: typer.Context, quick: Quick = False, out: Out = None) -> None:
     Bytes are counted for the shapes of every preset; times and losses are of small models.
     """
     from nanochat_cli.bench.optim import measure_optim
-    from nanochat_cli.bench.result_file import write_results
+    from nanochat_cli.bench.result_file import show_results, write_results
 
     reporter = session_of(ctx).reporter
     results, claims = measure_optim(reporter, quick=quick)
-    rows = [
-        (
-            r.case,
-            r.metric,
-            f"{r.value / 1e6:.1f} MB" if r.unit == "B" else f"{r.value:.3g} {r.unit}",
-            r.ratio and f"{r.ratio:.3g}",
-        )
-        for r in results
-    ]
-    reporter.table("ratio above 1: better than the peer", ("case", "measure", "value", "ratio"), rows)
-    promises = [(c.statement, c.measured, c.verdict) for c in claims]
-    reporter.table("promises", ("statement", "measured", "verdict"), promises)
-    reporter.result({"results": [r.__dict__ for r in results], "claims": [c.__dict__ for c in claims]})
+    show_results(reporter, "ratio above 1: better than the peer", results, claims)
     if out is not None:
         write_results(out, "optim", results, claims)
 
@@ -186,22 +162,17 @@ def optim(ctx: typer.Context, quick: Quick = False, out: Out = None) -> None:
 def collider(ctx: typer.Context, quick: Quick = False, out: Out = None) -> None:
     """Time and memory of training steps that leave filtered tokens out of the backward pass.
 
-    Three widths, five shares of filtered tokens, which take turns; one more case chooses before the forward pass.
+    Three widths, five shares of filtered tokens, which take turns; also: all kept, and chosen before the forward pass.
     """
     from nanochat_cli.bench.collider import measure_collider
-    from nanochat_cli.bench.result_file import write_results
+    from nanochat_cli.bench.result_file import show_results, write_results
 
     reporter = session_of(ctx).reporter
     if quick:
         results = measure_collider(reporter, widths=(512,), sparsities=(0.0, 0.4), rounds=2)
     else:
         results = measure_collider(reporter)
-    rows = [
-        (r.case, r.metric, f"{r.value / 1e6:.0f} MB" if r.unit == "B" else f"{r.value:.0f} ms", f"{r.ratio or 1:.2f}")
-        for r in results
-    ]
-    reporter.table("training step; ratio: nothing filtered / filtered", ("case", "measure", "value", "ratio"), rows)
-    reporter.result({"results": [r.__dict__ for r in results]})
+    show_results(reporter, "training step; ratio: nothing filtered / filtered", results)
     if out is not None:
         write_results(out, "collider", results)
 
