@@ -4,6 +4,8 @@ The model writes with `update` in every attention layer, into `recurrent` in eve
 `advance` once per forward pass. Knows shapes only: nothing of attention, sampling or tokens.
 """
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -97,6 +99,17 @@ class KVCache:
         if self.recurrent and length != self.length:
             raise ValueError("a recurrent state cannot be truncated: take a snapshot before and restore it")
         self.length = min(length, self.length)
+
+    def rows(self, chosen: Sequence[int]) -> "KVCache":
+        """A cache of these rows of the batch, in their order, copied; a row may come several times."""
+        index = torch.tensor(chosen, dtype=torch.int64, device=self.keys.device)
+        found = copy.copy(self)
+        found.keys, found.values = self.keys.index_select(1, index), self.values.index_select(1, index)
+        found.recurrent = {
+            layer: RecurrentState(saved.state.index_select(0, index), saved.convolution.index_select(0, index))
+            for layer, saved in self.recurrent.items()
+        }
+        return found
 
     def snapshot(self) -> Snapshot:
         """Where the cache stands; keys and values are not copied, since later ones only overwrite later positions."""
