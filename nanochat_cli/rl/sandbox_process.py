@@ -193,7 +193,7 @@ def drive(runs: Sequence[Running], until: Running, channel: tuple[int, bytearray
             selector.register(
                 descriptor, selectors.EVENT_READ, lambda block: received.extend(block[: most - len(received)])
             )
-        while not until.ended and not until.overdue:
+        while selector.get_map() and not until.ended and not until.overdue:
             _read_ready(selector, 0.5)
         until.stop()
         while _read_ready(selector, 0):  # what it wrote before it ended
