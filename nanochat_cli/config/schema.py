@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -19,13 +17,10 @@ from pydantic import (
     model_validator,
 )
 
+from nanochat_cli.config.grpo_schema import GRPOConfig
+from nanochat_cli.config.section import Section
+
 ScaleGranularity = Literal["row", "tensor", 256, 128, 64]
-
-
-class Section(BaseModel):
-    """Base of every section: unknown keys are errors, assignments are validated."""
-
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True, allow_inf_nan=False)
 
 
 class RunConfig(Section):
@@ -442,6 +437,7 @@ class Config(Section):
     fire: FireConfig = Field(default_factory=FireConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
+    grpo: GRPOConfig = Field(default_factory=GRPOConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)
 
     @model_validator(mode="after")
