@@ -118,7 +118,8 @@ def _memory(status: Any, found: list[Diagnostic]) -> Any:
 
 
 def _not_compiled(outcome: Outcome, said: list[dict[str, Any]], ended: Ended) -> Outcome:
-    status = outcome.status if ended.reason not in (None, "stopped") else "compile error"
+    limited = ended.error is not None or ended.reason not in (None, "stopped")
+    status = outcome.status if limited else "compile error"
     found = _diagnostics(said[0]) if said else ()
     if not found:
         found = (Diagnostic("error", ended.error or f"the compiler ended without a word ({outcome.status})"),)

@@ -3,6 +3,7 @@
 Knows limits and isolation, nothing of languages and tests.
 """
 
+import itertools
 import json
 import os
 import selectors
@@ -28,6 +29,12 @@ TAIL = 4096
 """Bytes kept of each stream, unless a command says otherwise."""
 GRACE = 5.0
 """Seconds that a supervisor may take beyond the wall-clock limit to end a tree."""
+
+FIRST_UID = 2_000_000_000
+"""Users of runs that root starts: a block for each process, in each block one user after the other."""
+BLOCK = 100_000
+NOBODY = 65534
+_runs = itertools.count()
 
 Mode = Literal["namespaces", "bubblewrap", "limits"]
 
@@ -242,7 +249,7 @@ def _specification(command: Command, isolation: Isolation, base: Path, status: i
     values = {
         "mode": isolation.mode,
         "drop": isolation.drop,
-        "uid": 2_000_000_000 + os.getpid() % 1000 * 100_000 + status if isolation.mode == "namespaces" else 65534,
+        "uid": _uid() if isolation.mode == "namespaces" else NOBODY,
         "argv": list(command.argv),
         "env": {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": home, "TMPDIR": home},
         "limits": limits,
@@ -265,6 +272,11 @@ def _specification(command: Command, isolation: Isolation, base: Path, status: i
         values["bubblewrap"] = _bubblewrap(visible, base, limits["disk"], python)
     spec.write_text(json.dumps(values), encoding="utf-8")
     return spec
+
+
+def _uid() -> int:
+    """A user that no other run has now: the kernel counts processes by user."""
+    return FIRST_UID + os.getpid() % 1000 * BLOCK + next(_runs) % BLOCK
 
 
 def _bubblewrap(visible: Sequence[str], base: Path, disk: int, python: Sequence[str]) -> list[str]:

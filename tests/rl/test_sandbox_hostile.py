@@ -20,6 +20,7 @@ import pytest
 
 from nanochat_cli.rl.sandbox import Case, Limits, Outcome, Program, Sandbox
 from nanochat_cli.rl.sandbox_limits import MIB
+from nanochat_cli.rl.sandbox_process import BLOCK, FIRST_UID
 
 LIMITS = Limits(wall=1.5, cpu=1, memory=192 * MIB, file_size=MIB, disk=4 * MIB, files=200, processes=16, output=65536)
 COMPILE = Limits(wall=5, cpu=4, memory=1536 * MIB, file_size=32 * MIB, disk=64 * MIB, processes=32, open_files=256)
@@ -125,7 +126,8 @@ def _children() -> set[int]:
 
 def _processes(folder: Path) -> set[tuple[int, str]]:
     """Processes of our sandboxes: of the users that they are given, or named by their folders."""
-    users = range(2_000_000_000 + os.getpid() % 1000 * 100_000, 2_000_000_000 + os.getpid() % 1000 * 100_000 + 100_000)
+    first = FIRST_UID + os.getpid() % 1000 * BLOCK
+    users = range(first, first + BLOCK)
     found = set()
     for path in Path("/proc").iterdir():
         if path.name.isdigit():
