@@ -1,16 +1,127 @@
-"""`nanochat eval`: bits per byte of a run on its held-out documents."""
+"""`nanochat eval`: bits per byte of a run on its held-out documents, or another suite with `--suite`."""
+
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from nanochat_cli.cli.options import Run
+from nanochat_cli.cli.options import Backend
 from nanochat_cli.cli.session import session_of
+from nanochat_cli.errors import ConfigError
 
 app = typer.Typer(add_completion=False)
+_DRAWING = "Suites that draw completions"
 
 
 @app.command()
-def evaluate(ctx: typer.Context, run: Run = None) -> None:
-    """Measure a run on the documents that training never saw: loss, perplexity, accuracy, bits per byte."""
-    from nanochat_cli.runs import find_run
+def evaluate(
+    ctx: typer.Context,
+    target: Annotated[
+        Path | None, typer.Argument(metavar="TARGET", help="A run or a .gguf file; default: the latest run.")
+    ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SUITE",
+            help="bpb (by language), compile, python, rust, humaneval-python, humaneval-rust, or a file of problems. "
+            "Default: held-out documents as a whole.",
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Completions of each problem; default: 10.", rich_help_panel=_DRAWING),
+    ] = None,
+    ks: Annotated[
+        str, typer.Option("--k", metavar="K,K,…", help="pass@k for each of these.", rich_help_panel=_DRAWING)
+    ] = "1",
+    temperatures: Annotated[
+        str,
+        typer.Option("--temperature", metavar="T,T,…", help="Draw at each of these.", rich_help_panel=_DRAWING),
+    ] = "0.2",
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="The first N problems only.", rich_help_panel=_DRAWING)
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens of a completion at most.", rich_help_panel=_DRAWING)
+    ] = 256,
+    top_p: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Draw from the smallest set that reaches this probability; 1: from all.",
+            rich_help_panel=_DRAWING,
+        ),
+    ] = 0.95,
+    seed: Annotated[
+        int, typer.Option(min=0, help="The same seed draws the same completions.", rich_help_panel=_DRAWING)
+    ] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an evaluation that was stopped.", rich_help_panel=_DRAWING)
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Completions and results; default: beside the target.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A data set for bpb and compile; default: that of the run.")
+    ] = None,
+    backend: Backend = None,
+) -> None:
+    """Measure a model on documents that training never saw, or on programs that it has to write.
 
-    session_of(ctx).engine.evaluate(find_run(run))
+    Without --suite: loss, perplexity, accuracy and bits per byte of a run on all its held-out documents. Programs are
+    compiled and run in a sandbox.
+    """
+    from nanochat_cli.evaluation.suites import BITS_PER_BYTE, SAMPLES, SuiteOptions
+    from nanochat_cli.runs import find_run, find_run_or_gguf
+
+    session = session_of(ctx)
+    if suite is None and out is None and data is None and (target is None or target.suffix != ".gguf"):
+        _refuse_settings(ctx, "without --suite")
+        session.engine.evaluate(find_run(target))
+        return
+    if suite in (None, BITS_PER_BYTE):
+        suite = BITS_PER_BYTE
+        _refuse_settings(ctx, "of bpb")
+    numbers = tuple(int(value) for value in _listed("--k", ks, int))
+    options = SuiteOptions(
+        samples=samples if samples is not None else max(SAMPLES, *numbers),
+        ks=numbers,
+        temperatures=_listed("--temperature", temperatures, float),
+        limit=limit,
+        max_tokens=max_tokens,
+        top_p=top_p,
+        seed=seed,
+    )
+    from nanochat_cli.evaluation.evaluate_target import evaluate_target
+
+    evaluate_target(
+        find_run_or_gguf(target),
+        suite,
+        options,
+        session.reporter,
+        out=out,
+        resume=resume,
+        data=data,
+        backend=backend,
+    )
+
+
+def _refuse_settings(ctx: typer.Context, where: str) -> None:
+    """Raise ConfigError for an option that draws completions, where none are drawn."""
+    for parameter in ctx.command.params:
+        panel = getattr(parameter, "rich_help_panel", None)
+        source = ctx.get_parameter_source(parameter.name or "")
+        if panel == _DRAWING and source is not None and source.name == "COMMANDLINE":
+            raise ConfigError(
+                f"{parameter.opts[0]} has no meaning {where}: it draws no completions; name another --suite"
+            )
+
+
+def _listed(option: str, text: str, kind: type[Any]) -> tuple[Any, ...]:
+    """The numbers of a list with commas. Raises ConfigError."""
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        example = "1,5,10" if kind is int else "0.2,0.8"
+        raise ConfigError(f"{option} {text}: needs numbers with commas between them, such as {example}") from None

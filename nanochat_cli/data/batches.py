@@ -5,6 +5,7 @@ for any number of ranks. Knows token streams; knows nothing of models, devices o
 """
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,15 @@ FEISTEL_ROUNDS = 8
 
 Batch = tuple[NDArray[np.int64], NDArray[np.int64]]
 """(inputs, targets), both int64 [rows, T]; targets are the inputs shifted by one token."""
+
+
+class Tokens(Protocol):
+    """A sequence of token ids: a `TokenStream`, or whatever is read like one."""
+
+    @property
+    def eos_id(self) -> int: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, where: slice, /) -> NDArray[np.int64]: ...
 
 
 class Batches:
@@ -67,7 +77,7 @@ class Batches:
 
 
 def evaluation_batches(
-    stream: TokenStream, batch_size: int, seq_len: int, max_tokens: int | None = None
+    stream: Tokens, batch_size: int, seq_len: int, max_tokens: int | None = None
 ) -> Iterator[Batch]:
     """Every token of `stream` but the first as a target once, in order: (inputs, targets), int64 [batch_size, seq_len].
 

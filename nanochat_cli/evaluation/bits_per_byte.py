@@ -6,8 +6,9 @@ count in loss and perplexity.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,7 +33,18 @@ class HeldOut:
         return asdict(self)
 
 
-@torch.no_grad()
+class _Scored(NamedTuple):
+    """Of some targets in a row, those that do not count included: losses float64 nats, lengths in bytes."""
+
+    losses: Tensor
+    lengths: Tensor
+    correct: Tensor
+    valid: Tensor
+
+    def of(self, chosen: Tensor) -> "_Scored":
+        return _Scored(*(values[chosen] for values in self))
+
+
 def evaluate(
     model: Transformer,
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -46,10 +58,56 @@ def evaluate(
     token_bytes: [V], the bytes that each token stands for (0 for special tokens). Leaves the model in the mode it
     was in. ValueError when nothing was scored.
     """
+    sums = _Sums(model.unembedding.device)
+    for part in _score(model, batches, token_bytes, chunk, autocast_dtype):
+        sums.add(part)
+    found = sums.held_out()
+    if found is None:
+        raise ValueError("there are no held-out tokens to score")
+    return found
+
+
+def evaluate_groups(
+    model: Transformer,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    token_bytes: Tensor,
+    groups: Tensor,
+    names: Sequence[str],
+    *,
+    chunk: int = 2048,
+) -> tuple[HeldOut, dict[str, HeldOut]]:
+    """As `evaluate`, and the same for each group of targets; a group without text is left out.
+
+    groups: int64, the index into `names` of every target that counts, in the order of the batches.
+    """
+    device = model.unembedding.device
+    total, sums = _Sums(device), [_Sums(device) for _ in names]
+    groups, done = groups.to(device), 0
+    for part in _score(model, batches, token_bytes, chunk, None):
+        total.add(part)
+        counted = part.of(part.valid)
+        here = groups[done : done + len(counted.losses)]
+        done += len(counted.losses)
+        for index in here.unique().tolist():
+            sums[index].add(counted.of(here == index))
+    whole = total.held_out()
+    if whole is None:
+        raise ValueError("there are no held-out tokens to score")
+    found = {name: group.held_out() for name, group in zip(names, sums, strict=True)}
+    return whole, {name: group for name, group in found.items() if group is not None}
+
+
+@torch.no_grad()
+def _score(
+    model: Transformer,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    token_bytes: Tensor,
+    chunk: int,
+    autocast_dtype: torch.dtype | None,
+) -> Iterator[_Scored]:
+    """All targets of the batches in order, at most `chunk` at a time."""
     device = model.unembedding.device
     token_bytes = token_bytes.to(device)
-    sums = torch.zeros(3, dtype=torch.float64, device=device)  # nats, nats of text tokens, correct
-    counts = torch.zeros(2, dtype=torch.int64, device=device)  # tokens, bytes
     was_training = model.training
     model.eval()
     for inputs, targets in batches:
@@ -63,21 +121,34 @@ def evaluate(
             valid = target != IGNORE
             losses = F.cross_entropy(logits, target, reduction="none", ignore_index=IGNORE).double()
             lengths = torch.where(valid, token_bytes[target.clamp(min=0)], 0)
-            sums += torch.stack(
-                (losses.sum(), (losses * (lengths > 0)).sum(), ((logits.argmax(-1) == target) & valid).sum().double())
-            )
-            counts += torch.stack((valid.sum(), lengths.sum()))
+            yield _Scored(losses, lengths, (logits.argmax(-1) == target) & valid, valid)
     model.train(was_training)
-    nats, text_nats, correct = sums.tolist()
-    tokens, bytes_ = (int(c) for c in counts.tolist())
-    if tokens == 0 or bytes_ == 0:
-        raise ValueError("there are no held-out tokens to score")
-    loss = nats / tokens
-    return HeldOut(
-        loss=loss,
-        perplexity=math.exp(min(loss, 700.0)),
-        accuracy=correct / tokens,
-        bits_per_byte=text_nats / math.log(2) / bytes_,
-        tokens=tokens,
-        bytes=bytes_,
-    )
+
+
+class _Sums:
+    """Running sums of scored targets, on the device of the model."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._sums = torch.zeros(3, dtype=torch.float64, device=device)  # nats, nats of text tokens, correct
+        self._counts = torch.zeros(2, dtype=torch.int64, device=device)  # tokens, bytes
+
+    def add(self, part: _Scored) -> None:
+        text = part.losses * (part.lengths > 0)
+        self._sums += torch.stack((part.losses.sum(), text.sum(), part.correct.sum().double()))
+        self._counts += torch.stack((part.valid.sum(), part.lengths.sum()))
+
+    def held_out(self) -> HeldOut | None:
+        """None when there was no text."""
+        nats, text_nats, correct = self._sums.tolist()
+        tokens, bytes_ = (int(count) for count in self._counts.tolist())
+        if tokens == 0 or bytes_ == 0:
+            return None
+        loss = nats / tokens
+        return HeldOut(
+            loss=loss,
+            perplexity=math.exp(min(loss, 700.0)),
+            accuracy=correct / tokens,
+            bits_per_byte=text_nats / math.log(2) / bytes_,
+            tokens=tokens,
+            bytes=bytes_,
+        )

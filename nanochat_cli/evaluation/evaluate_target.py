@@ -1,0 +1,163 @@
+"""`nanochat eval --suite`: a run or a GGUF file through one suite, to a table and `results.json`."""
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanochat_cli.bench.result_file import Result, write_results
+from nanochat_cli.config.schema import Config
+from nanochat_cli.errors import DataError, Interrupted
+from nanochat_cli.evaluation.suites import BITS_PER_BYTE, COMPILE, SuiteOptions, problem_suite
+from nanochat_cli.report.reporter import Reporter
+
+if TYPE_CHECKING:
+    from nanochat_cli.data.tokenizer import Tokenizer
+    from nanochat_cli.evaluation.problems import Problem
+    from nanochat_cli.model.transformer import Transformer
+    from nanochat_cli.rl.sandbox_pool import SandboxPool
+
+RESULTS = "results.json"
+
+
+def evaluate_target(
+    target: Path,
+    suite: str,
+    options: SuiteOptions,
+    reporter: Reporter,
+    *,
+    out: Path | None = None,
+    resume: bool = False,
+    data: Path | None = None,
+    backend: str | None = None,
+) -> None:
+    """Evaluate a run's latest checkpoint or a GGUF file.
+
+    out: a folder for completions and results, by default beside the target. data: a data set for the suites of held-out
+    documents, by default that of the run. Raises ConfigError and DataError.
+    """
+    if suite == BITS_PER_BYTE:
+        _bits_per_byte(target, reporter, out, data)
+        return
+    from nanochat_cli.evaluation.run_suite import complete_problems, drawing, fingerprint
+    from nanochat_cli.evaluation.sample_file import SampleFile
+    from nanochat_cli.evaluation.suite_report import plain, results, scores, table
+    from nanochat_cli.inference.packed_model import PackedTransformer
+    from nanochat_cli.rl.sandbox import Sandbox
+    from nanochat_cli.rl.sandbox_pool import SandboxPool
+
+    sandbox = Sandbox()
+    with SandboxPool(sandbox) as pool:
+        # Before the model: a suite that cannot be run costs no loading of weights.
+        problems = None if suite == COMPILE else problem_suite(suite, options.limit, reporter)
+        for language in sorted({problem.language for problem in problems or ()}):
+            sandbox.toolchain(language)
+        model, tokenizer, config = load_target(target)
+        if problems is None:
+            problems = _held_out_functions(target, config, data, options, pool, reporter)
+        packed = PackedTransformer.from_model(model, backend)
+        del model
+        identity = identity_of(target)
+        settings = {"suite": suite, **identity, **options.drawn(), "problems": fingerprint(problems)}
+        folder = out if out is not None else default_folder(target, suite)
+        with SampleFile(folder, settings, resume=resume) as file:
+            try:
+                complete_problems(problems, drawing(packed, tokenizer, options), pool, options, file, reporter, suite)
+            except KeyboardInterrupt as error:
+                raise Interrupted(f"stopped; {file.path} has what is done: go on with --resume") from error
+            found = scores(file.records, options.ks, options.temperatures)
+    too_long = found[0].too_long
+    if too_long:
+        reporter.warn(
+            f"{too_long} of {len(problems)} prompts are longer than the context of {packed.config.max_seq_len} tokens; "
+            "they count as failed"
+        )
+    reporter.table(f"{target}: {suite}, {options.samples} completions of each problem", *table(suite, found))
+    details = {"settings": settings, "isolation": sandbox.isolation.description, "scores": plain(found)}
+    _finish(target, suite, folder, results(suite, found), details, reporter)
+
+
+def load_target(target: Path) -> "tuple[Transformer, Tokenizer, Config | None]":
+    """Model and tokenizer of a run or a GGUF file; the configuration of a run."""
+    if target.suffix == ".gguf":
+        from nanochat_cli.inference.load_gguf import load_gguf
+
+        return (*load_gguf(target), None)
+    from nanochat_cli.inference.load import load_run
+
+    return load_run(target)
+
+
+def identity_of(target: Path) -> dict[str, Any]:
+    """Which weights: the SHA-256 of the file that holds them, and the step of a run."""
+    from nanochat_cli.training.checkpoints import latest_step
+
+    if target.suffix == ".gguf":
+        step, weights = None, target
+    else:
+        step = latest_step(target)
+        weights = target / "checkpoints" / f"step-{step:06d}" / "model.safetensors"
+    try:
+        with weights.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{weights}: cannot be read: {error.strerror}") from error
+    return {"target": target.name, "step": step, "sha256": digest}
+
+
+def default_folder(target: Path, suite: str) -> Path:
+    """RUN/eval/SUITE-step-000500, or eval/FILE-SUITE beside a GGUF file; a suite that is a file goes by its name."""
+    from nanochat_cli.training.checkpoints import latest_step
+
+    name = Path(suite).name.split(".")[0].replace("@", "-")
+    if target.suffix == ".gguf":
+        return target.parent / "eval" / f"{target.stem}-{name}"
+    return target / "eval" / f"{name}-step-{latest_step(target):06d}"
+
+
+def _held_out_functions(
+    target: Path,
+    config: Config | None,
+    data: Path | None,
+    options: SuiteOptions,
+    pool: "SandboxPool",
+    reporter: Reporter,
+) -> "list[Problem]":
+    from nanochat_cli.evaluation.compile_rate import PROMPTS, function_problems
+    from nanochat_cli.evaluation.held_out import document_languages, open_held_out
+
+    reader = open_held_out(target, config, data, reporter)
+    languages = document_languages(reader.manifest, config or Config(), reporter)
+    texts = (content.decode("utf-8", "replace") for content in reader.documents("val"))
+    return function_problems(zip(languages, texts, strict=True), options.limit or PROMPTS, pool, reporter)
+
+
+def _bits_per_byte(target: Path, reporter: Reporter, out: Path | None, data: Path | None) -> None:
+    from nanochat_cli.evaluation.held_out import open_held_out
+    from nanochat_cli.evaluation.run_bits_per_byte import bits_per_byte_results, measure_bits_per_byte
+
+    model, tokenizer, config = load_target(target)
+    reader = open_held_out(target, config, data, reporter)
+    whole, languages = measure_bits_per_byte(model, tokenizer, reader, config or Config(), reporter)
+    rows = [
+        (name, held_out.bits_per_byte, held_out.loss, held_out.accuracy, held_out.tokens, held_out.bytes)
+        for name, held_out in {"all": whole, **languages}.items()
+    ]
+    columns = ("held-out documents", "bits per byte", "loss", "accuracy", "tokens", "bytes")
+    reporter.table(str(target), columns, rows)
+    reporter.result({**whole.as_dict(), "languages": {name: one.as_dict() for name, one in languages.items()}})
+    folder = out if out is not None else default_folder(target, BITS_PER_BYTE)
+    details = {"settings": {"suite": BITS_PER_BYTE, **identity_of(target), "data": str(reader.folder)}}
+    _finish(target, BITS_PER_BYTE, folder, bits_per_byte_results(whole, languages), details, reporter)
+
+
+def _finish(
+    target: Path, suite: str, folder: Path, results: list[Result], details: dict[str, Any], reporter: Reporter
+) -> None:
+    path = write_results(folder / RESULTS, f"eval {suite}", results, **details)
+    reporter.info(f"results: {path}")
+    reporter.result({"target": str(target), "suite": suite, "results": results_as_values(results), **details})
+
+
+def results_as_values(results: list[Result]) -> list[dict[str, Any]]:
+    """JSON values of the figures, without what is empty in them."""
+    return [{"case": one.case, "metric": one.metric, "value": one.value, "unit": one.unit} for one in results]

@@ -1,0 +1,94 @@
+"""The held-out documents of a data set: their bytes, and their languages by the extensions of the files they are from.
+
+Shards hold no names, so the source is read once more, and has to be what the data set was made from. Text whose source
+has no files (records, the hub) is of the language `other`.
+"""
+
+import re
+from array import array
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanochat_cli.config.schema import Config
+from nanochat_cli.data.prepare import bounded, cached_dataset, held_out_below, source_of, split_key
+from nanochat_cli.data.shards import Manifest, ShardReader
+from nanochat_cli.data.tokenizer import Tokenizer
+from nanochat_cli.errors import ConfigError, DataError
+from nanochat_cli.report.reporter import Reporter
+
+LANGUAGES = {".py": "python", ".pyi": "python", ".rs": "rust"}
+"""By extension; another extension is the name of its language."""
+OTHER = "other"
+_PIECE = re.compile(r"@\d+\Z")
+
+
+@dataclass(frozen=True)
+class TokenArray:
+    """Token ids of documents in a row, each ended by EOS; read like a `TokenStream`. ids: int64 [n]."""
+
+    ids: NDArray[np.int64]
+    eos_id: int
+    lengths: tuple[int, ...]
+    """Tokens of each document, EOS included."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, where: slice, /) -> NDArray[np.int64]:
+        return self.ids[where]
+
+
+def open_held_out(target: Path, config: Config | None, data: Path | None, reporter: Reporter) -> ShardReader:
+    """The data set in the folder `data`, or else that of a run. Raises ConfigError when there is neither."""
+    if data is not None:
+        return ShardReader(data)
+    if config is None:
+        raise ConfigError(f"{target} does not say what was held out: give a data set with --data")
+    return ShardReader(cached_dataset(config, reporter))
+
+
+def language_of(document: str) -> str:
+    """The language of a document by its id in a corpus."""
+    suffix = PurePosixPath(_PIECE.sub("", document)).suffix.lower()
+    if not re.fullmatch(r"\.[a-z][a-z0-9+_-]*", suffix):
+        return OTHER
+    return LANGUAGES.get(suffix, suffix[1:])
+
+
+def document_languages(manifest: Manifest, config: Config, reporter: Reporter) -> list[str]:
+    """The language of every held-out document, in the order of the shards; `config.data` has the glob.
+
+    Raises DataError when the source is no longer what the data set was made from.
+    """
+    corpus = source_of(manifest, config.data)
+    limit = manifest.settings["data.max_bytes"]
+    keys, sizes = array("Q"), array("q")
+    languages: list[str] = []
+    with reporter.progress("languages of documents", total=corpus.size_bytes, unit="B") as progress:
+        for document in bounded(corpus, None if limit is None else int(limit)):
+            keys.append(split_key(document.content))
+            sizes.append(len(document.content))
+            languages.append(language_of(document.id))
+            progress.advance(len(document.content))
+    threshold = held_out_below(float(manifest.settings["data.val_fraction"] or 0), min(keys), max(keys))
+    chosen = [number for number, key in enumerate(keys) if key < threshold]
+    if len(chosen) != manifest.val.documents or sum(sizes[number] for number in chosen) != manifest.val.bytes:
+        raise DataError(f"{corpus.source}: holds other documents than the data set; run `nanochat tokenize` again")
+    return [languages[number] for number in chosen]
+
+
+def encode_held_out(reader: ShardReader, tokenizer: Tokenizer) -> TokenArray:
+    """The held-out documents in the tokens of another tokenizer; those of the shards when it is the same one."""
+    if tokenizer.to_str() == reader.tokenizer.to_str():
+        documents = (ids.tolist() for ids in reader.tokens("val").documents())
+    else:
+        documents = (tokenizer.encode_bytes(content) for content in reader.documents("val"))
+    ids, lengths = array("q"), []
+    for document in documents:
+        ids.extend(document)
+        ids.append(tokenizer.eos_id)
+        lengths.append(len(document) + 1)
+    return TokenArray(np.frombuffer(ids, dtype=np.int64), tokenizer.eos_id, tuple(lengths))

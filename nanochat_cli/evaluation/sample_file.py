@@ -1,0 +1,103 @@
+"""The completions of an evaluation on disk: one JSON line for each problem and temperature, and what they depend on.
+
+A line is synced when it is complete; one that a crash left unfinished is dropped. So a killed evaluation goes on with
+the next problem, and what it has counts as if it had never stopped. One process at a time writes.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from nanochat_cli.durable import write_atomically
+from nanochat_cli.errors import ConfigError, DataError
+
+SAMPLES = "samples.jsonl"
+SETTINGS = "settings.json"
+
+Key = tuple[float, str]
+"""(temperature, id of the problem)."""
+
+
+class SampleFile:
+    """The lines of `folder`, by key; a context manager that holds the file.
+
+    settings: what the completions depend on. Raises ConfigError when there are completions already and `resume` is off,
+    or when they were drawn under other settings, and DataError when the files cannot be read or written.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
+        self.folder = folder
+        self.path = folder / SAMPLES
+        self.records: dict[Key, dict[str, Any]] = {}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a+b")
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be written: {error.strerror}; choose another --out") from error
+        try:
+            self._lock()
+            self._read()
+            self._check(dict(settings), resume)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add a line; it is on the disk when this returns."""
+        try:
+            self._file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be written: {error.strerror}; free space, then --resume") from error
+        self.records[record["temperature"], record["problem"]] = record
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"{self.path}: another evaluation writes it; wait for it or choose another --out") from None
+
+    def _read(self) -> None:
+        self._file.seek(0)
+        content = self._file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        self._file.truncate(len(whole))
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                record = json.loads(line.decode("utf-8", "surrogatepass"))
+                self.records[record["temperature"], record["problem"]] = record
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(f"{self.path}:{number}: no completions of a problem ({error}); remove it") from error
+
+    def _check(self, settings: dict[str, Any], resume: bool) -> None:
+        path = self.folder / SETTINGS
+        if self.records:
+            if not resume:
+                raise ConfigError(
+                    f"{self.folder} holds an evaluation: continue it with --resume, or choose another --out"
+                )
+            try:
+                found = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise DataError(f"{path}: cannot be read ({error}); choose another --out") from error
+            for key, value in settings.items():
+                if found.get(key) != value:
+                    raise ConfigError(
+                        f"{self.folder} was evaluated with {key} = {found.get(key)}, not {value}: "
+                        "give the same, or choose another --out"
+                    )
+            return
+        try:
+            write_atomically(path, (json.dumps(settings, indent=1, ensure_ascii=False) + "\n").encode())
+        except OSError as error:
+            raise DataError(f"{path}: cannot be written: {error.strerror}; choose another --out") from error

@@ -1,0 +1,53 @@
+"""A language model that writes what it is told, through the real sampler, for tests of evaluation."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from nanochat_cli.config.schema import ModelConfig
+from nanochat_cli.inference.kv_cache import KVCache
+
+
+class ByteTokenizer:
+    """One token per byte of UTF-8; 0 ends a document."""
+
+    eos_id = 0
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def token_bytes(self, token_id: int, /) -> bytes:
+        return bytes([token_id])
+
+
+class Author:
+    """Answers each prompt with a text and EOS; `read` lists the prompts in the order in which they came.
+
+    Sample r of a prompt is the r-th of several answers, over and over; they must begin with the same character.
+    """
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self, answers: Mapping[str, str | list[str]], context: int = 2048) -> None:
+        shape = {"vocab_size": 256, "dim": 64, "n_layers": 1, "n_heads": 1, "n_kv_heads": 1, "ffn_dim": 64}
+        self.config = ModelConfig.model_validate({**shape, "max_seq_len": context})
+        self.answers, self.read = answers, list[str]()
+        self._start, self._scripts = 0, list[bytes]()
+
+    def next_logits(self, tokens: Tensor, cache: KVCache, /) -> Tensor:
+        cache.advance(tokens.shape[1])
+        if tokens.shape[1] > 1:  # a prompt
+            self.read.append(bytes(tokens[0].tolist()).decode())
+            answer = self.answers[self.read[-1]]
+            self._scripts = [f"{text}\0".encode() for text in ([answer] if isinstance(answer, str) else answer)]
+            self._start = cache.length
+        written = cache.length - self._start
+        samples = cache.keys[0, :, 0, 0, 0]  # which sample a row is: rows that have ended leave the batch
+        if written == 1:
+            samples.copy_(torch.arange(len(tokens)))
+        logits = torch.full((len(tokens), 256), -1e4)
+        for row, sample in enumerate(samples.int().tolist()):
+            script = self._scripts[sample % len(self._scripts)]
+            logits[row, script[written] if written < len(script) else 0] = 1e4
+        return logits
