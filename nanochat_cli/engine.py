@@ -79,7 +79,7 @@ class Engine:
         if resumable:
             self._require_same_tokenizer(run_dir, reader)
         else:
-            self._create_run(run_dir, config, reader)
+            self._create_run(run_dir, config, reader.tokenizer)
             if resume is not None:
                 self.reporter.warn(f"{resume}: no checkpoint yet; it starts from the beginning")
         trainer = Trainer(config, data, run_dir, self.reporter, resume=resumable)
@@ -154,6 +154,30 @@ class Engine:
                 "seconds": found.seconds,
             }
         )
+
+    def grpo(self, config: Config, run_dir: Path, *, resume: bool) -> None:
+        """Learn from rewards: from `grpo.source` into the new folder `run_dir`, or continue what it holds.
+
+        A run that was stopped before its first checkpoint starts from the beginning.
+        """
+        from nanochat_cli.rl.problem_split import load_split
+
+        problems = load_split(config.grpo, self.reporter)  # before torch is imported
+
+        from nanochat_cli.rl.run_grpo import GRPORun, open_judge
+        from nanochat_cli.training.checkpoints import is_empty
+
+        source = config.grpo.source
+        assert source is not None, "the caller names the source"
+        with open_judge(config.grpo, problems.languages, self.reporter) as judge:
+            run = GRPORun(config, run_dir, problems, judge, self.reporter)
+            if resume and not is_empty(run_dir):
+                run.resume()
+                self._write_config(config, run_dir)
+            else:
+                run.begin(source, lambda tokenizer: self._create_run(run_dir, config, tokenizer))
+            run.run()
+        self.reporter.info(f"next: nanochat eval {run_dir}   or: nanochat export {run_dir} --gguf")
 
     def inspect(self, run: Path, *, mhc: bool, isometry: bool, out: Path) -> None:
         """Tables and a picture of the latest checkpoint: its ternary layers, residual streams, or singular values."""
@@ -352,7 +376,7 @@ class Engine:
         model, tokenizer, _ = load_run(target)
         return model, tokenizer
 
-    def _create_run(self, run_dir: Path, config: Config, reader: "ShardReader") -> None:
+    def _create_run(self, run_dir: Path, config: Config, tokenizer: "Tokenizer") -> None:
         """A run's folder with all that does not change while it trains."""
         from nanochat_cli.report.environment import ENVIRONMENT_FILE, environment
 
@@ -362,7 +386,7 @@ class Engine:
             run_dir.mkdir(parents=True, exist_ok=True)
             self._write_config(config, run_dir)
             (run_dir / ENVIRONMENT_FILE).write_text(described + "\n", encoding="utf-8")
-            reader.tokenizer.save(run_dir / "tokenizer.json")
+            tokenizer.save(run_dir / "tokenizer.json")
         except OSError as error:
             raise DataError(
                 f"cannot write {run_dir}: {error.strerror}; free space or choose another run.dir"

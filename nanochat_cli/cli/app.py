@@ -37,6 +37,7 @@ COMMANDS: dict[str, Entry] = {
     "tokenize": Entry("tokenize", "Train a tokenizer and encode a corpus into shards."),
     "train": Entry("train", "Train a ternary model."),
     "eval": Entry("evaluate", "Measure bits per byte on the held-out documents."),
+    "grpo": Entry("grpo", "Let a run practise problems that a sandbox judges, and report before and after."),
     "generate": Entry("generate", "Continue a prompt with a run or a GGUF file."),
     "export": Entry("export", "Write a verified GGUF file."),
     "export-gguf": Entry("export", "Write a verified GGUF file.", hidden=True),

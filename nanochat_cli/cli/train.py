@@ -76,6 +76,8 @@ def _resume(session: Session, target: Path | None, other_config: bool, overrides
             f"--resume continues {run} with its own {CONFIG_FILE}; --preset and --config are not read"
         )
     config = resolve_config(file=run / CONFIG_FILE, overrides=overrides)
+    if config.grpo.source is not None:
+        raise ConfigError(f"{run}: a run of nanochat grpo; continue it with: nanochat grpo --resume {run}")
     require_writable(run)
     check_data(config)
     session.engine.train(config, resume=run)

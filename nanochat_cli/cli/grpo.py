@@ -1,0 +1,86 @@
+"""`nanochat grpo`: learn from rewards, or continue to."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nanochat_cli.cli.options import Overrides
+from nanochat_cli.cli.session import session_of
+from nanochat_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from nanochat_cli.config.schema import Config
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def grpo(
+    ctx: typer.Context,
+    run: Annotated[
+        Path | None,
+        typer.Argument(metavar="RUN", help="The run to start from, with --resume to continue; default: the latest."),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="Problems to practise: python, rust, or a file of them.")
+    ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(metavar="MODE", help="training-free: show experiences; policy: GRPO; rft: fine-tune on answers."),
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(metavar="N", help="Rounds of rollouts; with --resume: in all.")] = None,
+    group: Annotated[int | None, typer.Option(metavar="G", help="Rollouts of a problem in a round.")] = None,
+    lessons: Annotated[
+        str | None, typer.Option(metavar="URL", help="OpenAI-compatible endpoint that writes lessons (training-free).")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="RUN2", help="Folder of the new run.")] = None,
+    overrides: Overrides = [],  # noqa: B006 - Typer copies it
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a run of this command after its last round.")
+    ] = False,
+) -> None:
+    """Let a run practise problems that a sandbox judges; the result is a new run with a report of before and after."""
+    from nanochat_cli.config.load import CONFIG_FILE, resolve_config
+    from nanochat_cli.runs import find_run, require_writable
+
+    session = session_of(ctx)
+    found = find_run(run)
+    fixed = {"--task": {"grpo.task": task}, "--mode": {"grpo.mode": mode}, "--group": {"grpo.group": group}}
+    fixed["--lessons"] = {"grpo.lessons_url": lessons}
+    options = {**fixed, "--rounds": {"grpo.rounds": rounds}}
+    config = resolve_config(file=found / CONFIG_FILE, overrides=overrides, options=options)
+    if resume:
+        given = [option for option, values in fixed.items() if None not in values.values()]
+        _require_continuation(found, config, [*given, *(["--out"] if out is not None else [])])
+        require_writable(found)
+        session.engine.grpo(config, found, resume=True)
+        return
+    config.grpo.source = found
+    session.engine.grpo(config, _new_folder(config, found, out), resume=False)
+
+
+def _require_continuation(run: Path, config: "Config", given: list[str]) -> None:
+    """Raise ConfigError where something is asked for that a run cannot change, or that it never was."""
+    from nanochat_cli.config.load import load_run_config
+
+    if given:
+        raise ConfigError(f"{given[0]} does not go with --resume: a run continues with its own; --rounds and --set do")
+    begun = load_run_config(run).grpo
+    if begun.source is None:
+        raise ConfigError(f"{run}: not a run of nanochat grpo; leave out --resume to start one from it")
+    for key in ("source", "task", "mode", "held_out", "library"):
+        if getattr(begun, key) != getattr(config.grpo, key):
+            raise ConfigError(f"--set grpo.{key}: {run} began with {getattr(begun, key)}; start a new run to change it")
+
+
+def _new_folder(config: "Config", source: Path, out: Path | None) -> Path:
+    """Name the new run, beside its source unless `out` says otherwise; the folder is free and writable."""
+    from nanochat_cli.runs import new_run_folder, new_run_name
+
+    if out is None:
+        config.run.dir = source.parent
+        config.run.name = new_run_name(source.parent, f"{source.name}-{config.grpo.mode}")
+    else:
+        config.run.dir, config.run.name = out.parent, out.name
+    return new_run_folder(config.run)

@@ -1,0 +1,166 @@
+"""How good a model is at problems, before and after: pass@1, best of n, compile rate, each with an interval.
+
+The same problems, random numbers and number of completions on both sides, so that the difference is paired by problem.
+Intervals resample problems (`bench.statistics`).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from nanochat_cli.bench.result_file import Result, write_results
+from nanochat_cli.bench.statistics import bootstrap_interval, compare
+from nanochat_cli.errors import DataError
+from nanochat_cli.evaluation.pass_at_k import pass_at_k
+from nanochat_cli.rl.judging import Judged
+
+RESULTS_FILE = "grpo.json"
+REPORT_FILE = "report.md"
+
+
+@dataclass(frozen=True)
+class Score:
+    """What came of `samples` completions of one problem. best: whether the one with the largest reward solves it."""
+
+    samples: int
+    solved: int
+    compiled: int
+    best: bool
+    reward: float
+
+
+Scores = dict[str, Score]
+"""By id of the problem."""
+
+MEASURES = {
+    "pass@1": lambda score: pass_at_k(score.samples, score.solved, 1),
+    "best of n": lambda score: float(score.best),
+    "compile rate": lambda score: score.compiled / score.samples,
+    "mean reward": lambda score: score.reward,
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One measure over one set of problems. Intervals are 95 %, None of a single problem."""
+
+    problems: str
+    measure: str
+    count: int
+    before: float
+    before_interval: tuple[float, float] | None
+    after: float
+    after_interval: tuple[float, float] | None
+    difference: float
+    difference_interval: tuple[float, float] | None
+
+
+def score(group: Sequence[Judged]) -> Score:
+    """Of the completions of one problem, at least one. Of equal rewards the first counts as the best."""
+    best = max(group, key=lambda judged: judged.reward.total)
+    return Score(
+        samples=len(group),
+        solved=sum(judged.solves for judged in group),
+        compiled=sum(judged.compiles for judged in group),
+        best=best.solves,
+        reward=math.fsum(judged.reward.total for judged in group) / len(group),
+    )
+
+
+def differences(sets: Mapping[str, Sequence[str]], before: Scores, after: Scores) -> list[Difference]:
+    """Every measure over every set of problem ids that is not empty."""
+    found = []
+    for name, ids in sets.items():
+        for measure, of in MEASURES.items() if ids else ():
+            values = [of(before[one]) for one in ids], [of(after[one]) for one in ids]
+            change = compare(values[1], values[0], "difference")
+            (mean_before, ends_before), (mean_after, ends_after) = (
+                (math.fsum(side) / len(side), bootstrap_interval(side)) for side in values
+            )
+            found.append(
+                Difference(
+                    name,
+                    measure,
+                    len(ids),
+                    mean_before,
+                    ends_before,
+                    mean_after,
+                    ends_after,
+                    change.value,
+                    change.interval,
+                )
+            )
+    return found
+
+
+def rows(found: Sequence[Difference]) -> list[tuple[str, str, str, str, str]]:
+    """For a table with the columns COLUMNS."""
+    return [
+        (
+            f"{one.problems} ({one.count})",
+            one.measure,
+            _with_interval(one.before, one.before_interval),
+            _with_interval(one.after, one.after_interval),
+            _with_interval(one.difference, one.difference_interval, "+.3f"),
+        )
+        for one in found
+    ]
+
+
+COLUMNS = ("problems", "measure", "before", "after", "difference")
+
+
+def write_report(
+    run_dir: Path,
+    found: Sequence[Difference],
+    before: Scores,
+    after: Scores,
+    *,
+    notes: Sequence[str],
+    details: Mapping[str, object],
+) -> Path:
+    """`grpo.json` in the form of every measurement, and `report.md` to read; returns the latter. Raises DataError.
+
+    details: further keys of `grpo.json`.
+    """
+    results = [
+        Result(
+            f"{one.problems}, {one.count} problems",
+            one.measure,
+            one.after,
+            "share" if one.measure != "mean reward" else "",
+            "before",
+            one.after / one.before if one.before else None,
+        )
+        for one in found
+    ]
+    content = {
+        "differences": [asdict(one) for one in found],
+        "before": {problem: asdict(one) for problem, one in before.items()},
+        "after": {problem: asdict(one) for problem, one in after.items()},
+        **details,
+    }
+    write_results(run_dir / RESULTS_FILE, "grpo", results, (), **content)
+    lines = [f"# {run_dir.name}", "", *notes, "", f"| {' | '.join(COLUMNS)} |", "| --- | --- | --- | --- | --- |"]
+    lines += [f"| {' | '.join(row)} |" for row in rows(found)]
+    lines += [
+        "",
+        "In brackets: 95 % bootstrap intervals over problems. They leave out what drawing other completions would",
+        "change. `best of n` picks the completion with the largest reward, which saw the tests: it says what the",
+        "completions hold, not what the model would answer.",
+        "",
+    ]
+    path = run_dir / REPORT_FILE
+    try:
+        path.write_text("\n".join(lines), encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror}; free space") from error
+    return path
+
+
+def _with_interval(value: float, interval: tuple[float, float] | None, form: str = ".3f") -> str:
+    if interval is None:
+        return format(value, form)
+    low, high = interval
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"

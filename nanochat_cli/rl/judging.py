@@ -1,0 +1,90 @@
+"""From rollouts to rewards: the sandbox judges the programs that they make, `rewards` says what that is worth.
+
+`collect` draws and judges at the same time: while the sandbox works on one problem, the model answers the next.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+from nanochat_cli.evaluation.problems import Problem, assemble
+from nanochat_cli.rl.rewards import Attempt, Reward, RewardConfig, reward
+from nanochat_cli.rl.rollouts import Prompt, Rollout, Sampler
+from nanochat_cli.rl.sandbox_limits import Outcome, ProgramLike
+
+
+class Pool(Protocol):
+    """What judges programs: `sandbox_pool.SandboxPool`."""
+
+    def judge_all(self, programs: Sequence[ProgramLike], /) -> list[Outcome]: ...
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A rollout with its verdict. code: the completion as it was judged, cut where the function ends."""
+
+    rollout: Rollout
+    code: str
+    outcome: Outcome
+    reward: Reward
+
+    @property
+    def compiles(self) -> bool:
+        """It compiles and is an answer: a rejected one (empty, a comment, a copy, trivial) does not count."""
+        return self.outcome.compiled and self.reward.rejected is None
+
+    @property
+    def solves(self) -> bool:
+        """Every test passes, and the answer was not rejected."""
+        return self.outcome.solved and self.reward.rejected is None
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Rollouts in, verdicts in the same order out."""
+
+    pool: Pool
+    rewards: RewardConfig
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> list[Judged]:
+        """Raises what the sandbox raises, and ConfigError when no term of the reward applies."""
+        programs = [assemble(rollout.problem, rollout.completion.text) for rollout in rollouts]
+        outcomes = self.pool.judge_all(programs)
+        judged = []
+        for rollout, program, outcome in zip(rollouts, programs, outcomes, strict=True):
+            problem = rollout.problem
+            code = program.source[len(problem.prompt) :]
+            attempt = Attempt(
+                problem.language, problem.prompt, code, outcome, len(problem.tests), rollout.prompt.examples
+            )
+            judged.append(Judged(rollout, code, outcome, reward(attempt, self.rewards)))
+        return judged
+
+
+def collect(
+    problems: Sequence[Problem],
+    sampler: Sampler,
+    judge: Judge,
+    n: int,
+    round_number: int,
+    prompt: Callable[[Problem], Prompt],
+    before_each: Callable[[int], None] = lambda _: None,
+) -> Iterator[list[Judged]]:
+    """n judged rollouts of each problem in order.
+
+    before_each: called with the number of problems drawn so far before the next one is; what it raises ends the
+    collection.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="judge") as executor:
+        waiting: list[Future[list[Judged]]] = []
+        try:
+            for done, problem in enumerate(problems):
+                before_each(done)
+                waiting.append(executor.submit(judge, sampler.group(problem, prompt(problem), n, round_number)))
+                while len(waiting) > 1:
+                    yield waiting.pop(0).result()
+            for future in waiting:
+                yield future.result()
+        finally:
+            executor.shutdown(cancel_futures=True)

@@ -1,0 +1,100 @@
+"""Policy GRPO: what did better than its group becomes more probable, what did worse less (arXiv:2402.03300).
+
+On-policy: the rollouts of a round are drawn from the weights that the round begins with. A batch whose tokens the
+policy has moved away from by more than `grpo.max_divergence` is not learned from: the round ends there, and the next
+one draws anew. `ratio_cap` of the objective bounds what a single token can do before that.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from nanochat_cli.config.grpo_schema import GRPOConfig
+from nanochat_cli.data.tokenizer import Tokenizer
+from nanochat_cli.inference.generate import encode_prompt
+from nanochat_cli.model.transformer import Transformer
+from nanochat_cli.rl.advantages import group_advantages
+from nanochat_cli.rl.grpo_loss import PolicyLossOptions, loss_divisor, policy_loss
+from nanochat_cli.rl.judging import Judged
+from nanochat_cli.rl.learner import Learner, completion_log_probabilities
+from nanochat_cli.rl.trajectories import Batch, Trajectory, batches, collate
+
+
+class PolicyObjective:
+    """`grpo_loss.policy_loss` at the temperature of the rollouts. reference: of the KL term, None without one."""
+
+    def __init__(
+        self, config: GRPOConfig, reference: Transformer | None = None, autocast_dtype: torch.dtype | None = None
+    ) -> None:
+        self.temperature = config.temperature
+        self.options = PolicyLossOptions(
+            clip_low=config.clip_low,
+            clip_high=config.clip_high,
+            ratio_cap=config.ratio_cap,
+            kl_weight=config.kl_weight,
+            aggregation=config.aggregation,
+            max_length=config.max_tokens,
+        )
+        self.reference, self.autocast_dtype = reference, autocast_dtype
+
+    def divisor(self, batch: Batch) -> Tensor:
+        return loss_divisor(batch.mask, self.options)
+
+    def __call__(self, log_probabilities: Tensor, part: Batch, divisor: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        of_reference = None
+        if self.reference is not None:
+            with torch.no_grad():
+                of_reference = completion_log_probabilities(self.reference, part, self.temperature, self.autocast_dtype)
+        found = policy_loss(
+            log_probabilities,
+            part.old,
+            part.advantages,
+            part.mask,
+            self.options,
+            reference_log_probabilities=of_reference,
+            divisor=divisor,
+        )
+        return found.loss, found.metrics
+
+
+def trajectories_of(groups: Sequence[Sequence[Judged]], tokenizer: Tokenizer, *, standardise: bool) -> list[Trajectory]:
+    """The rollouts of groups whose rewards differ, each with its advantage."""
+    found = []
+    for group in groups:
+        rewards = torch.tensor([judged.reward.total for judged in group], dtype=torch.float64)
+        for judged, advantage in zip(group, group_advantages(rewards, standardise=standardise).tolist(), strict=True):
+            completion = judged.rollout.completion
+            if advantage and completion.tokens:
+                prompt = tuple(encode_prompt(tokenizer, judged.rollout.prompt.text))
+                found.append(Trajectory(prompt, completion.tokens, advantage, completion.log_probabilities))
+    return found
+
+
+def learn_policy(
+    learner: Learner,
+    objective: PolicyObjective,
+    trajectories: Sequence[Trajectory],
+    config: GRPOConfig,
+    seed: int,
+    round_number: int,
+    before_each: Callable[[int, int], None] = lambda _, __: None,
+) -> dict[str, float]:
+    """One round of updates; its metrics are means over them. before_each: (updates done, updates at most)."""
+    planned = batches(trajectories, config.batch_size, config.epochs, seed, round_number)[: config.updates]
+    taken: list[dict[str, float]] = []
+    stale = 0
+    for number, chosen in enumerate(planned):
+        before_each(number, len(planned))
+        metrics = learner.gradient(collate(chosen), objective)
+        if metrics["policy/kl_old"] > config.max_divergence:
+            learner.discard()
+            stale = len(planned) - number
+            break
+        taken.append(metrics | learner.update(metrics["loss/objective"]))
+    return means(taken) | {"policy/updates": len(taken), "policy/stale_batches": stale}
+
+
+def means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean of every name over rows with the same names; empty without rows."""
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} if rows else {}

@@ -1,0 +1,63 @@
+"""Which problems a run practises, and which it is only measured on.
+
+A pure function of the problems and `[grpo]`; no torch.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nanochat_cli.config.grpo_schema import GRPOConfig
+from nanochat_cli.errors import ConfigError
+from nanochat_cli.evaluation.problems import Problem, load_problems
+from nanochat_cli.report.reporter import Reporter
+
+
+@dataclass(frozen=True)
+class ProblemSplit:
+    """held_out: never practised."""
+
+    practised: tuple[Problem, ...]
+    held_out: tuple[Problem, ...]
+
+    @property
+    def languages(self) -> list[str]:
+        return sorted({problem.language for problem in (*self.practised, *self.held_out)})
+
+    def of_round(self, config: GRPOConfig, seed: int, round_number: int) -> list[Problem]:
+        """The problems that a round practises, in its order: all, or `grpo.problems` of them."""
+        ordered = sorted(self.practised, key=lambda problem: _place(f"{seed}/{round_number}/{problem.id}"))
+        return ordered[: config.problems]
+
+
+def load_split(config: GRPOConfig, reporter: Reporter) -> ProblemSplit:
+    """The problems of `grpo.task` that can be judged, in two parts. Says what was left out.
+
+    Which part a problem is in depends on its id and on `grpo.held_out`. Raises ConfigError and DataError for a
+    task that is none, and ConfigError when nothing is left to practise.
+    """
+    if config.task is None:
+        raise ConfigError("--task: name the problems to practise: python, rust, or a file (docs/problems.md)")
+    everything = load_problems(config.task)
+    usable = [problem for problem in everything if not problem.needs]
+    if len(usable) < len(everything):
+        reporter.warn(f"{config.task}: left out {len(everything) - len(usable)} problems that no completion can pass")
+    if config.max_level is not None:
+        usable = [problem for problem in usable if problem.level is not None and problem.level <= config.max_level]
+        if not usable:
+            raise ConfigError(f"grpo.max_level = {config.max_level}: {config.task} has no problem of that level")
+    return split(usable[: config.limit], config.held_out)
+
+
+def split(problems: Sequence[Problem], held_out: float) -> ProblemSplit:
+    """A share of the problems, rounded down, that is chosen by the hashes of their ids; the order stays."""
+    count = int(held_out * len(problems))
+    chosen = set(sorted((problem.id for problem in problems), key=_place)[:count])
+    return ProblemSplit(
+        tuple(problem for problem in problems if problem.id not in chosen),
+        tuple(problem for problem in problems if problem.id in chosen),
+    )
+
+
+def _place(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,335 @@
+"""A GRPO run: rounds of rollouts, verdicts and learning, from one run's model into the folder of another.
+
+Knows the order of things and the layout of the folder; a checkpoint after every round holds everything that the next
+one depends on, the run's own library included, so that a resumed run equals the uninterrupted one. How a round
+learns is left to `training_free`, `policy` and `rejection_tuning`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanochat_cli.config.grpo_schema import GRPOConfig
+from nanochat_cli.config.schema import Config
+from nanochat_cli.data.tokenizer import Tokenizer
+from nanochat_cli.errors import DataError, Interrupted
+from nanochat_cli.evaluation.problems import Problem
+from nanochat_cli.inference.load import load_run
+from nanochat_cli.model.transformer import Transformer
+from nanochat_cli.report.metrics_log import MetricsLog
+from nanochat_cli.report.reporter import Reporter
+from nanochat_cli.rl.before_after import COLUMNS, Score, Scores, differences, rows, score, write_report
+from nanochat_cli.rl.chat_endpoint import ChatEndpoint
+from nanochat_cli.rl.experience import Experience, ExperienceLibrary
+from nanochat_cli.rl.judging import Judge, Judged, collect
+from nanochat_cli.rl.learner import Learner
+from nanochat_cli.rl.lessons import Lessons
+from nanochat_cli.rl.policy import PolicyObjective, learn_policy, trajectories_of
+from nanochat_cli.rl.problem_split import ProblemSplit
+from nanochat_cli.rl.rejection_tuning import good_answers, learn_answers
+from nanochat_cli.rl.rewards import RewardConfig, load_rewards
+from nanochat_cli.rl.rollouts import Prompt, Sampler
+from nanochat_cli.rl.rounds_view import RoundsView
+from nanochat_cli.rl.sandbox import Sandbox
+from nanochat_cli.rl.sandbox_pool import SandboxPool
+from nanochat_cli.rl.training_free import Conditioning, remember
+from nanochat_cli.training import checkpoints
+from nanochat_cli.training.devices import choose_device
+from nanochat_cli.training.stop_signals import StopSignals
+
+LIBRARY_FILE = "experiences.jsonl"
+MEASURED = 0
+"""The round number that random numbers of before and after are drawn with; rounds of practice count from 1."""
+
+
+@contextmanager
+def open_judge(config: GRPOConfig, languages: Sequence[str], reporter: Reporter) -> Iterator[Judge]:
+    """A sandbox for these languages and the rewards. Raises ConfigError where one of them cannot be had."""
+    rewards = RewardConfig() if config.rewards is None else load_rewards(config.rewards)
+    sandbox = Sandbox()
+    for language in languages:
+        sandbox.toolchain(language)
+    reporter.info(f"sandbox: {sandbox.isolation.description}")
+    with SandboxPool(sandbox, config.workers) as pool:
+        yield Judge(pool, rewards)
+
+
+class GRPORun:
+    """One run in `run_dir`. `begin` or `resume` comes first, then `run`."""
+
+    def __init__(self, config: Config, run_dir: Path, problems: ProblemSplit, judge: Judge, reporter: Reporter) -> None:
+        self.config, self.run_dir, self.reporter, self.judge = config, run_dir, reporter, judge
+        self.grpo = config.grpo
+        self.problems = problems
+        self.round = 0
+        """Rounds that are done."""
+        self.lessons = Lessons(self.grpo.max_lessons)
+        self.endpoint = (
+            None
+            if self.grpo.lessons_url is None
+            else ChatEndpoint(self.grpo.lessons_url, self.grpo.lessons_model, self.grpo.lessons_timeout)
+        )
+        self.before: Scores | None = None
+        self.learner: Learner | None = None
+        self.mtp: dict[str, Any] | None = None
+        """Of the source, kept as it is: it only drafts."""
+        self.reference: Transformer | None = None
+
+    # -- beginnings ------------------------------------------------------------------------------------------
+
+    def begin(self, source: Path, create: Callable[[Tokenizer], None]) -> None:
+        """Start from the latest checkpoint of `source`; `create` makes the folder with the tokenizer."""
+        torch.manual_seed(self.config.run.seed)
+        model, tokenizer, _ = load_run(source)
+        reference = load_run(source)[0] if self.grpo.kl_weight and self.grpo.mode == "policy" else None
+        self._prepare(model, tokenizer, reference)
+        if self.learner is not None:
+            self.learner.ternary_statistics()  # what the first round's flips are counted from
+        self.mtp = checkpoints.load(source).tensors.get("mtp")
+        create(tokenizer)
+        self.library = self._open_library()
+
+    def resume(self) -> None:
+        """Continue after the last round that was saved."""
+        model, tokenizer, _ = load_run(self.run_dir)
+        saved = checkpoints.load(self.run_dir)
+        found = saved.state.get("grpo")
+        if found is None:
+            raise DataError(f"{saved.path}: not of nanochat grpo; name a run that it began")
+        reference = None
+        if (weights := saved.tensors.get("reference")) is not None:
+            reference = Transformer(self.config.model)
+            reference.load_state_dict(weights)
+            reference.requantize()
+        self._prepare(model, tokenizer, reference)
+        if self.learner is not None:
+            self.learner.restore(checkpoints.load(self.run_dir, device=self.learner.device).tensors, found["learner"])
+        self.mtp = saved.tensors.get("mtp")
+        self.round, self.lessons.texts = saved.step, list(found["lessons"])
+        self.before = {problem: Score(**values) for problem, values in found["before"].items()}
+        if found["library"] is not None:
+            (self.run_dir / LIBRARY_FILE).unlink(missing_ok=True)  # it may hold answers of a round that did not end
+        self.library = self._open_library()
+        if found["library"] is not None:
+            self.library.add(Experience(**values) for values in found["library"])
+        checkpoints.restore_rng_state(saved.tensors["random"])
+        self.reporter.info(f"resumed after round {self.round} of {self.grpo.rounds}")
+
+    def _prepare(self, model: Transformer, tokenizer: Tokenizer, reference: Transformer | None) -> None:
+        grpo = self.grpo
+        self.tokenizer = tokenizer
+        self.sampler = Sampler(tokenizer, grpo.temperature, grpo.max_tokens, self.config.run.seed)
+        if grpo.mode == "training-free":
+            self.model = model.to(choose_device(self.config.train.device))
+        else:
+            self.learner = Learner(model, self.config, self.reporter)
+            self.model = self.learner.model
+        self.sampler.refresh(self.model)
+        self.problems = self._fitting(self.problems)
+        if self.learner is not None and grpo.mode == "policy":
+            if reference is not None:
+                reference = reference.to(self.learner.device).eval().requires_grad_(False)
+            self.reference = reference
+            self.objective = PolicyObjective(grpo, reference, self.learner.autocast_dtype)
+
+    def _fitting(self, problems: ProblemSplit) -> ProblemSplit:
+        """Those whose prompt leaves room in the model's context."""
+        parts = [
+            [p for p in part if self.sampler.room(p.prompt) > 0] for part in (problems.practised, problems.held_out)
+        ]
+        found = ProblemSplit(tuple(parts[0]), tuple(parts[1]))
+        left_out = len(problems.practised) + len(problems.held_out) - len(parts[0]) - len(parts[1])
+        if left_out:
+            self.reporter.warn(
+                f"left out {left_out} problems: their prompts fill the {self.sampler.context} positions of the model"
+            )
+        if not found.practised:
+            raise DataError(
+                f"{self.grpo.task}: no problem leaves the model room to answer; train with a longer context"
+            )
+        return found
+
+    def _open_library(self) -> ExperienceLibrary:
+        return ExperienceLibrary(self.grpo.library or self.run_dir / LIBRARY_FILE)
+
+    # -- rounds ----------------------------------------------------------------------------------------------
+
+    def run(self) -> Path:
+        """All rounds that are left, and the report; returns its path. Raises Interrupted after a signal."""
+        resumed = self.round if self.before is not None else None
+        log = MetricsLog(self.run_dir, self.config.telemetry.tensorboard, resumed)
+        self.view = RoundsView(self.reporter, self.grpo.rounds, title=self.run_dir.name)
+        with StopSignals() as stop, log, self.view:
+            self.stop, self.log = stop, log
+            if self.before is None:
+                self.before = self._measure("before", plain)
+                self.save()
+            while self.round < self.grpo.rounds:
+                self._round(self.round + 1)
+                self.save()
+            after = self._measure("after", self._conditioning(MEASURED))
+        return self._report(self.before, after)
+
+    def _round(self, number: int) -> None:
+        problems = self.problems.of_round(self.grpo, self.config.run.seed, number)
+        rate = self.sampler.rate
+        tokens, seconds = rate.tokens, rate.seconds
+        groups = list(
+            self._collect(f"round {number}: rollouts", problems, self.grpo.group, number, self._conditioning(number))
+        )
+        metrics = rollout_metrics(groups)
+        metrics["throughput/tokens_per_second"] = (rate.tokens - tokens) / (rate.seconds - seconds)
+        metrics |= self._learn(groups, number)
+        self.sampler.refresh(self.model)
+        self.round = number
+        self.log.log(number, metrics)
+        self.log.sync()
+        self.view.round(number, metrics)
+
+    def _learn(self, groups: Sequence[Sequence[Judged]], number: int) -> dict[str, float]:
+        grpo, seed = self.grpo, self.config.run.seed
+
+        def before_each(done: int, of: int) -> None:
+            self._check_stop()
+            self.view.phase(f"round {number}: updates", done, of)
+
+        if self.learner is not None and grpo.mode == "policy":
+            trajectories = trajectories_of(groups, self.tokenizer, standardise=grpo.standardise)
+            metrics = learn_policy(self.learner, self.objective, trajectories, grpo, seed, number, before_each)
+            return metrics | self.learner.ternary_statistics()
+        added = sum(remember(self.library, group, grpo, number) for group in groups)
+        self.library.prune(max_size=grpo.max_experiences)
+        metrics: dict[str, float] = {"library/added": added, "library/size": len(self.library)}
+        if self.learner is not None:
+            held_out = {problem.prompt for problem in self.problems.held_out}
+            allowed = [one for one in self.library.experiences if one.prompt not in held_out]
+            answers = good_answers(
+                allowed, self.tokenizer, min_reward=grpo.min_reward, context=self.config.model.max_seq_len
+            )
+            metrics |= learn_answers(self.learner, answers, grpo, seed, number, before_each)
+            metrics |= self.learner.ternary_statistics()
+        elif self.endpoint is not None:
+            metrics |= self._learn_lessons(self.endpoint, groups, number)
+        return metrics
+
+    def _learn_lessons(
+        self, endpoint: ChatEndpoint, groups: Sequence[Sequence[Judged]], number: int
+    ) -> dict[str, float]:
+        self.view.phase(f"round {number}: lessons", 0, 1)
+        counts = self.lessons.learn(endpoint, groups)
+        if counts.failed or counts.refused:
+            self.reporter.warn(
+                f"lessons: {counts.failed} of {counts.asked} questions failed, {counts.refused} answers or operations "
+                f"were refused ({counts.last_failure or 'not one of ADD, UPDATE, DELETE, KEEP within the bounds'})"
+            )
+        return {
+            "lessons/size": len(self.lessons.texts),
+            "lessons/applied": counts.applied,
+            "lessons/refused": counts.refused,
+            "lessons/failed": counts.failed,
+        }
+
+    def _conditioning(self, number: int) -> Callable[[Problem], Prompt]:
+        """What the rollouts of a round are conditioned on; of the policy, which is trained as it is used, nothing."""
+        if self.grpo.mode != "training-free":
+            return plain
+        return Conditioning(self.library, self.lessons, self.sampler, self.grpo, self.config.run.seed, number)
+
+    def _collect(
+        self, phase: str, problems: Sequence[Problem], n: int, number: int, prompt: Callable[[Problem], Prompt]
+    ) -> Iterator[list[Judged]]:
+        def before_each(done: int) -> None:
+            self._check_stop()
+            self.view.phase(phase, done, len(problems))
+
+        return collect(problems, self.sampler, self.judge, n, number, prompt, before_each)
+
+    def _measure(self, phase: str, prompt: Callable[[Problem], Prompt]) -> Scores:
+        problems = [*self.problems.practised, *self.problems.held_out]
+        groups = self._collect(phase, problems, self.grpo.eval_samples, MEASURED, prompt)
+        return {problem.id: score(group) for problem, group in zip(problems, groups, strict=True)}
+
+    def _check_stop(self) -> None:
+        if self.stop.requested:
+            saved = f"{self.round} of {self.grpo.rounds} rounds are saved" if self.before else "nothing is saved yet"
+            raise Interrupted(
+                f"stopped by {self.stop.name}: {saved}; continue with: nanochat grpo --resume {self.run_dir}"
+            )
+
+    # -- what stays ------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """A checkpoint of everything that the next round depends on; its step is the number of rounds."""
+        tensors = {"model": self.model.state_dict()} if self.learner is None else self.learner.tensors()
+        tensors["random"] = checkpoints.rng_state()
+        if self.mtp is not None:
+            tensors["mtp"] = self.mtp
+        if self.reference is not None:
+            tensors["reference"] = self.reference.state_dict()
+        own = self.grpo.library is None
+        state = {
+            "before": {problem: asdict(one) for problem, one in (self.before or {}).items()},
+            "library": [asdict(one) for one in self.library.experiences] if own else None,
+            "lessons": self.lessons.texts,
+            "learner": None if self.learner is None else self.learner.state(),
+        }
+        checkpoints.save(
+            self.run_dir,
+            self.round,
+            tensors,
+            {"grpo": state},
+            model_config=self.config.model.model_dump(mode="json"),
+        )
+        checkpoints.prune(self.run_dir, self.config.checkpoint.keep_last)
+
+    def _report(self, before: Scores, after: Scores) -> Path:
+        sets = {
+            "practised": [problem.id for problem in self.problems.practised],
+            "held out": [problem.id for problem in self.problems.held_out],
+        }
+        found = differences(sets, before, after)
+        grpo = self.grpo
+        notes = [
+            f"`nanochat grpo` in mode {grpo.mode}: {self.round} rounds with {grpo.group} rollouts of a problem each, "
+            f"task `{grpo.task}`, from `{grpo.source}`.",
+            f"Before and after: {grpo.eval_samples} completions of every problem at temperature {grpo.temperature:g}.",
+        ]
+        if grpo.mode == "training-free":
+            notes.append(
+                f"After: up to {grpo.shots} of {len(self.library)} experiences and {len(self.lessons.texts)} lessons "
+                "before each prompt. The weights are those of before."
+            )
+        details = {"mode": grpo.mode, "task": grpo.task, "lessons": self.lessons.texts}
+        path = write_report(self.run_dir, found, before, after, notes=notes, details=details)
+        self.reporter.table(str(self.run_dir), COLUMNS, rows(found))
+        self.reporter.info(f"report: {path}")
+        self.reporter.result(
+            {"run": str(self.run_dir), "rounds": self.round, "differences": [asdict(one) for one in found]}
+        )
+        return path
+
+
+def plain(problem: Problem) -> Prompt:
+    """The problem as it is."""
+    return Prompt(problem.prompt)
+
+
+def rollout_metrics(groups: Sequence[Sequence[Judged]]) -> dict[str, float]:
+    """Means over all rollouts of a round; a term of the reward over those that have it."""
+    everything = [judged for group in groups for judged in group]
+    values: dict[str, list[float]] = {}
+    for judged in everything:
+        for name, value in judged.reward.metrics().items():
+            values.setdefault(name, []).append(value)
+    count = len(everything)
+    differing = [len({judged.reward.total for judged in group}) > 1 for group in groups]
+    return {name: sum(found) / len(found) for name, found in values.items()} | {
+        "rollouts/pass_rate": sum(judged.solves for judged in everything) / count,
+        "rollouts/compile_rate": sum(judged.compiles for judged in everything) / count,
+        "rollouts/tokens": sum(len(judged.rollout.completion.tokens) for judged in everything) / count,
+        "rollouts/informative_groups": sum(differing) / len(groups),
+    }

@@ -1,0 +1,109 @@
+"""A run so small that rounds take seconds: a model that has read right and wrong answers to the problems of a file."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from nanochat_cli.config.load import CONFIG_FILE, config_to_toml
+from nanochat_cli.config.schema import Config
+from nanochat_cli.data.tokenizer import Tokenizer
+from nanochat_cli.model.transformer import Transformer
+from nanochat_cli.report.reporter import QuietReporter
+from nanochat_cli.rl.learner import Learner
+from nanochat_cli.rl.rejection_tuning import LikelihoodObjective
+from nanochat_cli.rl.sandbox_limits import Outcome, ProgramLike
+from nanochat_cli.rl.trajectories import Trajectory, batches, collate
+from nanochat_cli.training import checkpoints
+
+NUMBERS = range(2, 8)
+STOP = ["\ndef "]
+
+
+def problem(number: int) -> dict[str, object]:
+    """`add_N(x)`, whose answer is `x + N`."""
+    return {
+        "id": f"add-{number}",
+        "language": "python",
+        "level": 1,
+        "prompt": f"def add_{number}(x):\n",
+        "tests": [{"call": f"add_{number}({x})", "expected": str(x + number)} for x in (0, 5)],
+        "stop": STOP,
+    }
+
+
+def write_problems(path: Path, numbers: Sequence[int] = NUMBERS) -> Path:
+    path.write_text("".join(json.dumps(problem(number)) + "\n" for number in numbers), encoding="utf-8")
+    return path
+
+
+def texts() -> list[tuple[str, str]]:
+    """(prompt, answer): each prompt as often with its right answer as with a wrong one, and what comes behind it."""
+    answers = [(n, sign) for n in NUMBERS for sign in "+-"]
+    return [(f"def add_{n}(x):\n", f"    return x {sign} {n}\n\ndef ") for n, sign in answers]
+
+
+def config_of(folder: Path, **grpo: object) -> Config:
+    return Config.model_validate(
+        {
+            "run": {"dir": str(folder), "name": "source", "seed": 3},
+            "model": {
+                "vocab_size": 300,
+                "dim": 128,
+                "n_layers": 2,
+                "n_heads": 2,
+                "n_kv_heads": 1,
+                "ffn_dim": 128,
+                "max_seq_len": 96,
+                "qk_norm": True,
+                "embedding_std": 0.8,
+                "head_std": 0.001,
+                "tie_embeddings": False,
+            },
+            "train": {"seq_len": 96, "batch_size": 16, "device": "cpu", "dtype": "fp32", "compile": "off"},
+            "optim": {"lr": 0.02, "embedding_lr": 0.01, "head_lr": 0.002, "scalar_lr": 0.001},
+            "telemetry": {"tensorboard": False},
+            "grpo": {"lr_factor": 1.0, **grpo},
+        }
+    )
+
+
+def make_run(folder: Path, steps: int = 60) -> Path:
+    """`folder/source`: a run whose model answers right about every second time after 60 steps."""
+    config = config_of(folder)
+    tokenizer = Tokenizer.train([prompt + answer for prompt, answer in texts()], 300)
+    torch.manual_seed(0)
+    learner = Learner(Transformer(config.model), config, QuietReporter())
+    examples = [Trajectory(tuple(tokenizer.encode(p)), tuple(tokenizer.encode(a))) for p, a in texts()]
+    for batch in batches(examples, 12, steps, 0, 0):
+        learner.update(learner.gradient(collate(batch), LikelihoodObjective())["loss/objective"])
+    run = folder / "source"
+    run.mkdir(parents=True)
+    (run / CONFIG_FILE).write_text(config_to_toml(config), encoding="utf-8")
+    tokenizer.save(run / "tokenizer.json")
+    tensors = {"model": learner.model.state_dict()}
+    checkpoints.save(run, steps, tensors, {}, model_config=config.model.model_dump(mode="json"))
+    return run
+
+
+class ReadingPool:
+    """Judges by reading: `return x + N` of `add_N` passes, everything else that starts like it compiles."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def judge_all(self, programs: Sequence[ProgramLike]) -> list[Outcome]:
+        self.seen += len(programs)
+        return [self._judge(program) for program in programs]
+
+    def _judge(self, program: ProgramLike) -> Outcome:
+        number = program.source.partition("(")[0].removeprefix("def add_")
+        total = len(program.tests)
+        if f"return x + {number}\n" in program.source:
+            return Outcome("ran", "ok", passed=total, total=total)
+        try:
+            compile(program.source, "program", "exec")
+        except (SyntaxError, ValueError):
+            return Outcome("not compiled", "compile error", total=total)
+        return Outcome("ran", "ok", passed=0, total=total)
