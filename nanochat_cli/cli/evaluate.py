@@ -29,7 +29,12 @@ def evaluate(
     ] = None,
     samples: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Completions of each problem; default: 10.", rich_help_panel=_DRAWING),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Completions of each problem; default: 10, or the largest k.",
+            rich_help_panel=_DRAWING,
+        ),
     ] = None,
     ks: Annotated[
         str, typer.Option("--k", metavar="K,K,…", help="pass@k for each of these.", rich_help_panel=_DRAWING)
@@ -77,17 +82,17 @@ def evaluate(
 
     session = session_of(ctx)
     if suite is None and out is None and data is None and (target is None or target.suffix != ".gguf"):
-        _refuse_settings(ctx, "without --suite")
+        _refuse_settings(ctx)
         session.engine.evaluate(find_run(target))
         return
     if suite in (None, BITS_PER_BYTE):
         suite = BITS_PER_BYTE
-        _refuse_settings(ctx, "of bpb")
-    numbers = tuple(int(value) for value in _listed("--k", ks, int))
+        _refuse_settings(ctx)
+    numbers, degrees = _listed("--k", ks, int), _listed("--temperature", temperatures, float)
     options = SuiteOptions(
-        samples=samples if samples is not None else max(SAMPLES, *numbers),
+        samples=samples or (1 if degrees == (0,) and numbers == (1,) else max(SAMPLES, *numbers)),
         ks=numbers,
-        temperatures=_listed("--temperature", temperatures, float),
+        temperatures=degrees,
         limit=limit,
         max_tokens=max_tokens,
         top_p=top_p,
@@ -107,14 +112,14 @@ def evaluate(
     )
 
 
-def _refuse_settings(ctx: typer.Context, where: str) -> None:
-    """Raise ConfigError for an option that draws completions, where none are drawn."""
+def _refuse_settings(ctx: typer.Context) -> None:
+    """Raise ConfigError for an option of completions: none are drawn."""
     for parameter in ctx.command.params:
         panel = getattr(parameter, "rich_help_panel", None)
         source = ctx.get_parameter_source(parameter.name or "")
         if panel == _DRAWING and source is not None and source.name == "COMMANDLINE":
             raise ConfigError(
-                f"{parameter.opts[0]} has no meaning {where}: it draws no completions; name another --suite"
+                f"{parameter.opts[0]}: bits per byte draw no completions; leave it out, or name a --suite that does"
             )
 
 

@@ -11,9 +11,7 @@ from nanochat_cli.evaluation.suites import BITS_PER_BYTE, COMPILE, SuiteOptions,
 from nanochat_cli.report.reporter import Reporter
 
 if TYPE_CHECKING:
-    from nanochat_cli.data.tokenizer import Tokenizer
     from nanochat_cli.evaluation.problems import Problem
-    from nanochat_cli.model.transformer import Transformer
     from nanochat_cli.rl.sandbox_pool import SandboxPool
 
 RESULTS = "results.json"
@@ -41,6 +39,7 @@ def evaluate_target(
     from nanochat_cli.evaluation.run_suite import complete_problems, drawing, fingerprint
     from nanochat_cli.evaluation.sample_file import SampleFile
     from nanochat_cli.evaluation.suite_report import plain, results, scores, table
+    from nanochat_cli.inference.load import load_target
     from nanochat_cli.inference.packed_model import PackedTransformer
     from nanochat_cli.rl.sandbox import Sandbox
     from nanochat_cli.rl.sandbox_pool import SandboxPool
@@ -74,17 +73,6 @@ def evaluate_target(
     reporter.table(f"{target}: {suite}, {options.samples} completions of each problem", *table(suite, found))
     details = {"settings": settings, "isolation": sandbox.isolation.description, "scores": plain(found)}
     _finish(target, suite, folder, results(suite, found), details, reporter)
-
-
-def load_target(target: Path) -> "tuple[Transformer, Tokenizer, Config | None]":
-    """Model and tokenizer of a run or a GGUF file; the configuration of a run."""
-    if target.suffix == ".gguf":
-        from nanochat_cli.inference.load_gguf import load_gguf
-
-        return (*load_gguf(target), None)
-    from nanochat_cli.inference.load import load_run
-
-    return load_run(target)
 
 
 def identity_of(target: Path) -> dict[str, Any]:
@@ -134,10 +122,11 @@ def _held_out_functions(
 def _bits_per_byte(target: Path, reporter: Reporter, out: Path | None, data: Path | None) -> None:
     from nanochat_cli.evaluation.held_out import open_held_out
     from nanochat_cli.evaluation.run_bits_per_byte import bits_per_byte_results, measure_bits_per_byte
+    from nanochat_cli.inference.load import load_target
 
     model, tokenizer, config = load_target(target)
     reader = open_held_out(target, config, data, reporter)
-    whole, languages = measure_bits_per_byte(model, tokenizer, reader, config or Config(), reporter)
+    whole, languages = measure_bits_per_byte(model, tokenizer, reader, config, reporter)
     rows = [
         (name, held_out.bits_per_byte, held_out.loss, held_out.accuracy, held_out.tokens, held_out.bytes)
         for name, held_out in {"all": whole, **languages}.items()

@@ -23,13 +23,18 @@ UNKNOWN = "unknown"
 
 
 def measure_bits_per_byte(
-    model: Transformer, tokenizer: Tokenizer, reader: ShardReader, config: Config, reporter: Reporter
+    model: Transformer, tokenizer: Tokenizer, reader: ShardReader, config: Config | None, reporter: Reporter
 ) -> tuple[HeldOut, dict[str, HeldOut]]:
     """Of all held-out documents, and of each language.
 
-    Windows have the length that the run was trained with, at most the context of the model. Where the source has
-    changed since, languages are unknown, with a warning; the documents themselves are in the shards.
+    Windows have the length that the run was trained with (config), without a run the context of the model. Where the
+    source has changed since, languages are unknown, with a warning; the documents themselves are in the shards.
     """
+    seq_len = model.config.max_seq_len
+    if config is None:
+        config = Config()
+    else:
+        seq_len = min(seq_len, config.train.seq_len)
     try:
         languages = document_languages(reader.manifest, config, reporter)
     except DataError as error:
@@ -39,7 +44,6 @@ def measure_bits_per_byte(
     names = sorted(set(languages))
     of_documents = torch.tensor([names.index(language) for language in languages])
     groups = of_documents.repeat_interleave(torch.tensor(tokens.lengths))[1:]  # the first token is no target
-    seq_len = min(config.train.seq_len, model.config.max_seq_len)
     with reporter.progress("held-out documents", len(tokens) - 1, "tokens") as progress:
 
         def counted() -> Iterator[tuple[Tensor, Tensor]]:

@@ -45,6 +45,8 @@ class SuiteOptions:
             )
         if not self.temperatures or not all(0 <= value < math.inf for value in self.temperatures):
             raise ConfigError(f"--temperature {_listed(self.temperatures)}: needs numbers of 0 (greedy) or more")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"--top-p {self.top_p:g}: needs a number above 0, at most 1 (off)")
         if len(set(self.ks)) < len(self.ks) or len(set(self.temperatures)) < len(self.temperatures):
             raise ConfigError("--k and --temperature take each value once")
         if 0 in self.temperatures and self.samples > 1:

@@ -37,7 +37,6 @@ class Completion:
     finish: Finish
 
 
-@torch.no_grad()
 def sample_batch(
     model: LanguageModel,
     tokenizer: TextTokenizer,
@@ -57,41 +56,15 @@ def sample_batch(
         ids = encode_prompt(tokenizer, prompt)
         starts = range(0, n, MAX_ROWS)
         groups = [range(seed + start, seed + min(start + MAX_ROWS, n)) for start in starts]
-        found.append([one for group in groups for one in _continue(model, tokenizer, ids, settings, group)])
+        found.append([one for group in groups for one in continue_tokens(model, tokenizer, ids, settings, group)])
     return found
 
 
-class _Draft:
-    """A continuation that is being drawn."""
-
-    def __init__(self, tokenizer: TextTokenizer, stop: Sequence[str]) -> None:
-        self.finish: Finish | None = None
-        self._eos_id = tokenizer.eos_id
-        self._stream = TextStream(tokenizer, stop)
-        self._pieces: list[str] = []
-        self._tokens: list[int] = []
-        self._log_probabilities: list[float] = []
-
-    def add(self, token: int, log_probability: float) -> None:
-        self._tokens.append(token)
-        self._log_probabilities.append(log_probability)
-        if token == self._eos_id:
-            self.finish = "eos"
-            return
-        self._pieces.append(self._stream.feed(token))
-        if self._stream.stopped:
-            self.finish = "stop"
-
-    def completion(self) -> Completion:
-        rest = self._stream.finish()
-        finish = self.finish or ("stop" if self._stream.stopped else "length")
-        return Completion("".join(self._pieces) + rest, tuple(self._tokens), tuple(self._log_probabilities), finish)
-
-
-def _continue(
+@torch.no_grad()
+def continue_tokens(
     model: LanguageModel, tokenizer: TextTokenizer, prompt: list[int], settings: SamplingConfig, seeds: Sequence[int]
 ) -> list[Completion]:
-    """One continuation of the prompt for each seed."""
+    """As `sample_batch`, of one prompt as token ids, at least one: a continuation for each seed, all at once."""
     context = model.config.max_seq_len
     if len(prompt) > context:
         raise DataError(
@@ -124,6 +97,33 @@ def _continue(
             rows, generators = [rows[place] for place in running], [generators[place] for place in running]
             read, seen, cache = read[running], seen[running], cache.rows(running)
     return [draft.completion() for draft in drafts]
+
+
+class _Draft:
+    """A continuation that is being drawn."""
+
+    def __init__(self, tokenizer: TextTokenizer, stop: Sequence[str]) -> None:
+        self.finish: Finish | None = None
+        self._eos_id = tokenizer.eos_id
+        self._stream = TextStream(tokenizer, stop)
+        self._pieces: list[str] = []
+        self._tokens: list[int] = []
+        self._log_probabilities: list[float] = []
+
+    def add(self, token: int, log_probability: float) -> None:
+        self._tokens.append(token)
+        self._log_probabilities.append(log_probability)
+        if token == self._eos_id:
+            self.finish = "eos"
+            return
+        self._pieces.append(self._stream.feed(token))
+        if self._stream.stopped:
+            self.finish = "stop"
+
+    def completion(self) -> Completion:
+        rest = self._stream.finish()
+        finish = self.finish or ("stop" if self._stream.stopped else "length")
+        return Completion("".join(self._pieces) + rest, tuple(self._tokens), tuple(self._log_probabilities), finish)
 
 
 def _log_probabilities(logits: Tensor, chosen: Tensor, temperature: float) -> list[float]:

@@ -15,6 +15,15 @@ from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.training import checkpoints
 
 
+def load_target(target: Path) -> tuple[Transformer, Tokenizer, Config | None]:
+    """Model and tokenizer of a run's latest checkpoint or of a `.gguf` file; the configuration of a run."""
+    if target.suffix == ".gguf":
+        from nanochat_cli.inference.load_gguf import load_gguf
+
+        return (*load_gguf(target), None)
+    return load_run(target)
+
+
 def load_mtp(run_dir: Path, checkpoint: checkpoints.Which = "latest") -> MTP | None:
     """The multi-token prediction of a run, ready for inference; None when it was trained without."""
     config = load_run_config(run_dir)

@@ -1,4 +1,4 @@
-"""Suites of problems: right answers score 1, wrong ones 0, and an evaluation that was killed ends with the same figures."""
+"""Right answers score 1, wrong ones 0, and an evaluation that was killed ends with the same figures."""
 
 import json
 
@@ -103,7 +103,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was_and_gives_the_same_figur
 def test_other_problems_or_a_second_writer_are_refused(pool, tmp_path):
     problems = load_problems("python")[:2]
     evaluated(tmp_path, problems, solutions(problems), pool)
-    with pytest.raises(ConfigError, match="was evaluated with problems = .*choose another --out"):
+    with pytest.raises(ConfigError, match=r"was evaluated with problems = .*choose another --out"):
         evaluated(tmp_path, problems[:1], solutions(problems), pool, resume=True)
     with (
         SampleFile(tmp_path, {}, resume=True),
@@ -135,6 +135,7 @@ def test_the_brace_of_rust_is_put_back_only_where_generation_stopped_at_it(pool)
         ({"temperatures": (-1.0,)}, "--temperature -1"),
         ({"temperatures": (0.0, 0.8)}, "--temperature 0 draws the same completion 10 times"),
         ({"ks": (1, 1)}, "each value once"),
+        ({"top_p": 0.0}, "--top-p 0"),
     ],
 )
 def test_settings_without_sense_are_refused(values, message):

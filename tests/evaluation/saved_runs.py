@@ -1,0 +1,29 @@
+"""Runs on disk that were never trained: what evaluation loads."""
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+from nanochat_cli.config.load import config_to_toml
+from nanochat_cli.config.schema import Config
+from nanochat_cli.data.tokenizer import Tokenizer
+from nanochat_cli.model.transformer import Transformer
+from nanochat_cli.training import checkpoints
+from tests.inference.tiny_models import spread_model, tiny_config
+
+
+def save_run(
+    run: Path, tokenizer: Tokenizer | None = None, *, data: dict[str, Any] | None = None, **shape: object
+) -> tuple[Transformer, Tokenizer]:
+    """A run of a tiny model with random weights, at step 1; data: the table [data] of its configuration."""
+    run.mkdir(parents=True)
+    tokenizer = tokenizer or Tokenizer.train([inspect.getsource(json)], 300)
+    model_config = tiny_config(vocab_size=tokenizer.vocab_size, **shape).model_dump()
+    config = Config.model_validate({"model": model_config, "train": {"seq_len": 32}, "data": data or {}})
+    model = spread_model(config.model)
+    (run / "config.toml").write_text(config_to_toml(config))
+    tokenizer.save(run / "tokenizer.json")
+    saved = config.model.model_dump(mode="json")
+    checkpoints.save(run, 1, {"model": model.state_dict()}, {}, model_config=saved)
+    return model, tokenizer
