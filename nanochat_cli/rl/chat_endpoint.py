@@ -54,7 +54,9 @@ class ChatEndpoint:
         except TimeoutError:
             raise EndpointError(f"no answer in {self.timeout:g} s") from None
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise EndpointError(f"{type(error).__name__}: {error}") from None
+            # What it says may be the endpoint's own words, line ends and codes for terminals included.
+            said = "".join(character for character in str(error) if character.isprintable())[:200]
+            raise EndpointError(f"{type(error).__name__}: {said}") from None
         return _text_of(body)
 
     def _post(self, content: bytes) -> bytes:

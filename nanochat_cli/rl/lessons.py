@@ -149,6 +149,14 @@ class Lessons:
         )
 
 
+def require_answer(chat: Chat) -> None:
+    """Raise DataError when the endpoint answers nothing, before hours are spent on rollouts."""
+    try:
+        chat.ask("Answer with one word.", "Are you there?")
+    except EndpointError as error:
+        raise DataError(f"--lessons {chat.url}: no answer ({error}): check the address, or go on without it") from None
+
+
 def lesson(text: object) -> str | None:
     """A lesson on one line; None for what is none: no text, more than 32 words, or too many characters."""
     if not isinstance(text, str) or len(text) > 4 * MAX_CHARACTERS:

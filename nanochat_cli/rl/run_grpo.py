@@ -27,7 +27,7 @@ from nanochat_cli.rl.chat_endpoint import ChatEndpoint
 from nanochat_cli.rl.experience import Experience, ExperienceLibrary
 from nanochat_cli.rl.judging import Judge, Judged, collect
 from nanochat_cli.rl.learner import Learner
-from nanochat_cli.rl.lessons import Lessons
+from nanochat_cli.rl.lessons import Lessons, require_answer
 from nanochat_cli.rl.policy import PolicyObjective, learn_policy, trajectories_of
 from nanochat_cli.rl.problem_split import ProblemSplit
 from nanochat_cli.rl.rejection_tuning import good_answers, learn_answers
@@ -83,6 +83,8 @@ class GRPORun:
 
     def begin(self, source: Path, create: Callable[[Tokenizer], None]) -> None:
         """Start from the latest checkpoint of `source`; `create` makes the folder with the tokenizer."""
+        if self.endpoint is not None:
+            require_answer(self.endpoint)
         torch.manual_seed(self.config.run.seed)
         model, tokenizer, _ = load_run(source)
         reference = load_run(source)[0] if self.grpo.kl_weight and self.grpo.mode == "policy" else None

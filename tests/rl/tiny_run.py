@@ -1,5 +1,6 @@
 """A run so small that rounds take seconds: a model that has read right and wrong answers to the problems of a file."""
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +10,15 @@ import torch
 from nanochat_cli.config.load import CONFIG_FILE, config_to_toml
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.tokenizer import Tokenizer
+from nanochat_cli.evaluation.problems import Problem, load_problems
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.report.reporter import QuietReporter
+from nanochat_cli.rl.judging import Judge, Pool
 from nanochat_cli.rl.learner import Learner
+from nanochat_cli.rl.problem_split import load_split
 from nanochat_cli.rl.rejection_tuning import LikelihoodObjective
+from nanochat_cli.rl.rewards import RewardConfig
+from nanochat_cli.rl.run_grpo import GRPORun
 from nanochat_cli.rl.sandbox_limits import Outcome, ProgramLike
 from nanochat_cli.rl.trajectories import Trajectory, batches, collate
 from nanochat_cli.training import checkpoints
@@ -69,8 +75,8 @@ def config_of(folder: Path, **grpo: object) -> Config:
     )
 
 
-def make_run(folder: Path, steps: int = 60) -> Path:
-    """`folder/source`: a run whose model answers right about every second time after 60 steps."""
+def make_run(folder: Path, steps: int = 90) -> Path:
+    """`folder/source`: a run whose model answers right a third of the time after 90 steps."""
     config = config_of(folder)
     tokenizer = Tokenizer.train([prompt + answer for prompt, answer in texts()], 300)
     torch.manual_seed(0)
@@ -107,3 +113,30 @@ class ReadingPool:
         except (SyntaxError, ValueError):
             return Outcome("not compiled", "compile error", total=total)
         return Outcome("ran", "ok", passed=0, total=total)
+
+
+def problems(folder: Path) -> list[Problem]:
+    return load_problems(write_problems(folder / "problems.jsonl"))
+
+
+def grpo_run(source: Path, folder: Path, *, resume: bool = False, pool: Pool | None = None, **grpo: object) -> GRPORun:
+    """A run in `folder/tuned` that has begun, or goes on; `run()` does its rounds."""
+    folder.mkdir(exist_ok=True)
+    task = str(write_problems(folder / "problems.jsonl"))
+    values = {"source": source, "task": task, "rounds": 2, "group": 4, "max_tokens": 20, "batch_size": 8, **grpo}
+    config = config_of(folder, **values)
+    config.run.name = "tuned"
+    run_dir = folder / "tuned"
+    judge = Judge(pool or ReadingPool(), RewardConfig())
+    run = GRPORun(config, run_dir, load_split(config.grpo, QuietReporter()), judge, QuietReporter())
+    if resume:
+        run.resume()
+    else:
+        run.begin(source, functools.partial(_create, config, run_dir))
+    return run
+
+
+def _create(config: Config, run_dir: Path, tokenizer: Tokenizer) -> None:
+    run_dir.mkdir()
+    (run_dir / CONFIG_FILE).write_text(config_to_toml(config), encoding="utf-8")
+    tokenizer.save(run_dir / "tokenizer.json")
