@@ -367,13 +367,9 @@ class Engine:
         self.reporter.info(f"done: {run / 'report.md'} has everything; {gguf} is what llama.cpp ran")
 
     def _load(self, target: Path) -> "tuple[Transformer, Tokenizer]":
-        if target.suffix == ".gguf":
-            from nanochat_cli.inference.load_gguf import load_gguf
+        from nanochat_cli.inference.load import load_target
 
-            return load_gguf(target)
-        from nanochat_cli.inference.load import load_run
-
-        model, tokenizer, _ = load_run(target)
+        model, tokenizer, _ = load_target(target)
         return model, tokenizer
 
     def _create_run(self, run_dir: Path, config: Config, tokenizer: "Tokenizer") -> None:
