@@ -164,7 +164,8 @@ class Engine:
 
         problems = load_split(config.grpo, self.reporter)  # before torch is imported
 
-        from nanochat_cli.rl.run_grpo import GRPORun, open_judge
+        from nanochat_cli.rl.judging import open_judge
+        from nanochat_cli.rl.run_grpo import GRPORun
         from nanochat_cli.training.checkpoints import is_empty
 
         source = config.grpo.source

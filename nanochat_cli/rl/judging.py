@@ -5,13 +5,18 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+from nanochat_cli.config.grpo_schema import GRPOConfig
 from nanochat_cli.evaluation.problems import Problem, assemble
-from nanochat_cli.rl.rewards import Attempt, Reward, RewardConfig, reward
+from nanochat_cli.report.reporter import Reporter
+from nanochat_cli.rl.rewards import Attempt, Reward, RewardConfig, load_rewards, reward
 from nanochat_cli.rl.rollouts import Prompt, Rollout, Sampler
+from nanochat_cli.rl.sandbox import Sandbox
 from nanochat_cli.rl.sandbox_limits import Outcome, ProgramLike
+from nanochat_cli.rl.sandbox_pool import SandboxPool
 
 
 class Pool(Protocol):
@@ -62,6 +67,18 @@ class Judge:
         return judged
 
 
+@contextmanager
+def open_judge(config: GRPOConfig, languages: Sequence[str], reporter: Reporter) -> Iterator[Judge]:
+    """A sandbox for these languages and the rewards. Raises ConfigError where one of them cannot be had."""
+    rewards = RewardConfig() if config.rewards is None else load_rewards(config.rewards)
+    sandbox = Sandbox()
+    for language in languages:
+        sandbox.toolchain(language)
+    reporter.info(f"sandbox: {sandbox.isolation.description}")
+    with SandboxPool(sandbox, config.workers) as pool:
+        yield Judge(pool, rewards)
+
+
 def collect(
     problems: Sequence[Problem],
     sampler: Sampler,
@@ -88,3 +105,20 @@ def collect(
                 yield future.result()
         finally:
             executor.shutdown(cancel_futures=True)
+
+
+def rollout_metrics(groups: Sequence[Sequence[Judged]]) -> dict[str, float]:
+    """Means over all rollouts of a round; a term of the reward over those that have it."""
+    everything = [judged for group in groups for judged in group]
+    values: dict[str, list[float]] = {}
+    for judged in everything:
+        for name, value in judged.reward.metrics().items():
+            values.setdefault(name, []).append(value)
+    count = len(everything)
+    differing = [len({judged.reward.total for judged in group}) > 1 for group in groups]
+    return {name: sum(found) / len(found) for name, found in values.items()} | {
+        "rollouts/pass_rate": sum(judged.solves for judged in everything) / count,
+        "rollouts/compile_rate": sum(judged.compiles for judged in everything) / count,
+        "rollouts/tokens": sum(len(judged.rollout.completion.tokens) for judged in everything) / count,
+        "rollouts/informative_groups": sum(differing) / len(groups),
+    }

@@ -6,14 +6,12 @@ learns is left to `training_free`, `policy` and `rejection_tuning`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nanochat_cli.config.grpo_schema import GRPOConfig
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import DataError, Interrupted
@@ -25,17 +23,14 @@ from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.rl.before_after import COLUMNS, Score, Scores, differences, rows, score, write_report
 from nanochat_cli.rl.chat_endpoint import ChatEndpoint
 from nanochat_cli.rl.experience import Experience, ExperienceLibrary
-from nanochat_cli.rl.judging import Judge, Judged, collect
+from nanochat_cli.rl.judging import Judge, Judged, collect, rollout_metrics
 from nanochat_cli.rl.learner import Learner
 from nanochat_cli.rl.lessons import Lessons, require_answer
 from nanochat_cli.rl.policy import PolicyObjective, learn_policy, trajectories_of
 from nanochat_cli.rl.problem_split import ProblemSplit
 from nanochat_cli.rl.rejection_tuning import good_answers, learn_answers
-from nanochat_cli.rl.rewards import RewardConfig, load_rewards
 from nanochat_cli.rl.rollouts import Prompt, Sampler
 from nanochat_cli.rl.rounds_view import RoundsView
-from nanochat_cli.rl.sandbox import Sandbox
-from nanochat_cli.rl.sandbox_pool import SandboxPool
 from nanochat_cli.rl.training_free import Conditioning, remember
 from nanochat_cli.training import checkpoints
 from nanochat_cli.training.devices import choose_device
@@ -44,18 +39,6 @@ from nanochat_cli.training.stop_signals import StopSignals
 LIBRARY_FILE = "experiences.jsonl"
 MEASURED = 0
 """The round number that random numbers of before and after are drawn with; rounds of practice count from 1."""
-
-
-@contextmanager
-def open_judge(config: GRPOConfig, languages: Sequence[str], reporter: Reporter) -> Iterator[Judge]:
-    """A sandbox for these languages and the rewards. Raises ConfigError where one of them cannot be had."""
-    rewards = RewardConfig() if config.rewards is None else load_rewards(config.rewards)
-    sandbox = Sandbox()
-    for language in languages:
-        sandbox.toolchain(language)
-    reporter.info(f"sandbox: {sandbox.isolation.description}")
-    with SandboxPool(sandbox, config.workers) as pool:
-        yield Judge(pool, rewards)
 
 
 class GRPORun:
@@ -318,20 +301,3 @@ class GRPORun:
 def plain(problem: Problem) -> Prompt:
     """The problem as it is."""
     return Prompt(problem.prompt)
-
-
-def rollout_metrics(groups: Sequence[Sequence[Judged]]) -> dict[str, float]:
-    """Means over all rollouts of a round; a term of the reward over those that have it."""
-    everything = [judged for group in groups for judged in group]
-    values: dict[str, list[float]] = {}
-    for judged in everything:
-        for name, value in judged.reward.metrics().items():
-            values.setdefault(name, []).append(value)
-    count = len(everything)
-    differing = [len({judged.reward.total for judged in group}) > 1 for group in groups]
-    return {name: sum(found) / len(found) for name, found in values.items()} | {
-        "rollouts/pass_rate": sum(judged.solves for judged in everything) / count,
-        "rollouts/compile_rate": sum(judged.compiles for judged in everything) / count,
-        "rollouts/tokens": sum(len(judged.rollout.completion.tokens) for judged in everything) / count,
-        "rollouts/informative_groups": sum(differing) / len(groups),
-    }

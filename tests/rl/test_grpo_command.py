@@ -13,6 +13,7 @@ from nanochat_cli.config.load import load_run_config
 from nanochat_cli.report.reporter import PlainReporter, QuietReporter, RichReporter
 from nanochat_cli.rl.problem_split import load_split, split
 from nanochat_cli.rl.rounds_view import RoundsView
+from tests.e2e.tiny import TINY, write_corpus
 from tests.rl.tiny_run import problem, write_problems
 
 QUICK = ["--rounds", "1", "--group", "2", "--set", "grpo.max_tokens=12", "--set", "grpo.eval_samples=2"]
@@ -74,6 +75,20 @@ def test_a_run_in_the_real_sandbox_is_a_run_for_other_commands(nanochat, folder)
     code, out, err = nanochat("grpo source-policy-1 --task p.jsonl --mode rft --out tuned -q", *QUICK)
     assert (code, err) == (0, "")
     assert load_run_config(Path("tuned")).grpo.source == run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["python", "rust"])
+def test_a_trained_run_practises_built_in_problems_and_is_evaluated(nanochat, folder, task):
+    write_corpus(folder / "corpus")
+    data = ["--set", "data.path=data", "--set", "data.val_fraction=0.2"]
+    assert nanochat("tokenize --source corpus --out data --vocab-size 300")[0] == 0
+    assert nanochat("train --name tiny --set train.total_steps=5 --set model.max_seq_len=512", *TINY, *data)[0] == 0
+    code, out, err = nanochat(f"grpo tiny --task {task} --mode policy --out tuned", *QUICK)
+    assert code == 0, err
+    assert "practised (2)" in out
+    assert nanochat("eval tuned")[0] == 0
+    assert nanochat("inspect tuned")[0] == 0
 
 
 MISTAKES = [

@@ -6,7 +6,9 @@ from itertools import chain
 import pytest
 import torch
 
+from nanochat_cli.config.schema import ModelConfig
 from nanochat_cli.inference.load import load_run
+from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.report.metrics_log import read_metrics
 from nanochat_cli.report.reporter import QuietReporter
 from nanochat_cli.rl.experience import Experience
@@ -20,6 +22,7 @@ from nanochat_cli.rl.run_grpo import plain
 from nanochat_cli.rl.trajectories import Trajectory, batches, collate
 from nanochat_cli.training import checkpoints
 from nanochat_kernels import ternarize
+from tests.architectures import shape
 from tests.rl.test_training_free import StoppingPool, untimed
 from tests.rl.tiny_run import ReadingPool, config_of, grpo_run, problems, texts
 
@@ -223,6 +226,32 @@ def test_the_objective_of_good_answers_is_their_cross_entropy(learner, source):
         total += torch.nn.functional.cross_entropy(logits, tokens[0, len(example.prompt) :], reduction="sum").item()
         count += len(example.completion)
     assert found == pytest.approx(total / count, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "combination", ["mhc-2+hybrid+moe+tied", "plain+attention+moe+untied", "mhc-4+hybrid+dense+untied"]
+)
+def test_every_architecture_learns_from_what_its_packed_form_drew(source, tmp_path, combination):
+    _, tokenizer, _ = load_run(source)
+    torch.manual_seed(1)
+    model = Transformer(ModelConfig.model_validate(shape(combination, vocab_size=300)))
+    config = config_of(tmp_path, temperature=1.0)
+    learner = Learner(model, config, QuietReporter())
+    sampler = Sampler(tokenizer, 1.0, 8, seed=4)
+    sampler.refresh(learner.model)
+    problem = problems(tmp_path)[0]
+    drawn = [rollout.completion for rollout in sampler.group(problem, plain(problem), 4, 1)]
+    prompt = tuple(tokenizer.encode(problem.prompt))
+    trajectories = [
+        Trajectory(prompt, one.tokens, sign, one.log_probabilities)
+        for one, sign in zip(drawn, (1, -1, 1, -1), strict=True)
+    ]
+    metrics = learner.gradient(collate(trajectories), PolicyObjective(config.grpo))
+    assert metrics["policy/kl_old"] < 1e-4
+    before = copy.deepcopy(learner.model.state_dict())
+    assert learner.update(metrics["loss/objective"])["training/grad_norm"] > 0
+    assert any(not torch.equal(before[name], value) for name, value in learner.model.state_dict().items())
+    assert learner.skip_policy.skipped == 0
 
 
 def test_batches_hold_everything_once_in_a_pass_and_follow_seed_and_round():
