@@ -36,7 +36,7 @@ COMMANDS: dict[str, Entry] = {
     "quickstart": Entry("quickstart", "The whole job on this machine: tokenize, train, measure, export, run."),
     "tokenize": Entry("tokenize", "Train a tokenizer and encode a corpus into shards."),
     "train": Entry("train", "Train a ternary model."),
-    "eval": Entry("evaluate", "Measure bits per byte on the held-out documents."),
+    "eval": Entry("evaluate", "Measure bits per byte, compile rate or pass@k."),
     "grpo": Entry("grpo", "Let a run practise problems that a sandbox judges, and report before and after."),
     "generate": Entry("generate", "Continue a prompt with a run or a GGUF file."),
     "export": Entry("export", "Write a verified GGUF file."),

@@ -83,11 +83,11 @@ def document_languages(manifest: Manifest, config: Config, reporter: Reporter) -
 def encode_held_out(reader: ShardReader, tokenizer: Tokenizer) -> TokenArray:
     """The held-out documents in the tokens of another tokenizer; those of the shards when it is the same one."""
     if tokenizer.to_str() == reader.tokenizer.to_str():
-        documents = (ids.tolist() for ids in reader.tokens("val").documents())
-    else:
-        documents = (tokenizer.encode_bytes(content) for content in reader.documents("val"))
+        stream = reader.tokens("val")
+        return TokenArray(stream[:], stream.eos_id, tuple(len(document) + 1 for document in stream.documents()))
     ids, lengths = array("q"), []
-    for document in documents:
+    for content in reader.documents("val"):
+        document = tokenizer.encode_bytes(content)
         ids.extend(document)
         ids.append(tokenizer.eos_id)
         lengths.append(len(document) + 1)

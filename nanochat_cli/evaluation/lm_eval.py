@@ -4,6 +4,8 @@ Importing this module registers the model. `python -m nanochat_cli.evaluation.lm
 harness with it. Knows how the harness asks; tasks, metrics and reports are the harness's.
 """
 
+import logging
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -15,12 +17,14 @@ from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from nanochat_cli.errors import ConfigError, DataError
+from nanochat_cli.errors import ConfigError, DataError, NanochatError
 from nanochat_cli.inference.batched import continue_tokens
 from nanochat_cli.inference.load import load_target
 from nanochat_cli.inference.packed_model import PackedTransformer
 from nanochat_cli.inference.sampling import SamplingConfig
 from nanochat_cli.runs import find_run_or_gguf
+
+_log = logging.getLogger(__name__)
 
 MAX_NEW_TOKENS = 256
 """Unless a task says otherwise with `max_gen_toks`."""
@@ -34,8 +38,8 @@ Pair = tuple[Any, list[int], list[int]]
 class NanochatLM(TemplateLM):
     """`target`: a run, by path or name, or a .gguf file; default: the latest run.
 
-    batch_size: sequences that are scored together. seed: of tasks that sample. backend: of the kernels. Raises
-    ConfigError and DataError.
+    batch_size: sequences that are scored together. seed: of tasks that sample. backend: of the kernels. device is not
+    obeyed, with a warning: the model runs on the CPU. Raises ConfigError and DataError.
     """
 
     def __init__(
@@ -50,7 +54,9 @@ class NanochatLM(TemplateLM):
     ) -> None:
         super().__init__()
         if device not in (None, "", "cpu"):
-            raise ConfigError(f"device = {device}: the model nanochat of the harness runs on the CPU")
+            _log.warning(
+                "device = %s (the harness's default is cuda:0) is left aside: this model runs on the CPU", device
+            )
         path = find_run_or_gguf(None if target is None else Path(target))
         model, tokenizer, _ = load_target(path)
         self.path, self.tokens, self.seed = path, tokenizer, seed
@@ -166,4 +172,8 @@ def _sampling(asked: dict[str, Any]) -> SamplingConfig:
 if __name__ == "__main__":
     from lm_eval.__main__ import cli_evaluate
 
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except NanochatError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

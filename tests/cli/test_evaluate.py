@@ -63,6 +63,26 @@ def test_a_suite_is_evaluated_once_and_goes_on_with_resume(nanochat, run, folder
     assert "seed = 0, not 5" in other.err
 
 
+def test_a_stop_says_how_to_go_on(nanochat, run, monkeypatch):
+    from nanochat_cli.evaluation import run_suite
+
+    draw, calls = run_suite.sample_batch, []
+
+    def stopped_at_the_third(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return draw(*arguments)
+
+    monkeypatch.setattr(run_suite, "sample_batch", stopped_at_the_third)
+    outcome = nanochat("eval", *SMALL)
+    assert outcome.code == 130
+    assert "go on with --resume" in outcome.err
+    resumed = nanochat("eval", *SMALL, "--resume")
+    assert resumed.code == 0, resumed.err
+    assert "of 4 are in" in resumed.err
+
+
 def test_held_out_documents_of_a_run_and_of_a_file(nanochat, run, folder, dataset):
     assert nanochat("eval", "--suite", "bpb", "--json", "run.json").code == 0
     found = json.loads((folder / "run.json").read_text())

@@ -113,13 +113,16 @@ def test_a_context_that_is_too_long_loses_its_beginning(saved, adapter):
     assert found == "".join(generate(model, tokenizer, kept, SamplingConfig(max_tokens=10, temperature=0)))
 
 
-def test_what_the_model_cannot_do_is_refused(saved, adapter):
+def test_what_the_model_cannot_do_is_refused(adapter):
     with pytest.raises(ConfigError, match="num_beams"):
         adapter.generate_until([request("generate_until", "x", {"num_beams": 4})], disable_tqdm=True)
     with pytest.raises(DataError, match="a continuation has"):
         adapter.loglikelihood([request("loglikelihood", "x", " y" * 200)], disable_tqdm=True)
-    with pytest.raises(ConfigError, match="runs on the CPU"):
-        NanochatLM(str(saved[0]), device="cuda:0")
+
+
+def test_a_device_is_left_aside_with_a_warning(saved, caplog):
+    assert NanochatLM(str(saved[0]), device="cuda:0").model.device.type == "cpu"
+    assert "this model runs on the CPU" in caplog.text
 
 
 def test_the_harness_runs_local_tasks_with_the_registered_model(saved, adapter, tmp_path):
