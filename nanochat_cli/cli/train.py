@@ -39,6 +39,7 @@ def train(
     resolved = resolve(
         session, preset, config, overrides, default_preset="quickstart", options={"--name": {"run.name": name}}
     )
+    resolved.grpo.source = None  # that of a run of nanochat grpo whose configuration this is
     start(session, resolved, stem=_stem(preset, config))
 
 
