@@ -76,9 +76,7 @@ class Batches:
         return index * self.batch_size / self.windows
 
 
-def evaluation_batches(
-    stream: Tokens, batch_size: int, seq_len: int, max_tokens: int | None = None
-) -> Iterator[Batch]:
+def evaluation_batches(stream: Tokens, batch_size: int, seq_len: int, max_tokens: int | None = None) -> Iterator[Batch]:
     """Every token of `stream` but the first as a target once, in order: (inputs, targets), int64 [batch_size, seq_len].
 
     With `max_tokens`, at most that many targets (but one window at least), in windows spread evenly over the stream:

@@ -63,14 +63,15 @@ class Program:
     tests: tuple[Test, ...]
 
 
-def assemble(problem: Problem, completion: str) -> Program:
+def assemble(problem: Problem, completion: str, *, stopped: bool = True) -> Program:
     """The program that a completion makes, cut where the function ends (`completions.cut_completion`).
 
+    stopped: generation ended at a stop sequence. Text that ended otherwise (EOS, too long) gets no brace put back.
     Raises ConfigError for a problem with `needs`, since no completion of it can pass.
     """
     if problem.needs:
         raise ConfigError(f"{problem.id} needs {' and '.join(problem.needs)}; leave it out")
-    completion = cut_completion(problem.language, problem.prompt, completion, problem.stop)
+    completion = cut_completion(problem.language, problem.prompt, completion, problem.stop if stopped else ())
     return Program(problem.language, problem.prompt + completion, problem.support, problem.tests)
 
 

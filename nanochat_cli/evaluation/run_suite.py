@@ -8,7 +8,6 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 from nanochat_cli.evaluation.problems import Problem, assemble
@@ -117,10 +116,7 @@ def judge(problem: Problem, completions: Sequence[Completion], pool: SandboxPool
 
     `passed`: every test passes; of a problem without tests: it compiles, and there is work in it (`rejection`).
     """
-    # Only generation that ended at a stop string may have that string put back.
-    programs = [
-        assemble(problem if one.finish == "stop" else replace(problem, stop=()), one.text) for one in completions
-    ]
+    programs = [assemble(problem, one.text, stopped=one.finish == "stop") for one in completions]
     found = []
     for one, program, outcome in zip(completions, programs, pool.judge_all(programs), strict=True):
         code = program.source.removeprefix(problem.prompt)
