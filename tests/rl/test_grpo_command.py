@@ -91,7 +91,7 @@ def test_a_trained_run_practises_built_in_problems_and_is_evaluated(nanochat, fo
     assert nanochat("inspect tuned")[0] == 0
     # Its configuration may be trained from the beginning, which is then no run of grpo.
     assert nanochat("train --config tuned/config.toml --name again", *data)[0] == 0
-    assert nanochat("train --resume runs/again --set train.total_steps=6")[0] == 0
+    assert nanochat("train --resume again --set train.total_steps=6")[0] == 0
 
 
 MISTAKES = [
