@@ -279,8 +279,8 @@ class GRPORun:
         found = differences(sets, before, after)
         grpo = self.grpo
         notes = [
-            f"`nanochat grpo` in mode {grpo.mode}: {self.round} rounds with {grpo.group} rollouts of a problem each, "
-            f"task `{grpo.task}`, from `{grpo.source}`.",
+            f"`nanochat grpo`, mode {grpo.mode}, task `{grpo.task}`, from `{grpo.source}`. Rounds: {self.round}, each "
+            f"with {grpo.group} rollouts of a problem.",
             f"Before and after: {grpo.eval_samples} completions of every problem at temperature {grpo.temperature:g}.",
         ]
         if grpo.mode == "training-free":
