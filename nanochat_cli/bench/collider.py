@@ -2,9 +2,9 @@
 
 Every width has a process of its own in which the cases take turns; peak memory is that of a process that trains with
 one case alone. The backward pass is everything from the gradient of the hidden states back to the embedding, summed
-over the micro-batches. The step is all of it: forward, choice of tokens, loss, backward, clipping, optimizer, and
-quantising the weights again. Two more cases: `keep all` chooses, and keeps every token; `known before` makes the choice
-before the forward pass, which then saves less for the backward pass.
+over the micro-batches. `gradient_ms` is what grows with the tokens: forward, choice of tokens, loss and backward. The
+step has clipping, optimizer and quantising the weights besides, which do not. Two more cases: `keep all` chooses, and
+keeps every token; `known before` makes the choice before the forward pass, which then saves less for the backward pass.
 """
 
 import json
@@ -26,7 +26,8 @@ from nanochat_cli.report.reporter import Reporter
 WIDTHS = 512, 768, 1024
 SPARSITIES = 0.0, 0.2, 0.35, 0.4, 0.5
 WARM_UP, ROUNDS = 1, 5
-MICRO_BATCHES = 4
+MICRO_BATCHES = 2
+METRICS = "backward_ms", "gradient_ms", "step_ms"
 
 
 class Case(NamedTuple):
@@ -78,7 +79,7 @@ def measure_collider(
             for number, case in enumerate(cases):
                 name = f"width {width}, {case.name}"
                 peer = None if number == 0 else "nothing filtered"
-                for metric in ("backward_ms", "step_ms"):
+                for metric in METRICS:
                     runs, plain = times[metric][number], times[metric][0] if peer else None
                     results.append(
                         summarise(name, metric, "ms", runs, peer=peer, peer_runs=plain, smaller_is_better=True)
@@ -121,18 +122,20 @@ def time_cases(config: Config, cases: Sequence[Case], rounds: int) -> dict[str, 
         step = timed(model, config.train, None, print, None, TokenFilter(collider, [m for _, m in model.linears()]))
         step.filtering = True
         steps.append((step, scores if case.known else None))
-    found: dict[str, Any] = {"backward_ms": [[] for _ in cases], "step_ms": [[] for _ in cases]}
+    found: dict[str, Any] = {metric: [[] for _ in cases] for metric in METRICS}
     for turn in range(WARM_UP + rounds):
         for number, (step, given) in enumerate(steps):
             step.backward_seconds = 0.0
             started = time.perf_counter()
             step(tokens[:, :-1], tokens[:, 1:], optimizers.zero_grad, given)
+            gradient = time.perf_counter() - started
             optimizers.clip_grad_norm(1.0)
             optimizers.step(turn, 1000)
             model.requantize()
             if turn >= WARM_UP:
-                found["step_ms"][number].append(1e3 * (time.perf_counter() - started))
-                found["backward_ms"][number].append(1e3 * step.backward_seconds)
+                seconds = step.backward_seconds, gradient, time.perf_counter() - started
+                for metric, value in zip(METRICS, seconds, strict=True):
+                    found[metric][number].append(1e3 * value)
     return found | {"peak_bytes": peak_memory() - before}
 
 
