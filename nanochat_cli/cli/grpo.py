@@ -69,7 +69,7 @@ def _require_continuation(run: Path, config: "Config", given: list[str]) -> None
     begun = load_run_config(run).grpo
     if begun.source is None:
         raise ConfigError(f"{run}: not a run of nanochat grpo; leave out --resume to start one from it")
-    for key in ("source", "task", "mode", "held_out", "library"):
+    for key in ("source", "task", "mode", "limit", "max_level", "held_out", "eval_samples", "library"):
         if getattr(begun, key) != getattr(config.grpo, key):
             raise ConfigError(f"--set grpo.{key}: {run} began with {getattr(begun, key)}; start a new run to change it")
 

@@ -7,7 +7,7 @@ so that it cannot leave the comment.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -91,13 +91,17 @@ class Lessons:
         counts.refused += max(len(added) - room, 0)
         self.texts = kept + added[: max(room, 0)]
 
-    def learn(self, chat: Chat, groups: Sequence[Sequence[Judged]]) -> LessonCounts:
+    def learn(
+        self, chat: Chat, groups: Sequence[Sequence[Judged]], before_each: Callable[[int], None] = lambda _: None
+    ) -> LessonCounts:
         """Two summaries and one list of operations for every group whose rewards differ.
 
-        An answer that cannot be used leaves the list as it is. Raises DataError when not one group got an answer.
+        before_each: called with the number of groups that are done. An answer that cannot be used leaves the list as
+        it is. Raises DataError when not one group got an answer.
         """
         counts = LessonCounts()
-        for group in groups:
+        for done, group in enumerate(groups):
+            before_each(done)
             best, worst = (choose(group, key=lambda judged: judged.reward.total) for choose in (max, min))
             if best.reward.total == worst.reward.total:
                 continue

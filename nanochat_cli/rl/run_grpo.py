@@ -96,6 +96,8 @@ class GRPORun:
         self.mtp = saved.tensors.get("mtp")
         self.round, self.lessons.texts = saved.step, list(found["lessons"])
         self.before = {problem: Score(**values) for problem, values in found["before"].items()}
+        if self.before.keys() != {problem.id for problem in (*self.problems.practised, *self.problems.held_out)}:
+            raise DataError(f"{self.grpo.task}: not the problems that {self.run_dir} began with; start a new run")
         if found["library"] is not None:
             (self.run_dir / LIBRARY_FILE).unlink(missing_ok=True)  # it may hold answers of a round that did not end
         self.library = self._open_library()
@@ -204,8 +206,12 @@ class GRPORun:
     def _learn_lessons(
         self, endpoint: ChatEndpoint, groups: Sequence[Sequence[Judged]], number: int
     ) -> dict[str, float]:
-        self.view.phase(f"round {number}: lessons", 0, 1)
-        counts = self.lessons.learn(endpoint, groups)
+
+        def before_each(done: int) -> None:
+            self._check_stop()
+            self.view.phase(f"round {number}: lessons", done, len(groups))
+
+        counts = self.lessons.learn(endpoint, groups, before_each)
         if counts.failed or counts.refused:
             self.reporter.warn(
                 f"lessons: {counts.failed} of {counts.asked} questions failed, {counts.refused} answers or operations "

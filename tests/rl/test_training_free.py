@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nanochat_cli.config.grpo_schema import GRPOConfig
-from nanochat_cli.errors import Interrupted
+from nanochat_cli.errors import DataError, Interrupted
 from nanochat_cli.inference.load import load_run
 from nanochat_cli.report.metrics_log import read_metrics
 from nanochat_cli.rl.before_after import Score, differences
@@ -171,6 +171,13 @@ def test_a_run_stopped_by_a_signal_continues_as_if_it_had_not_been(source, tmp_p
     assert untimed(resumed.run_dir) == untimed(whole.run_dir)
     one, other = ((run_dir / "report.md").read_text() for run_dir in (resumed.run_dir, whole.run_dir))
     assert [line for line in one.splitlines() if line[:1] == "|"] == [x for x in other.splitlines() if x[:1] == "|"]
+
+
+def test_a_run_does_not_go_on_with_other_problems(source, tmp_path):
+    run = grpo_run(source, tmp_path, rounds=1)
+    run.run()
+    with pytest.raises(DataError, match=r"not the problems that .* began with"):
+        grpo_run(source, tmp_path, rounds=2, resume=True, limit=3)
 
 
 def test_a_difference_is_paired_by_problem():
