@@ -71,7 +71,9 @@ def _require_continuation(run: Path, config: "Config", given: list[str]) -> None
         raise ConfigError(f"{run}: not a run of nanochat grpo; leave out --resume to start one from it")
     for key in ("source", "task", "mode", "limit", "max_level", "held_out", "eval_samples", "library"):
         if getattr(begun, key) != getattr(config.grpo, key):
-            raise ConfigError(f"--set grpo.{key}: {run} began with {getattr(begun, key)}; start a new run to change it")
+            raise ConfigError(
+                f"--set grpo.{key}: {run} began with {key} = {getattr(begun, key)}; start a new run to change it"
+            )
 
 
 def _new_folder(config: "Config", source: Path, out: Path | None) -> Path:

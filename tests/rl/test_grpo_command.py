@@ -118,8 +118,8 @@ MISTAKES = [
     ("grpo source --resume", 2, "not a run of nanochat grpo"),
     ("grpo source --resume --task p.jsonl", 2, "--task does not go with --resume"),
     ("grpo source --resume --out x", 2, "--out does not go with --resume"),
-    ("grpo begun --resume --set grpo.mode=rft", 2, "began with training-free"),
-    ("grpo begun --resume --set grpo.limit=2", 2, "began with None; start a new run"),
+    ("grpo begun --resume --set grpo.mode=rft", 2, "began with mode = training-free"),
+    ("grpo begun --resume --set grpo.limit=2", 2, "began with limit = None; start a new run"),
 ]
 
 
