@@ -16,6 +16,7 @@ share, × for a ratio, or nothing where a table names it. Code and HTML comments
 """
 
 import argparse
+import difflib
 import json
 import re
 import sys
@@ -125,8 +126,9 @@ def look_up(document: dict[str, Any], title: str) -> tuple[float, str]:
         if result["case"] == case and result["metric"] == metric and (not peer or result["peer"] == peer[0])
     ]
     if len(matching) != 1:
-        known = "; ".join(sorted({f"{r['case']} | {r['metric']} | … | {r['peer']}" for r in document["results"]}))
-        raise FigureError(f"{len(matching)} results are called {title!r}; it has: {known}")
+        known = {f"{r['case']} | {r['metric']} | {field} | {r['peer']}" for r in document["results"]}
+        near = "; ".join(difflib.get_close_matches(title, known, n=5, cutoff=0.0))
+        raise FigureError(f"{len(matching)} results are called {title!r}; it has {len(known)}, the nearest: {near}")
     (result,) = matching
     number = {"value": result["value"], "ratio": result["ratio"], **_ends(result["spread"])}.get(field)
     if number is None:

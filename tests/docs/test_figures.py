@@ -125,7 +125,7 @@ def test_figures_in_code_and_comments_are_left_alone(page):
     ("text", "message"),
     [
         (link("1 ×", "a | m | ratio"), r"page.md:1: .*2 results are called"),
-        (link("1 ×", "z | m | ratio"), r"0 results are called 'z \| m \| ratio'; it has: a \| m"),
+        (link("1 ×", "z | m | ratio"), r"0 results are called 'z \| m \| ratio'; it has \d, the nearest: a \| m"),
         (link("1 ×", "b | m | ratio"), r"this result has no 'ratio'"),
         (link("1 ms", "a | m | value | p"), r"measured in 'tokens/s' and shown in 'ms'"),
         (link("1", "claim | z | low"), r"there is no claim 'z'; it has: c"),
