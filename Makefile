@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint bench validate gpu clean
+.PHONY: help quickstart test lint bench validate gpu gpu-e3 clean
 
 help:
 	@echo 'make quickstart   train, measure and export a small ternary model on this machine, then run it in llama.cpp'
@@ -13,6 +13,7 @@ help:
 	@echo 'make bench        the benchmarks in their short form: they work here, and roughly how fast (build/bench/)'
 	@echo 'make validate     check the whole chain end to end, against llama.cpp too'
 	@echo 'make gpu          check the kernels and measure training on a CUDA device'
+	@echo 'make gpu-e3       the E3 methods side by side on a CUDA device, on data/rust when it is there (nanochat tokenize)'
 	@echo 'make clean        remove what builds and tests leave behind (not runs/, data/ or $(VENV))'
 
 quickstart: $(VENV)/.installed-llama-cpp
@@ -40,6 +41,10 @@ validate: $(VENV)/.installed-llama-cpp
 
 gpu: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/gpu.py
+
+gpu-e3: $(VENV)/.installed-test
+	$(BIN)/nanochat bench e3 --profile gpu --ablations --out build/e3-gpu \
+		$(if $(wildcard data/rust/manifest.json),--set data.path=data/rust)
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
