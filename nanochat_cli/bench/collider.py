@@ -1,6 +1,6 @@
 """`nanochat bench collider`: time and memory of a training step at several shares of filtered tokens, against none.
 
-Every width has a process of its own in which the cases take turns; peak memory is that of a process that trains with
+Every width has a process of its own in which the cases take turns, every round in another order; peak memory is that of a process that trains with
 one case alone. The backward pass is everything from the gradient of the hidden states back to the embedding, summed
 over the micro-batches. `gradient_ms` is what grows with the tokens: forward, choice of tokens, loss and backward. The
 step has clipping, optimizer and quantising the weights besides, which do not. Two more cases: `keep all` chooses, and
@@ -9,6 +9,7 @@ keeps every token; `known before` makes the choice before the forward pass, whic
 
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -123,8 +124,11 @@ def time_cases(config: Config, cases: Sequence[Case], rounds: int) -> dict[str, 
         step.filtering = True
         steps.append((step, scores if case.known else None))
     found: dict[str, Any] = {metric: [[] for _ in cases] for metric in METRICS}
+    order = list(range(len(steps)))
     for turn in range(WARM_UP + rounds):
-        for number, (step, given) in enumerate(steps):
+        random.Random(turn).shuffle(order)  # what a case leaves behind in memory is not always the same one's cost
+        for number in order:
+            step, given = steps[number]
             step.backward_seconds = 0.0
             started = time.perf_counter()
             step(tokens[:, :-1], tokens[:, 1:], optimizers.zero_grad, given)

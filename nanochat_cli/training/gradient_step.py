@@ -196,10 +196,9 @@ class GradientStep:
         logits: of all tokens, [B · T, V], where they are known.
         """
         flat, flat_targets = self._flat(hidden), targets.reshape(-1)
-        if kept is None:
-            return chunked_cross_entropy(flat, self.model.unembedding, flat_targets, self.chunk, self.options)
         known = None if logits is None else (logits, kept)
-        flat, flat_targets = flat[kept], flat_targets[kept]
+        if kept is not None:
+            flat, flat_targets = flat[kept], flat_targets[kept]
         return chunked_cross_entropy(flat, self.model.unembedding, flat_targets, self.chunk, self.options, known)
 
     def _halve(self, error: BaseException) -> None:

@@ -67,11 +67,11 @@ def chunked_cross_entropy(
     targets: Tensor,
     chunk: int = 512,
     options: LossOptions = PLAIN,
-    known: tuple[Tensor, Tensor] | None = None,
+    known: tuple[Tensor, Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`cross_entropy` with logits for at most `chunk` tokens at a time; same arguments and results.
 
-    known: logits [M, V] that were computed already, and which of them are those of `hidden`, int64 [N].
+    known: logits [M, V] that were computed already, and which of them are those of `hidden`, int64 [N]; None: all.
     """
     logits, places = known or (None, None)
     arguments = (hidden, unembedding, targets, chunk, options, logits, places)
@@ -144,7 +144,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_unembedding = torch.zeros_like(unembedding, dtype=torch.float32) if wants_unembedding else None
         for start in range(0, hidden.shape[0], chunk):
             piece = slice(start, min(start + chunk, hidden.shape[0]))
-            logits = hidden[piece] @ weight.T if known is None else known.index_select(0, places[piece])
+            if known is None:
+                logits = hidden[piece] @ weight.T
+            else:  # a copy, as what comes next overwrites it
+                logits = known[piece].clone() if places is None else known.index_select(0, places[piece])
             logits = logits.float()
             if options.plain:
                 loss, gradient = _plain_chunk(logits, targets[piece])
