@@ -40,7 +40,7 @@ class _RMSNormFunction(torch.autograd.Function):
         x, inverse, weight = ctx.saved_tensors
         dy, h = grad_outputs[0].float(), x.float() * inverse
         product = dy * h
-        dweight = product.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        dweight = product.reshape(-1, x.shape[-1]).sum(0) if ctx.needs_input_grad[1] else None
         mean = (product @ weight.float()).unsqueeze(-1) / x.shape[-1]
         dx = ((dy * weight).addcmul_(h, mean, value=-1)).mul_(inverse)
         return dx.to(x.dtype), None if dweight is None else dweight.to(weight.dtype), None
