@@ -1,10 +1,11 @@
 """`nanochat bench collider`: time and memory of a training step at several shares of filtered tokens, against none.
 
-Every width has a process of its own in which the cases take turns, every round in another order; peak memory is that of a process that trains with
-one case alone. The backward pass is everything from the gradient of the hidden states back to the embedding, summed
-over the micro-batches. `gradient_ms` is what grows with the tokens: forward, choice of tokens, loss and backward. The
-step has clipping, optimizer and quantising the weights besides, which do not. Two more cases: `keep all` chooses, and
-keeps every token; `known before` makes the choice before the forward pass, which then saves less for the backward pass.
+Every width has a process of its own in which the cases take turns, every round in another order; peak memory is that
+of a process that trains with one case alone. The backward pass is everything from the gradient of the hidden states
+back to the embedding, summed over the micro-batches. `gradient_ms` is what grows with the tokens: forward, choice of
+tokens, loss and backward. The step has clipping, optimizer and quantising the weights besides, which do not. Two more
+cases: `keep all` chooses, and keeps every token; `known before` makes the choice before the forward pass, which then
+saves less for the backward pass.
 """
 
 import json
