@@ -6,6 +6,7 @@ import select
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,17 +31,24 @@ from tests.training.synthetic import tiny_config
 ROOT = Path(__file__).parents[2]
 
 
-def children(pid: int) -> list[int]:
+def children(pid: int) -> set[int]:
     """Processes whose parent is `pid`, by /proc."""
-    found = []
+    found = set()
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = status.read_text().rpartition(")")[2].split()
         except OSError:  # it has ended
             continue
         if int(fields[1]) == pid and fields[0] != "Z":
-            found.append(int(status.parent.name))
+            found.add(int(status.parent.name))
     return found
+
+
+@pytest.fixture
+def started() -> Callable[[], set[int]]:
+    """Children of this process that the test began; a test before it may have left multiprocessing's tracker."""
+    before = children(os.getpid())
+    return lambda: children(os.getpid()) - before
 
 
 def ended(handle: int, within: float = 10.0) -> bool:
@@ -101,29 +109,31 @@ def test_a_batch_is_the_callers_own() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_a_worker_that_raises_is_an_error_at_its_batch_with_its_traceback(workers: int) -> None:
+def test_a_worker_that_raises_is_an_error_at_its_batch_with_its_traceback(
+    workers: int, started: Callable[[], set[int]]
+) -> None:
     with AsyncLoader(Counting(fails_at=7), workers, prefetch=6) as loader:
         for index in range(7):
             assert (loader.batch(index)[0] == index).all()
         with pytest.raises(DataError, match=r"batch 7 could not be read:\nTraceback[\s\S]*ValueError: batch 7 is bad"):
             loader.batch(7)
-        assert children(os.getpid()) == []
+        assert started() == set()
 
 
-def test_a_source_that_does_not_open_is_an_error_with_its_traceback() -> None:
+def test_a_source_that_does_not_open_is_an_error_with_its_traceback(started: Callable[[], set[int]]) -> None:
     with pytest.raises(DataError, match=r"could not start:\nTraceback[\s\S]*this source does not open"):
         AsyncLoader(Counting(opens=False), 2, 4).batch(0)
-    assert children(os.getpid()) == []
+    assert started() == set()
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_a_worker_that_dies_while_it_reads_is_an_error(workers: int) -> None:
+def test_a_worker_that_dies_while_it_reads_is_an_error(workers: int, started: Callable[[], set[int]]) -> None:
     with (
         AsyncLoader(Counting(dies_at=5), workers, prefetch=4) as loader,
         pytest.raises(DataError, match=r"loader process \(pid \d+\) was killed by SIGKILL"),
     ):
         read(loader, range(6))
-    assert children(os.getpid()) == []
+    assert started() == set()
 
 
 def test_an_idle_worker_that_is_killed_is_an_error_at_the_next_batches() -> None:
@@ -134,12 +144,12 @@ def test_an_idle_worker_that_is_killed_is_an_error_at_the_next_batches() -> None
             read(loader, range(1, 100))
 
 
-def test_no_process_is_left_after_close() -> None:
-    loader = AsyncLoader(Counting(), workers=3, prefetch=4)
-    loader.batch(0)
-    assert len(children(os.getpid())) == 3
-    loader.close()
-    assert children(os.getpid()) == []
+def test_no_process_is_left_after_close(started: Callable[[], set[int]]) -> None:
+    with AsyncLoader(Counting(), workers=3, prefetch=4) as loader:
+        loader.batch(0)
+        assert len(started()) == 3
+        loader.close()
+        assert started() == set()
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -178,7 +188,7 @@ def test_a_worker_imports_no_torch() -> None:
 
 @pytest.mark.parametrize("on_the_fly", [False, True], ids=["shards", "on the fly"])
 def test_a_run_that_reads_ahead_equals_one_that_does_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_the_fly: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: Callable[[], set[int]], on_the_fly: bool
 ) -> None:
     monkeypatch.setenv("NANOCHAT_CACHE", str(tmp_path / "cache"))
     write_corpus(tmp_path / "text")
@@ -190,7 +200,7 @@ def test_a_run_that_reads_ahead_equals_one_that_does_not(
     assert losses[0] == losses[1]
     assert len(losses[0]) == 6
     assert all(0 <= line["throughput/busy_fraction"] <= 1 for line in read_metrics(runs[1]) if "loss/main" in line)
-    assert children(os.getpid()) == []
+    assert started() == set()
 
 
 def test_a_resumed_run_reads_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
