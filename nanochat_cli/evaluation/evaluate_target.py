@@ -36,6 +36,7 @@ def evaluate_target(
     if suite == BITS_PER_BYTE:
         _bits_per_byte(target, reporter, out, data)
         return
+    from nanochat_cli.evaluation.prompt_boundary import at_token_boundaries
     from nanochat_cli.evaluation.run_suite import complete_problems, drawing, fingerprint
     from nanochat_cli.evaluation.sample_file import SampleFile
     from nanochat_cli.evaluation.suite_report import plain, results, scores, table
@@ -53,6 +54,7 @@ def evaluate_target(
         model, tokenizer, config = load_target(target)
         if problems is None:
             problems = _held_out_functions(target, config, data, options, pool, reporter)
+        problems = at_token_boundaries(problems, tokenizer.encode)
         packed = PackedTransformer.from_model(model, backend)
         del model
         identity = identity_of(target)

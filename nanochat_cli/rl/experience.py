@@ -136,6 +136,11 @@ class ExperienceLibrary:
         self.add(kept)
         return kept
 
+    def without(self, prompts: Sequence[str]) -> list[Experience]:
+        """The experiences of all other prompts. White space at the end does not make another prompt."""
+        left_out = {prompt.rstrip() for prompt in prompts}
+        return [experience for experience in self.experiences if experience.prompt.rstrip() not in left_out]
+
     def sample(
         self, count: int, random: np.random.Generator, *, temperature: float = 1.0, exclude_prompt: str | None = None
     ) -> list[Experience]:
@@ -144,7 +149,7 @@ class ExperienceLibrary:
         exclude_prompt: leaves out experiences of this prompt, whose answers a rollout must not see. No prompt and
         response is drawn twice. Raises ValueError for a temperature that is not above 0.
         """
-        pool = [experience for experience in self.experiences if experience.prompt != exclude_prompt]
+        pool = self.without([] if exclude_prompt is None else [exclude_prompt])
         if not pool or count <= 0:
             return []
         # The largest of log p + Gumbel noise are a draw without replacement (arXiv:1903.06059, §2.2).

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from nanochat_cli.config.grpo_schema import GRPOConfig
 from nanochat_cli.errors import ConfigError
 from nanochat_cli.evaluation.problems import Problem, load_problems
+from nanochat_cli.evaluation.prompt_boundary import Encode, at_token_boundaries
 from nanochat_cli.report.reporter import Reporter
 
 
@@ -23,6 +24,11 @@ class ProblemSplit:
     @property
     def languages(self) -> list[str]:
         return sorted({problem.language for problem in (*self.practised, *self.held_out)})
+
+    def for_tokenizer(self, encode: Encode) -> "ProblemSplit":
+        """The same problems with prompts that end where a token ends."""
+        practised, held_out = (tuple(at_token_boundaries(part, encode)) for part in (self.practised, self.held_out))
+        return ProblemSplit(practised, held_out)
 
     def of_round(self, config: GRPOConfig, seed: int, round_number: int) -> list[Problem]:
         """The problems that a round practises, in its order: all, or `grpo.problems` of them."""

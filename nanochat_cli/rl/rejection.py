@@ -104,7 +104,8 @@ def _python_computes(prompt: str, completion: str) -> bool:
     function = python_function(prompt, completion)
     if function is None:
         return True
-    first = prompt.count("\n") + 1
+    blank = completion[: len(completion) - len(completion.lstrip())]
+    first = (prompt + blank).count("\n") + 1  # line of the first thing that the model wrote
     statements = written(function)
     if isinstance(function, ast.Module):
         statements = [statement for statement in statements if (statement.end_lineno or 0) >= first]

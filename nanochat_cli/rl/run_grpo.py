@@ -116,7 +116,7 @@ class GRPORun:
             self.learner = Learner(model, self.config, self.reporter)
             self.model = self.learner.model
         self.sampler.refresh(self.model)
-        self.problems = self._fitting(self.problems)
+        self.problems = self._fitting(self.problems.for_tokenizer(tokenizer.encode))
         if self.learner is not None and grpo.mode == "policy":
             if reference is not None:
                 reference = reference.to(self.learner.device).eval().requires_grad_(False)
@@ -192,8 +192,8 @@ class GRPORun:
         self.library.prune(max_size=grpo.max_experiences)
         metrics: dict[str, float] = {"library/added": added, "library/size": len(self.library)}
         if self.learner is not None:
-            held_out = {problem.prompt for problem in self.problems.held_out}
-            allowed = [one for one in self.library.experiences if one.prompt not in held_out]
+            held_out = [problem.prompt for problem in self.problems.held_out]
+            allowed = self.library.without(held_out)
             answers = good_answers(
                 allowed, self.tokenizer, min_reward=grpo.min_reward, context=self.config.model.max_seq_len
             )
