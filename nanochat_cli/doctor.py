@@ -9,7 +9,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -191,14 +191,19 @@ def optional() -> list[Part]:
         ("fastapi", "nothing yet", "serve"),
         ("uvicorn", "nothing yet", "serve"),
         ("huggingface-hub", "corpora from the hub (`--source hf:NAME`)", "hf"),
+        ("lm-eval", "the tasks of lm-evaluation-harness, with `nanochat` as a model", "lm-eval"),
     )
     parts = [Part(name, installed(name), use, f"pip install 'nanochat[{extra}]'") for name, use, extra in packages]
-    programs: tuple[tuple[str, str, Callable[[], str | None]], ...] = (
-        ("rustc", "https://rustup.rs", lambda: first_line(output("rustc", "--version"))),
-        ("cargo", "https://rustup.rs", lambda: first_line(output("cargo", "--version"))),
-        ("bubblewrap", "package bubblewrap of the system", lambda: first_line(output("bwrap", "--version"))),
+    programs = (
+        ("rustc", "rustc", "Rust programs in `nanochat eval --suite rust` and `nanochat grpo`", "https://rustup.rs"),
+        (
+            "bubblewrap",
+            "bwrap",
+            "generated programs run in it, before our own namespaces",
+            "package bubblewrap of the system",
+        ),
     )
-    return parts + [Part(name, found(), "nothing yet", source) for name, source, found in programs]
+    return parts + [Part(name, first_line(output(run, "--version")), use, get) for name, run, use, get in programs]
 
 
 # --- how it is found out ----------------------------------------------------------------------------------------------

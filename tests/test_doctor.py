@@ -100,6 +100,14 @@ def test_optional_parts_say_what_they_are_for_and_how_to_get_them():
     parts = {part.name: part for part in doctor.optional()}
     assert {"xllamacpp", "flash-linear-attention", "huggingface-hub", "rustc", "bubblewrap"} <= parts.keys()
     assert all(part.unlocks and part.install for part in parts.values())
+    unused = {part.name for part in parts.values() if part.unlocks == "nothing yet"}
+    source = "".join(
+        path.read_text() for path in Path(doctor.__file__).parent.rglob("*.py") if path.name != "doctor.py"
+    )
+    imported = {"liger-kernel": "liger_kernel", "fastapi": "fastapi", "uvicorn": "uvicorn", "lm-eval": "lm_eval"}
+    used = imported | {"rustc": '"rustc"', "bubblewrap": '"bwrap"', "xllamacpp": "xllamacpp"}
+    for name, mark in used.items():
+        assert (name in unused) == (mark not in source), name
     for name in ("xllamacpp", "uvicorn"):
         try:
             assert parts[name].version == metadata.version(name)

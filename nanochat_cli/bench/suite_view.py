@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from nanochat_cli.bench.suite_runs import Reading
-from nanochat_cli.report.live import REFRESHES_PER_SECOND
+from nanochat_cli.report.live import start_live
 from nanochat_cli.report.quantities import format_duration, format_quantity
 from nanochat_cli.report.reporter import LINE_EVERY, Reporter
 
@@ -56,12 +56,7 @@ class SuiteView:
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
-        console = getattr(self._reporter, "console", None)
-        if console is not None and console.is_terminal and not console.is_dumb_terminal:
-            from rich.live import Live
-
-            self._live = Live(get_renderable=self._table, console=console, refresh_per_second=REFRESHES_PER_SECOND)
-            self._live.start(refresh=True)
+        self._live = start_live(self._reporter, self._table)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:

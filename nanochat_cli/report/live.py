@@ -25,6 +25,18 @@ HISTORY = 256
 """Points of the loss curve that are kept; older ones are averaged in pairs."""
 
 
+def start_live(reporter: Reporter, render: "Callable[[], RenderableType]") -> "Live | None":
+    """What `render` returns stays in place on the reporter's terminal until `stop`; None where there is no terminal."""
+    console: Console | None = getattr(reporter, "console", None)
+    if console is None or not console.is_terminal or console.is_dumb_terminal:
+        return None
+    from rich.live import Live
+
+    live = Live(get_renderable=render, console=console, refresh_per_second=REFRESHES_PER_SECOND)
+    live.start(refresh=True)
+    return live
+
+
 @dataclass
 class Readings:
     """The last known value of everything that is shown; None is not known yet."""
@@ -101,12 +113,7 @@ class LiveView:
 
     def __enter__(self) -> "LiveView":
         self._started = self._clock()
-        console: Console | None = getattr(self._reporter, "console", None)
-        if console is not None and console.is_terminal and not console.is_dumb_terminal:
-            from rich.live import Live
-
-            self._live = Live(get_renderable=self._panel, console=console, refresh_per_second=REFRESHES_PER_SECOND)
-            self._live.start(refresh=True)
+        self._live = start_live(self._reporter, self._panel)
         return self
 
     def __exit__(

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from nanochat_cli.report.live import LONGEST_SILENCE, REFRESHES_PER_SECOND
+from nanochat_cli.report.live import LONGEST_SILENCE, start_live
 from nanochat_cli.report.quantities import format_duration, format_quantity
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.report.text_plot import sparkline
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import RenderableType
     from rich.live import Live
 
 
@@ -34,12 +34,7 @@ class RoundsView:
         self._live: Live | None = None
 
     def __enter__(self) -> "RoundsView":
-        console: Console | None = getattr(self._reporter, "console", None)
-        if console is not None and console.is_terminal and not console.is_dumb_terminal:
-            from rich.live import Live
-
-            self._live = Live(get_renderable=self._panel, console=console, refresh_per_second=REFRESHES_PER_SECOND)
-            self._live.start(refresh=True)
+        self._live = start_live(self._reporter, self._panel)
         return self
 
     def __exit__(

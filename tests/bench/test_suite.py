@@ -5,7 +5,6 @@ that nobody disturbed.
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from nanochat_cli.config.load import resolve_config
 from nanochat_cli.errors import NanochatError
 from nanochat_cli.report.reporter import QuietReporter
 from tests.bench.suites import record
+from tests.e2e.processes import start
 from tests.e2e.tiny import write_corpus
 
 TINY = [
@@ -48,17 +48,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vary = [word for text in (OTHER, DIVERGES, TOO_LARGE) for word in ("--vary", text)]
     finish(start(folder, "bench", "ab", *SUITE, *vary, "--out", "whole"))
     return folder
-
-
-def start(folder: Path, *line: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "nanochat_cli.cli.app", *line],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def finish(process: "subprocess.Popen[str]", code: int = 0) -> str:

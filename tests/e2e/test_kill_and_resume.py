@@ -10,7 +10,6 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 
 from nanochat_cli.bench.result_file import Result, write_results
+from tests.e2e.processes import start
 from tests.e2e.tiny import TINY, write_corpus
 
 TOTAL_STEPS = 200
@@ -42,18 +42,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             _, errors = process.communicate()
         assert process.returncode == 0, errors
     return folder
-
-
-def start(folder: Path, *line: str) -> "subprocess.Popen[str]":
-    """The command in a process of its own; one thread, so that sums have one order."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "nanochat_cli.cli.app", *line],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def steps_said(process: "subprocess.Popen[str]") -> Iterator[int]:
