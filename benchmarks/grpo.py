@@ -1,0 +1,142 @@
+"""Do the three modes of `nanochat grpo` make a small model write more programs that compile and pass?
+
+    python benchmarks/grpo.py python                        # from the standard library
+    python benchmarks/grpo.py rust --source FOLDER          # unpacked crates, such as Debian's librust-*-dev packages
+    python benchmarks/grpo.py --collect                     # only the result file, from what has ended
+
+Trains a model of the quickstart's size, then lets each mode begin from it; each with the command that a person would
+type, in one thread. What has ended is not done again, so that an interrupted run goes on. Before and after draw the
+same number of completions of the same problems with the same random numbers; differences are paired by problem, and
+their 95 % bootstrap intervals resample problems.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+
+from nanochat_cli.bench.result_file import Result, write_results
+from nanochat_cli.rl.before_after import Score, Scores, differences
+
+ROOT = Path(__file__).resolve().parents[1]
+LANGUAGES = ("python", "rust")
+MODES = ("policy", "rft", "training-free")
+TRAINING = (
+    "train.seq_len=512",
+    "model.max_seq_len=512",
+    "train.batch_size=4",
+    "eval.interval=400",
+    "checkpoint.interval=400",
+)
+TRAINED = {
+    "held-out bits per byte": ("bits_per_byte", "bits/byte"),
+    "training": ("training_seconds", "s"),
+    "training tokens": ("training_tokens", "tokens"),
+}
+"""What is said of the model that the modes begin with, and where its report has it."""
+TOKENS = 48
+"""Of a completion, in rounds and before and after."""
+
+
+def command(work: Path, *arguments: str) -> None:
+    """`nanochat ARGUMENTS` in `work`, one thread."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-m", "nanochat_cli", *arguments], cwd=work, env=environment, check=True)
+
+
+def keys(*values: str) -> list[str]:
+    return [word for value in values for word in ("--set", value)]
+
+
+def run_language(language: str, arguments: argparse.Namespace) -> None:
+    work: Path = arguments.work
+    source = [] if arguments.source is None else [f"data.source={arguments.source.resolve()}"]
+    if language == "rust":
+        source.append("data.glob=**/*.rs")
+    if not (work / "runs" / language / "results.json").is_file():
+        settings = [f"run.name={language}", f"train.time_budget={arguments.seconds}", *TRAINING, *source]
+        command(work, "train", "--preset", "quickstart", *keys(*settings))
+    for mode in arguments.modes:
+        if not (work / "runs" / f"{language}-{mode}" / "grpo.json").is_file():
+            settings = [f"grpo.eval_samples={arguments.eval_samples}", f"grpo.max_tokens={TOKENS}"]
+            words = ["--task", language, "--mode", mode, "--rounds", str(arguments.rounds)]
+            words += ["--group", str(arguments.group), "--out", f"runs/{language}-{mode}"]
+            command(work, "grpo", f"runs/{language}", *words, *keys(*settings))
+
+
+def scores(saved: dict[str, Any]) -> Scores:
+    return {problem: Score(**values) for problem, values in saved.items()}
+
+
+def results_of(language: str, mode: str, run: Path) -> tuple[list[Result], dict[str, Any]]:
+    """Figures over all problems and over the held-out ones, and the rounds of the run."""
+    saved = json.loads((run / "grpo.json").read_text(encoding="utf-8"))
+    before, after = scores(saved["before"]), scores(saved["after"])
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    counts = {one["problems"]: one["count"] for one in saved["differences"]}
+    ids = list(before)  # the practised first (`run_grpo`)
+    sets = {"all": ids, "held out": ids[counts["practised"] :]}
+    case = f"{language}, {mode}"
+    found = [Result(case, "rounds", len(metrics), "rounds")]
+    for one in differences(sets, before, after):
+        name = f"{one.measure}, {one.problems}"
+        found += [
+            Result(case, f"{name}, before", one.before, "share", spread=one.before_interval),
+            Result(case, f"{name}, after", one.after, "share", spread=one.after_interval),
+            Result(case, f"{name}, change", one.difference, "share", spread=one.difference_interval),
+        ]
+    samples = {side: sum(one.samples for one in of.values()) for side, of in (("before", before), ("after", after))}
+    found += [Result(case, f"completions {side}", count, "completions") for side, count in samples.items()]
+    settings = tomlkit.parse((run / "config.toml").read_text(encoding="utf-8"))["grpo"].unwrap()
+    details = {key: saved[key] for key in ("environment", "before", "after")}
+    return found, {"settings": settings, "rounds": metrics, **details}
+
+
+def collect(work: Path, out: Path) -> None:
+    results: list[Result] = []
+    runs: dict[str, Any] = {}
+    for language in LANGUAGES:
+        start = work / "runs" / language
+        if not (start / "results.json").is_file():
+            continue
+        trained = json.loads((start / "results.json").read_text(encoding="utf-8"))
+        results += [
+            Result(f"{language}, trained", metric, trained["results"][key], unit)
+            for metric, (key, unit) in TRAINED.items()
+        ]
+        for mode in MODES:
+            run = work / "runs" / f"{language}-{mode}"
+            if (run / "grpo.json").is_file():
+                found, runs[f"{language}-{mode}"] = results_of(language, mode, run)
+                results += found
+    print(f"wrote {write_results(out, 'grpo', results, runs=runs)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("language", choices=LANGUAGES, nargs="?")
+    parser.add_argument("--collect", action="store_true")
+    parser.add_argument("--source", type=Path)
+    parser.add_argument("--seconds", type=float, default=2700.0, help="of training")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--group", type=int, default=16)
+    parser.add_argument("--eval-samples", type=int, default=8)
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "grpo")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "grpo.json")
+    arguments = parser.parse_args()
+    if (arguments.language is None) == (not arguments.collect):
+        parser.error("name a language or give --collect")
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    if arguments.language is not None:
+        run_language(arguments.language, arguments)
+    collect(arguments.work, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
