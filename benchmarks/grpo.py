@@ -39,6 +39,9 @@ TRAINED = {
     "training tokens": ("training_tokens", "tokens"),
 }
 """What is said of the model that the modes begin with, and where its report has it."""
+EVALUATED = ("policy", "rft")
+"""Modes that change weights: `nanochat eval` sees what they did, at a lower temperature too."""
+EVALUATION = ("--samples", "8", "--temperature", "0.2,0.8", "--max-tokens", "64")
 TOKENS = 48
 """Of a completion, in rounds and before and after."""
 
@@ -67,6 +70,9 @@ def run_language(language: str, arguments: argparse.Namespace) -> None:
             words = ["--task", language, "--mode", mode, "--rounds", str(arguments.rounds)]
             words += ["--group", str(arguments.group), "--out", f"runs/{language}-{mode}"]
             command(work, "grpo", f"runs/{language}", *words, *keys(*settings))
+    for name in (language, *(f"{language}-{mode}" for mode in arguments.modes if mode in EVALUATED)):
+        if not list((work / "runs" / name / "eval").glob("*/results.json")):
+            command(work, "eval", f"runs/{name}", "--suite", language, *EVALUATION)
 
 
 def scores(saved: dict[str, Any]) -> Scores:
@@ -97,6 +103,17 @@ def results_of(language: str, mode: str, run: Path) -> tuple[list[Result], dict[
     return found, {"settings": settings, "rounds": metrics, **details}
 
 
+def evaluated(run: Path) -> list[Result]:
+    """What `nanochat eval` found over all problems."""
+    found = []
+    for path in sorted((run / "eval").glob("*/results.json")):
+        for one in json.loads(path.read_text(encoding="utf-8"))["results"]:
+            if "level" not in one["case"]:
+                case = f"{run.name}, nanochat eval, {one['case']}"
+                found.append(Result(case, one["metric"], one["value"], one["unit"], spread=one["spread"]))
+    return found
+
+
 def collect(work: Path, out: Path) -> None:
     results: list[Result] = []
     runs: dict[str, Any] = {}
@@ -114,6 +131,8 @@ def collect(work: Path, out: Path) -> None:
             if (run / "grpo.json").is_file():
                 found, runs[f"{language}-{mode}"] = results_of(language, mode, run)
                 results += found
+        for name in (language, *(f"{language}-{mode}" for mode in EVALUATED)):
+            results += evaluated(work / "runs" / name)
     print(f"wrote {write_results(out, 'grpo', results, runs=runs)}")
 
 
