@@ -83,8 +83,8 @@ def test_answers_are_assembled_and_rejected_as_before(language: str, joins: Toke
                     assert verdicts[0] == verdicts[1], (problem.id, answer, stopped, solved)
 
 
-def test_a_model_that_only_saw_joined_tokens_writes_its_function(joins: Tokenizer) -> None:
-    """What a lookup of the training text says: after a line break alone comes the margin, never an indented line."""
+def test_where_tokens_join_no_indented_line_follows_a_line_break_alone(joins: Tokenizer) -> None:
+    """Why prompts must not end with one: what a model of this text learns to write there is at the margin."""
     tokens = joins.encode(TEXT)
     (line_break,) = joins.encode("\n")
     following = {tokens[index + 1] for index, token in enumerate(tokens[:-1]) if token == line_break}

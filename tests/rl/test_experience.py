@@ -299,6 +299,16 @@ def test_the_prompt_asked_for_is_left_out_and_no_pair_comes_twice(path):
     assert "prompt 3" not in {e.prompt for e in drawn}
 
 
+def test_white_space_at_the_end_of_a_prompt_does_not_let_its_answers_through(path):
+    library = ExperienceLibrary(path)
+    for prompt in ("def f():\n", "def f():", "def f():\n    ", "def g():\n"):
+        library.add_group(prompt, ["right", "wrong"], [1.0, 0.0])
+    for asked in ("def f():", "def f():\n"):
+        assert {one.prompt for one in library.without([asked])} == {"def g():\n"}
+        drawn = library.sample(100, np.random.default_rng(0), exclude_prompt=asked)
+        assert {one.prompt for one in drawn} == {"def g():\n"}
+
+
 # --- pruning, statistics, prompts -------------------------------------------------------------------------------------
 
 

@@ -10,11 +10,13 @@ from rich.console import Console
 
 from nanochat_cli.cli.app import main
 from nanochat_cli.config.load import load_run_config
+from nanochat_cli.evaluation.problems import load_problems
+from nanochat_cli.evaluation.run_suite import fingerprint
 from nanochat_cli.report.reporter import PlainReporter, QuietReporter, RichReporter
 from nanochat_cli.rl.problem_split import load_split, split
 from nanochat_cli.rl.rounds_view import RoundsView
 from tests.e2e.tiny import TINY, write_corpus
-from tests.rl.tiny_run import problem, write_problems
+from tests.rl.tiny_run import NUMBERS, grpo_run, problem, write_problems
 
 QUICK = ["--rounds", "1", "--group", "2", "--set", "grpo.max_tokens=12", "--set", "grpo.eval_samples=2"]
 QUICK += ["--set", "grpo.limit=3", "--set", "grpo.held_out=0.34"]
@@ -75,6 +77,19 @@ def test_a_run_in_the_real_sandbox_is_a_run_for_other_commands(nanochat, folder)
     code, out, err = nanochat("grpo source-policy-1 --task p.jsonl --mode rft --out tuned -q", *QUICK)
     assert (code, err) == (0, "")
     assert load_run_config(Path("tuned")).grpo.source == run
+
+
+def test_prompts_are_read_without_the_line_break_that_the_tokenizer_joins(nanochat, folder, source):
+    """In practice and in evaluation: the run's tokenizer joins a line break and the indentation behind it."""
+    asked = [f"def add_{number}(x):" for number in NUMBERS]
+    run = grpo_run(source, folder / "practice")
+    assert sorted(one.prompt for one in (*run.problems.practised, *run.problems.held_out)) == asked
+
+    assert nanochat("eval source --suite p.jsonl --samples 1 --max-tokens 2")[0] == 0
+    (settings,) = folder.rglob("settings.json")
+    without = [{**problem(number), "prompt": prompt} for number, prompt in zip(NUMBERS, asked, strict=True)]
+    (folder / "q.jsonl").write_text("".join(json.dumps(one) + "\n" for one in without))
+    assert json.loads(settings.read_text())["problems"] == fingerprint(load_problems(folder / "q.jsonl"))
 
 
 @pytest.mark.slow
