@@ -1,7 +1,7 @@
 """Do the three modes of `nanochat grpo` make a small model write more programs that compile and pass?
 
     python benchmarks/grpo.py python                        # from the standard library
-    python benchmarks/grpo.py rust --source FOLDER          # unpacked crates, such as Debian's librust-*-dev packages
+    python benchmarks/grpo.py rust --source FOLDER          # unpacked crates, or what rust_functions.py makes of them
     python benchmarks/grpo.py --collect                     # only the result file, from what has ended
 
 Trains a model of the quickstart's size, then lets each mode begin from it; each with the command that a person would
@@ -42,13 +42,11 @@ TRAINED = {
 EVALUATED = ("policy", "rft")
 """Modes that change weights: `nanochat eval` sees what they did, at a lower temperature too."""
 EVALUATION = ("--samples", "8", "--temperature", "0.2,0.8", "--max-tokens", "64")
-TOKENS = 48
-"""Of a completion, in rounds and before and after."""
 
 
-def command(work: Path, *arguments: str) -> None:
-    """`nanochat ARGUMENTS` in `work`, one thread."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def command(work: Path, *arguments: str, threads: int = 1) -> None:
+    """`nanochat ARGUMENTS` in `work`."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     subprocess.run([sys.executable, "-m", "nanochat_cli", *arguments], cwd=work, env=environment, check=True)
 
 
@@ -63,10 +61,10 @@ def run_language(language: str, arguments: argparse.Namespace) -> None:
         source.append("data.glob=**/*.rs")
     if not (work / "runs" / language / "results.json").is_file():
         settings = [f"run.name={language}", f"train.time_budget={arguments.seconds}", *TRAINING, *source]
-        command(work, "train", "--preset", "quickstart", *keys(*settings))
+        command(work, "train", "--preset", "quickstart", *keys(*settings), threads=arguments.threads)
     for mode in arguments.modes:
         if not (work / "runs" / f"{language}-{mode}" / "grpo.json").is_file():
-            settings = [f"grpo.eval_samples={arguments.eval_samples}", f"grpo.max_tokens={TOKENS}"]
+            settings = [f"grpo.eval_samples={arguments.eval_samples}", f"grpo.max_tokens={arguments.max_tokens}"]
             words = ["--task", language, "--mode", mode, "--rounds", str(arguments.rounds)]
             words += ["--group", str(arguments.group), "--out", f"runs/{language}-{mode}"]
             command(work, "grpo", f"runs/{language}", *words, *keys(*settings))
@@ -142,10 +140,12 @@ def main() -> None:
     parser.add_argument("--collect", action="store_true")
     parser.add_argument("--source", type=Path)
     parser.add_argument("--seconds", type=float, default=2700.0, help="of training")
+    parser.add_argument("--threads", type=int, default=1, help="of training; all else has one")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--group", type=int, default=16)
     parser.add_argument("--eval-samples", type=int, default=8)
+    parser.add_argument("--max-tokens", type=int, default=48, help="of a completion, in rounds and before and after")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "grpo")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "grpo.json")
     arguments = parser.parse_args()

@@ -1,0 +1,200 @@
+"""A corpus of short free functions from real crates, for the model that `benchmarks/grpo.py rust` begins with.
+
+    python benchmarks/rust_functions.py FOLDER --corpus functions.jsonl
+
+FOLDER holds unpacked crates. Each function that needs no type or module around it is one document: what `///` says
+first, the signature, the body. Those that rustc accepts alone are written COPIES times: they are what the problems of
+`nanochat grpo` look like, and one in twelve of the functions. A function with the name of one of those problems is left
+out. Nothing runs: rustc only checks (`--emit=metadata`).
+"""
+
+import argparse
+import json
+import random
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from nanochat_cli.bench.result_file import Result, write_results
+from nanochat_cli.evaluation.problems import load_problems
+
+MAX_LINES, MAX_CHARACTERS = 30, 900
+DOC_LINES = 4
+COPIES = 6
+BATCH = 2000
+"""Functions that one call of rustc checks, each in a module of its own."""
+PASSES = 12
+"""rustc stops at the first stage that finds errors, so that what is left is asked again."""
+_START = re.compile(r"^([ \t]*)(?:pub(?:\([^)]*\))? )?(?:const )?fn (\w+)")
+_BOUND = re.compile(
+    r"\bself\b|\bSelf\b|\bcrate\b|\bsuper\b|\bunsafe\b|\$|include|\benv!|todo!|unimplemented!|\bextern\b"
+)
+"""What ties a function to its surroundings, or is no answer."""
+_CONDITIONAL = re.compile("test|bench|cfg")
+
+
+class Function(NamedTuple):
+    name: str
+    doc: str
+    """Lines with `///`, each with its end; only the first paragraph."""
+    body: str
+
+    @property
+    def document(self) -> str:
+        return f"{self.doc}{self.body}\n"
+
+
+def functions(text: str) -> Iterator[Function]:
+    """Free functions of a source file that rustfmt has indented, shortest ones only, moved to the left margin."""
+    lines = text.split("\n")
+    at = 0
+    while at < len(lines):
+        start = _START.match(lines[at])
+        end = None if start is None else _end(lines, at, start[1])
+        if start is None or end is None:
+            at += 1
+            continue
+        indent = start[1]
+        doc, attributes = _above(lines, at, indent)
+        body = "\n".join(line.removeprefix(indent) for line in lines[at : end + 1])
+        at = end + 1
+        bound = _BOUND.search(body) or any(_CONDITIONAL.search(line) for line in attributes)
+        if not bound and len(body) <= MAX_CHARACTERS and start[2] != "main":
+            yield Function(start[2], doc, body)
+
+
+def _end(lines: Sequence[str], start: int, indent: str) -> int | None:
+    """The line that closes the function: a brace as far left as it began."""
+    first = lines[start].rstrip()
+    if first.endswith(";"):
+        return None
+    if first.endswith("}") and "{" in first:
+        return start
+    for at in range(start + 1, min(start + MAX_LINES, len(lines))):
+        line = lines[at]
+        if line == indent + "}":
+            return at
+        if line.strip() and len(line) - len(line.lstrip()) < len(indent):
+            return None
+    return None
+
+
+def _above(lines: Sequence[str], start: int, indent: str) -> tuple[str, list[str]]:
+    """The first paragraph of the documentation, and the attributes."""
+    doc: list[str] = []
+    attributes: list[str] = []
+    at = start - 1
+    while at >= 0 and lines[at].startswith((indent + "///", indent + "#[")):
+        line = lines[at].removeprefix(indent)
+        (doc if line.startswith("///") else attributes).insert(0, line)
+        at -= 1
+    paragraph = []
+    for line in doc[:DOC_LINES]:
+        said = line[3:].strip()
+        if not said or said.startswith("```"):
+            break
+        paragraph.append(line.rstrip() + "\n")
+    return "".join(paragraph), attributes
+
+
+def collect(folder: Path, without: frozenset[str]) -> list[Function]:
+    """Functions of all sources below `folder` in the order of their paths, each once, none named in `without`."""
+    found: dict[str, Function] = {}
+    for path in sorted(folder.rglob("*.rs"), key=str):
+        if path.is_symlink() or not path.is_file():
+            continue
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        for function in functions(text):
+            found.setdefault(re.sub(r"\s+", " ", function.body), function)
+    return [function for function in found.values() if function.name not in without]
+
+
+def compiling(bodies: Sequence[str]) -> list[str]:
+    """Those that rustc accepts alone, with nothing but the prelude."""
+    accepted = []
+    for start in range(0, len(bodies), BATCH):
+        accepted += _accepted(bodies[start : start + BATCH])
+        print(
+            f"{start + len(bodies[start : start + BATCH])}/{len(bodies)} checked, {len(accepted)} compile", flush=True
+        )
+    return accepted
+
+
+def _accepted(bodies: Sequence[str]) -> list[str]:
+    live = dict(enumerate(bodies))
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        for number, body in live.items():
+            (work / f"m{number}.rs").write_text(body + "\n", encoding="utf-8")
+        for _ in range(PASSES):
+            (work / "lib.rs").write_text("".join(f"mod m{number};\n" for number in live), encoding="utf-8")
+            wrong = _wrong(work)
+            if wrong is None:
+                return list(live.values())
+            if not wrong & live.keys():
+                break
+            live = {number: body for number, body in live.items() if number not in wrong}
+    if len(live) <= 4:  # rustc does not say which of them it is
+        return []
+    rest = list(live.values())
+    return _accepted(rest[: len(rest) // 2]) + _accepted(rest[len(rest) // 2 :])
+
+
+def _wrong(work: Path) -> set[int] | None:
+    """Numbers of the modules in which rustc finds an error; None when it accepts all."""
+    flags = ["--edition", "2021", "--crate-type", "lib", "--emit=metadata", "--error-format=json", "-A", "warnings"]
+    answer = subprocess.run(
+        ["rustc", *flags, "-o", str(work / "x"), str(work / "lib.rs")], capture_output=True, text=True, timeout=300
+    )
+    if answer.returncode == 0:
+        return None
+    wrong: set[int] = set()
+    for line in answer.stderr.splitlines():
+        if not line.startswith("{"):
+            continue
+        said = json.loads(line)
+        if said["level"].startswith("error"):
+            spans = [span for span in said["spans"] if span["is_primary"]] or said["spans"]
+            names = [re.fullmatch(r"m(\d+)\.rs", Path(span["file_name"]).name) for span in spans]
+            wrong |= {int(name[1]) for name in names if name}
+    return wrong
+
+
+def write(found: Sequence[Function], alone: frozenset[str], out: Path) -> int:
+    """Documents in an order that only their number decides; returns how many."""
+    documents = [
+        document for function in found for document in [function.document] * (COPIES if function.body in alone else 1)
+    ]
+    random.Random(0).shuffle(documents)
+    out.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents), encoding="utf-8")
+    return len(documents)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "rust_functions.json")
+    arguments = parser.parse_args()
+    problems = "\n".join(problem.prompt for problem in load_problems("rust"))
+    found = collect(arguments.folder, frozenset(re.findall(r"\bfn (\w+)", problems)))
+    alone = compiling([function.body for function in found])
+    documents = write(found, frozenset(alone), arguments.corpus)
+    case = "Rust crates"
+    results = [
+        Result(case, "free functions", len(found), "functions"),
+        Result(case, "free functions that compile alone", len(alone), "functions"),
+        Result(case, "documents", documents, "documents"),
+        Result(case, "corpus", arguments.corpus.stat().st_size, "B"),
+    ]
+    print(f"wrote {arguments.corpus} and {write_results(arguments.out, 'rust_functions', results)}")
+
+
+if __name__ == "__main__":
+    main()
