@@ -47,8 +47,11 @@ def version() -> str:
 
 
 def compile_program(source: str, limits: Limits, isolation: Isolation) -> Outcome:
-    """Check the program as a library; no machine code is made and nothing runs."""
-    outcome, _ = _rustc(source, ["--crate-type", "lib", "--emit=metadata"], None, limits, isolation)
+    """Check the program as a library; no machine code is made and nothing runs.
+
+    As far as MIR: lints that forbid what always overflows or panics come after the metadata.
+    """
+    outcome, _ = _rustc(source, ["--crate-type", "lib", "--emit=mir"], None, limits, isolation)
     return outcome
 
 

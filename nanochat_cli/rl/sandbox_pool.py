@@ -19,7 +19,7 @@ from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.rl.sandbox import Sandbox
 from nanochat_cli.rl.sandbox_limits import Diagnostic, Outcome, ProgramLike
 
-FORMAT = 1
+FORMAT = 2
 """Changes when verdicts of the same program may change."""
 _NOT_KEPT = ("timeout", "killed")
 

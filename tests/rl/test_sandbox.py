@@ -196,6 +196,16 @@ def test_rust_assertions_become_values_to_compare(sandbox):
 
 
 @pytest.mark.skipif(shutil.which("rustc") is None, reason="rustc is not installed")
+@pytest.mark.parametrize("body", ["(a >> 32) + b", "a + b / 0", "[a, b][2]"])
+def test_a_rust_program_that_must_fail_does_not_compile(sandbox, body):
+    """rustc refuses what always overflows or panics after it has written the metadata of a library."""
+    source = f"pub fn add(a: i32, b: i32) -> i32 {{\n    {body}\n}}\n"
+    for outcome in (sandbox.compile("rust", source), sandbox.judge(Program("rust", source, TESTS))):
+        assert (outcome.stage, outcome.status, outcome.compiled) == ("not compiled", "compile error", False)
+        assert outcome.diagnostics[0].line == 2
+
+
+@pytest.mark.skipif(shutil.which("rustc") is None, reason="rustc is not installed")
 def test_rust_tests_that_do_not_fit_are_told_from_programs_that_do_not_compile(sandbox):
     outcome = sandbox.judge(Program("rust", ADD["rust"], (Case("sub(1, 2)", "3"),)))
     assert (outcome.stage, outcome.status) == ("compiled", "tests do not compile")
