@@ -78,13 +78,13 @@ def scores(saved: dict[str, Any]) -> Scores:
 
 
 def results_of(language: str, mode: str, run: Path) -> tuple[list[Result], dict[str, Any]]:
-    """Figures over all problems and over the held-out ones, and the rounds of the run."""
+    """Figures over all problems, the practised and the held-out ones, and the rounds of the run."""
     saved = json.loads((run / "grpo.json").read_text(encoding="utf-8"))
     before, after = scores(saved["before"]), scores(saved["after"])
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     counts = {one["problems"]: one["count"] for one in saved["differences"]}
     ids = list(before)  # the practised first (`run_grpo`)
-    sets = {"all": ids, "held out": ids[counts["practised"] :]}
+    sets = {"all": ids, "practised": ids[: counts["practised"]], "held out": ids[counts["practised"] :]}
     case = f"{language}, {mode}"
     found = [Result(case, "rounds", len(metrics), "rounds")]
     for one in differences(sets, before, after):

@@ -2,7 +2,7 @@
 
     python benchmarks/rust_functions.py FOLDER --corpus functions.jsonl
 
-FOLDER holds unpacked crates. Each function that needs no type or module around it is one document: what `///` says
+FOLDER holds unpacked crates, each in a folder of its own. Each function that needs no type or module around it is one document: what `///` says
 first, the signature, the body. Those that rustc accepts alone are written COPIES times: they are what the problems of
 `nanochat grpo` look like, and one in twelve of the functions. A function with the name of one of those problems is left
 out. Nothing runs: rustc only checks (`--emit=metadata`).
@@ -138,9 +138,9 @@ def _accepted(bodies: Sequence[str]) -> list[str]:
             if wrong is None:
                 return list(live.values())
             if not wrong & live.keys():
-                break
+                break  # rustc does not say which of them it is
             live = {number: body for number, body in live.items() if number not in wrong}
-    if len(live) <= 4:  # rustc does not say which of them it is
+    if len(live) <= 1:
         return []
     rest = list(live.values())
     return _accepted(rest[: len(rest) // 2]) + _accepted(rest[len(rest) // 2 :])
@@ -188,6 +188,7 @@ def main() -> None:
     documents = write(found, frozenset(alone), arguments.corpus)
     case = "Rust crates"
     results = [
+        Result(case, "crates", len(list(arguments.folder.glob("*/Cargo.toml"))), "crates"),
         Result(case, "free functions", len(found), "functions"),
         Result(case, "free functions that compile alone", len(alone), "functions"),
         Result(case, "documents", documents, "documents"),

@@ -21,7 +21,7 @@ def score(compiled: int, solved: int = 0) -> dict[str, object]:
     return {"samples": 4, "solved": solved, "compiled": compiled, "best": solved > 0, "reward": compiled / 4}
 
 
-def test_figures_are_those_of_all_problems_and_of_the_held_out_ones(script, tmp_path):
+def test_figures_are_those_of_all_problems_the_practised_and_the_held_out_ones(script, tmp_path):
     run = tmp_path / "runs" / "python-policy"
     run.mkdir(parents=True)
     saved = {
@@ -51,6 +51,7 @@ def test_figures_are_those_of_all_problems_and_of_the_held_out_ones(script, tmp_
     assert values[case, "compile rate, all, before"] == pytest.approx(3 / 12)
     assert values[case, "compile rate, all, after"] == pytest.approx(10 / 12)
     assert values[case, "compile rate, all, change"] == pytest.approx(7 / 12)
+    assert values[case, "compile rate, practised, change"] == pytest.approx(4 / 8)
     assert values[case, "compile rate, held out, change"] == pytest.approx(3 / 4)
     assert values[case, "pass@1, all, after"] == pytest.approx(1 / 12)
     assert values["python, trained", "held-out bits per byte"] == 1.5
