@@ -2,10 +2,10 @@
 
     python benchmarks/rust_functions.py FOLDER --corpus functions.jsonl
 
-FOLDER holds unpacked crates, each in a folder of its own. Each function that needs no type or module around it is one document: what `///` says
-first, the signature, the body. Those that rustc accepts alone are written COPIES times: they are what the problems of
-`nanochat grpo` look like, and one in twelve of the functions. A function with the name of one of those problems is left
-out. Nothing runs: rustc only checks (`--emit=metadata`).
+FOLDER holds unpacked crates, each in a folder of its own. Each function that needs no type or module around it is one
+document: what `///` says first, the signature, the body. Those that rustc accepts alone are written COPIES times: they
+are what the problems of `nanochat grpo` look like, and one in twelve of the functions. A function with the name of one
+of those problems is left out. Nothing runs: rustc only checks (`--emit=metadata`).
 """
 
 import argparse
