@@ -1,20 +1,15 @@
 """The result file of `benchmarks/grpo.py` is made of what the runs say."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "grpo.py"
+from tests.benchmarks.scripts import load
 
 
 @pytest.fixture
 def script():
-    spec = importlib.util.spec_from_file_location("grpo_benchmark", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("grpo")
 
 
 def score(compiled: int, solved: int = 0) -> dict[str, object]:

@@ -1,14 +1,11 @@
 """`benchmarks/rust_functions.py` keeps the functions that stand alone, with what is said of them."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
+from tests.benchmarks.scripts import load
 from tests.evaluation.programs import needs_rustc
-
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "rust_functions.py"
 
 SOURCE = """\
 use std::fmt;
@@ -61,10 +58,7 @@ fn main() {
 
 @pytest.fixture
 def script():
-    spec = importlib.util.spec_from_file_location("rust_functions_benchmark", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("rust_functions")
 
 
 def test_free_functions_are_found_with_the_first_paragraph_of_their_documentation(script):
