@@ -12,13 +12,14 @@ from nanochat_cli.rl import languages_rust
 from nanochat_cli.rl.languages_rust_cases import canonical, checks_of, reports
 from nanochat_cli.rl.sandbox import Case, Limits, Program, Sandbox
 from nanochat_cli.rl.sandbox_pool import SandboxPool
+from tests.evaluation.programs import needs_rustc
 
 ADD = {
     "python": "def add(a, b):\n    return a + b\n",
     "rust": "fn add(a: i32, b: i32) -> i32 {\n    a + b\n}\n",
 }
 TESTS = (Case("add(1, 2)", "3"), Case("add(-4, 4)", "0"), Case("add(20, 22)", "42"))
-rust = pytest.param("rust", marks=pytest.mark.skipif(shutil.which("rustc") is None, reason="rustc is not installed"))
+rust = pytest.param("rust", marks=needs_rustc)
 both = pytest.mark.parametrize("language", ["python", rust])
 
 
@@ -172,14 +173,14 @@ RUST_FORGERIES = {
 }
 
 
-@pytest.mark.skipif(shutil.which("rustc") is None, reason="rustc is not installed")
+@needs_rustc
 @pytest.mark.parametrize("name", RUST_FORGERIES)
 def test_a_rust_program_cannot_pass_without_the_answers(sandbox, name):
     outcome = sandbox.judge(Program("rust", RUST_FORGERIES[name], TESTS))
     assert (outcome.stage, outcome.passed, outcome.total) == ("ran", 0, 3), outcome.diagnostics
 
 
-@pytest.mark.skipif(shutil.which("rustc") is None, reason="rustc is not installed")
+@needs_rustc
 def test_rust_assertions_become_values_to_compare(sandbox):
     support = "fn check() {\n    let candidate = add;\n    let two = 2;\n    assert_eq!(candidate(1, two), 3);\n"
     support += '    assert!(candidate(-4, 4) == 0, "zero"); // a comment; with ,\n}\n'
@@ -195,7 +196,7 @@ def test_rust_assertions_become_values_to_compare(sandbox):
     assert not sandbox.judge(Program("rust", wrong.replace("a + b", "a * b"), tests, support)).solved
 
 
-@pytest.mark.skipif(shutil.which("rustc") is None, reason="rustc is not installed")
+@needs_rustc
 @pytest.mark.parametrize("body", ["(a >> 32) + b", "a + b / 0", "[a, b][2]"])
 def test_a_rust_program_that_must_fail_does_not_compile(sandbox, body):
     """rustc refuses what always overflows or panics after it has written the metadata of a library."""
@@ -205,13 +206,13 @@ def test_a_rust_program_that_must_fail_does_not_compile(sandbox, body):
         assert outcome.diagnostics[0].line == 2
 
 
-@pytest.mark.skipif(shutil.which("rustc") is None, reason="rustc is not installed")
+@needs_rustc
 def test_rust_tests_that_do_not_fit_are_told_from_programs_that_do_not_compile(sandbox):
     outcome = sandbox.judge(Program("rust", ADD["rust"], (Case("sub(1, 2)", "3"),)))
     assert (outcome.stage, outcome.status) == ("compiled", "tests do not compile")
 
 
-@pytest.mark.skipif(shutil.which("rustc") is None, reason="rustc is not installed")
+@needs_rustc
 def test_a_rust_program_with_a_main_of_its_own_and_maps_in_any_order(sandbox):
     source = "#![allow(unused)]\nuse std::collections::HashMap;\nfn main() { panic!() }\nfn f(n: u8) -> HashMap<u8, Vec<u8>> {\n"
     source += "    let mut m = HashMap::new(); for i in 0..n { m.insert(i, vec![]); } m\n}\n"
