@@ -4,8 +4,10 @@
     python benchmarks/grpo.py rust --source FOLDER          # unpacked crates, or what rust_functions.py makes of them
     python benchmarks/grpo.py --collect                     # only the result file, from what has ended
 
+The committed Rust model: `rust --source functions.jsonl --seconds 3900 --threads 2 --max-tokens 64`.
+
 Trains a model of the quickstart's size, then lets each mode begin from it; each with the command that a person would
-type, in one thread. What has ended is not done again, so that an interrupted run goes on. Before and after draw the
+type. What has ended is not done again, so that an interrupted run goes on. Before and after draw the
 same number of completions of the same problems with the same random numbers; differences are paired by problem, and
 their 95 % bootstrap intervals resample problems.
 """

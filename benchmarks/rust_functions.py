@@ -4,14 +4,15 @@
 
 FOLDER holds unpacked crates, each in a folder of its own. Each function that needs no type or module around it is one
 document: what `///` says first, the signature, the body. Those that rustc accepts alone are written COPIES times: they
-are what the problems of `nanochat grpo` look like, and one in twelve of the functions. A function with the name of one
-of those problems is left out. Nothing runs: rustc only checks (`--emit=metadata`).
+are what the problems of `nanochat grpo` look like. A function with the name of one of those problems is left out.
+Nothing runs: rustc only checks (`--emit=metadata`).
 """
 
 import argparse
 import json
 import random
 import re
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -182,6 +183,10 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "rust_functions.json")
     arguments = parser.parse_args()
+    if shutil.which("rustc") is None:
+        parser.error("rustc was not found; install Rust (https://rustup.rs)")
+    if not arguments.folder.is_dir():
+        parser.error(f"{arguments.folder}: no such folder")
     problems = "\n".join(problem.prompt for problem in load_problems("rust"))
     found = collect(arguments.folder, frozenset(re.findall(r"\bfn (\w+)", problems)))
     alone = compiling([function.body for function in found])
