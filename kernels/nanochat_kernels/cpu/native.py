@@ -50,14 +50,18 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
 
 
 @functools.cache
-def _load() -> ctypes.CDLL | Unsupported:
-    """The library, or why there is none: tried once per process, since a compiler does not appear in between."""
+def _load() -> ctypes.CDLL | str:
+    """The library, or why there is none: tried once per process, since a compiler does not appear in between.
+
+    The reason is kept in words. An exception that is kept and raised again grows by a traceback at every raise, which
+    holds the frames of all its callers with their tensors.
+    """
     try:
         library = ctypes.CDLL(str(shared_library()))
     except Unsupported as reason:
-        return reason
+        return str(reason)
     except OSError as error:
-        return Unsupported(f"cannot load the compiled library: {error}")
+        return f"cannot load the compiled library: {error}"
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
@@ -68,8 +72,8 @@ def _load() -> ctypes.CDLL | Unsupported:
 def library() -> ctypes.CDLL:
     """The library, compiled on first use. Raises Unsupported with the reason when it cannot be had."""
     loaded = _load()
-    if isinstance(loaded, Unsupported):
-        raise loaded
+    if isinstance(loaded, str):
+        raise Unsupported(loaded)
     return loaded
 
 
