@@ -1,0 +1,131 @@
+"""The library in a few lines: a trained model that continues text and says how well it predicts some.
+
+    import nanochat_cli as nanochat
+
+    model = nanochat.load("runs/quickstart-1")
+    print(model.generate("def ", max_tokens=40))
+
+A facade over `inference` and `evaluation`, which do the work; training, export and everything that prints belong to
+the command line and its Engine. Importing this module imports no torch: `load` does, once its target exists.
+"""
+
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
+
+from nanochat_cli.errors import DataError
+from nanochat_cli.runs import find_run_or_gguf
+
+if TYPE_CHECKING:
+    from nanochat_cli.config.schema import Config
+    from nanochat_cli.data.tokenizer import Tokenizer
+    from nanochat_cli.evaluation.bits_per_byte import HeldOut
+    from nanochat_cli.inference.packed_model import PackedTransformer
+    from nanochat_cli.model.transformer import Transformer
+
+
+class Sampling(TypedDict, total=False):
+    """How to continue a prompt: the fields of `inference.sampling.SamplingConfig`, where each is described."""
+
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    repetition_penalty: float
+    seed: int
+    stop: tuple[str, ...]
+
+
+def load(
+    target: str | os.PathLike[str] | None = None,
+    *,
+    checkpoint: Literal["latest", "best"] | int = "latest",
+    backend: str | None = None,
+) -> "Model":
+    """A run, by path or by its name in `runs/`, or a `.gguf` file; without a target the latest run in `runs/`.
+
+    checkpoint: of a run, `latest`, `best` or a step that was kept; a GGUF file has only the one. backend: of the
+    kernels (reference, cpu, triton); None: the fastest that works here. Raises DataError for what is no run and no such
+    file or is damaged, ValueError for a backend that does not exist.
+    """
+    path = find_run_or_gguf(None if target is None else Path(target))
+    from nanochat_cli.inference.load import load_run
+    from nanochat_cli.inference.load_gguf import load_gguf
+    from nanochat_kernels.backends import requested_backend
+
+    requested_backend(backend)  # refuses a name that does not exist before anything large is read
+    if path.suffix == ".gguf":
+        if checkpoint != "latest":
+            raise DataError(f"{path}: a GGUF file holds one model; checkpoint = {checkpoint} can only be had of a run")
+        return Model(path, *load_gguf(path), None, backend)
+    return Model(path, *load_run(path, checkpoint), backend)
+
+
+class Model:
+    """A model in float32 on the CPU, with its tokenizer. One thread at a time.
+
+    path: where it was loaded from. network: the PyTorch module (tokens int64 [B, T] to hidden states; `network.logits`
+    of those). config: the resolved configuration of its run, None for a GGUF file, which has none.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        network: "Transformer",
+        tokenizer: "Tokenizer",
+        config: "Config | None",
+        backend: str | None = None,
+    ) -> None:
+        self.path, self.network, self.tokenizer, self.config = path, network, tokenizer, config
+        self._backend = backend
+
+    def __repr__(self) -> str:
+        return f"nanochat_cli.Model({str(self.path)!r})"
+
+    def generate(self, prompt: str = "", **sampling: Unpack[Sampling]) -> str:
+        """What follows `prompt`, without it; an empty prompt starts a new document.
+
+        Raises ConfigError for a setting out of range, DataError for a prompt longer than the context of the model.
+        """
+        return "".join(self.stream(prompt, **sampling))
+
+    def stream(self, prompt: str = "", **sampling: Unpack[Sampling]) -> Iterator[str]:
+        """As `generate`, in pieces of whole characters as they come."""
+        from nanochat_cli.inference.generate import generate
+        from nanochat_cli.inference.sampling import SamplingConfig
+
+        return generate(self._packed, self.tokenizer, prompt, SamplingConfig(**sampling))
+
+    def score(self, text: str) -> "HeldOut":
+        """Loss, perplexity, accuracy and bits per byte of `text`, read as a document from its beginning.
+
+        Text that is longer than the context is scored in windows, as held-out documents are: the first token of each
+        is predicted from the last of the one before. Raises DataError for an empty text.
+        """
+        import numpy as np
+        import torch
+
+        from nanochat_cli.data.batches import evaluation_batches
+        from nanochat_cli.evaluation.bits_per_byte import evaluate
+        from nanochat_cli.evaluation.held_out import TokenArray
+
+        ids = self.tokenizer.encode(text)
+        if not ids:
+            raise DataError("the text is empty: there is nothing to score")
+        eos = self.tokenizer.eos_id
+        tokens = TokenArray(np.array([eos, *ids], dtype=np.int64), eos, (len(ids),))
+        seq_len = self.network.config.max_seq_len
+        if self.config is not None:
+            seq_len = min(seq_len, self.config.train.seq_len)
+        windows = evaluation_batches(tokens, 1, seq_len)
+        batches = ((torch.from_numpy(inputs), torch.from_numpy(targets)) for inputs, targets in windows)
+        return evaluate(self.network, batches, torch.from_numpy(self.tokenizer.byte_lengths()))
+
+    @cached_property
+    def _packed(self) -> "PackedTransformer":
+        """The form that runs fast, made when it is first needed."""
+        from nanochat_cli.inference.packed_model import PackedTransformer
+
+        return PackedTransformer.from_model(self.network, self._backend)
