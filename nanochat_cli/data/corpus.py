@@ -13,11 +13,11 @@ import sysconfig
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
-from nanochat_cli.errors import DataError
+from nanochat_cli.data.source_files import made_by, walk
+from nanochat_cli.errors import ConfigError, DataError
 
 RECORD_SUFFIXES = (".jsonl", ".parquet")
 # A longer document is cut at the first line end after this many bytes: encoding takes some 40 bytes of memory per byte.
@@ -83,24 +83,33 @@ class Corpus:
             raise DataError(f"{self.source}: no usable document" + (f" ({why})" if why else ": it is empty"))
 
 
-def open_corpus(source: str, glob: str = "**/*", text_field: str = "text", streaming: bool = False) -> Corpus:
+def open_corpus(
+    source: str,
+    glob: str = "**/*",
+    text_field: str = "text",
+    streaming: bool = False,
+    output: Path | None = None,
+) -> Corpus:
     """The corpus that `source` names: `stdlib`, `hf:NAME[@CONFIG][:SPLIT]`, a folder, a file, .jsonl or .parquet.
 
     `glob` selects files of a folder: without a slash it is matched against the file name at any depth. When it ends in
-    .jsonl or .parquet the files are read as records. Hidden files and folders and links to folders are left out.
+    .jsonl or .parquet the files are read as records. Hidden files and folders, links to folders and what programs made
+    (see `source_files`) are left out, and so is `output`, the folder that will be written.
     `text_field` is the column of records. `streaming` reads an `hf:` source without storing it first.
-    Raises DataError when the source does not exist or no file matches.
+    Raises DataError when the source does not exist, no file matches, or it is a data set already; ConfigError when it
+    is `output` itself.
     """
     if source == "stdlib":
         root = Path(sysconfig.get_path("stdlib"))
-        files = list(_walk(root, "*.py", leave_out=("site-packages", "dist-packages")))
+        files = list(walk(root, "*.py", leave_out=("site-packages", "dist-packages")))
         # The interpreter's version and the sizes identify it; its mtimes say only when it was installed.
         return _file_corpus(source, root, files, text_field, [sys.version], mtimes=False)
     if source.startswith("hf:"):
         return _hub_corpus(source, text_field, streaming)
     path = Path(source)
     if path.is_dir():
-        files = list(_walk(path, glob))
+        _require_corpus(path, output)
+        files = list(walk(path, glob, output=output))
         if not files:
             raise DataError(f"{source}: no file matches glob '{glob}'; set data.glob (--glob)")
         return _file_corpus(source, path, files, text_field, [glob])
@@ -111,38 +120,14 @@ def open_corpus(source: str, glob: str = "**/*", text_field: str = "text", strea
     return _file_corpus(source, path.parent, [path], text_field, [], piece=SINGLE_FILE_PIECE, records=True)
 
 
+def _require_corpus(folder: Path, output: Path | None) -> None:
+    if output is not None and output.resolve() == folder.resolve():
+        raise ConfigError(f"{folder}: is the source and the folder to be written; choose another --out")
+    if made_by(folder, [path.name for path in folder.iterdir()], []) == "a data set":
+        raise DataError(f"{folder}: is a data set of nanochat tokenize, not a corpus; train on it with data.path")
+
+
 # -- files -----------------------------------------------------------------------------------------------
-
-
-def _walk(root: Path, glob: str, leave_out: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Files below `root` that match, sorted by relative path. Links to folders are not followed, so no loop."""
-    patterns = ["**", glob] if "/" not in glob else glob.split("/")
-    found: list[tuple[str, ...]] = []
-
-    def unreadable(error: OSError) -> None:
-        raise DataError(f"{error.filename}: cannot read the folder: {error.strerror}") from error
-
-    for folder, folders, names in os.walk(root, onerror=unreadable):
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in leave_out]
-        parents = Path(folder).relative_to(root).parts
-        found += [
-            (*parents, name) for name in names if not name.startswith(".") and _matches((*parents, name), patterns)
-        ]
-    for parts in sorted(found):
-        path = root.joinpath(*parts)
-        if path.is_file():  # not a socket, a pipe or a dangling link
-            yield path
-
-
-def _matches(parts: tuple[str, ...], patterns: list[str]) -> bool:
-    """Whether path components match glob components; `**` stands for any number of folders."""
-    if not patterns:
-        return not parts
-    if patterns[0] == "**":
-        if patterns[1:] == []:
-            return bool(parts)
-        return any(_matches(parts[skip:], patterns[1:]) for skip in range(len(parts)))
-    return bool(parts) and fnmatchcase(parts[0], patterns[0]) and _matches(parts[1:], patterns[1:])
 
 
 def _file_corpus(
@@ -309,7 +294,7 @@ def _hub_corpus(source: str, text_field: str, streaming: bool) -> Corpus:
     name, config, split = _parse_hub_name(source)
     identity = ["hf", name, config or "", split, text_field]
     if Path(name).is_dir():
-        identity.append(_file_corpus(source, Path(name), list(_walk(Path(name), "*")), text_field, []).fingerprint)
+        identity.append(_file_corpus(source, Path(name), list(walk(Path(name), "*")), text_field, []).fingerprint)
 
     def read() -> Iterator[Document | Skipped]:
         import datasets

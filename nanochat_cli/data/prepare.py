@@ -2,8 +2,8 @@
 
 Two passes over the source: the first counts, decides the split and samples text for the tokenizer; the second encodes.
 Memory is bounded by `tokenizer.train_bytes` in the first and by a few batches in the second. A document's side is a
-function of its content's hash alone. The manifest is written last; preparing again with the same settings and
-source is a check of file sizes.
+function of its content's hash alone. All is written beside the data set that may be there, which is replaced only by
+one that is whole; preparing again with the same settings and source is a check of file sizes.
 """
 
 import fcntl
@@ -30,8 +30,9 @@ from nanochat_cli.data.shards import (
     Split,
     SplitInfo,
     TokenizerInfo,
+    install_staged,
     read_manifest,
-    remove_files,
+    staging,
     verify_files,
 )
 from nanochat_cli.data.text_sample import TextSample
@@ -51,7 +52,7 @@ def prepare_dataset(source: str, out: Path, config: Config, reporter: Reporter) 
     Returns at once when it already is one. Raises DataError when the source is unusable, when it holds fewer than
     two distinct documents, or when `out` cannot be written.
     """
-    corpus = _open(source, config)
+    corpus = _open(source, config, out)
     settings = _settings(source, config)
     fingerprint = _fingerprint(settings, corpus)
     found = _already_prepared(out, fingerprint, settings, reporter)
@@ -60,6 +61,7 @@ def prepare_dataset(source: str, out: Path, config: Config, reporter: Reporter) 
     try:
         out.mkdir(parents=True, exist_ok=True)
         with _exclusive(out, reporter):
+            install_staged(out)
             # Another process may have prepared it while this one waited.
             if (found := _already_prepared(out, fingerprint, None, reporter)) is not None:
                 return found
@@ -115,9 +117,9 @@ def split_key(content: bytes) -> int:
 # -- whether there is anything to do -----------------------------------------------------------------------
 
 
-def _open(source: str, config: Config) -> Corpus:
+def _open(source: str, config: Config, output: Path | None = None) -> Corpus:
     data = config.data
-    return open_corpus(source, data.glob, data.text_field, streaming=data.streaming)
+    return open_corpus(source, data.glob, data.text_field, streaming=data.streaming, output=output)
 
 
 def _settings(source: str, config: Config) -> Settings:
@@ -204,26 +206,27 @@ def _build(
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(corpus.skipped.items()))
         reporter.warn(f"{corpus.source}: left out {reasons}")
     tokenizer = _tokenizer(scan, config, reporter)
-    remove_files(out)  # only now: a source or a setting that is no good leaves the data set that was there
     definition = tokenizer.to_str().encode()
-    write_atomically(out / TOKENIZER, definition)
-    train, val = _encode(corpus, scan, tokenizer, out, config, reporter)
-    manifest = Manifest(
-        source=corpus.source,
-        fingerprint=fingerprint,
-        content=scan.content,
-        settings=settings,
-        tokenizer=TokenizerInfo(
-            sha256=hashlib.sha256(definition).hexdigest(),
-            vocab_size=tokenizer.vocab_size,
-            unused=len(tokenizer.unused_ids),
-            pre=tokenizer.pre,
-        ),
-        train=train,
-        val=val,
-        skipped=dict(sorted(corpus.skipped.items())),
-    )
-    write_atomically(out / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
+    with staging(out) as staged:
+        write_atomically(staged / TOKENIZER, definition)
+        train, val = _encode(corpus, scan, tokenizer, staged, config, reporter)
+        manifest = Manifest(
+            source=corpus.source,
+            fingerprint=fingerprint,
+            content=scan.content,
+            settings=settings,
+            tokenizer=TokenizerInfo(
+                sha256=hashlib.sha256(definition).hexdigest(),
+                vocab_size=tokenizer.vocab_size,
+                unused=len(tokenizer.unused_ids),
+                pre=tokenizer.pre,
+            ),
+            train=train,
+            val=val,
+            skipped=dict(sorted(corpus.skipped.items())),
+        )
+        write_atomically(staged / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
+    install_staged(out)
     reporter.info(f"{out}: {_summary(manifest)}")
     return manifest
 

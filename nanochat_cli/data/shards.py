@@ -10,8 +10,10 @@ Knows nothing of where the tokens came from.
 import hashlib
 import json
 import os
+import shutil
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nanochat_cli.data.tokenizer import Tokenizer
+from nanochat_cli.durable import sync
 from nanochat_cli.errors import DataError
 
 Split = Literal["train", "val"]
@@ -30,6 +33,7 @@ SPLITS: tuple[Split, Split] = ("train", "val")
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
+STAGED = ".preparing"
 MAX_SHARD_TOKENS = 64_000_000
 FULL_VERIFY_BYTES = 1 << 30  # hashing this much takes about a second; above, only sizes are checked by default
 COPY_BYTES = 1 << 20
@@ -325,9 +329,41 @@ def verify_files(folder: Path, manifest: Manifest, verify: Literal["auto", "full
             raise DataError(f"{path}: its sha256 is not that of {MANIFEST}; run `nanochat tokenize` again")
 
 
-def remove_files(folder: Path) -> None:
-    """Remove a data set or what an interrupted preparation left, the manifest first."""
+# -- replacing -------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """An empty folder inside `folder` for a data set that is being written; removed if writing it fails."""
+    staged = folder / STAGED
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir()
+    try:
+        yield staged
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+
+
+def install_staged(folder: Path) -> None:
+    """Put a staged data set in the place of the one in `folder`; without a whole one nothing happens.
+
+    Killed in between, the folder has no manifest, and the next call finishes what was begun. Raises OSError.
+    """
+    staged = folder / STAGED
+    if not (staged / MANIFEST).exists():
+        return
+    manifest = read_manifest(staged)
+    names = {TOKENIZER, *(shard.file for split in SPLITS for shard in manifest.split(split).shards)}
     (folder / MANIFEST).unlink(missing_ok=True)
+    for name in sorted(names):
+        if (staged / name).exists():  # else it was moved before the interruption
+            (staged / name).rename(folder / name)
     for pattern in ("train-*.safetensors", "val-*.safetensors", "text-*.npy", ".*.partial"):
         for path in folder.glob(pattern):
-            path.unlink()
+            if path.name not in names:
+                path.unlink()
+    sync(folder)
+    (staged / MANIFEST).rename(folder / MANIFEST)
+    sync(folder)
+    shutil.rmtree(staged, ignore_errors=True)

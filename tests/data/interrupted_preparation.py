@@ -1,10 +1,12 @@
 """Run by test_prepare_robustness: preparations that die, one per durable step, each in a forked child.
 
-Arguments: corpus folder, output folder. Prints one JSON line per child: how it ended and what it left.
+Arguments: corpus folder, output folder and, to replace what that already is each time, a data set to begin with.
+Prints one JSON line per child: how it ended, what it left, and what a preparation that fails at once makes of that.
 """
 
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -48,23 +50,39 @@ def state(out: Path) -> str:
         return "no manifest" if "no manifest.json" in str(error) else f"believed but broken: {error}"
 
 
-def main(corpus: str, out: Path) -> None:
+def failing_preparation(out: Path) -> str:
+    """What is there after a preparation of a source that has nothing usable."""
+    (out.parent / "useless").mkdir(exist_ok=True)
+    (out.parent / "useless" / "empty.txt").touch()
+    try:
+        prepare_dataset(str(out.parent / "useless"), out, make_config(), QuietReporter())
+    except DataError:
+        return state(out)
+    return "prepared"
+
+
+def main(corpus: str, out: Path, begin_with: Path | None) -> None:
     step = 0
     while True:
         step += 1
+        if begin_with is not None:
+            shutil.rmtree(out, ignore_errors=True)
+            shutil.copytree(begin_with, out)
         child = os.fork()
         if child == 0:
             die_at(step)
             prepare_dataset(corpus, out, make_config(), QuietReporter())
             os._exit(0)
         _, status = os.waitpid(child, 0)
-        print(json.dumps({"step": step, "killed": os.WIFSIGNALED(status), "left": state(out)}), flush=True)
+        ended = {"step": step, "killed": os.WIFSIGNALED(status), "left": state(out)}
+        if begin_with is not None:
+            ended["then"] = failing_preparation(out)
+        print(json.dumps(ended), flush=True)
         if not os.WIFSIGNALED(status):
             return
         if step % 2:  # sometimes go on from what was left, sometimes from nothing
-            for path in out.iterdir():
-                path.unlink()
+            shutil.rmtree(out)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]) if len(sys.argv) > 3 else None)

@@ -10,12 +10,13 @@ import pytest
 import tokenizers
 
 from nanochat_cli.data import prepare
+from nanochat_cli.data.corpus import open_corpus
 from nanochat_cli.data.encoding import encode_documents
 from nanochat_cli.data.prepare import cached_dataset, prepare_dataset, split_key
 from nanochat_cli.data.shards import ShardReader, Split
 from nanochat_cli.data.text_sample import TextSample
 from nanochat_cli.data.tokenizer import Tokenizer
-from nanochat_cli.errors import DataError
+from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.report.reporter import PlainReporter, QuietReporter
 from tests.data.corpora import make_config, write_folder
 
@@ -27,6 +28,11 @@ def files_of(folder: Path) -> dict[str, str]:
         for path in folder.iterdir()
         if not path.name.startswith(".")
     }
+
+
+def write_text(path: Path, text: str = "text of a program\n") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
 
 
 @pytest.mark.parametrize("pre", ["gpt-2", "llama3", "qwen2"])
@@ -217,6 +223,66 @@ def test_a_change_prepares_again_and_equals_a_fresh_preparation(
     assert expected in capsys.readouterr().err
     prepare_dataset(str(tmp_path / "corpus"), tmp_path / "fresh", config, QuietReporter())
     assert files_of(out) == files_of(tmp_path / "fresh")
+
+
+def test_output_inside_the_source_is_no_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = write_folder(tmp_path, 20)
+    monkeypatch.chdir(tmp_path)
+    first = prepare_dataset(".", Path("data/mine"), make_config(), QuietReporter())
+    before = files_of(Path("data/mine"))
+    # A run, a suite and another data set, as they are written, and what tools leave.
+    for name in ("runs/a/config.toml", "runs/a/environment.json", "runs/a/tokenizer.json", "runs/a/samples/1.txt"):
+        write_text(tmp_path / name)
+    for name in ("suites/b/suite.json", "suites/b/configs/c.toml", "suites/b/logs/c.log"):
+        write_text(tmp_path / name)
+    for name in ("env/pyvenv.cfg", "env/lib/module.py", "part0/__pycache__/x.txt", "target/CACHEDIR.TAG", "target/x.rs"):
+        write_text(tmp_path / name)
+    prepare_dataset("part0", Path("data/other"), make_config(), QuietReporter())
+    again = prepare_dataset(".", Path("data/mine"), make_config(), QuietReporter())
+    assert again == first
+    assert files_of(Path("data/mine")) == before
+    fresh = prepare_dataset(".", Path("data/third"), make_config(), QuietReporter())
+    assert fresh == first
+    assert fresh.train.documents + fresh.val.documents == len(documents)
+
+
+def test_a_manifest_or_a_configuration_of_something_else_is_text(tmp_path: Path) -> None:
+    write_folder(tmp_path, 3)
+    write_text(tmp_path / "extension" / "manifest.json", '{"name": "a browser extension", "version": "1"}')
+    write_text(tmp_path / "site" / "config.toml", "title = 'a site'")
+    found = {document.id for document in open_corpus(str(tmp_path))}
+    assert {"extension/manifest.json", "site/config.toml"} < found
+
+
+def test_a_data_set_is_neither_a_source_nor_written_over_its_source(tmp_path: Path) -> None:
+    write_folder(tmp_path / "corpus", 20)
+    with pytest.raises(ConfigError, match="is the source and the folder to be written"):
+        prepare_dataset(str(tmp_path / "corpus"), tmp_path / "corpus", make_config(), QuietReporter())
+    prepare_dataset(str(tmp_path / "corpus"), tmp_path / "data", make_config(), QuietReporter())
+    with pytest.raises(DataError, match="is a data set of nanochat tokenize, not a corpus"):
+        prepare_dataset(str(tmp_path / "data"), tmp_path / "again", make_config(), QuietReporter())
+
+
+def test_a_preparation_that_fails_leaves_the_data_set_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path / "corpus", 20)
+    out = tmp_path / "data"
+    prepare_dataset(str(tmp_path / "corpus"), out, make_config(), QuietReporter())
+    before = files_of(out)
+    write_folder(tmp_path / "corpus", 20, seed=2)
+
+    def interrupted_by(error: type[BaseException]) -> None:
+        raise error
+
+    for error in (KeyboardInterrupt, OSError, DataError):
+        with monkeypatch.context() as patch:
+            patch.setattr(prepare.ShardWriter, "finish", lambda _, error=error: interrupted_by(error))
+            with pytest.raises((KeyboardInterrupt, DataError)):
+                prepare_dataset(str(tmp_path / "corpus"), out, make_config(), QuietReporter())
+        assert files_of(out) == before
+        assert not list(out.rglob("*.partial"))
+    ShardReader(out, verify="full")
 
 
 def test_the_cache_prepares_once_per_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,27 @@ def test_killed_at_any_durable_step_nothing_half_written_is_believed(tmp_path: P
     assert not list(out.glob(".*.partial"))
 
 
+def test_killed_while_it_replaces_a_data_set_the_old_or_the_new_one_is_there(tmp_path: Path) -> None:
+    write_folder(tmp_path / "old corpus", 12, seed=1)
+    write_folder(tmp_path / "corpus", 30)
+    sizes = []
+    for name in ("old corpus", "corpus"):
+        manifest = prepare_dataset(str(tmp_path / name), tmp_path / f"{name} data", make_config(), QuietReporter())
+        sizes.append(f"{manifest.train.documents}+{manifest.val.documents} documents")
+    old, new = sizes
+    arguments = [str(tmp_path / name) for name in ("corpus", "data", "old corpus data")]
+    ran = python("-m", "tests.data.interrupted_preparation", *arguments)
+    assert ran.returncode == 0, ran.stderr
+    ends = [json.loads(line) for line in ran.stdout.splitlines()]
+    # What is left: the old one while the new one is written, no believed one while files are moved, the new one.
+    left = [end["left"] for end in ends]
+    assert left == sorted(left, key=[old, "no manifest", new].index)
+    assert {old, new} <= set(left)
+    # A later preparation puts in place what was whole already, even one that then fails.
+    then = {(end["left"], end["then"]) for end in ends}
+    assert then == {(old, old), (old, new), ("no manifest", new), (new, new)}
+
+
 KILLED_WITH_WORKERS = """
 import os, signal, sys
 from nanochat_cli.data.encoding import encode_documents
@@ -93,7 +114,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_believed(tmp_path: Path) -> None
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "\n" not in str(caught.value)
     assert str(tmp_path) in str(caught.value)
-    assert not list(out.glob("*.safetensors"))
+    assert not list(out.rglob("*.safetensors"))
     prepare_dataset(str(tmp_path / "corpus"), out, make_config(), QuietReporter())
     assert ShardReader(out).tokens("train").document_count > 0
     assert not list(out.glob(".*.partial"))

@@ -1,0 +1,84 @@
+"""Which files of a folder are a corpus: those that match a glob, without what programs left there.
+
+Left out as whole folders: hidden ones, virtual environments, caches, installed packages, and everything that nanochat
+itself wrote: data sets, runs (also those of `grpo`), suites. A corpus must not eat its own output.
+"""
+
+import json
+import os
+from collections.abc import Collection, Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from nanochat_cli.errors import DataError
+
+TOOL_FOLDERS = ("__pycache__", "node_modules")
+# A file of this name makes its folder a cache (bford.info/cachedir: cargo, pytest, ruff), a virtual environment (PEP 405).
+TOOL_MARKS = ("CACHEDIR.TAG", "pyvenv.cfg")
+# What the manifest of a data set has and that of a browser extension has not.
+MANIFEST_KEYS = {"fingerprint", "content", "settings", "tokenizer"}
+
+
+def walk(
+    root: Path, glob: str, leave_out: Collection[str] = (), output: Path | None = None
+) -> Iterator[Path]:
+    """Files below `root` that match `glob`, sorted by relative path.
+
+    Without a slash `glob` is matched against the file name at any depth. Links to folders are not followed, so no loop.
+    leave_out: names of folders; output: the folder that is being written. Raises DataError for a folder that cannot be
+    read.
+    """
+    patterns = ["**", glob] if "/" not in glob else glob.split("/")
+    found: list[tuple[str, ...]] = []
+    left_out = {*leave_out, *TOOL_FOLDERS}
+    outputs = {path.resolve() for path in (output,) if path is not None}
+
+    def unreadable(error: OSError) -> None:
+        raise DataError(f"{error.filename}: cannot read the folder: {error.strerror}") from error
+
+    for folder, folders, names in os.walk(root, onerror=unreadable):
+        here = Path(folder)
+        if here != root and (made_by(here, names, folders) or here.resolve() in outputs):
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in left_out]
+        parents = here.relative_to(root).parts
+        found += [
+            (*parents, name) for name in names if not name.startswith(".") and _matches((*parents, name), patterns)
+        ]
+    for parts in sorted(found):
+        path = root.joinpath(*parts)
+        if path.is_file():  # not a socket, a pipe or a dangling link
+            yield path
+
+
+def made_by(folder: Path, names: Collection[str], folders: Collection[str]) -> str | None:
+    """What a folder with these files and folders is, when a program made it and no person: "a data set", …"""
+    if any(mark in names for mark in TOOL_MARKS):
+        return "a cache or a virtual environment"
+    if "config.toml" in names and ("environment.json" in names or "checkpoints" in folders):
+        return "a run"
+    if "suite.json" in names and "configs" in folders:
+        return "a suite"
+    if "manifest.json" in names and _is_manifest(folder / "manifest.json"):
+        return "a data set"
+    return None
+
+
+def _is_manifest(path: Path) -> bool:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and found.keys() >= MANIFEST_KEYS
+
+
+def _matches(parts: tuple[str, ...], patterns: list[str]) -> bool:
+    """Whether path components match glob components; `**` stands for any number of folders."""
+    if not patterns:
+        return not parts
+    if patterns[0] == "**":
+        if patterns[1:] == []:
+            return bool(parts)
+        return any(_matches(parts[skip:], patterns[1:]) for skip in range(len(parts)))
+    return bool(parts) and fnmatchcase(parts[0], patterns[0]) and _matches(parts[1:], patterns[1:])
