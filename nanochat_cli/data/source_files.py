@@ -13,15 +13,13 @@ from pathlib import Path
 from nanochat_cli.errors import DataError
 
 TOOL_FOLDERS = ("__pycache__", "node_modules")
-# A file of this name makes its folder a cache (bford.info/cachedir: cargo, pytest, ruff), a virtual environment (PEP 405).
+# A file of this name makes its folder a cache (bford.info/cachedir: cargo, pytest, ruff) or a virtual environment.
 TOOL_MARKS = ("CACHEDIR.TAG", "pyvenv.cfg")
 # What the manifest of a data set has and that of a browser extension has not.
 MANIFEST_KEYS = {"fingerprint", "content", "settings", "tokenizer"}
 
 
-def walk(
-    root: Path, glob: str, leave_out: Collection[str] = (), output: Path | None = None
-) -> Iterator[Path]:
+def walk(root: Path, glob: str, leave_out: Collection[str] = (), output: Path | None = None) -> Iterator[Path]:
     """Files below `root` that match `glob`, sorted by relative path.
 
     Without a slash `glob` is matched against the file name at any depth. Links to folders are not followed, so no loop.

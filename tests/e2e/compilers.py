@@ -29,7 +29,9 @@ def write_compiler_without_python_headers(folder: Path) -> Path:
     real = shutil.which("g++")
     assert real is not None
     include = sysconfig.get_path("include")
-    body = f'for word; do shift; case "$word" in -I{include}*) ;; *) set -- "$@" "$word";; esac; done\nexec {real} "$@"\n'
+    body = (
+        f'for word; do shift; case "$word" in -I{include}*) ;; *) set -- "$@" "$word";; esac; done\nexec {real} "$@"\n'
+    )
     return _write(folder, ("g++", "c++"), body)
 
 
