@@ -3,9 +3,10 @@
     python benchmarks/other_optimizer.py [--steps 150] [--seeds 3] [--out benchmarks/results/other_optimizer.json]
 
 The quickstart's shape from random weights (no bigram start, which leaves little to these parameters), Muon for the
-matrices in both, steps of 512 tokens of the embedded corpus. On seed 0 each optimizer gets as many rates: factors on `optim.embedding_lr`,
-`head_lr` and `scalar_lr` together. Both then train seeds 1, 2, … at the factor that was best, on the same batches.
-Matched steps, not time; neither has weight decay. The interval is the smallest and largest paired difference.
+matrices in both, steps of 512 tokens of the embedded corpus. On seed 0 each optimizer gets as many rates: factors on
+`optim.embedding_lr`, `head_lr` and `scalar_lr` together. Both then train seeds 1, 2, … at the factor that was best, on
+the same batches. Matched steps, not time; neither has weight decay. The interval is the smallest and largest paired
+difference.
 """
 
 import argparse
