@@ -35,7 +35,8 @@ from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.optim import build_optimizer
 from nanochat_cli.report.reporter import PlainReporter
 from nanochat_cli.training.bigram_init import fit_bigrams
-from nanochat_cli.training.compilation import compile_blocks, find_compiler
+from nanochat_cli.training.compilation import compile_blocks
+from nanochat_cli.training.cpp_compiler import find_compiler
 from nanochat_cli.training.gradient_step import GradientStep
 from nanochat_cli.training.shard_data import ShardData
 
@@ -70,7 +71,7 @@ def run_ours(config: Config, data: ShardData, seconds: float) -> dict[str, Any]:
     torch.manual_seed(config.run.seed)
     model = Transformer(config.model)
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    if find_compiler() is not None:
+    if find_compiler().path is not None:
         compile_blocks(model)
     gradient = GradientStep(model, config.train, None, print)
     state: dict[str, Any] = {"optimizers": build_optimizer(model, config.optim)}

@@ -15,8 +15,10 @@ from pathlib import Path
 
 from nanochat_cli import __version__
 from nanochat_cli.errors import ValidationFailure
+from nanochat_cli.home import has_home
 from nanochat_cli.report import environment
 from nanochat_cli.report.quantities import format_quantity
+from nanochat_cli.training.cpp_compiler import find_compiler
 from nanochat_cli.validation.environment import installed, requirements
 
 SIMD_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "amx_int8")
@@ -149,11 +151,12 @@ def compilers() -> list[Fact]:
     """The C compiler and whether the CPU kernels build with it, the C++ compiler of torch.compile, Triton, Rust."""
     name = os.environ.get("CC") or next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), None)
     c = None if name is None else first_line(output(*name.split(), "--version"))
-    cxx = environment.compiler()
+    cxx, works = environment.compiler(), find_compiler()
+    slower = "without it training is not compiled"
     facts = [
         Fact("C", c or "not here", "" if c else "install one, such as gcc: without it the CPU kernels are missing"),
         _kernels(),
-        Fact("C++", cxx or "not here", "" if cxx else "install one, such as g++: without it training is not compiled"),
+        Fact("C++", cxx or "not here", f"{works.obstacle}: {slower}" if works.path is None else ""),
     ]
     facts.append(Fact("triton", installed("triton") or "not here"))
     return facts
@@ -174,7 +177,7 @@ def _kernels() -> Fact:
 def space() -> list[Fact]:
     """Free bytes where runs are written and where data sets and kernels are kept."""
     cache = os.environ.get("NANOCHAT_CACHE") or "~/.cache/nanochat"
-    places = {"working folder": Path.cwd(), "cache": Path(cache).expanduser() if _has_home() else Path.cwd()}
+    places = {"working folder": Path.cwd(), "cache": Path(cache).expanduser() if has_home() else Path.cwd()}
     return [Fact(name, f"{format_quantity(free_bytes(path), 'B')} free") for name, path in places.items()]
 
 
@@ -247,11 +250,3 @@ def output(*command: str) -> str:
 def first_line(text: str) -> str | None:
     lines: Sequence[str] = text.strip().splitlines()
     return lines[0] if lines else None
-
-
-def _has_home() -> bool:
-    try:
-        Path.home()
-    except RuntimeError:
-        return False
-    return True

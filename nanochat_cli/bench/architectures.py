@@ -61,7 +61,8 @@ def time_steps(config: Config, *, compiled: bool = True, steps: int = STEPS) -> 
     from nanochat_cli.model.mtp import build_mtp
     from nanochat_cli.model.transformer import Transformer, use_forms
     from nanochat_cli.optim import build_optimizer
-    from nanochat_cli.training.compilation import compile_blocks, find_compiler
+    from nanochat_cli.training.compilation import compile_blocks
+    from nanochat_cli.training.cpp_compiler import find_compiler
     from nanochat_cli.training.gradient_step import GradientStep
 
     before = peak_memory()
@@ -71,7 +72,7 @@ def time_steps(config: Config, *, compiled: bool = True, steps: int = STEPS) -> 
     model.use_forms()
     if mtp is not None:
         use_forms(mtp.linears())
-    if compiled and find_compiler() is not None:
+    if compiled and find_compiler().path is not None:
         compile_blocks(model)
     optimizers = build_optimizer(model, config.optim, mtp)
     gradient = GradientStep(model, config.train, None, print, mtp)

@@ -21,6 +21,7 @@ from nanochat_cli import __version__
 from nanochat_cli.cli.options import require_known_backend
 from nanochat_cli.cli.session import Session, common_parameters
 from nanochat_cli.errors import DataError, NanochatError
+from nanochat_cli.home import provide_home
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class LazyGroup(TyperGroup):
         """As the base class; ctx is Typer's private Context class."""
         if args[0] in COMMANDS:
             require_known_backend()
+            provide_home()
             self.add_command(_load(args[0]), args[0])
         return super().resolve_command(ctx, args)
 

@@ -38,7 +38,8 @@ from nanochat_cli.data.shards import (
 from nanochat_cli.data.text_sample import TextSample
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.durable import write_atomically
-from nanochat_cli.errors import DataError
+from nanochat_cli.errors import ConfigError, DataError
+from nanochat_cli.home import has_home
 from nanochat_cli.report.environment import usable_cores
 from nanochat_cli.report.reporter import Reporter
 
@@ -98,6 +99,9 @@ def source_of(manifest: Manifest, data: DataConfig) -> Corpus:
 
 
 def cache_folder() -> Path:
+    """$NANOCHAT_CACHE or ~/.cache/nanochat. ConfigError when this user has no home."""
+    if not os.environ.get("NANOCHAT_CACHE") and not has_home():
+        raise ConfigError("this user has no home folder: set NANOCHAT_CACHE to a folder for prepared data sets")
     return Path(os.environ.get("NANOCHAT_CACHE") or Path.home() / ".cache" / "nanochat")
 
 

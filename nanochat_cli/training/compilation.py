@@ -4,13 +4,12 @@ Every block is compiled on its own: the blocks share one compiled function, so t
 with depth. On a CPU inductor needs a C++ compiler; without one the model runs eagerly, and the run says why.
 """
 
-import os
-import shutil
 from dataclasses import dataclass
 
 import torch
 
 from nanochat_cli.model.transformer import Transformer
+from nanochat_cli.training.cpp_compiler import find_compiler
 
 # What compiling saves of a step is measured in benchmarks/results/qat_overhead.json; it costs tens of seconds on two
 # cores, so that a run of less than two minutes would lose by it.
@@ -25,26 +24,41 @@ class Decision:
     reason: str
 
 
-def find_compiler() -> str | None:
-    """The C++ compiler that inductor would use on this machine."""
-    candidates = [os.environ.get("CXX"), "g++", "clang++", "c++"]
-    return next((path for name in candidates if name and (path := shutil.which(name))), None)
-
-
 def decide(setting: str, device: torch.device, expected_seconds: float | None) -> Decision:
     """setting: train.compile (auto | on | off); expected_seconds: of the whole run, eagerly, if known."""
     if setting == "off":
         return Decision(False, "train.compile = off")
-    if device.type == "cpu" and find_compiler() is None:
-        return Decision(False, "no C++ compiler on this machine (g++ or clang++ would make training faster)")
-    if setting == "on":
-        return Decision(True, "train.compile = on")
-    if expected_seconds is not None and expected_seconds < MIN_SECONDS_WORTH_COMPILING:
+    if setting == "auto" and expected_seconds is not None and expected_seconds < MIN_SECONDS_WORTH_COMPILING:
         return Decision(False, f"the run takes about {expected_seconds:.0f} s, compiling would not pay")
-    return Decision(True, "the run is long enough to pay for it")
+    if device.type == "cpu" and (obstacle := find_compiler().obstacle):
+        return Decision(False, f"{obstacle} (compiled, training would be faster)")
+    return Decision(True, "train.compile = on" if setting == "on" else "the run is long enough to pay for it")
 
 
 def compile_blocks(model: Transformer) -> None:
-    """Compile each block in place, for static shapes."""
+    """Compile each block in place, for static shapes; nothing is compiled before the first step."""
+    if model.device.type == "cpu" and (compiler := find_compiler().path):
+        from torch._inductor import config  # only here: inductor takes a second to import
+
+        config.cpp.cxx = (None, compiler)  # its own choice is $CXX or g++, whether that works or not
     for block in model.blocks:
         block.compile(dynamic=False)
+
+
+def why_not_compiled(error: RuntimeError, device: torch.device) -> str | None:
+    """The reason, in a line, when `error` comes from compiling; None for any other error."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    if not isinstance(error, TorchDynamoException):
+        return None
+    if device.type == "cpu" and (obstacle := find_compiler().obstacle):
+        return obstacle
+    cause = getattr(error, "inner_exception", error)
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return next((line for line in lines if "error" in line), next(iter(lines), type(cause).__name__))
+
+
+def run_eagerly(model: Transformer) -> None:
+    """Undo `compile_blocks`."""
+    for block in model.blocks:
+        block._compiled_call_impl = None  # torch has no public way back

@@ -27,7 +27,7 @@ from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.training import checkpoints
 from nanochat_cli.training.bigram_init import fit_bigrams
 from nanochat_cli.training.collider import TokenFilter
-from nanochat_cli.training.compilation import compile_blocks, decide
+from nanochat_cli.training.compilation import compile_blocks, decide, run_eagerly, why_not_compiled
 from nanochat_cli.training.devices import choose_autocast, choose_device, require_float8
 from nanochat_cli.training.expert_load import forget_load, measure_load
 from nanochat_cli.training.fire import Fire
@@ -200,7 +200,7 @@ class Trainer:
         self.gradient_step.filtering = progress.step >= self.config.collider.warmup_steps
         scores = self.data.scores(progress.step) if self.config.collider.scores is not None else None
         scores = None if scores is None else scores.to(self.device)
-        loss = self.gradient_step(inputs, targets, self.optimizers.zero_grad, scores)
+        loss = self._gradient(inputs, targets, scores)
         progress.micro_batch = self.gradient_step.micro_batch
         with self.phases("optimizer"):
             norm = self.optimizers.clip_grad_norm(self.config.train.grad_clip)
@@ -224,6 +224,21 @@ class Trainer:
         names += ["collider/kept_fraction", "collider/kept_loss"][: len(loss.filtering)]
         extra = dict(zip(names, auxiliary, strict=True)) | self._expert_load()
         self._record(loss_value, objective, norm_value, multiplier * optim.lr, inputs.numel(), waited, seconds, extra)
+
+    def _gradient(self, inputs: Tensor, targets: Tensor, scores: Tensor | None) -> BatchLoss:
+        """Of the global batch; where a block cannot be compiled after all, eagerly from here on."""
+        try:
+            return self.gradient_step(inputs, targets, self.optimizers.zero_grad, scores)
+        except RuntimeError as error:
+            reason = why_not_compiled(error, self.device) if self.progress.compiled else None
+            if reason is None:
+                raise
+        run_eagerly(self.model)
+        self.progress.compiled = False
+        if self.gradient_step.collider is not None:
+            self.gradient_step.collider.gather = True
+        self.view.event(f"eager from here on, the model cannot be compiled: {reason}")
+        return self.gradient_step(inputs, targets, self.optimizers.zero_grad, scores)
 
     def _update(self) -> float:
         """Apply the gradients and quantise what they changed; returns the schedule's factor on the learning rate."""

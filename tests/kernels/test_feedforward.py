@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nanochat_cli.training.compilation import find_compiler
+from nanochat_cli.training.cpp_compiler import find_compiler
 from nanochat_kernels import KeptRows, quantize_input, swiglu_feed_forward
 from nanochat_kernels.feedforward import swiglu_feed_forward_reference
 from tests.kernels.test_training import FORMS, quantized, random
@@ -71,7 +71,7 @@ def test_keeping_every_row_is_the_plain_backward_pass_to_the_last_bit():
 
 
 def test_a_compiled_backward_reads_the_choice_made_after_the_forward_pass():
-    if find_compiler() is None:
+    if find_compiler().path is None:
         pytest.skip("no C++ compiler on this machine")
     latents, weights = layers()
     x, dy, chosen = random(ROWS, 128, seed=4, grad=True), random(ROWS, 128, seed=5), KeptRows.all_of(ROWS)

@@ -1,28 +1,117 @@
-"""When compiling is chosen."""
+"""When compiling is chosen, with which compiler, and what happens where it does not work."""
 
+import subprocess
+import sys
+
+import pytest
 import torch
 
-from nanochat_cli.training import compilation
+from nanochat_cli.report.reporter import QuietReporter
+from nanochat_cli.training import checkpoints, compilation
+from nanochat_cli.training.compilation import decide
+from nanochat_cli.training.cpp_compiler import CppCompiler, find_compiler
+from nanochat_cli.training.trainer import Trainer
+from tests.e2e.compilers import environment, write_broken_compilers, write_compiler_without_python_headers
+from tests.e2e.tiny import TINY, write_corpus
+from tests.training.synthetic import SyntheticData, tiny_config
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+works = pytest.mark.skipif(find_compiler().path is None, reason=find_compiler().obstacle)
 
 
-def test_without_a_compiler_a_cpu_run_is_eager_and_says_why(monkeypatch):
-    monkeypatch.setattr(compilation, "find_compiler", lambda: None)
-    decision = compilation.decide("auto", CPU, 1e6)
+@pytest.fixture
+def compiler(monkeypatch):
+    def choose(found):
+        monkeypatch.setattr(compilation, "find_compiler", lambda: found)
+
+    choose(CppCompiler("/usr/bin/g++"))
+    return choose
+
+
+def test_without_a_compiler_a_cpu_run_is_eager_and_says_why(compiler):
+    compiler(CppCompiler(None, "g++ has a cold"))
+    decision = decide("auto", CPU, 1e6)
     assert not decision.compile
-    assert "compiler" in decision.reason
-    assert not compilation.decide("on", CPU, 1e6).compile
-    assert compilation.decide("auto", CUDA, 1e6).compile
+    assert "g++ has a cold" in decision.reason
+    assert not decide("on", CPU, 1e6).compile
+    assert decide("auto", CUDA, 1e6).compile
 
 
-def test_short_runs_are_eager_and_long_ones_compiled(monkeypatch):
-    monkeypatch.setattr(compilation, "find_compiler", lambda: "/usr/bin/g++")
-    assert not compilation.decide("auto", CPU, 10).compile
-    assert compilation.decide("auto", CPU, 1000).compile
+def test_short_runs_are_eager_and_long_ones_compiled(compiler):
+    assert not decide("auto", CPU, 10).compile
+    assert decide("auto", CPU, 1000).compile
 
 
-def test_the_setting_wins(monkeypatch):
-    monkeypatch.setattr(compilation, "find_compiler", lambda: "/usr/bin/g++")
-    assert compilation.decide("on", CPU, 10).compile
-    assert not compilation.decide("off", CPU, 1e6).compile
+def test_the_setting_wins(compiler):
+    assert decide("on", CPU, 10).compile
+    assert not decide("off", CPU, 1e6).compile
+
+
+def found_with(folder, cache, **more):
+    """What a process finds that has `folder` first on its PATH."""
+    program = (
+        "from nanochat_cli.training.cpp_compiler import find_compiler as f; print(f().path, f().obstacle, sep='|')"
+    )
+    env = environment(folder, cache, **more)
+    child = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
+    return child.stdout.strip().split("|")
+
+
+@works
+def test_a_compiler_that_works_is_taken_before_one_that_is_broken(tmp_path):
+    broken = write_broken_compilers(tmp_path / "bin", ("broken-c++",)) / "broken-c++"
+    path, obstacle = found_with(tmp_path, tmp_path, CXX=str(broken))
+    assert (path, obstacle) == (find_compiler().path, "")
+
+
+def test_a_machine_without_any_compiler_is_told_what_to_install(tmp_path):
+    assert found_with(tmp_path, tmp_path, PATH=str(tmp_path)) == [
+        "None",
+        "no C++ compiler on this machine; install g++ or clang++",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fake", "says"),
+    [
+        (write_broken_compilers, "g++ does not work: error: this compiler is broken"),
+        pytest.param(write_compiler_without_python_headers, "(package python3-dev)", marks=works),
+    ],
+)
+def test_a_run_with_a_compiler_that_does_not_work_is_eager_and_ends_well(fake, says, tmp_path):
+    write_corpus(tmp_path / "src")
+    line = ["train", *TINY, "--set", "train.compile=on", "--set", "train.total_steps=2", "--set", "data.source=src"]
+    env = environment(fake(tmp_path / "bin"), tmp_path / "cache")
+    command = [sys.executable, "-m", "nanochat_cli.cli.app", *line]
+    child = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert child.returncode == 0, child.stderr
+    (why,) = [line for line in child.stderr.splitlines() if line.startswith("eager:")]
+    assert says in why
+    assert "Traceback" not in child.stderr
+
+
+def test_a_run_that_cannot_be_compiled_after_all_goes_on_eagerly(compiler, monkeypatch, tmp_path):
+    """The check passed, and inductor fails all the same: the run is the eager one, bit for bit, and says why once."""
+    from torch._inductor import config as inductor
+
+    monkeypatch.setattr(inductor.cpp, "cxx", None)  # restored after the test
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    compiler(CppCompiler(str(write_broken_compilers(tmp_path / "bin") / "g++")))
+    weights, said = [], []
+    for setting in ("on", "off"):
+        config = tiny_config(tmp_path / setting, train={"compile": setting, "total_steps": 2})
+        folder = config.run.dir / "tiny"
+        folder.mkdir(parents=True)
+        reporter = QuietReporter()
+        lines: list[str] = []
+        monkeypatch.setattr(reporter, "info", lines.append)
+        Trainer(config, SyntheticData(config.train.batch_size, config.train.seq_len), folder, reporter).fit()
+        weights.append(checkpoints.load(folder))
+        said.append([line for line in lines if "cannot be compiled" in line])
+    assert len(said[0]) == 1
+    assert "compiler" in said[0][0]
+    assert said[1] == []
+    assert not weights[0].state["progress"]["compiled"]
+    assert all(
+        torch.equal(value, weights[1].tensors["model"][name]) for name, value in weights[0].tensors["model"].items()
+    )
