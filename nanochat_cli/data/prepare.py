@@ -11,8 +11,9 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +42,8 @@ from nanochat_cli.durable import write_atomically
 from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.home import has_home
 from nanochat_cli.report.environment import usable_cores
-from nanochat_cli.report.reporter import Reporter
+from nanochat_cli.report.quantities import format_duration
+from nanochat_cli.report.reporter import FIRST_LINE_AFTER, LINE_EVERY, Reporter
 
 HASH_RANGE = 1 << 64
 Settings = dict[str, str | int | float | bool | None]
@@ -264,24 +266,44 @@ def _tokenizer(scan: _Scan, config: Config, reporter: Reporter) -> Tokenizer:
     vocab_size = config.model.vocab_size
     if config.tokenizer.path is not None:
         return Tokenizer.load(config.tokenizer.path).padded_to(vocab_size)
-    size = sum(len(content) for content in scan.sample)
-    with reporter.progress("training the tokenizer", total=size, unit="B") as progress:
-
-        def texts() -> Iterator[str]:
-            while scan.sample:  # emptied as it is read: the second pass needs none of it
-                content = scan.sample.pop()
-                progress.advance(len(content))
-                yield content.decode("utf-8", "ignore")  # a cut document may end inside a character
-
-        tokenizer = Tokenizer.train(
-            texts(), vocab_size, pre=config.tokenizer.pre, max_token_length=config.tokenizer.max_token_length
-        )
+    tokenizer = _train_tokenizer(scan.sample, config, reporter)
     if tokenizer.unused_ids:
         reporter.warn(
             f"the corpus supports only {vocab_size - len(tokenizer.unused_ids)} tokens; the other "
             f"{len(tokenizer.unused_ids)} of model.vocab_size = {vocab_size} are unused [PAD] entries"
         )
     return tokenizer
+
+
+def _train_tokenizer(sample: list[bytes], config: Config, reporter: Reporter) -> Tokenizer:
+    """Empties `sample`: the second pass needs none of it. Says that it works, since merging may take minutes."""
+    started, said = time.monotonic(), FIRST_LINE_AFTER - LINE_EVERY
+    with ExitStack() as reading:
+        progress = reading.enter_context(
+            reporter.progress("reading for the tokenizer", total=sum(map(len, sample)), unit="B")
+        )
+
+        def texts() -> Iterator[str]:
+            while sample:
+                content = sample.pop()
+                progress.advance(len(content))
+                yield content.decode("utf-8", "ignore")  # a cut document may end inside a character
+
+        def waiting() -> None:
+            nonlocal said
+            elapsed = time.monotonic() - started
+            if not sample and elapsed - said >= LINE_EVERY:
+                reading.close()
+                said = elapsed
+                reporter.info(f"training the tokenizer: merging, {format_duration(elapsed)} so far")
+
+        return Tokenizer.train(
+            texts(),
+            config.model.vocab_size,
+            pre=config.tokenizer.pre,
+            max_token_length=config.tokenizer.max_token_length,
+            waiting=waiting,
+        )
 
 
 def _encode(

@@ -13,7 +13,7 @@ from pathlib import Path
 from nanochat_cli.errors import DataError
 
 TOOL_FOLDERS = ("__pycache__", "node_modules")
-# A file of this name makes its folder a cache (bford.info/cachedir: cargo, pytest, ruff) or a virtual environment.
+# A file of this name makes its folder a cache (bford.info/cachedir), or a virtual environment (PEP 405).
 TOOL_MARKS = ("CACHEDIR.TAG", "pyvenv.cfg")
 # What the manifest of a data set has and that of a browser extension has not.
 MANIFEST_KEYS = {"fingerprint", "content", "settings", "tokenizer"}

@@ -7,7 +7,8 @@ nothing of corpora, shards or chat templates.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
+from nanochat_cli.data.training_words import interruptibly, with_short_words
 from nanochat_cli.errors import ConfigError, DataError
 
 EOS = "<|endoftext|>"
@@ -61,6 +63,7 @@ def _byte_alphabet() -> list[str]:
     return [chr(byte if byte in printable else next(moved)) for byte in range(256)]
 
 
+_INVALID = re.compile("([\udc80-\udcff]+)")
 BYTE_TO_CHAR = _byte_alphabet()
 CHAR_TO_BYTE = {char: byte for byte, char in enumerate(BYTE_TO_CHAR)}
 
@@ -103,13 +106,15 @@ class Tokenizer:
         vocab_size: int,
         pre: str = "gpt-2",
         max_token_length: int = 24,
-        progress: bool = False,
+        waiting: Callable[[], None] = lambda: None,
     ) -> "Tokenizer":
         """Train a BPE of exactly `vocab_size` tokens on `texts`.
 
         A corpus too small to supply that many merges leaves unused ids, filled with unique `[PAD{i}]` entries
-        that no text encodes to (`unused_ids`). Raises ConfigError when `vocab_size` cannot hold the byte alphabet, or
-        is above `MAX_VOCAB`.
+        that no text encodes to (`unused_ids`). Words (what the pre-tokenizer splits text into) are cut after
+        `MAX_TRAINING_WORD` characters for training, not for encoding. `texts` is read in another thread; meanwhile
+        `waiting` is called in this one, some times a second, and Ctrl-C is heard. Raises ConfigError when `vocab_size`
+        cannot hold the byte alphabet, or is above `MAX_VOCAB`.
         """
         if vocab_size > MAX_VOCAB:
             raise ConfigError(f"model.vocab_size = {vocab_size} is too large: at most {MAX_VOCAB}")
@@ -127,9 +132,10 @@ class Tokenizer:
             special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS],
             initial_alphabet=BYTE_TO_CHAR,
             max_token_length=max_token_length,
-            show_progress=progress,
+            show_progress=False,
         )
-        backend.train_from_iterator(texts, trainer)
+        words = with_short_words(texts, pre_tokenizer(PRE_TOKENIZERS[pre][0]))
+        interruptibly(lambda: backend.train_from_iterator(words, trainer), waiting)
         return cls(backend).padded_to(vocab_size)
 
     @classmethod
@@ -303,11 +309,9 @@ def _has_surrogates(text: str) -> bool:
 
 
 def _utf8_runs(content: bytes) -> Iterator[tuple[str, bytes]]:
-    """(valid text, the invalid bytes after it) until `content` is used up."""
-    while content:
-        try:
-            yield content.decode("utf-8"), b""
-            return
-        except UnicodeDecodeError as error:
-            yield content[: error.start].decode("utf-8"), content[error.start : error.end]
-            content = content[error.end :]
+    """(valid text, the invalid bytes after it) until `content` is used up; linear in its length."""
+    # An invalid byte becomes one of U+DC80 … U+DCFF, which valid UTF-8 cannot hold.
+    parts = _INVALID.split(content.decode("utf-8", "surrogateescape"))
+    for number in range(0, len(parts), 2):
+        invalid = parts[number + 1] if number + 1 < len(parts) else ""
+        yield parts[number], invalid.encode("utf-8", "surrogateescape")

@@ -235,13 +235,7 @@ def test_output_inside_the_source_is_no_part_of_it(tmp_path: Path, monkeypatch: 
         write_text(tmp_path / name)
     for name in ("suites/b/suite.json", "suites/b/configs/c.toml", "suites/b/logs/c.log"):
         write_text(tmp_path / name)
-    for name in (
-        "env/pyvenv.cfg",
-        "env/lib/module.py",
-        "part0/__pycache__/x.txt",
-        "target/CACHEDIR.TAG",
-        "target/x.rs",
-    ):
+    for name in ("env/pyvenv.cfg", "env/lib/x.py", "part0/__pycache__/x.txt", "target/CACHEDIR.TAG", "target/x.rs"):
         write_text(tmp_path / name)
     prepare_dataset("part0", Path("data/other"), make_config(), QuietReporter())
     again = prepare_dataset(".", Path("data/mine"), make_config(), QuietReporter())

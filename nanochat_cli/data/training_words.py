@@ -1,0 +1,57 @@
+"""Text as BPE training can bear it: in bounded words, and in a thread that Ctrl-C does not have to wait for.
+
+The trainer of the tokenizers library takes time that is quadratic in the longest word (a merge inside a word moves all
+that follows), and nothing of Python runs meanwhile. One literal of 900,000 digits keeps it busy for minutes.
+"""
+
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator
+
+from tokenizers import pre_tokenizers
+
+# Words of ordinary text are shorter (the longest of the standard library has 201 characters), so that cutting changes
+# nothing there; text of cut words costs about what text of ordinary words costs.
+MAX_TRAINING_WORD = 256
+# A word is at most one character, a run that is no blank, and a run of blanks: a longer word has one half of it.
+# U+001C to U+001F are blanks for Python and none for the pre-tokenizers.
+_MAY_HAVE_LONG_WORD = re.compile(rf"(?:\S|[\x1c-\x1f]){{{MAX_TRAINING_WORD // 2}}}|\s{{{MAX_TRAINING_WORD // 2}}}")
+# How often a waiting main thread looks whether it was interrupted, in seconds.
+LOOK_EVERY = 0.2
+
+
+def with_short_words(texts: Iterable[str], pre_tokenizer: pre_tokenizers.PreTokenizer) -> Iterator[str]:
+    """The texts, cut inside words of more than MAX_TRAINING_WORD characters and nowhere else."""
+    for text in texts:
+        if _MAY_HAVE_LONG_WORD.search(text) is None:
+            yield text
+            continue
+        start = 0
+        for _, (first, last) in pre_tokenizer.pre_tokenize_str(text):
+            for cut in range(first + MAX_TRAINING_WORD, last, MAX_TRAINING_WORD):
+                yield text[start:cut]
+                start = cut
+        yield text[start:]
+
+
+def interruptibly(work: Callable[[], object], waiting: Callable[[], None] = lambda: None) -> None:
+    """Do `work` in a thread while this one stays open to Ctrl-C; what it raises is raised here.
+
+    `waiting` is called here, some times a second. After an interruption the thread goes on for nobody, and ends with
+    the process.
+    """
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(LOOK_EVERY)
+        waiting()
+    if failed:
+        raise failed[0]
