@@ -8,6 +8,13 @@ page; its title says which number of that file it is, its parts separated by " |
     [1.61 ×](benchmarks/results/tokenize.json "CASE | METRIC | ratio | PEER")
     [0.99](benchmarks/results/recipe.json "claim | ID | measured")
 
+or, so that a row of a table stays readable, a reference with its target at the end of the page:
+
+    [1.61 ×][tokenize-1]
+    [tokenize-1]: benchmarks/results/tokenize.json "CASE | METRIC | ratio | PEER"
+
+On a line longer than LONGEST_LINE every figure becomes such a reference by itself.
+
 The third part is `value`, `ratio`, `low` or `high` (the ends of the spread) of a result, or `measured`, `low` or
 `high` (of the interval) of a claim. PEER is needed only where several results share case and metric. The unit and the
 number of decimals are the author's and stay; the unit must be the file's, with another SI prefix if one likes, % for a
@@ -23,16 +30,24 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+LONGEST_LINE = 400
+"""Characters of a line of a page."""
 
 _RESULT_TARGET = r"[^()\s]*benchmarks/results/[^()\s]+\.json"
 _FIGURE = re.compile(
     rf'\[(?P<number>-?\d[\d,]*(?:\.\d+)?)(?P<unit>[^\]\n]*)\]\((?P<target>{_RESULT_TARGET}) "(?P<title>[^"\n]*)"\)'
 )
 _TITLED_LINK = re.compile(rf'\({_RESULT_TARGET}\s+"')
+_REFERENCE = re.compile(r"\[(?P<shown>[^\[\]\n]*)\]\[(?P<label>[^\[\]\n]+)\]")
+_SHOWN = re.compile(r"(?P<number>-?\d[\d,]*(?:\.\d+)?)(?P<unit>.*)")
+_DEFINITION = re.compile(
+    rf'^\[(?P<label>[^\[\]\n]+)\]: (?P<target>{_RESULT_TARGET}) "(?P<title>[^"\n]*)"$', re.MULTILINE
+)
 _OPAQUE = re.compile(
     r"^ *(?P<fence>`{3,}|~{3,})[^\n]*\n.*?^ *(?P=fence) *$"
     r"|<!--.*?-->"
@@ -66,8 +81,9 @@ class Figure:
 
 
 def pages(root: Path = ROOT) -> list[Path]:
-    """README.md and every page under docs/."""
-    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+    """README.md, the other pages beside it, and every page under docs/."""
+    readme = root / "README.md"
+    return [readme, *sorted(set(root.glob("*.md")) - {readme}), *sorted((root / "docs").rglob("*.md"))]
 
 
 def without_code(text: str) -> str:
@@ -75,24 +91,85 @@ def without_code(text: str) -> str:
     return _OPAQUE.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), text)
 
 
+def without_figures(text: str) -> str:
+    """The text, its code blanked already, with figures and the targets of references left out."""
+    labels = {match["label"] for match in _DEFINITION.finditer(text)}
+    text = _DEFINITION.sub("", _FIGURE.sub(" ", text))
+    return _REFERENCE.sub(lambda match: " " if match["label"] in labels else match[0], text)
+
+
 def figures(page: Path, text: str) -> list[Figure]:
-    """The figures of a page. Raises FigureError for a titled link to a result file that is no figure."""
+    """The figures of a page, in its order. Raises FigureError for a link to a number of a file that is no figure."""
     visible = without_code(text)
     found = [
-        Figure(
-            page,
-            match.start(),
-            visible.count("\n", 0, match.start()) + 1,
-            match["number"],
-            match["unit"].strip(),
-            match["target"],
-            match["title"].replace(r"\|", "|"),
-        )
+        Figure(page, match.start(), _line(visible, match), *_parts(match), match["target"], _title(match))
         for match in _FIGURE.finditer(visible)
     ]
     if len(found) != len(_TITLED_LINK.findall(visible)):
         raise FigureError(f'{page.name}: a link to a result file with a title must read [NUMBER UNIT](FILE "TITLE")')
-    return found
+    return sorted([*found, *_references(page, visible)], key=lambda figure: figure.start)
+
+
+def _references(page: Path, visible: str) -> Iterator[Figure]:
+    """Figures whose target stands elsewhere on the page; each target is defined once, and used."""
+    definitions: dict[str, re.Match[str]] = {}
+    for match in _DEFINITION.finditer(visible):
+        if definitions.setdefault(match["label"], match) is not match:
+            raise FigureError(f"{page.name}:{_line(visible, match)}: [{match['label']}] is defined twice")
+    used = set()
+    for match in _REFERENCE.finditer(visible):
+        where, number = f"{page.name}:{_line(visible, match)}", _SHOWN.fullmatch(match["shown"])
+        definition = definitions.get(match["label"])
+        if definition is None and number is None:
+            continue  # no figure: a link of another kind
+        if definition is None:
+            raise FigureError(
+                f"{where}: [{match['label']}] is not defined: write its result file at the end of the page"
+            )
+        if number is None:
+            raise FigureError(f"{where}: a figure must read [NUMBER UNIT][{match['label']}]")
+        used.add(match["label"])
+        target, title = definition["target"], _title(definition)
+        yield Figure(page, match.start(), _line(visible, match), *_parts(number), target, title)
+    if unused := sorted(definitions.keys() - used):
+        raise FigureError(f"{page.name}: [{unused[0]}] is defined and nowhere shown: remove it")
+
+
+def shortened(text: str) -> str:
+    """The page with every figure of a line longer than LONGEST_LINE as a reference, its target at the end."""
+    definitions = {(match["target"], _title(match)): match["label"] for match in _DEFINITION.finditer(text)}
+    old, taken = len(definitions), set(definitions.values())
+
+    def reference(match: re.Match[str]) -> str:
+        key = match["target"], _title(match)
+        if key not in definitions:
+            name = match["target"].partition("benchmarks/results/")[2].removesuffix(".json").replace("/", "-")
+            definitions[key] = next(label for n in count(1) if (label := f"{name}-{n}") not in taken)
+            taken.add(definitions[key])
+        return f"[{match['number']}{match['unit']}][{definitions[key]}]"
+
+    lines = text.splitlines()
+    for number, visible in enumerate(without_code(text).splitlines()):
+        if len(lines[number]) > LONGEST_LINE:
+            for match in reversed(list(_FIGURE.finditer(visible))):
+                lines[number] = lines[number][: match.start()] + reference(match) + lines[number][match.end() :]
+    new = [f'[{label}]: {target} "{title}"' for (target, title), label in list(definitions.items())[old:]]
+    if not new:
+        return text
+    gap = [] if _DEFINITION.fullmatch(lines[-1]) else [""]
+    return "\n".join([*lines, *gap, *new]) + "\n"
+
+
+def _line(text: str, match: re.Match[str]) -> int:
+    return text.count("\n", 0, match.start()) + 1
+
+
+def _parts(match: re.Match[str]) -> tuple[str, str]:
+    return match["number"], match["unit"].strip()
+
+
+def _title(match: re.Match[str]) -> str:
+    return match["title"].replace(r"\|", "|")
 
 
 def shown(figure: Figure) -> str:
@@ -185,12 +262,12 @@ def _problems(check: bool) -> Iterator[str]:
     for page in pages():
         text = page.read_text(encoding="utf-8")
         try:
-            new = updated(page, text)
+            new = updated(page, shortened(text))
         except FigureError as error:
             yield str(error)
             continue
         if new != text and check:
-            yield f"{page.name}: figures differ from the result files; run python benchmarks/update_figures.py"
+            yield f"{page.name}: figures differ from the result files, or a line is too long; run make figures"
         elif new != text:
             page.write_text(new, encoding="utf-8")
             print(f"{page.relative_to(ROOT)}: updated")

@@ -96,4 +96,4 @@ def test_flat_spellings_of_the_e3_methods_reach_their_sections():
 
 
 def test_mhc_with_one_stream_is_the_plain_residual():
-    resolve_config(overrides=["mhc_n_streams=1"])
+    assert resolve_config(["nano-125m"], overrides=["mhc_n_streams=1"]).model.mhc.streams == 1

@@ -1,5 +1,9 @@
 """Every preset resolves, and its name tells the truth about its size."""
 
+from functools import reduce
+from operator import getitem
+from typing import Any
+
 import pytest
 import tomlkit
 
@@ -42,12 +46,22 @@ def test_widths_fit_every_ternary_type_of_llama_cpp(preset):
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=names(OVERLAYS))
 @pytest.mark.parametrize("model", MODELS, ids=names(MODELS))
 def test_every_overlay_composes_with_every_model(model, overlay):
-    config = resolve_config([model.name, overlay.name])
-    for section, table in overlay.values.items():
-        resolved = getattr(config, section)
-        for key, value in table.items():
-            if not isinstance(value, dict):
-                assert getattr(resolved, key) == value
+    resolved = resolve_config([model.name, overlay.name]).model_dump(mode="json")
+    written = leaves_of(overlay.values)
+    assert written
+    assert {path: value_at(resolved, path) for path in written} == written
+
+
+def leaves_of(table: dict[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], object]:
+    """Every value that a preset writes, by its keys."""
+    found: dict[tuple[str, ...], object] = {}
+    for key, value in table.items():
+        found |= leaves_of(value, (*path, key)) if isinstance(value, dict) else {(*path, key): value}
+    return found
+
+
+def value_at(table: dict[str, Any], path: tuple[str, ...]) -> object:
+    return reduce(getitem, path, table)
 
 
 def test_presets_are_found_by_name_by_folder_and_by_path():

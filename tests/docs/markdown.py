@@ -1,11 +1,11 @@
 """What the tests of the documentation read in a Markdown page: prose, fenced blocks, tables, links, headings."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.update_figures import ROOT, pages, without_code
+from benchmarks.update_figures import ROOT, pages, without_code, without_figures
 
 PAGES = pages()
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
@@ -13,6 +13,7 @@ NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 _FENCE = re.compile(r"^ *(`{3,}|~{3,})([^\n]*)\n(.*?)^ *\1 *$", re.MULTILINE | re.DOTALL)
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 _LINK = re.compile(r'!?\[[^\]]*\]\((?P<target>[^()\s]+)(?:\s+"[^"\n]*")?\)')
+_TARGET = re.compile(r"^\[[^\]\n]+\]: (?P<target>\S+)", re.MULTILINE)
 _TABLE = re.compile(r"(?:^\|[^\n]*\|\n){2,}", re.MULTILINE)
 
 
@@ -28,6 +29,11 @@ class Table(NamedTuple):
 
 def read(page: Path) -> str:
     return page.read_text(encoding="utf-8")
+
+
+def having(found: Callable[[str], object]) -> list[str]:
+    """The pages in which `found` finds something: those that a test has to look at."""
+    return [name for name, page in zip(NAMES, PAGES, strict=True) if found(read(page))]
 
 
 def blocks(text: str) -> list[Block]:
@@ -47,8 +53,9 @@ def tables(text: str) -> list[Table]:
 
 
 def links(text: str) -> Iterator[str]:
-    """Targets of links and pictures outside code."""
-    return (match["target"] for match in _LINK.finditer(without_code(text)))
+    """Targets of links and pictures outside code, and those that stand at the end of a page for references."""
+    text = without_code(text)
+    return (match["target"] for pattern in (_LINK, _TARGET) for match in pattern.finditer(text))
 
 
 def anchors(text: str) -> set[str]:
@@ -59,7 +66,6 @@ def anchors(text: str) -> set[str]:
 
 def prose(text: str) -> str:
     """What a reader takes for the authors' own words: no code, no figures, no link targets, no configuration tables."""
-    text = without_code(text)
-    text = re.sub(r'\[[^\]\n]*\]\([^()\s]+\s+"[^"\n]*"\)', " ", text)
+    text = without_figures(without_code(text))
     text = re.sub(r"\]\([^()\s]+\)", "]", text)
     return _TABLE.sub(lambda match: "\n" if re.match(r"\| *key *\|", match[0]) else match[0], text)

@@ -25,7 +25,7 @@ from nanochat_cli.config.load import resolve_config
 from nanochat_cli.config.presets import names as preset_names
 from nanochat_cli.errors import ConfigError
 from nanochat_cli.export.tensor_types import SUPPORT
-from tests.docs.markdown import NAMES, blocks, read, tables
+from tests.docs.markdown import NAMES, Block, Table, blocks, having, read, tables
 
 SEPARATORS = {"|", "||", ">", ">>", "&&", ";"}
 
@@ -70,12 +70,17 @@ def parse(words: list[str]) -> tuple[str, dict[str, Any]]:
 
 
 LINES = [(name, words) for name in NAMES for words in command_lines(read(ROOT / name))]
-OURS = [words[1:] for _, words in LINES if Path(words[0]).name == "nanochat"]
+OURS = [
+    list(line) for line in dict.fromkeys(tuple(words[1:]) for _, words in LINES if Path(words[0]).name == "nanochat")
+]
+TARGETS = sorted({(name, word) for name, words in LINES if words[0] == "make" for word in words[1:] if "=" not in word})
+SCRIPTS = sorted({(name, words[1]) for name, words in LINES if words[0] == "python"})
 
 
 @pytest.mark.parametrize("words", OURS, ids=" ".join)
 def test_every_command_parses_and_its_configuration_is_valid(words: list[str]) -> None:
-    _, values = parse(words)
+    name, values = parse(words)
+    assert name.split()[1:] == words[: len(name.split()) - 1]
     if "overrides" in values:
         resolve_config(values.get("preset") or ["quickstart"], None, values.get("overrides") or [])
 
@@ -85,15 +90,15 @@ def test_every_command_is_shown_somewhere():
     assert visible <= {words[0] for words in OURS}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_make_target_and_script_exists(name):
+@pytest.mark.parametrize(("name", "target"), TARGETS)
+def test_every_make_target_exists(name, target):
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for words in command_lines(read(ROOT / name)):
-        if words[0] == "make":
-            for target in (word for word in words[1:] if "=" not in word):
-                assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), f"make {target}"
-        if words[0] == "python":
-            assert (ROOT / words[1]).is_file(), words[1]
+    assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("name", "script"), SCRIPTS)
+def test_every_script_exists(name, script):
+    assert (ROOT / script).is_file()
 
 
 @pytest.mark.parametrize(
@@ -117,20 +122,37 @@ def test_a_preset_or_key_that_does_not_exist_is_found_out():
         test_every_command_parses_and_its_configuration_is_valid(["train", "--set", "train.stepz=3"])
 
 
-@pytest.mark.parametrize("name", NAMES)
+def toml_blocks(text: str) -> list[Block]:
+    return [block for block in blocks(text) if block.language == "toml"]
+
+
+@pytest.mark.parametrize("name", having(toml_blocks))
 def test_every_toml_example_is_a_valid_configuration(name, tmp_path):
-    for block in blocks(read(ROOT / name)):
-        if block.language == "toml":
-            file = tmp_path / "example.toml"
-            file.write_text(block.content, encoding="utf-8")
-            resolve_config(["quickstart"], file)
+    for block in toml_blocks(read(ROOT / name)):
+        file = tmp_path / "example.toml"
+        file.write_text(block.content, encoding="utf-8")
+        resolved = resolve_config(["quickstart"], file).model_dump(mode="json")
+        written = tomlkit.parse(block.content).unwrap()
+        assert holds(resolved, written)
 
 
-@pytest.mark.parametrize("name", NAMES)
+def holds(resolved: dict[str, Any], written: dict[str, Any]) -> bool:
+    """Whether every value that is written in sections is the resolved one."""
+    return all(
+        holds(resolved[key], value) if isinstance(value, dict) else resolved[key] == value
+        for key, value in written.items()
+        if key not in ALIASES or key in resolved
+    )
+
+
+def key_tables(text: str) -> list[Table]:
+    return [table for table in tables(text) if table.header[:2] == ["key", "default"]]
+
+
+@pytest.mark.parametrize("name", having(key_tables))
 def test_configuration_tables_name_real_keys_and_their_defaults(name):
-    for table in tables(read(ROOT / name)):
-        if table.header[:2] != ["key", "default"]:
-            continue
+    for table in key_tables(read(ROOT / name)):
+        assert table.rows
         for key, default, *_ in table.rows:
             field = leaves()[key.strip("`")]
             value = field.default_factory() if field.default_factory else field.default  # pyright: ignore[reportCallIssue]

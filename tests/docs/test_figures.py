@@ -6,8 +6,18 @@ from typing import NamedTuple
 
 import pytest
 
-from benchmarks.update_figures import ROOT, FigureError, factor, figures, look_up, shown, updated
-from tests.docs.markdown import NAMES, PAGES, prose, read
+from benchmarks.update_figures import (
+    ROOT,
+    FigureError,
+    factor,
+    figures,
+    look_up,
+    shortened,
+    shown,
+    updated,
+    without_code,
+)
+from tests.docs.markdown import NAMES, PAGES, having, prose, read
 
 MEASURED = re.compile(
     r"(?<![\w.])\d[\d.,]*\s?"
@@ -28,10 +38,12 @@ ALLOWED = [
 ]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", having(lambda text: re.search(r'benchmarks/results/\S+\.json "', without_code(text))))
 def test_every_figure_equals_its_result_file_to_the_digits_shown(name):
     page = ROOT / name
-    for figure in figures(page, read(page)):
+    found = figures(page, read(page))
+    assert found
+    for figure in found:
         assert f"{figure.number} {figure.unit}".rstrip() == shown(figure), f"{figure.where}: make the figures anew"
 
 
@@ -53,12 +65,15 @@ def test_what_is_allowed_is_there_and_a_paper_is_named_beside_its_number(allowed
         assert allowed.reason.removeprefix("paper: ") in lines[0]
 
 
-@pytest.mark.parametrize("name", NAMES)
+def rows_with_figures(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("|") and '.json "' in line]
+
+
+@pytest.mark.parametrize("name", having(rows_with_figures))
 def test_titles_inside_tables_escape_their_bars(name):
     # An unescaped bar would end the cell of the table.
-    for line in read(ROOT / name).splitlines():
-        if line.startswith("|"):
-            assert not re.search(r'\.json "[^"]*(?<!\\)\|', line), line
+    for line in rows_with_figures(read(ROOT / name)):
+        assert not re.search(r'\.json "[^"]*(?<!\\)\|', line), line
 
 
 @pytest.mark.parametrize(
@@ -113,6 +128,52 @@ def link(text: str, title: str) -> str:
 def test_the_number_changes_and_unit_and_decimals_stay(page, old, title, new):
     text = f"# Page\n\nBefore {link(old, title)}, after.\n"
     assert updated(page, text) == f"# Page\n\nBefore {link(new, title)}, after.\n"
+
+
+def test_a_reference_is_a_figure_like_any_other(page):
+    target = '../benchmarks/results/s.json "a | m | ratio | p"'
+    text = f"| [9.99 ×][s-1] | [9 ×][s-1] | [word][other] |\n\n[s-1]: {target}\n"
+    assert updated(page, text) == text.replace("9.99 ×", "1.25 ×").replace("9 ×", "1 ×")
+    assert [(figure.line, figure.title) for figure in figures(page, text)] == [(1, "a | m | ratio | p")] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1.2 ×][s-1]", r"page.md:1: \[s-1\] is not defined"),
+        ('words\n\n[s-1]: ../benchmarks/results/s.json "a | m | ratio | p"', r"\[s-1\] is defined and nowhere shown"),
+        ('[words][s-1]\n\n[s-1]: ../benchmarks/results/s.json "a | m | ratio | p"', r"page.md:1: .* must read"),
+        ('[1][s]\n[s]: ../benchmarks/results/s.json "b | m | value"\n' * 2, r"page.md:4: \[s\] is defined twice"),
+        ('[1 ms][s]\n\n[s]: ../benchmarks/results/s.json "a | m | value | p"', r"page.md:1: .* shown in 'ms'"),
+    ],
+)
+def test_a_reference_that_names_no_number_is_an_error_that_says_where(page, text, message):
+    with pytest.raises(FigureError, match=message):
+        updated(page, text)
+
+
+def test_no_number_hides_in_a_link_that_is_no_figure():
+    figure = '[1.25 ×][s-1] and [1.5 ×](benchmarks/results/s.json "a | m | ratio | p")'
+    hidden = '[1.3 ×][mine], [1.4 ×](page.md "a title")'
+    definitions = '[s-1]: benchmarks/results/s.json "a | m | ratio | p"\n[mine]: page.md "a title"'
+    assert MEASURED.findall(prose(f"{figure} {hidden}\n\n{definitions}\n")) == ["1.3 ×", "1.4 ×"]
+
+
+def test_figures_of_a_long_line_move_to_the_end_of_the_page_and_stay_the_same_figures(page):
+    first, second = link("1.25 ×", r"a \| m \| ratio \| p"), link("1,235 tok/s", r"a \| m \| value \| p")
+    long = f"| {'words ' * 60}| {first} | {second} | `{first}` | {first} |"
+    text = f"Short {second}\n\n{long}\n"
+    short = shortened(text)
+    assert short.splitlines()[0] == f"Short {second}"
+    assert short.splitlines()[2].endswith(f"| [1.25 ×][s-1] | [1,235 tok/s][s-2] | `{first}` | [1.25 ×][s-1] |")
+    assert short.splitlines()[-2:] == [
+        '[s-1]: ../benchmarks/results/s.json "a | m | ratio | p"',
+        '[s-2]: ../benchmarks/results/s.json "a | m | value | p"',
+    ]
+    told = [[(f.number, f.unit, f.target, f.title) for f in figures(page, each)] for each in (text, short)]
+    assert told[0] == told[1]
+    assert shortened(short) == short
+    assert len(shortened(short + long + "\n").splitlines()) == len(short.splitlines()) + 1
 
 
 def test_figures_in_code_and_comments_are_left_alone(page):

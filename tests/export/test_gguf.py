@@ -313,6 +313,7 @@ def test_a_ternary_file_of_another_program_loads_with_the_scales_it_has(
     # The same bytes with our own keys made unknown is what another program would have written.
     other.write_bytes(data.replace(b"nanochat.quant.", b"elsewhere.quant"))
     loaded, _ = load_gguf(other)
+    assert len(list(loaded.ternary_layers())) == 7 * model.config.n_layers  # q, k, v, o, gate, up, down
     for (_, ours), (_, theirs) in zip(model.ternary_layers(), loaded.ternary_layers(), strict=True):
         assert torch.equal(ours.ternary().dequantize(), theirs.ternary().dequantize())
         assert theirs.ternary().granularity == "row"

@@ -44,6 +44,7 @@ def test_every_baseline_is_inside_the_picture_and_no_name_covers_another(baselin
     low, high = byte_axes.get_ylim()
     assert all(low < value < high for value in [2.125, 2.5, *baselines.values()])
     boxes = sorted((text.get_window_extent() for text in byte_axes.texts), key=lambda box: box.y0)
+    assert len(boxes) == len(baselines) + 1  # and the model
     assert all(lower.y1 <= upper.y0 for lower, upper in pairwise(boxes))
     assert all(0 <= box.x0 < box.x1 <= 1200 for box in boxes)
 

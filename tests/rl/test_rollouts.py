@@ -1,5 +1,7 @@
 """Rollouts: their random numbers, their log-probabilities against the model that is trained, and what is judged."""
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -67,14 +69,14 @@ def test_log_probabilities_are_those_of_the_forward_pass_that_is_trained(loaded,
 
 def test_a_completion_ends_at_a_stop_sequence_or_after_max_tokens(sampler, tmp_path):
     ends = set()
-    for problem in problems(tmp_path):
+    for problem, sampler.max_tokens in product(problems(tmp_path), (3, 20)):
         for rollout in sampler.group(problem, plain(problem), 8, 1):
             ends.add(rollout.completion.finish)
             assert not any(stop in rollout.completion.text for stop in STOP)
             assert len(rollout.completion.tokens) <= sampler.max_tokens
             if rollout.completion.finish == "length":
                 assert len(rollout.completion.tokens) == sampler.max_tokens
-    assert "stop" in ends
+    assert ends == {"stop", "length"}  # both happened, so that both were looked at
 
 
 def test_refreshed_weights_draw_otherwise_and_old_ones_do_not_move(sampler, source, tmp_path):

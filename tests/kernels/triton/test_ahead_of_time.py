@@ -82,7 +82,9 @@ def test_decode_of_one_token_stays_within_its_instructions_per_weight(essential)
 
 def test_no_thread_waits_for_another_in_a_decode_loop(essential):
     """Activations arranged otherwise than the weights would go through shared memory, two barriers a plane."""
-    for figures in decode_loops(essential, token="M="):
+    loops = decode_loops(essential, token="M=")
+    assert {figures["kernel"] for figures in loops} == set(DECODE_LIMITS)
+    for figures in loops:
         assert figures["loop_barriers"] == 0, figures
 
 
@@ -96,9 +98,12 @@ def test_activations_are_divided_by_their_scale_with_correct_rounding(essential)
 
 def test_the_epilogue_of_integer_products_is_two_roundings_in_the_reference_order(essential):
     """Nothing but products: no sum that could be fused with one, no division."""
-    for figures in essential:
-        if figures["kernel"] == "gemv_row_kernel" or figures["case"].startswith("int8_matmul"):
-            assert set(figures["float_operations"]) == {"mul.f32"}, figures
+    products = [figures for figures in essential if figures["case"].startswith("int8_matmul")]
+    vectors = [figures for figures in essential if figures["kernel"] == "gemv_row_kernel"]
+    assert products
+    assert vectors
+    for figures in products + vectors:
+        assert set(figures["float_operations"]) == {"mul.f32"}, figures
 
 
 @pytest.mark.slow
