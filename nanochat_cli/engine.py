@@ -65,11 +65,13 @@ class Engine:
         """As `train`, without the report at the end: the run's folder, its figures and its data."""
         from nanochat_cli.data.prepare import cached_dataset
         from nanochat_cli.data.shards import ShardReader
+        from nanochat_cli.export.architecture import destination_of
         from nanochat_cli.training.checkpoints import is_empty
         from nanochat_cli.training.devices import choose_device, require_float8
         from nanochat_cli.training.shard_data import ShardData
         from nanochat_cli.training.trainer import Trainer
 
+        self.reporter.info(str(destination_of(config.model)))
         # Refused before anything is prepared.
         require_float8(config.train.grad_input, choose_device(config.train.device))
         reader = ShardReader(cached_dataset(config, self.reporter), vocab_size=config.model.vocab_size)

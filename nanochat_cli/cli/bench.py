@@ -69,8 +69,7 @@ def decode(
         raise ConfigError("TARGET brings its own shape: leave out --preset and --set, or leave out TARGET")
     config = None
     if target is None:
-        chosen = preset or ["nano-125m", "llama-cpp"]  # llama.cpp has no streams that depend on the token
-        config = resolve(session, chosen, None, overrides, default_preset="nano-125m")
+        config = resolve(session, preset, None, overrides, default_preset="nano-125m")
     else:
         target = find_run_or_gguf(target)
     from nanochat_cli.bench.run_decode import run_decode

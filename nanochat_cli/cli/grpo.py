@@ -49,7 +49,7 @@ def grpo(
     fixed = {"--task": {"grpo.task": task}, "--mode": {"grpo.mode": mode}, "--group": {"grpo.group": group}}
     fixed["--lessons"] = {"grpo.lessons_url": lessons}
     options = {**fixed, "--rounds": {"grpo.rounds": rounds}}
-    config = resolve_config(file=found / CONFIG_FILE, overrides=overrides, options=options)
+    config = resolve_config(file=found / CONFIG_FILE, overrides=overrides, options=options, warn=session.reporter.warn)
     if resume:
         given = [option for option, values in fixed.items() if None not in values.values()]
         _require_continuation(found, config, [*given, *(["--out"] if out is not None else [])])

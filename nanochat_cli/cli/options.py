@@ -65,12 +65,11 @@ def resolve(
     default_preset: str,
     options: Mapping[str, Mapping[str, object]] | None = None,
 ) -> "Config":
-    """The configuration that the options ask for; `default_preset` when they name neither preset nor file.
+    """The configuration that the options ask for, on `default_preset` when they name no model; warns of idle keys.
 
     options: option -> {key: value}, as in `config.load.resolve_config`.
     """
-    from nanochat_cli.config.load import resolve_config
+    from nanochat_cli.config.load import resolve_config, with_default_model
 
-    if not presets and file is None:
-        presets = [default_preset]
-    return resolve_config(presets, file, overrides, options or {})
+    presets = with_default_model(presets, file, default_preset)
+    return resolve_config(presets, file, overrides, options or {}, session.reporter.warn)

@@ -11,7 +11,7 @@ app = typer.Typer(add_completion=False, invoke_without_command=True)
 
 @app.callback()
 def presets(ctx: typer.Context) -> None:
-    """List presets with their true sizes, or show one."""
+    """List presets with their true sizes and whether llama.cpp runs what they train, or show one."""
     if ctx.invoked_subcommand is None:
         _list(ctx)
 
@@ -43,17 +43,27 @@ def _list(ctx: typer.Context) -> None:
     from nanochat_cli.config.load import resolve_config
     from nanochat_cli.config.presets import available
     from nanochat_cli.config.size import count_parameters, format_parameters
+    from nanochat_cli.export.architecture import destination_of
 
     session = session_of(ctx)
     found: list[dict[str, object]] = []
     rows: list[list[object]] = []
     for preset in available():
-        count = None if preset.is_overlay else count_parameters(resolve_config([preset.name]).model).total
-        kind = "overlay" if preset.is_overlay else "model"
-        found.append({"name": preset.name, "kind": kind, "parameters": count, "description": preset.description})
-        rows.append([preset.name, "overlay" if count is None else format_parameters(count), preset.description])
+        entry: dict[str, object] = {"name": preset.name, "kind": "overlay", "parameters": None}
+        columns: list[object] = [preset.name, "overlay", "", ""]
+        if not preset.is_overlay:
+            model = resolve_config([preset.name]).model
+            count, destination = count_parameters(model).total, destination_of(model)
+            entry |= {"kind": "model", "parameters": count, "arch": destination.arch}
+            entry |= {"llama_cpp": destination.runs_in_llama_cpp, "llama_cpp_reason": destination.reason}
+            columns = [preset.name, format_parameters(count), destination.arch, destination.answer]
+        found.append({**entry, "description": preset.description})
+        rows.append([*columns, preset.description])
     session.reporter.result({"presets": found})
     if session.quiet:
         session.reporter.write("".join(f"{row[0]}\n" for row in rows))
     else:
-        session.reporter.table("presets", ("name", "parameters", "description"), rows)
+        header = ("name", "parameters", "GGUF architecture", "runs in llama.cpp", "description")
+        session.reporter.table("presets", header, rows)
+        if any("no:" in str(row[3]) for row in rows):
+            session.reporter.info("for a file that llama.cpp runs add --preset llama-cpp after the model's preset")

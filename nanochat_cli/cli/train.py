@@ -29,7 +29,7 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run from its last checkpoint.")] = False,
 ) -> None:
-    """Train a ternary model. Without a preset, quickstart is trained; without data, the embedded corpus is used."""
+    """Train a ternary model: quickstart where no preset names another; without data, on the embedded corpus."""
     session = session_of(ctx)
     if resume:
         _resume(session, run if run is not None or name is None else Path(name), bool(preset or config), overrides)
@@ -76,7 +76,7 @@ def _resume(session: Session, target: Path | None, other_config: bool, overrides
         session.reporter.warn(
             f"--resume continues {run} with its own {CONFIG_FILE}; --preset and --config are not read"
         )
-    config = resolve_config(file=run / CONFIG_FILE, overrides=overrides)
+    config = resolve_config(file=run / CONFIG_FILE, overrides=overrides, warn=session.reporter.warn)
     if config.grpo.source is not None:
         raise ConfigError(f"{run}: a run of nanochat grpo; continue it with: nanochat grpo --resume {run}")
     require_writable(run)
@@ -85,7 +85,10 @@ def _resume(session: Session, target: Path | None, other_config: bool, overrides
 
 
 def _stem(presets: list[str], config: Path | None) -> str:
-    """What a run is named after: its first preset, else its file, else quickstart."""
-    if presets:
-        return Path(presets[0]).stem
+    """What a run is named after: the first preset of a model, else its file, else quickstart."""
+    from nanochat_cli.config.presets import load
+
+    models = [name for name in presets if not load(name).is_overlay]
+    if models:
+        return Path(models[0]).stem
     return config.stem if config is not None else "quickstart"

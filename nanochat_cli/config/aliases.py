@@ -1,4 +1,4 @@
-"""Flat spellings of keys that published configs of this family use, and where each belongs.
+"""Spellings of keys that other programs use: those of this family's published configs, and those only understood.
 
 Knows only names: what a spelling means. Reading, merging and reporting are left to `config.layers`.
 """
@@ -56,3 +56,48 @@ ALIASES: dict[str, str] = {
     "galore_update_freq": "optim.galore.update_freq",
 }
 """Flat key -> dotted key of the schema."""
+
+KNOWN_ELSEWHERE: dict[str, str] = {
+    "weight_tied": "model.tie_embeddings",
+    "weight_tying": "model.tie_embeddings",
+    "tie_weights": "model.tie_embeddings",
+    "tie_word_embeddings": "model.tie_embeddings",
+    "hidden_size": "model.dim",
+    "n_embd": "model.dim",
+    "d_model": "model.dim",
+    "num_hidden_layers": "model.n_layers",
+    "n_layer": "model.n_layers",
+    "depth": "model.n_layers",
+    "num_attention_heads": "model.n_heads",
+    "n_head": "model.n_heads",
+    "num_key_value_heads": "model.n_kv_heads",
+    "n_kv_head": "model.n_kv_heads",
+    "intermediate_size": "model.ffn_dim",
+    "d_ff": "model.ffn_dim",
+    "max_position_embeddings": "model.max_seq_len",
+    "context_length": "model.max_seq_len",
+    "block_size": "train.seq_len",
+    "rms_norm_eps": "model.norm_eps",
+    "num_experts_per_tok": "model.moe.active",
+    "num_local_experts": "model.moe.experts",
+    "gradient_accumulation_steps": "train.grad_accum",
+    "grad_accum_steps": "train.grad_accum",
+    "device_batch_size": "train.batch_size",
+    "micro_batch_size": "train.batch_size",
+    "max_steps": "train.total_steps",
+    "max_iters": "train.total_steps",
+    "num_iterations": "train.total_steps",
+    "max_grad_norm": "train.grad_clip",
+    "mixed_precision": "train.dtype",
+    "optimizer": "optim.matrix",
+    "lr_scheduler_type": "optim.schedule",
+    "warmup_iters": "optim.warmup_steps",
+    "save_steps": "checkpoint.interval",
+    "save_every": "checkpoint.interval",
+    "eval_steps": "eval.interval",
+    "eval_every": "eval.interval",
+    "logging_steps": "train.log_interval",
+    "data_dir": "data.path",
+    "dataset": "data.source",
+}
+"""Names of transformers, karpathy's programs and others -> the key to advise; they are not accepted."""

@@ -6,6 +6,7 @@ Derived from `config.schema` by introspection, so a new field is known here as s
 import difflib
 import json
 import types
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from nanochat_cli.config.aliases import ALIASES
+from nanochat_cli.config.aliases import ALIASES, KNOWN_ELSEWHERE
 from nanochat_cli.config.schema import Config
 
 
@@ -48,18 +49,51 @@ def join(prefix: str, name: str) -> str:
 
 
 def closest_key(key: str) -> str | None:
-    """The valid key that `key` most likely meant: the same name elsewhere, or else a near spelling."""
+    """The valid key that `key` most likely meant; None when nothing is near.
+
+    In this order: a name that other programs use, the same name in another section, a near spelling in the section
+    that was written, a near spelling of the whole, a near name anywhere.
+    """
+    section, _, name = key.rpartition(".")
     by_name: dict[str, str] = {}
     for dotted in leaves():
         by_name.setdefault(dotted.rpartition(".")[2], dotted)
-    name = key.rpartition(".")[2]
-    if name in by_name:
-        return by_name[name]
-    spelled = difflib.get_close_matches(key, [*leaves(), *ALIASES], n=1, cutoff=0.7)
+    if known := KNOWN_ELSEWHERE.get(name) or by_name.get(name) or _of_a_section(name):
+        return known
+    if section in sections() and (near := _nearest(name, sections()[section].model_fields)):
+        return join(section, near)
+    spelled = difflib.get_close_matches(key, [*leaves(), *ALIASES, *KNOWN_ELSEWHERE], n=1, cutoff=0.7)
     if spelled:
-        return spelled[0]
-    named = difflib.get_close_matches(name, by_name, n=1, cutoff=0.7)
-    return by_name[named[0]] if named else None
+        return KNOWN_ELSEWHERE.get(spelled[0], spelled[0])
+    near = _nearest(name, by_name)
+    return by_name[near] if near else None
+
+
+def _of_a_section(name: str) -> str | None:
+    """`use_fire` or `fire_enabled` -> `fire.enabled`; `galore_scale` -> `optim.galore.scale`.
+
+    A section without `enabled` has its first key for a switch.
+    """
+    by_part = {dotted.rpartition(".")[2]: dotted for dotted in sections() if dotted}
+    for part, dotted in by_part.items():
+        fields = list(sections()[dotted].model_fields)
+        if name in (f"use_{part}", f"enable_{part}", f"{part}_enabled", f"{part}_enable"):
+            return join(dotted, "enabled" if "enabled" in fields else fields[0])
+        if name.startswith(f"{part}_") and (rest := name.removeprefix(f"{part}_")) in fields:
+            return join(dotted, rest)
+    return None
+
+
+def _nearest(name: str, candidates: Iterable[str]) -> str | None:
+    """The candidate of nearest spelling, or with a word of it (`stpes`: `total_steps`); None when none is near."""
+
+    def similarity(candidate: str) -> float:
+        words = candidate.split("_") if "_" in candidate else []
+        whole = difflib.SequenceMatcher(None, name, candidate).ratio()
+        return max([whole, *(0.95 * difflib.SequenceMatcher(None, name, word).ratio() for word in words)])
+
+    best = max(candidates, key=similarity, default=None)
+    return best if best is not None and similarity(best) >= 0.7 else None
 
 
 def accepted_kinds(key: str) -> frozenset[str]:

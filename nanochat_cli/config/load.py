@@ -1,12 +1,13 @@
 """From presets, a file and `--set` to one validated Config, and from a Config back to TOML.
 
-The order is: presets left to right, the file, every `--set`, the short options; later wins key by key. Each error is
-one line with the key, its value, where it came from, and what is allowed.
+The order is: presets left to right, the file, every `--set`, the short options; later wins key by key. A key of the
+last three also takes the place of what a preset says with another key about the same thing (`SUPERSEDES`). Each error
+is one line with the key, its value, where it came from, and what is allowed.
 """
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,6 +18,7 @@ from pydantic.fields import FieldInfo
 from tomlkit.items import Table
 
 from nanochat_cli.config import presets as preset_files
+from nanochat_cli.config.effects import is_record, warnings
 from nanochat_cli.config.files import read_toml
 from nanochat_cli.config.keys import format_value, leaves, tuple_length
 from nanochat_cli.config.layers import Layer, Setting, merge, nest, read_layer
@@ -26,6 +28,13 @@ from nanochat_cli.errors import ConfigError, DataError
 
 CONFIG_FILE = "config.toml"
 """Name of the resolved configuration inside a run."""
+SUPERSEDES = {
+    "model.ffn_mult": "model.ffn_dim",
+    "model.deltanet.ratio": "model.deltanet.pattern",
+    "model.deltanet.pattern": "model.deltanet.ratio",
+    "train.total_steps": "train.time_budget",
+}
+"""A key that is given -> the key of a preset that would make it mean nothing."""
 
 
 def resolve_config(
@@ -33,20 +42,42 @@ def resolve_config(
     file: Path | None = None,
     overrides: Sequence[str] = (),
     options: Mapping[str, Mapping[str, object]] = MappingProxyType({}),
+    warn: Callable[[str], None] | None = None,
 ) -> Config:
     """Compose and validate.
 
-    options: command-line options that are short for keys, as option -> {key: value}; None is "not given".
-    Raises ConfigError.
+    options: command-line options that are short for keys, as option -> {key: value}; None is "not given". warn is told
+    of settings of the last three kinds that have no effect. Raises ConfigError.
     """
-    layers = [_preset_layer(name) for name in presets]
+    basis = merge(_preset_layer(name) for name in presets)
+    layers = []
     if file is not None:
         layers.append(read_layer(read_toml(file, what="config"), str(file)))
     layers.extend(read_layer(parse_override(text), "--set") for text in overrides)
     for option, values in options.items():
         given = {key: value for key, value in values.items() if value is not None}
         layers.append(read_layer(given, option))
-    return _validate(merge(layers))
+    chosen = merge(layers)
+    for key, other in SUPERSEDES.items():
+        if key in chosen and other not in chosen:
+            basis.pop(other, None)
+    config = _validate(basis | chosen)
+    if warn is not None:
+        for line in warnings(layers, config):
+            warn(line)
+    return config
+
+
+def with_default_model(presets: Sequence[str], file: Path | None, default: str) -> list[str]:
+    """The presets, after `default` where nothing names a model: overlays alone, or a file of some keys.
+
+    A file with most keys there are, such as the config.toml of a run, is a model by itself. Raises ConfigError.
+    """
+    if any(not preset_files.load(name).is_overlay for name in presets):
+        return list(presets)
+    if file is not None and is_record(read_layer(read_toml(file, what="config"), str(file)).settings):
+        return list(presets)
+    return [default, *presets]
 
 
 def load_run_config(run_dir: Path) -> Config:

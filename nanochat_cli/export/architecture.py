@@ -17,8 +17,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from nanochat_cli.config.schema import ModelConfig, QuantConfig
 from nanochat_cli.errors import ConfigError, DataError
 
@@ -42,29 +40,86 @@ OWN_SPEC_VERSION = 1
 
 
 def architecture_of(config: ModelConfig) -> Architecture:
-    """The architecture that computes what this model computes: one of llama.cpp's, or our own."""
-    moe = config.moe
-    if config.mhc.streams > 1 or (moe.enabled and (moe.shared or moe.balance == "bias")):
+    """The architecture that computes what this model computes: one of llama.cpp's, or our own.
+
+    Raises ConfigError for sub-norms that no architecture has.
+    """
+    if beyond_llama_cpp(config) is not None:
         return OWN
     if config.is_hybrid:
-        fits = config.qk_norm and config.resolved_attention_gate and not moe.enabled
-        return QWEN35 if fits else OWN
-    if config.resolved_attention_gate or (moe.enabled and config.qk_norm):
-        return OWN
+        return QWEN35
     if config.sub_norm:
-        if not config.tie_embeddings:
-            raise ConfigError(
-                "model.sub_norm = true exports as arch bitnet, which has no separate head: "
-                "set model.tie_embeddings = true, or train without sub_norm (arch llama)"
-            )
-        inner = config.n_heads * config.resolved_head_dim
-        if inner != config.dim:
-            raise ConfigError(
-                f"model.sub_norm = true exports as arch bitnet, which needs n_heads × head_dim = dim, "
-                f"not {inner} and {config.dim}: change head_dim, or train without sub_norm (arch llama)"
-            )
+        _require_bitnet(config)
         return BITNET
     return QWEN3 if config.qk_norm else LLAMA
+
+
+def beyond_llama_cpp(config: ModelConfig) -> str | None:
+    """What of this model no architecture of llama.cpp computes, in words; None when one does."""
+    moe = config.moe
+    if config.mhc.streams > 1:
+        return f"it has {config.mhc.streams} residual streams (model.mhc.streams)"
+    if moe.enabled and moe.shared:
+        return "one expert is shared by all tokens (model.moe.shared)"
+    if moe.enabled and moe.balance == "bias":
+        return "experts are chosen with a bias (model.moe.balance)"
+    if config.is_hybrid and moe.enabled:
+        return "gated DeltaNet and experts stand together (model.deltanet, model.moe)"
+    if config.is_hybrid and not config.qk_norm:
+        return "gated DeltaNet stands without model.qk_norm"
+    if config.is_hybrid != config.resolved_attention_gate:
+        state = "with" if config.resolved_attention_gate else "without"
+        kind = "beside gated DeltaNet" if config.is_hybrid else "alone"
+        return f"attention {kind} is {state} a gate (model.attention_gate)"
+    if moe.enabled and config.qk_norm:
+        return "experts and model.qk_norm stand together"
+    return None
+
+
+def _require_bitnet(config: ModelConfig) -> None:
+    if not config.tie_embeddings:
+        raise ConfigError(
+            "model.sub_norm = true exports as arch bitnet, which has no separate head: "
+            "set model.tie_embeddings = true, or train without sub_norm (arch llama)"
+        )
+    inner = config.n_heads * config.resolved_head_dim
+    if inner != config.dim:
+        raise ConfigError(
+            f"model.sub_norm = true exports as arch bitnet, which needs n_heads × head_dim = dim, "
+            f"not {inner} and {config.dim}: change head_dim, or train without sub_norm (arch llama)"
+        )
+
+
+@dataclass(frozen=True)
+class Destination:
+    """What `nanochat export` will make of a model. arch: None when it will refuse; reason: why llama.cpp has no part.
+
+    Static hyper-connections may still fold into a plain residual at export, which depends on their weights.
+    """
+
+    arch: str | None
+    reason: str | None
+
+    @property
+    def runs_in_llama_cpp(self) -> bool:
+        return self.reason is None
+
+    @property
+    def answer(self) -> str:
+        """`"yes"`, or `"no: …"` with the reason."""
+        return "yes" if self.reason is None else f"no: {self.reason}"
+
+    def __str__(self) -> str:
+        return f"GGUF architecture {self.arch or 'none'}; runs in llama.cpp: {self.answer}"
+
+
+def destination_of(config: ModelConfig) -> Destination:
+    """Where a model of this configuration will run, before it is trained; no torch, no error."""
+    try:
+        arch = architecture_of(config)
+    except ConfigError as error:
+        return Destination(None, str(error))
+    return Destination(arch.name, beyond_llama_cpp(config))
 
 
 def metadata(config: ModelConfig) -> dict[str, Any]:
@@ -217,4 +272,6 @@ def _moe(fields: Mapping[str, Any], arch: str) -> dict[str, Any]:
 
 def _shortest(value: float) -> float:
     """GGUF stores float32; the shortest decimal that rounds to it is the number that was written (1e-5)."""
+    import numpy as np  # here, since `nanochat presets` asks for architectures and shall start fast
+
     return float(str(np.float32(value)))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nanochat_cli.config.load import resolve_config
+from nanochat_cli.config.load import config_to_toml, resolve_config, with_default_model
 from nanochat_cli.config.schema import Config
 from nanochat_cli.errors import ConfigError
 
@@ -82,6 +82,13 @@ BAD_SETTINGS = [
     ("optim.schdule=wsd", r"did you mean optim\.schedule\?$"),
     ("train.schedule=wsd", r"did you mean optim\.schedule\?$"),
     ("tie_embeddings=true", r"did you mean model\.tie_embeddings\?$"),
+    ("train.stpes=1", r"did you mean train\.total_steps\?$"),
+    ("weight_tied=true", r"did you mean model\.tie_embeddings\?$"),
+    ("mhc_enabled=true", r"did you mean model\.mhc\.streams\?$"),
+    ("use_fire=true", r"did you mean fire\.enabled\?$"),
+    ("use_galoer=true", r"did you mean use_galore\?$"),
+    ("hidden_size=64", r"did you mean model\.dim\?$"),
+    ("optim.momentum=0.9", r"did you mean optim\.muon_momentum\?$"),
     ("train.zzz=1", r"unknown key; keys of \[train\]: total_steps, "),
     ("zzz.zzz=1", r"unknown key; sections: run, model, "),
     ("train.batch_size=eight", r'^train\.batch_size = "eight" \(--set\): must be an integer, not a string$'),
@@ -164,3 +171,34 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
         resolve_config(file=tmp_path / "none.toml")
     with pytest.raises(ConfigError, match="cannot read the config"):
         resolve_config(file=tmp_path)
+
+
+def test_a_given_width_takes_the_place_of_the_preset_s_other_way_to_say_it():
+    assert resolve_config(["quickstart"]).model.ffn_dim == 768
+    assert resolve_config(["quickstart"], overrides=["dim=512", "ffn_mult=4.0"]).model.resolved_ffn_dim == 2048
+    both = resolve_config(["quickstart"], overrides=["ffn_mult=4.0", "model.ffn_dim=512"])
+    assert both.model.resolved_ffn_dim == 512
+
+
+def test_given_steps_take_the_place_of_the_preset_s_time():
+    assert resolve_config(["quickstart"]).train.time_budget == 300
+    config = resolve_config(["quickstart"], overrides=["total_steps=70"])
+    assert (config.train.total_steps, config.train.time_budget) == (70, None)
+    both = resolve_config(["quickstart"], overrides=["total_steps=70", "train.time_budget=9"])
+    assert (both.train.total_steps, both.train.time_budget) == (70, 9)
+
+
+def test_a_given_place_of_deltanet_takes_that_of_the_preset():
+    config = resolve_config(["small-560m"], overrides=["model.deltanet.pattern=DA", "model.n_layers=4"])
+    assert config.model.delta_layers == (True, False, True, False)
+    assert resolve_config(["d20", "llama-cpp"], overrides=["deltanet_ratio=0.5"]).model.is_hybrid
+
+
+def test_overlays_and_files_of_some_keys_stand_on_the_default_model(tmp_path):
+    some = write(tmp_path / "seeds.toml", "hidden_dim = 512\nlearning_rate = 0.01\n")
+    whole = write(tmp_path / "config.toml", config_to_toml(resolve_config(["d20"])))
+    assert with_default_model([], None, "quickstart") == ["quickstart"]
+    assert with_default_model([], some, "quickstart") == ["quickstart"]
+    assert with_default_model(["h200"], None, "quickstart") == ["quickstart", "h200"]
+    assert with_default_model(["h200", "d20"], some, "quickstart") == ["h200", "d20"]
+    assert with_default_model([], whole, "quickstart") == []

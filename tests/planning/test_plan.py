@@ -23,7 +23,7 @@ from tests.architectures import build
 
 PRESETS = {
     "quickstart": [],
-    "nano-125m": ["model.n_layers=2", "train.seq_len=256", "train.batch_size=1"],
+    "nano-125m-mhc": ["model.n_layers=2", "train.seq_len=256", "train.batch_size=1"],
     "e3/mtp-only": ["model.n_layers=2", "train.seq_len=128", "train.batch_size=2"],
 }
 """Three presets, two of them with fewer layers and tokens: what a test can train."""
