@@ -74,7 +74,7 @@ OURS = [
     list(line) for line in dict.fromkeys(tuple(words[1:]) for _, words in LINES if Path(words[0]).name == "nanochat")
 ]
 TARGETS = sorted({(name, word) for name, words in LINES if words[0] == "make" for word in words[1:] if "=" not in word})
-SCRIPTS = sorted({(name, words[1]) for name, words in LINES if words[0] == "python"})
+SCRIPTS = sorted({(name, words[1]) for name, words in LINES if words[0] == "python" and words[1] != "-m"})
 
 
 @pytest.mark.parametrize("words", OURS, ids=" ".join)

@@ -1,6 +1,7 @@
 """Every relative link in README.md and docs/ leads to a file of this repository, and to a heading if it names one."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -24,9 +25,23 @@ def test_every_relative_link_leads_somewhere(name):
             assert anchor in anchors(read(file)), f"{target}: no such heading"
 
 
+def linked_from(name: str) -> set[Path]:
+    page = ROOT / name
+    return {(page.parent / target).resolve() for target in relative_links(read(page))}
+
+
 def test_every_page_can_be_reached_from_the_readme():
-    reached = {(ROOT / target).resolve() for target in links(read(ROOT / "README.md")) if ":" not in target}
-    assert {ROOT / name for name in NAMES} - {ROOT / "README.md"} <= reached
+    index = "docs/README.md"
+    assert ROOT / index in linked_from("README.md")
+    assert {ROOT / name for name in NAMES} - {ROOT / index} <= linked_from("README.md") | linked_from(index)
+
+
+_PATH = re.compile(r"`((?:nanochat_cli|kernels|tests|benchmarks(?!/results)|presets|docs|\.ci)/[\w./-]+)`")
+
+
+@pytest.mark.parametrize("name", having(lambda text: _PATH.search(text)))
+def test_every_file_that_a_page_names_exists(name):
+    assert [path for path in _PATH.findall(read(ROOT / name)) if not (ROOT / path).exists()] == []
 
 
 def test_links_are_found_where_they_are(tmp_path):
