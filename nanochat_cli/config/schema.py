@@ -243,7 +243,9 @@ class TrainConfig(Section):
     spike_factor: PositiveFloat = Field(
         default=4.0, description="skip a step whose gradient norm exceeds this × its running mean"
     )
-    max_skipped_steps: PositiveInt = Field(default=20, description="consecutive skipped steps before the run stops")
+    max_skipped_steps: PositiveInt = Field(
+        default=20, description="consecutive steps that are not finite before the run stops"
+    )
 
 
 class EvalConfig(Section):

@@ -51,7 +51,9 @@ class Learner:
         self.optimizers = build_optimizer(self.model, optim)
         self.optimizers.lr_factor = config.grpo.lr_factor
         # Only what is not finite: the norm hangs on how many answers of a batch differ, so that spikes are no fault.
-        self.skip_policy = SkipPolicy(math.inf, config.train.max_skipped_steps)
+        self.skip_policy = SkipPolicy(math.inf, config.train.max_skipped_steps, advice="lower grpo.lr_factor")
+        self.last_good: str | None = None
+        """The last checkpoint that was saved after an update that was taken."""
         self.telemetry = TernaryTelemetry()
         self.updates = 0
         """Optimizer steps taken."""
@@ -80,7 +82,7 @@ class Learner:
     def update(self, loss: float) -> dict[str, float]:
         """Move the latents along the gradient and quantise them, or skip a gradient that is no good."""
         norm = float(self.optimizers.clip_grad_norm(self._grad_clip))
-        reason = self.skip_policy.reason_to_skip(loss, norm)
+        reason = self.skip_policy.reason_to_skip(loss, norm, self.last_good)
         if reason is None:
             self.optimizers.step(self.updates, self._total)
             self.model.requantize()
@@ -89,6 +91,13 @@ class Learner:
             self._reporter.info(f"update {self.updates + 1} skipped: {reason}")
         self.optimizers.zero_grad()
         return {"training/grad_norm": norm}
+
+    def saved(self, checkpoint: str) -> bool:
+        """A checkpoint of `tensors` and `state` has that name now; returns whether it is good."""
+        good = self.skip_policy.consecutive == 0
+        if good:
+            self.last_good = checkpoint
+        return good
 
     def discard(self) -> None:
         """Forget the gradient."""

@@ -93,6 +93,7 @@ class GRPORun:
         self._prepare(model, tokenizer, reference)
         if self.learner is not None:
             self.learner.restore(checkpoints.load(self.run_dir, device=self.learner.device).tensors, found["learner"])
+            self.learner.saved(f"that of round {saved.step}")
         self.mtp = saved.tensors.get("mtp")
         self.round, self.lessons.texts = saved.step, list(found["lessons"])
         self.before = {problem: Score(**values) for problem, values in found["before"].items()}
@@ -275,7 +276,8 @@ class GRPORun:
             {"grpo": state},
             model_config=self.config.model.model_dump(mode="json"),
         )
-        checkpoints.prune(self.run_dir, self.config.checkpoint.keep_last)
+        if self.learner is None or self.learner.saved(f"that of round {self.round}"):
+            checkpoints.prune(self.run_dir, self.config.checkpoint.keep_last)
 
     def _report(self, before: Scores, after: Scores) -> Path:
         sets = {

@@ -19,6 +19,8 @@ class Progress:
     best_bits_per_byte: float | None = None
     best_step: int | None = None
     final_step: int | None = None
+    good_step: int | None = None
+    """Of the last checkpoint that was saved after a step that was taken, not while steps were skipped."""
     evaluations: list[dict[str, float]] = field(default_factory=list)
 
 

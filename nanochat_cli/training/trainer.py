@@ -78,7 +78,7 @@ class Trainer:
         self.fire = Fire(config.fire, self.model, self.mtp, self.optimizers) if config.fire.enabled else None
         self.skip_policy = SkipPolicy(config.train.spike_factor, config.train.max_skipped_steps)
         self.telemetry = TernaryTelemetry()
-        self._saved_step: int | None = None
+        self._save_is_due = False
         self.global_batch = config.train.batch_size * config.train.grad_accum
         self.flops_per_token = model_flops_per_token(config.model, config.train.seq_len)
         self.peak_flops = measured_peak(self.device, self.autocast_dtype or torch.float32)
@@ -205,8 +205,7 @@ class Trainer:
         with self.phases("optimizer"):
             norm = self.optimizers.clip_grad_norm(self.config.train.grad_clip)
         loss_value, objective, norm_value, *auxiliary = read_scalars(loss, norm)
-        saved = None if self._saved_step is None else f"step {self._saved_step}"
-        reason = self.skip_policy.reason_to_skip(objective, norm_value, saved)
+        reason = self.skip_policy.reason_to_skip(objective, norm_value, self._last_good())
         if reason is None:
             with self.phases("optimizer"):
                 multiplier = self._update()
@@ -344,16 +343,23 @@ class Trainer:
         return measure_streams(self.model, inputs, targets).scalars()
 
     def _between_steps(self) -> None:
+        """A checkpoint that falls due while steps are skipped waits for the next one that is taken."""
         progress = self.progress
         last = progress.step >= progress.total_steps
         if last or progress.step % self.config.eval.interval == 0:
             self._evaluate()
-        if not last and progress.step % self.config.checkpoint.interval == 0:
+        self._save_is_due |= progress.step % self.config.checkpoint.interval == 0
+        if not last and self._save_is_due and not self.skip_policy.consecutive:
             self.save()
+
+    def _last_good(self) -> str | None:
+        return None if self.progress.good_step is None else f"step {self.progress.good_step}"
 
     def _finish(self) -> HeldOut:
         """Score all held-out tokens (or eval.final_max_tokens), which the periodic evaluations sample, and save."""
         held_out = self._score(self.config.eval.final_max_tokens)
+        if not math.isfinite(held_out.loss):
+            raise self.skip_policy.divergence(f"the held-out loss is {held_out.loss}", self._last_good())
         if self.progress.final_step != self.progress.step:  # else: a finished run was resumed
             self._log({f"final/{name}": value for name, value in held_out.as_dict().items()})
             self.progress.final_step = self.progress.step
@@ -387,6 +393,10 @@ class Trainer:
     def save(self, *, best: bool = False) -> None:
         """Write a checkpoint of everything that the next step depends on, and drop those no longer kept."""
         self.log.sync()
+        self._save_is_due = False
+        good = self.skip_policy.consecutive == 0
+        if good:
+            self.progress.good_step = self.progress.step
         tensors = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizers.state_dict(),
@@ -412,9 +422,9 @@ class Trainer:
             model_config=self.config.model.model_dump(mode="json"),
             best=best,
         )
-        self._saved_step = self.progress.step
         best_step = self.progress.best_step if self.config.checkpoint.keep_best else None
-        checkpoints.prune(self.run_dir, self.config.checkpoint.keep_last, best_step)
+        if good:  # else what it is saved beside may be all that is good
+            checkpoints.prune(self.run_dir, self.config.checkpoint.keep_last, best_step)
 
     def _restore(self) -> None:
         checkpoint = checkpoints.load(self.run_dir, device=self.device)
@@ -444,7 +454,8 @@ class Trainer:
         if self.budget is None:
             self.progress.total_steps = self.config.train.total_steps
         self.skip_policy.load_state_dict(state["skip_policy"])
-        self._saved_step = self.progress.step
+        if not self.skip_policy.consecutive:
+            self.progress.good_step = self.progress.step
         if self.fire is not None:
             here = data_name(self.config.data)
             self.fire.load_state_dict(state.get("fire"), data_changed=state.get("data", here) != here)

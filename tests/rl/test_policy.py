@@ -1,12 +1,14 @@
 """Policy GRPO and rejection-sampling fine-tuning: they learn, they stay ternary, they resume bit for bit."""
 
 import copy
+import math
 from itertools import chain
 
 import pytest
 import torch
 
 from nanochat_cli.config.schema import ModelConfig
+from nanochat_cli.errors import Diverged
 from nanochat_cli.inference.load import load_run
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.report.metrics_log import read_metrics
@@ -252,6 +254,15 @@ def test_every_architecture_learns_from_what_its_packed_form_drew(source, tmp_pa
     assert learner.update(metrics["loss/objective"])["training/grad_norm"] > 0
     assert any(not torch.equal(before[name], value) for name, value in learner.model.state_dict().items())
     assert learner.skip_policy.skipped == 0
+
+
+def test_updates_that_are_not_finite_end_the_run_naming_the_last_good_round(learner):
+    learner.skip_policy.max_skipped_steps = 2
+    assert learner.saved("that of round 1")
+    learner.update(math.nan)
+    assert not learner.saved("that of round 2")
+    with pytest.raises(Diverged, match=r"the last good checkpoint is that of round 1; lower grpo.lr_factor$"):
+        learner.update(math.nan)
 
 
 def test_batches_hold_everything_once_in_a_pass_and_follow_seed_and_round():

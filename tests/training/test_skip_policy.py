@@ -69,3 +69,36 @@ def test_the_state_survives_json_and_decides_the_same() -> None:
     norms = [generator.random() * 2 for _ in range(100)]
     assert [policy.reason_to_skip(1.0, norm) for norm in norms] == [resumed.reason_to_skip(1.0, norm) for norm in norms]
     assert policy.state_dict() == resumed.state_dict()
+
+
+def test_a_norm_that_stays_high_is_a_new_level_and_no_divergence() -> None:
+    policy = SkipPolicy(4.0, 20)
+    reasons = [policy.reason_to_skip(2.0, norm) for norm in [1.0] * 30 + [5.0] * 200]
+    assert [step for step, reason in enumerate(reasons) if reason] == [30, 31, 32]
+    assert policy.mean_norm == pytest.approx(5.0)
+    assert policy.reason_to_skip(2.0, 50.0), "at the new level a spike is one again"
+
+
+def test_no_sequence_of_finite_norms_ends_a_run_or_skips_more_than_three_steps_in_a_row() -> None:
+    generator = random.Random(3)
+    for spread in (0.5, 2.0, 5.0):
+        policy = SkipPolicy(2.0, 4)
+        for step in range(500):
+            policy.reason_to_skip(2.0, generator.lognormvariate(step / 20, spread))
+            assert policy.consecutive <= 3
+
+
+def test_only_steps_that_are_not_finite_count_towards_the_end() -> None:
+    policy = SkipPolicy(4.0, 3)
+    for _ in range(25):
+        policy.reason_to_skip(1.0, 1.0)
+    for norm in (9.0, 9.0, math.nan, math.inf):
+        assert policy.reason_to_skip(1.0, norm)
+    with pytest.raises(NanochatError, match=r"^training diverged: 3 steps in a row .* norm is nan; no good checkpoint"):
+        policy.reason_to_skip(1.0, math.nan)
+
+
+def test_the_state_of_an_older_checkpoint_is_read() -> None:
+    policy = SkipPolicy(4.0, 3)
+    policy.load_state_dict({"mean_sum": 0.5, "accepted": 40, "skipped": 3, "consecutive": 1})
+    assert (policy.skipped, policy.consecutive) == (3, 1)

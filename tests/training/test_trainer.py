@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 
-from nanochat_cli.errors import Interrupted, NanochatError
+from nanochat_cli.errors import Diverged, Interrupted, NanochatError
 from nanochat_cli.report.metrics_log import read_metrics
 from nanochat_cli.report.reporter import QuietReporter
 from nanochat_cli.training import checkpoints
@@ -105,6 +105,60 @@ def test_too_many_skipped_steps_end_the_run_naming_the_last_good_checkpoint(tmp_
         run.model.embedding.weight.fill_(float("nan"))
     with pytest.raises(NanochatError, match="step 4"):
         run.fit()
+
+
+def test_a_run_whose_norms_rise_for_good_goes_on(tmp_path):
+    run = trainer(tiny_config(tmp_path, train={"total_steps": 60, "max_skipped_steps": 10}))
+    clip = run.optimizers.clip_grad_norm
+    run.optimizers.clip_grad_norm = lambda limit: clip(limit) * (100 if run.progress.step >= 30 else 1)
+    result = run.fit()
+    assert result.progress.step == 60
+    assert result.skipped == 3
+
+
+def poison(run, at):
+    """After step `at` every loss is NaN."""
+    step = run._step
+
+    def poisoned():
+        step()
+        if run.progress.step == at:
+            with torch.no_grad():
+                run.model.embedding.weight.fill_(float("nan"))
+
+    run._step = poisoned
+
+
+def test_what_is_saved_while_steps_are_skipped_neither_counts_as_good_nor_replaces_what_is(tmp_path):
+    sections = {"train": {"max_skipped_steps": 6}, "checkpoint": {"interval": 2, "keep_last": 1, "keep_best": False}}
+    run = trainer(tiny_config(tmp_path, **sections))
+    poison(run, 5)
+    with pytest.raises(NanochatError, match="the last good checkpoint is step 4;"):
+        run.fit()
+    assert checkpoints.steps(tmp_path / "tiny") == [4]
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "tiny").values() if tensor.is_floating_point())
+
+
+def test_a_run_that_is_stopped_while_it_skips_still_knows_its_last_good_checkpoint(tmp_path):
+    sections = {"train": {"max_skipped_steps": 6}, "checkpoint": {"interval": 2, "keep_last": 1, "keep_best": False}}
+    run = trainer(tiny_config(tmp_path, **sections))
+    poison(run, 5)
+    with run.log:
+        for _ in range(8):
+            run._step()
+            run._between_steps()
+        run.save()
+    assert checkpoints.steps(tmp_path / "tiny") == [4, 8]
+    with pytest.raises(NanochatError, match="the last good checkpoint is step 4;"):
+        trainer(tiny_config(tmp_path, **sections), resume=True).fit()
+
+
+def test_a_run_that_is_not_finite_in_its_last_steps_ends_as_diverged(tmp_path):
+    run = trainer(tiny_config(tmp_path))
+    poison(run, 10)
+    with pytest.raises(Diverged, match="the held-out loss is nan; the last good checkpoint is step 8;"):
+        run.fit()
+    assert checkpoints.latest_step(tmp_path / "tiny") == 8
 
 
 def test_sigterm_saves_everything_and_ends_with_exit_code_130(tmp_path):
