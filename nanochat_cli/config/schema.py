@@ -263,7 +263,9 @@ class GaLoreConfig(Section):
     enabled: bool = False
     rank: PositiveInt = Field(default=256, description="of the subspace; at most the smaller side of a matrix")
     update_freq: PositiveInt = Field(default=200, description="steps between new subspaces")
-    scale: PositiveFloat = Field(default=0.25, description="factor on the update that comes back from the subspace")
+    scale: PositiveFloat | None = Field(
+        default=None, description="factor on the update from the subspace; none: 1 with Muon, 0.25 with AdamW"
+    )
     unbiased: bool = Field(default=False, description="GUM: some matrices are updated in full, the rest compensated")
     full_rank_share: float = Field(default=0.25, gt=0, le=1, description="share of matrices that GUM updates in full")
     oversampling: NonNegativeInt = Field(default=8, description="extra columns of the randomised SVD")

@@ -33,6 +33,8 @@ MOMENTS: dict[Inner, dict[str, Code]] = {
     "muon": {"momentum": "linear"},
     "adamw": {"exp_avg": "dynamic", "exp_avg_sq": "unsigned"},
 }
+DEFAULT_SCALE: dict[Inner, float] = {"muon": 1.0, "adamw": 0.25}
+"""α. The paper's 0.25 is of Adam; an orthogonalised step has the same length inside a subspace as outside."""
 
 
 @dataclass
@@ -98,6 +100,7 @@ class GaLore:
     ) -> None:
         self.config, self.state_block = config, state_block
         self.inner: Inner = inner
+        self.scale = DEFAULT_SCALE[inner] if config.scale is None else config.scale
         self.momentum, self.nesterov, self.ns_steps = momentum, nesterov, ns_steps
         self.coefficients: Coefficients = coefficients
         self.betas, self.eps = betas, eps
@@ -159,7 +162,7 @@ class GaLore:
     def _step_section(self, one: Stack, section: Section, lr: float) -> None:
         factor = math.sqrt(max(1.0, one.shape[0] / one.shape[1])) if self.inner == "muon" else 1.0
         if section.kind == "projected" and not self.config.unbiased:
-            factor *= self.config.scale
+            factor *= self.scale
         for places, part in chunks(section.members):
             projection = None
             if part[0].name in one.collected:

@@ -24,7 +24,7 @@ def low_rank(shape, rank, seed):
 
 
 def config(**options):
-    return GaLoreConfig.model_validate({"rank": 6, "update_freq": 3, "scale": 1.0, "enabled": True} | options)
+    return GaLoreConfig.model_validate({"rank": 6, "update_freq": 3, "enabled": True} | options)
 
 
 def give(pairs, steps_seed, rank=None):
@@ -73,7 +73,10 @@ def test_a_rank_of_the_whole_matrix_is_muon():
 
 
 def test_gradients_inside_the_subspace_are_stepped_as_muon_does_whatever_its_rotation():
-    """The gradients of all steps lie in one space of rank 6: P NS(Pᵀ m) = NS(m), also across new subspaces."""
+    """The gradients of all steps lie in one space of rank 6: P NS(Pᵀ m) = NS(m), also across new subspaces.
+
+    So α is 1 with Muon when nobody sets it; GaLore's own 0.25 is of Adam, whose steps inside a subspace are longer.
+    """
     ours, theirs = parameters(), parameters()
     galore, muon = GaLore(ours, config()), Muon(theirs)
     for step in range(5):
@@ -97,9 +100,18 @@ def test_state_is_of_the_rank_and_nothing_is_kept_of_the_whole_matrix():
     assert sum(t.numel() for t in adamw.state_tensors()) == sum(elements) + 6 * (2 * 40 + 40 + 24)
 
 
+def test_a_scale_that_is_set_is_a_factor_on_the_step_of_muon_too():
+    ours, theirs = parameters(), parameters()
+    for pairs, scale in ((ours, 0.5), (theirs, None)):
+        give(pairs, 0)
+        GaLore(pairs, config(scale=scale)).step(0.02)
+    for (_, p), (_, q), (_, w) in zip(ours, theirs, parameters(), strict=True):
+        torch.testing.assert_close(2 * (p - w).detach(), (q - w).detach(), atol=1e-5, rtol=0)
+
+
 def test_the_update_is_the_formula_between_new_subspaces():
     (pair,) = parameters([(24, 40)])
-    galore = GaLore([pair], config(scale=0.25), inner="adamw", betas=(0.9, 0.99), eps=1e-8)
+    galore = GaLore([pair], config(), inner="adamw", betas=(0.9, 0.99), eps=1e-8)
     weight, mean, square = pair[1].detach().clone(), 0.0, 0.0
     for step in range(3):
         give([pair], step)
