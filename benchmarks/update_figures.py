@@ -240,8 +240,8 @@ def _of_claim(document: dict[str, Any], name: str, field: str) -> float:
     claim = next((claim for claim in document["claims"] if claim["id"] == name), None)
     if claim is None:
         raise FigureError(f"there is no claim {name!r}; it has: {', '.join(c['id'] for c in document['claims'])}")
-    if field == "measured" and (number := re.match(r"-?\d+(\.\d+)?", claim["measured"])):
-        return float(number[0])
+    if field == "measured" and (number := re.match(r"(-?\d+(?:\.\d+)?)( %)?", claim["measured"])):
+        return float(number[1]) / (100 if number[2] else 1)
     end = _ends(claim["interval"]).get(field)
     if end is None:
         raise FigureError(f"claim {name!r} has no number {field!r}")

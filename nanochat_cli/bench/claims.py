@@ -1,16 +1,20 @@
 """Claims about the methods, as data, and what a suite's runs say about each.
 
 `presets/e3/claims.toml` holds them. A claim is supported when the conservative end of its interval reaches what was
-expected; it is not measurable here when a run or a number that it needs is missing in any seed. The verdict names the
-number of seeds when there are fewer than ENOUGH_SEEDS.
+expected. It is not measurable here when a run or a number that it needs is missing in any seed, or where its `only_if`
+does not hold: there it could not fail, or could not succeed. A claim about time whose end is nearer to what was
+expected than two runs of one configuration are to each other is within noise. The verdict says when there are fewer
+than ENOUGH_SEEDS seeds, and when learning rates matter and were not tuned.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from nanochat_cli.bench.noise import noise_floor
 from nanochat_cli.bench.records import FINISHED, MEASURES, RunRecord, Suite
 from nanochat_cli.bench.result_file import Claim
 from nanochat_cli.bench.statistics import Estimate, Form, compare
@@ -21,7 +25,21 @@ from nanochat_cli.errors import ConfigError
 CLAIMS_FILE = "e3/claims.toml"
 ENOUGH_SEEDS = 3
 SUPPORTED, NOT_SUPPORTED, NOT_MEASURABLE = "supported", "not supported", "not measurable here"
+WITHIN_NOISE = "within noise"
+TUNING = "tuning"
+"""Key of a suite's settings: the learning rates that were tried, absent where none were."""
 _NEVER_REACHED = ("tokens_to_baseline", "seconds_to_baseline")
+
+
+class Condition(BaseModel):
+    """Where a claim can be judged at all: every run of `config` measures less than `below`. otherwise: why not."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    config: str
+    measure: str
+    below: float
+    otherwise: str
 
 
 class ClaimSpec(BaseModel):
@@ -36,15 +54,18 @@ class ClaimSpec(BaseModel):
     config: str
     peer: str | None = None
     measure: str
+    peer_measure: str | None = None
     form: Form
     direction: Literal["at least", "at most"]
     low: float | None = None
     high: float | None = None
+    only_if: Condition | None = None
 
     @model_validator(mode="after")
     def _is_complete(self) -> "ClaimSpec":
-        if self.measure not in MEASURES:
-            raise ValueError(f"measure = {self.measure} is none of {', '.join(MEASURES)}")
+        for measure in (self.measure, self.peer_measure, self.only_if.measure if self.only_if else None):
+            if measure is not None and measure not in MEASURES:
+                raise ValueError(f"measure = {measure} is none of {', '.join(MEASURES)}")
         if (self.peer is None) != (self.form == "value"):
             raise ValueError(f"form = {self.form} {'needs a' if self.peer is None else 'has no'} peer")
         if self.bound is None:
@@ -64,8 +85,11 @@ class ClaimSpec(BaseModel):
 
     @property
     def expected(self) -> str:
-        beyond = self.high if self.direction == "at least" else None
-        return f"{self.direction} {self.bound:g}{'' if beyond is None else f', up to {beyond:g}'} {self.unit}".rstrip()
+        """In words, shares as percentages: "10–20 %", "at least 35 %", "at most 0.01 bits/byte"."""
+        scale, unit = (100, "%") if self.unit == "share" else (1, self.unit)
+        ends = [f"{scale * end:g}" for end in (self.low, self.high) if end is not None]
+        words = "–".join(ends) if len(ends) > 1 else f"{self.direction} {ends[0]}"
+        return f"{words} {unit}".rstrip()
 
 
 def load_claims(path: Path | None = None) -> list[ClaimSpec]:
@@ -87,18 +111,56 @@ def load_claims(path: Path | None = None) -> list[ClaimSpec]:
 
 def judge(spec: ClaimSpec, suite: Suite) -> Claim:
     """What the runs of a suite say about one claim, seed by seed."""
-    estimate = _estimate(spec, suite)
+    estimate = _unmet(spec, suite) or _estimate(spec, suite)
     if isinstance(estimate, str):
         return _claim(spec, measured=estimate, verdict=NOT_MEASURABLE)
     low, high = estimate.interval or (estimate.value, estimate.value)
-    bound = spec.bound
+    end, bound = (low if spec.direction == "at least" else high), spec.bound
     assert bound is not None, "validated"
-    reached = low >= bound if spec.direction == "at least" else high <= bound
-    verdict = SUPPORTED if reached else NOT_SUPPORTED
+    floor = noise_floor(suite, spec.measure) if MEASURES[spec.measure].timed else None
+    verdict = SUPPORTED if (end >= bound if spec.direction == "at least" else end <= bound) else NOT_SUPPORTED
+    if floor is not None and _apart(spec, end, bound) < floor:
+        verdict = WITHIN_NOISE
+    measured = _shown(estimate.value, spec.unit)
+    if floor is not None:
+        measured += f" (two runs of one configuration differ by up to {floor - 1:.1%})"
+    return _claim(spec, measured=measured, verdict=verdict + _reserve(spec, suite, estimate, floor), estimate=estimate)
+
+
+def _apart(spec: ClaimSpec, end: float, bound: float) -> float:
+    """Factor, at least 1, between two values of a claim's form as a ratio of times or rates."""
+    ratios = [1 - value if spec.form == "saving" else value for value in (end, bound)]
+    if spec.form not in ("ratio", "saving") or min(ratios) <= 0:
+        return math.inf
+    return max(ratios[0] / ratios[1], ratios[1] / ratios[0])
+
+
+def _reserve(spec: ClaimSpec, suite: Suite, estimate: Estimate, floor: float | None) -> str:
+    """What a reader of the verdict has to know, in brackets; nothing when there is nothing."""
+    reserves = []
     if estimate.seeds < ENOUGH_SEEDS:
-        verdict += f" ({estimate.seeds} seed{'s' if estimate.seeds > 1 else ''} only)"
-    measured = f"{estimate.value:.4g} {spec.unit}".rstrip()
-    return _claim(spec, measured=measured, verdict=verdict, estimate=estimate)
+        reserves.append(f"{estimate.seeds} seed{'s' if estimate.seeds > 1 else ''} only")
+    if MEASURES[spec.measure].learned and not suite.settings.get(TUNING):
+        reserves.append("learning rates not tuned")
+    if MEASURES[spec.measure].timed and floor is None:
+        reserves.append("noise not measured")
+    return f" ({'; '.join(reserves)})" if reserves else ""
+
+
+def _shown(value: float, unit: str) -> str:
+    return f"{100 * value:.4g} %" if unit == "share" else f"{value:.4g} {unit}".rstrip()
+
+
+def _unmet(spec: ClaimSpec, suite: Suite) -> str | None:
+    """Why the claim can be neither held nor broken here; None where it can, or where that is not known."""
+    if (condition := spec.only_if) is None:
+        return None
+    values = _values(condition.config, suite.of(condition.config), condition.measure)
+    if isinstance(values, str) or max(values) < condition.below:
+        return None
+    measure = MEASURES[condition.measure]
+    found = _shown(min(values), measure.unit)
+    return f"{condition.config} has {found} ({measure.title}): {condition.otherwise}"
 
 
 def _claim(spec: ClaimSpec, *, measured: str, verdict: str, estimate: Estimate | None = None) -> Claim:
@@ -119,23 +181,21 @@ def _claim(spec: ClaimSpec, *, measured: str, verdict: str, estimate: Estimate |
 
 def _estimate(spec: ClaimSpec, suite: Suite) -> Estimate | str:
     """The comparison over all seeds, or why there is none, in words."""
-    configs = [spec.config] if spec.peer is None else [spec.config, spec.peer]
+    sides = [(spec.config, spec.measure)]
+    if spec.peer is not None:
+        sides.append((spec.peer, spec.peer_measure or spec.measure))
     columns: list[list[float]] = []
-    for config in configs:
-        values = _values(config, suite.of(config), spec.measure)
+    for config, measure in sides:
+        values = _values(config, suite.of(config), measure)
         if isinstance(values, str):
             return values
         columns.append(values)
     if len({len(column) for column in columns}) > 1:
         return f"{spec.config} and {spec.peer} have not run with the same seeds"
     smaller_is_better = MEASURES[spec.measure].smaller_is_better
+    peers = columns[1] if len(columns) > 1 else None
     try:
-        return compare(
-            columns[0],
-            columns[1] if len(columns) > 1 else None,
-            spec.form,
-            smaller_is_better=smaller_is_better,
-        )
+        return compare(columns[0], peers, spec.form, smaller_is_better=smaller_is_better)
     except ValueError as error:
         return str(error)
 

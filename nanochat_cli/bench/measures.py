@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_cli.bench.records import DIVERGED, FINISHED, MEASURES, Point, RunRecord
+from nanochat_cli.report.environment import read_environment
 from nanochat_cli.report.metrics_log import FILE_NAME, read_metrics, series
 
 MAX_POINTS = 500
@@ -33,6 +34,7 @@ class Outcome:
     peak_memory_bytes: int | None = None
     gguf_bytes: int | None = None
     gpu_utilisation: float | None = None
+    adamw_state_bytes: int | None = None
 
 
 def read_run(folder: Path, run: str, config: str, seed: int, outcome: Outcome) -> RunRecord:
@@ -52,7 +54,7 @@ def read_run(folder: Path, run: str, config: str, seed: int, outcome: Outcome) -
         measures["train_seconds"] = metrics[-1]["seconds"]
     if status == FINISHED:
         measures |= {"bits_per_byte": ends[-1]["final/bits_per_byte"], "loss": ends[-1]["final/loss"]}
-    for name in ("optimizer_state_bytes", "peak_memory_bytes", "gguf_bytes", "gpu_utilisation"):
+    for name in ("optimizer_state_bytes", "adamw_state_bytes", "peak_memory_bytes", "gguf_bytes", "gpu_utilisation"):
         measures[name] = getattr(outcome, name)
     return RunRecord(
         config=config,
@@ -64,6 +66,7 @@ def read_run(folder: Path, run: str, config: str, seed: int, outcome: Outcome) -
         train=_curve(steps),
         evaluations=_evaluations(metrics),
         measures=measures,
+        environment=read_environment(folder / run) or {},
     )
 
 

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from nanochat_cli.bench.noise import REPEAT
+from nanochat_cli.bench.tuning import Tuning, rates, same_training, shorten
 from nanochat_cli.config.load import resolve_config
 from nanochat_cli.config.overrides import parse_override
 from nanochat_cli.config.schema import Config, TrainConfig
@@ -46,7 +48,10 @@ class Contender:
 
 @dataclass(frozen=True)
 class Plan:
-    """The first contender is the baseline. profile: None for `ab`; given: the user's own --set."""
+    """The first contender is the baseline. profile: None for `ab`; given: the user's own --set.
+
+    tuning: None where every contender keeps the learning rate of its preset.
+    """
 
     suite: Literal["e3", "ab"]
     profile: str | None
@@ -54,6 +59,7 @@ class Plan:
     seeds: int
     contenders: tuple[Contender, ...]
     given: tuple[str, ...] = ()
+    tuning: Tuning | None = None
 
     @property
     def baseline(self) -> Contender:
@@ -73,14 +79,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Entry:
-    """One run of a plan."""
+    """One run of a plan. rate: that a run for tuning tries; None for one that is compared."""
 
     contender: Contender
     seed: int
+    rate: float | None = None
 
     @property
     def name(self) -> str:
-        return f"{self.contender.stem}-seed{self.seed}"
+        return f"{self.contender.stem}-{f'seed{self.seed}' if self.rate is None else f'lr{self.rate:g}'}"
 
     @property
     def run(self) -> str:
@@ -97,8 +104,9 @@ def plan_e3(
     seeds: int,
     match: Match,
     given: Sequence[str],
+    tuning: Tuning | None = None,
 ) -> Plan:
-    """The five configurations, or those named, with the isolated methods on request; the baseline always runs.
+    """The five configurations, or those named, with the isolated methods on request; the baseline always runs, twice.
 
     Raises ConfigError for a name that does not exist.
     """
@@ -107,8 +115,9 @@ def plan_e3(
         raise ConfigError(f"--configs {unknown[0]}: no such configuration: {', '.join((*CONFIGS, *ABLATIONS))}")
     names = dict.fromkeys([E3_BASELINE, *chosen, *(ABLATIONS if ablations else ())])
     overrides = (*profile_overrides, *given)
-    contenders = tuple(Contender(name, (f"e3/{name}",), overrides) for name in names)
-    return _checked(Plan("e3", profile, match, seeds, contenders, tuple(given)))
+    contenders = [Contender(name, (f"e3/{name}",), overrides) for name in names]
+    contenders.append(Contender(REPEAT, (f"e3/{E3_BASELINE}",), overrides))
+    return _checked(Plan("e3", profile, match, seeds, tuple(contenders), tuple(given), tuning))
 
 
 def plan_ab(
@@ -149,15 +158,37 @@ def entries(plan: Plan) -> list[Entry]:
     return found
 
 
-def resolve(plan: Plan, entry: Entry, folder: Path, baseline_seconds: float | None = None) -> Config:
+def tuning_entries(plan: Plan) -> list[Entry]:
+    """The runs that come before those of `entries`: every rate of every contender that none before it stands for."""
+    if plan.tuning is None:
+        return []
+    own = [contender for contender in plan.contenders if stands_for(plan, contender) == contender]
+    return [Entry(contender, 0, rate) for contender in own for rate in rates(_resolved(contender), plan.tuning)]
+
+
+def stands_for(plan: Plan, contender: Contender) -> Contender:
+    """The first contender that trains as this one does: what is tried of it counts for both."""
+    config = _resolved(contender)
+    return next(other for other in plan.contenders if same_training(_resolved(other), config))
+
+
+def resolve(
+    plan: Plan, entry: Entry, folder: Path, baseline_seconds: float | None = None, rate: float | None = None
+) -> Config:
     """The configuration of a run in the suite's `folder`.
 
     baseline_seconds: with --match time, the training time of the baseline's run of the same seed; not for the baseline
-    itself. Raises ConfigError.
+    itself. rate: what tuning chose for this contender; None keeps its own. Raises ConfigError.
     """
     config = _resolved(entry.contender)
     config.run.seed += entry.seed
     config.run.dir, config.run.name = folder / RUNS_FOLDER, entry.name
+    if entry.rate is not None:
+        assert plan.tuning is not None
+        shorten(config, plan.tuning, entry.rate)
+        return config
+    if rate is not None:
+        config.optim.lr = rate
     if entry.contender == plan.baseline:
         return config
     reference = _resolved(plan.baseline).train
@@ -190,7 +221,10 @@ def load_plan(folder: Path) -> Plan:
             Contender(values["name"], tuple(values["presets"]), tuple(values["overrides"]))
             for values in found.pop("contenders")
         )
-        return Plan(**found | {"contenders": contenders, "given": tuple(found["given"])})
+        tuning = found.pop("tuning", None)
+        if tuning is not None:
+            tuning = Tuning(tuple(tuning["factors"]), tuning["share"])
+        return Plan(**found | {"contenders": contenders, "given": tuple(found["given"]), "tuning": tuning})
     except OSError as error:
         raise DataError(f"{folder}: not the folder of a suite (no {PLAN_FILE}: {error.strerror})") from error
     except (ValueError, KeyError, TypeError) as error:

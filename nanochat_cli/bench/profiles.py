@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from nanochat_cli.bench.tuning import Tuning
 from nanochat_cli.config.files import read_toml
 from nanochat_cli.config.presets import presets_folder
 from nanochat_cli.errors import ConfigError
@@ -18,12 +19,16 @@ _EVERY = "every"
 
 @dataclass(frozen=True)
 class Profile:
-    """overrides: as for `--set`, laid over every preset of the suite; seeds: how many when nobody says."""
+    """overrides: as for `--set`, laid over every preset of the suite; seeds: how many when nobody says.
+
+    tuning: what `--tune` tries.
+    """
 
     name: str
     description: str
     seeds: int
     overrides: tuple[str, ...]
+    tuning: Tuning
 
 
 def load_profiles(path: Path | None = None) -> dict[str, Profile]:
@@ -36,9 +41,11 @@ def load_profiles(path: Path | None = None) -> dict[str, Profile]:
         try:
             description, seeds = table["description"], table["seeds"]  # pyright: ignore[reportIndexIssue]
             changes = table.get("overrides", {})  # pyright: ignore[reportAttributeAccessIssue]
+            grid = table["tuning"]  # pyright: ignore[reportIndexIssue]
+            tuning = Tuning(tuple(grid["factors"]), grid["share"])  # pyright: ignore[reportArgumentType, reportIndexIssue, reportCallIssue]
         except (KeyError, TypeError):
-            raise ConfigError(f"{path}: [{name}] needs description and seeds") from None
-        found[name] = Profile(name, description, seeds, (*_overrides(every), *_overrides(changes)))
+            raise ConfigError(f"{path}: [{name}] needs description, seeds, and tuning with factors and share") from None
+        found[name] = Profile(name, description, seeds, (*_overrides(every), *_overrides(changes)), tuning)
     return found
 
 

@@ -23,34 +23,42 @@ STATUSES = FINISHED, DIVERGED, OUT_OF_MEMORY, FAILED, INTERRUPTED
 
 @dataclass(frozen=True)
 class Measure:
-    """How a measure of a run is called and read. unit: as in result files; "" for a pure number."""
+    """How a measure of a run is called and read. unit: as in result files; "" for a pure number.
+
+    timed: it depends on what else the machine does; learned: it depends on the learning rate.
+    """
 
     title: str
     unit: str
     smaller_is_better: bool
+    timed: bool = False
+    learned: bool = False
 
 
 MEASURES: dict[str, Measure] = {
-    "bits_per_byte": Measure("bits per byte, held-out", "bits/byte", True),
-    "loss": Measure("loss, held-out", "nats/token", True),
-    "tokens_to_baseline": Measure("tokens to the baseline's bits per byte", "tokens", True),
-    "seconds_to_baseline": Measure("training time to the baseline's bits per byte", "s", True),
-    "tokens_per_second": Measure("training rate", "tokens/s", False),
-    "step_ms": Measure("step", "ms", True),
-    "forward_ms": Measure("forward pass and loss", "ms", True),
-    "backward_ms": Measure("backward pass", "ms", True),
-    "optimizer_ms": Measure("optimizer", "ms", True),
-    "data_wait_ms": Measure("wait for a batch", "ms", True),
+    "bits_per_byte": Measure("bits per byte, held-out", "bits/byte", True, learned=True),
+    "loss": Measure("loss, held-out", "nats/token", True, learned=True),
+    "tokens_to_baseline": Measure("tokens to the baseline's bits per byte", "tokens", True, learned=True),
+    "seconds_to_baseline": Measure(
+        "training time to the baseline's bits per byte", "s", True, timed=True, learned=True
+    ),
+    "tokens_per_second": Measure("training rate", "tokens/s", False, timed=True),
+    "step_ms": Measure("step", "ms", True, timed=True),
+    "forward_ms": Measure("forward pass and loss", "ms", True, timed=True),
+    "backward_ms": Measure("backward pass", "ms", True, timed=True),
+    "optimizer_ms": Measure("optimizer", "ms", True, timed=True),
+    "data_wait_ms": Measure("wait for a batch", "ms", True, timed=True),
     "kept_fraction": Measure("tokens in the backward pass", "share", True),
     "gradient_norm": Measure("gradient norm, median", "", True),
     "steps": Measure("steps", "steps", True),
     "skipped": Measure("skipped steps", "steps", True),
     "peak_memory_bytes": Measure("peak memory of the process", "B", True),
     "optimizer_state_bytes": Measure("optimizer state", "B", True),
+    "adamw_state_bytes": Measure("state that AdamW in float32 has for the same parameters", "B", True),
     "busy_fraction": Measure("share of a step that does not wait for data", "share", False),
     "gpu_utilisation": Measure("share of the time in which the GPU ran a kernel", "share", False),
     "gguf_bytes": Measure("GGUF file", "B", True),
-    "train_seconds": Measure("training time", "s", True),
+    "train_seconds": Measure("training time", "s", True, timed=True),
 }
 """Every measure of a run, in the order in which a report shows them."""
 
@@ -72,7 +80,8 @@ class RunRecord:
 
     config: "baseline", "mtp-only", ..., or what is varied, such as "optim.lr=3e-4". status: one of STATUSES; reason:
     one line for any but finished. run: its folder. train: "step", "tokens", "seconds" and "loss" of the main loss,
-    equally long and thinned. measures: by the names of MEASURES; None for what was not measured.
+    equally long and thinned. measures: by the names of MEASURES; None for what was not measured. environment: where it
+    ran, as its own file says; empty where that is not known.
     """
 
     config: str
@@ -84,6 +93,7 @@ class RunRecord:
     train: dict[str, list[float]]
     evaluations: list[Point]
     measures: dict[str, float | None]
+    environment: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:

@@ -6,13 +6,14 @@ than the peer, so that a ratio of times is peer / ours and a ratio of rates ours
 
 import json
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nanochat_cli.errors import DataError
-from nanochat_cli.report.environment import environment
+from nanochat_cli.report.environment import blemish, environment
 from nanochat_cli.report.quantities import format_quantity
 from nanochat_cli.report.reporter import Reporter
 
@@ -33,9 +34,10 @@ class Result:
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement that was measured; verdict: supported, not supported, or not measurable here.
+    """A statement that was measured; verdict: as `bench.claims` words it.
 
-    interval: 95 %, in `unit`, as the ends of what was expected, where there are any.
+    interval: called what `bench.statistics.interval_name(seeds)` says; in `unit`, as the ends of what was expected,
+    where there are any.
     """
 
     id: str
@@ -90,10 +92,16 @@ def _shown(result: Result) -> str:
 def write_results(
     path: Path, suite: str, results: Sequence[Result], claims: Sequence[Claim] = (), **details: Any
 ) -> Path:
-    """Write the file, with the environment it was measured in; details: further keys. Raises DataError."""
+    """Write the file, with the environment it was measured in; details: further keys. Raises DataError.
+
+    Warns on standard error when the measurement cannot be traced to a commit.
+    """
+    found = environment()
+    if (reason := blemish(found)) is not None:
+        print(f"warning: {path}: measured with {reason}: not to be committed as a result", file=sys.stderr)
     document = {
         "suite": suite,
-        "environment": environment(),
+        "environment": found,
         "results": [asdict(result) for result in results],
         "claims": [asdict(claim) for claim in claims],
         **details,

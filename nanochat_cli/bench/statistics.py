@@ -1,4 +1,7 @@
-"""What matched runs say about a difference: paired comparisons over seeds, with bootstrap intervals.
+"""What matched runs say about a difference: paired comparisons over seeds, with an interval.
+
+The interval is a bootstrap interval of the mean from ENOUGH_FOR_INTERVAL seeds on. Of fewer, resampling knows nothing
+that would deserve a level, and it is the range of the seeds: the smallest and the largest.
 
 Runs of the same seed have the same data in the same order and, where shapes agree, the same initial weights, so that
 they are compared pair by pair. Knows numbers only.
@@ -12,6 +15,8 @@ import numpy as np
 
 LEVEL = 0.95
 RESAMPLES = 10_000
+ENOUGH_FOR_INTERVAL = 6
+RANGE = "range of the seeds"
 
 Form = Literal["ratio", "saving", "difference", "value"]
 """ratio: above 1 is better than the peer; saving: 1 − ours / peer; difference: ours − peer; value: ours alone."""
@@ -19,7 +24,7 @@ Form = Literal["ratio", "saving", "difference", "value"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """interval: of the value, at LEVEL; None with fewer than two seeds."""
+    """interval: of the value, as `seed_interval` has it; None with fewer than two seeds."""
 
     value: float
     interval: tuple[float, float] | None
@@ -40,6 +45,18 @@ def bootstrap_interval(
     drawn = np.random.default_rng(seed).integers(len(found), size=(resamples, len(found)))
     low, high = np.quantile(found[drawn].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def seed_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Smallest and largest of a few values, the bootstrap interval of their mean at LEVEL of many; None of one."""
+    if len(values) < 2:
+        return None
+    return bootstrap_interval(values) if len(values) >= ENOUGH_FOR_INTERVAL else (min(values), max(values))
+
+
+def interval_name(seeds: int) -> str:
+    """What `seed_interval` of so many values may be called."""
+    return f"{LEVEL:.0%} interval".replace("%", " %") if seeds >= ENOUGH_FOR_INTERVAL else RANGE
 
 
 def compare(
@@ -67,7 +84,7 @@ def compare(
 
 
 def _estimate(values: Sequence[float]) -> Estimate:
-    return Estimate(float(np.mean(values)), bootstrap_interval(values), len(values))
+    return Estimate(float(np.mean(values)), seed_interval(values), len(values))
 
 
 def _mapped(estimate: Estimate, function: Callable[[float], float]) -> Estimate:

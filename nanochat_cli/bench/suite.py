@@ -1,27 +1,42 @@
 """`nanochat bench e3` and `bench ab`: runs a plan, one process after the other, and makes its report.
 
 The folder of a suite holds the plan, every run with its log and how it ended, and the report, which is written anew
-after each run. A suite that was interrupted goes on with what is missing: runs that have ended stay as they are, and
-one that was in the middle continues from its checkpoint.
+after each run. With a plan that tunes, the runs that look for learning rates come first. A suite that was interrupted
+goes on with what is missing: runs that have ended stay as they are, and one that was in the middle continues from its
+checkpoint.
 """
 
 import fcntl
+import shutil
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from nanochat_cli.bench.claims import judge, load_claims
+from nanochat_cli.bench.claims import TUNING, judge, load_claims
 from nanochat_cli.bench.measures import Outcome, read_run, relate
-from nanochat_cli.bench.plan import PLAN_FILE, Entry, Plan, entries, load_plan, resolve, save_plan
+from nanochat_cli.bench.noise import noise_note
+from nanochat_cli.bench.plan import (
+    PLAN_FILE,
+    Entry,
+    Plan,
+    entries,
+    load_plan,
+    resolve,
+    save_plan,
+    stands_for,
+    tuning_entries,
+)
 from nanochat_cli.bench.records import FAILED, FINISHED, INTERRUPTED, MEASURES, RunRecord, Suite, write_suite
 from nanochat_cli.bench.result_file import Result
 from nanochat_cli.bench.suite_child import read_outcome
 from nanochat_cli.bench.suite_runs import Place, run_in_process
 from nanochat_cli.bench.suite_view import SuiteView
+from nanochat_cli.bench.tuning import SEED, Tuned, choose, load_tuned, rates, save_tuned, tuning_notes
 from nanochat_cli.config.schema import Config
 from nanochat_cli.errors import ConfigError, DataError, Interrupted, NanochatError
+from nanochat_cli.report.comparison_sections import NOTES
 from nanochat_cli.report.environment import environment, read_environment
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.runs import DEFAULT_FOLDER, new_run_name, require_writable
@@ -53,8 +68,8 @@ def find_folder(suite: str, out: Path | None) -> Path:
     return max(plans, key=lambda path: path.stat().st_mtime_ns).parent
 
 
-def run_suite(folder: Path, reporter: Reporter) -> Suite:
-    """Run what the plan in `folder` lacks, write and show the report.
+def run_suite(folder: Path, reporter: Reporter, report: Path | None = None) -> Suite:
+    """Run what the plan in `folder` lacks, write and show the report. report: a folder that gets a copy of it.
 
     Raises Interrupted after the current run has saved everything, and NanochatError when no run has finished.
     """
@@ -64,14 +79,24 @@ def run_suite(folder: Path, reporter: Reporter) -> Suite:
     with _exclusive(folder):
         _run_all(plan, folder, reporter)
         suite = collect(plan, folder)
-        write_suite(folder, suite)
-        written = write_comparison(folder, suite)
+        written = [write_suite(folder, suite), *write_comparison(folder, suite)]
     if not any(run.status == FINISHED for run in suite.runs):
         raise NanochatError(f"no run has finished, the first because: {suite.runs[0].reason}; see {folder / 'logs'}")
     show_comparison(suite, reporter)
+    if report is not None:
+        written = _copied(written, report)
     reporter.info(f"report: {', '.join(str(path) for path in written)}")
     reporter.result({"folder": str(folder), **asdict(suite)})
     return suite
+
+
+def _copied(files: Sequence[Path], folder: Path) -> list[Path]:
+    """Raises DataError when they cannot be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return [Path(shutil.copyfile(file, folder / file.name)) for file in files]
+    except OSError as error:
+        raise DataError(f"cannot write {folder}: {error.strerror}; choose another --report") from error
 
 
 def collect(plan: Plan, folder: Path) -> Suite:
@@ -86,10 +111,28 @@ def collect(plan: Plan, folder: Path) -> Suite:
                 runs.append(read_run(folder, entry.run, contender.name, seed, outcome))
                 found_environment = found_environment or read_environment(folder / entry.run)
     runs = relate(runs, plan.baseline.name)
-    suite = Suite(plan.suite, found_environment or environment(), plan.settings(), compared(runs, plan), [], runs)
+    settings, results, tuned = plan.settings(), compared(runs, plan), load_tuned(folder)
+    if tuned is not None:
+        settings[TUNING] = asdict(tuned)
+        results += _tried(tuned)
+    suite = Suite(plan.suite, found_environment or environment(), settings, results, [], runs)
     if plan.suite == "e3":
         suite.claims.extend(judge(spec, suite) for spec in load_claims())
+        settings[NOTES] = tuning_notes(tuned)
+    if (note := noise_note(suite)) is not None:
+        settings.setdefault(NOTES, []).append(note)
     return suite
+
+
+def _tried(tuned: Tuned) -> list[Result]:
+    """The rates that were tried, as results with the value that was found, and the one that was chosen."""
+    found = [Result(name, f"chosen {tuned.key}", rate, "") for name, rate in tuned.chosen.items()]
+    return found + [
+        Result(name, f"bits per byte after {tuned.steps} steps, {tuned.key} {rate:g}", bits, "bits/byte")
+        for name, grid in tuned.tried.items()
+        for rate, bits in grid.items()
+        if bits is not None
+    ]
 
 
 def compared(runs: Sequence[RunRecord], plan: Plan) -> list[Result]:
@@ -124,16 +167,19 @@ def _result(config: str, name: str, values: dict[int, float], peers: dict[int, f
 
 
 def _run_all(plan: Plan, folder: Path, reporter: Reporter) -> None:
-    order = entries(plan)
+    tuned = load_tuned(folder)
+    order = [*(tuning_entries(plan) if tuned is None else ()), *entries(plan)]
     with StopSignals() as stop, SuiteView(reporter, [entry.name for entry in order]) as view:
         for number, entry in enumerate(order):
+            if entry.rate is None and tuned is None and plan.tuning is not None:
+                tuned = _finish_tuning(plan, folder, reporter)
             place = Place(folder, entry.name)
             past = read_outcome(place.outcome)
             if past is not None and past.status not in AGAIN:
                 view.known(number, past.status)
                 continue
             view.start(number)
-            config = _configured(plan, entry, folder)
+            config = _configured(plan, entry, folder, tuned)
             if isinstance(config, Outcome):
                 outcome = config
                 place.record(outcome)
@@ -148,16 +194,45 @@ def _run_all(plan: Plan, folder: Path, reporter: Reporter) -> None:
                 )
 
 
-def _configured(plan: Plan, entry: Entry, folder: Path) -> Config | Outcome:
+def _finish_tuning(plan: Plan, folder: Path, reporter: Reporter) -> Tuned:
+    """Choose every contender's rate, say what was tried, and keep it; checkpoints of these runs serve nobody."""
+    assert plan.tuning is not None
+    tried: dict[str, dict[float, float | None]] = {}
+    for contender in plan.contenders:
+        source = stands_for(plan, contender)
+        grid = [Entry(source, 0, rate) for rate in rates(resolve(plan, Entry(source, 0), folder), plan.tuning)]
+        tried[contender.name] = {entry.rate: _bits_per_byte(folder, entry) for entry in grid if entry.rate is not None}
+    for entry in tuning_entries(plan):
+        shutil.rmtree(folder / entry.run / "checkpoints", ignore_errors=True)
+    steps = max(1, round(plan.tuning.share * resolve(plan, Entry(plan.baseline, 0), folder).train.total_steps))
+    tuned = choose(tried, seed=SEED, steps=steps)
+    save_tuned(folder, tuned)
+    for name, grid in tried.items():
+        shown = ", ".join(f"{rate:g}: {'–' if bits is None else f'{bits:.4f}'}" for rate, bits in grid.items())
+        reporter.info(f"{name}: {tuned.key} = {tuned.chosen.get(name, 'its own')} (bits per byte at {shown})")
+    return tuned
+
+
+def _bits_per_byte(folder: Path, entry: Entry) -> float | None:
+    """Of a tuning run; None for one that did not finish."""
+    outcome = read_outcome(Place(folder, entry.name).outcome)
+    if outcome is None:
+        return None
+    run = read_run(folder, entry.run, entry.contender.name, entry.seed, outcome)
+    return run.measures["bits_per_byte"] if run.status == FINISHED else None
+
+
+def _configured(plan: Plan, entry: Entry, folder: Path, tuned: Tuned | None) -> Config | Outcome:
     """The configuration of a run; the outcome of one that cannot begin, since the baseline sets its time."""
-    if plan.match != "time" or entry.contender == plan.baseline:
-        return resolve(plan, entry, folder)
+    rate = None if tuned is None else tuned.chosen.get(entry.contender.name)
+    if plan.match != "time" or entry.contender == plan.baseline or entry.rate is not None:
+        return resolve(plan, entry, folder, rate=rate)
     reference = Entry(plan.baseline, entry.seed)
     outcome = read_outcome(Place(folder, reference.name).outcome)
     if outcome is None or outcome.status != FINISHED:
         return Outcome(FAILED, f"{reference.name} has not finished, so there is no training time to match")
     record = read_run(folder, reference.run, plan.baseline.name, entry.seed, outcome)
-    return resolve(plan, entry, folder, record.measures["train_seconds"])
+    return resolve(plan, entry, folder, record.measures["train_seconds"], rate)
 
 
 def _prepare_data(plan: Plan, folder: Path, reporter: Reporter) -> None:

@@ -18,7 +18,7 @@ from nanochat_cli.bench.measures import Outcome
 from nanochat_cli.bench.peak_memory import peak_memory
 from nanochat_cli.bench.records import DIVERGED, FAILED, FINISHED, INTERRUPTED, OUT_OF_MEMORY
 from nanochat_cli.config.load import CONFIG_FILE, resolve_config
-from nanochat_cli.config.schema import Config
+from nanochat_cli.config.schema import Config, OptimConfig
 from nanochat_cli.durable import write_atomically
 from nanochat_cli.engine import GGUF_FILE, Engine
 from nanochat_cli.errors import Diverged, Interrupted, NanochatError
@@ -66,9 +66,23 @@ def _train(config: Config) -> Outcome:
         FINISHED,
         parameters=result.parameters,
         optimizer_state_bytes=result.optimizer_bytes,
+        adamw_state_bytes=adamw_state_bytes(config),
         peak_memory_bytes=peak if peak is not None else peak_memory() - before,
         gguf_bytes=_gguf_bytes(engine, config, run),
     )
+
+
+def adamw_state_bytes(config: Config) -> int:
+    """Bytes that AdamW in float32 would keep for every parameter that the run trains, counted from its tensors."""
+    import torch
+
+    from nanochat_cli.model.mtp import build_mtp
+    from nanochat_cli.model.transformer import Transformer
+    from nanochat_cli.optim import build_optimizer
+
+    with torch.device("meta"):
+        model, mtp = Transformer(config.model), build_mtp(config.model, config.mtp)
+    return build_optimizer(model, OptimConfig(matrix="adamw", other="adamw"), mtp).state_bytes()
 
 
 def _peak_on_device() -> int | None:

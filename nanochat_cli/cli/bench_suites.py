@@ -23,6 +23,7 @@ MatchOption = Annotated[
     typer.Option(help="What is equal: optimizer steps (default), tokens, or the baseline's training time."),
 ]
 Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the suite; default: the next in ./runs.")]
+Report = Annotated[Path | None, typer.Option(metavar="DIR", help="Copy the report there, without the runs.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue a suite; finished runs are not repeated.")]
 
 
@@ -35,11 +36,15 @@ def e3(
         str | None, typer.Option(metavar="A,B", help="Configurations besides the baseline; default: the five.")
     ] = None,
     ablations: Annotated[bool, typer.Option("--ablations", help="Also the methods one by one.")] = False,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="First look for the learning rate of each: the same few for all.")
+    ] = False,
     seeds: Seeds = None,
     match: MatchOption = None,
     overrides: Overrides = [],  # noqa: B006 - Typer copies it
     resume: Resume = False,
     out: Out = None,
+    report: Report = None,
 ) -> None:
     """Train the E3 configurations on the same data, and judge what is claimed for them.
 
@@ -64,17 +69,18 @@ def e3(
             seeds=seeds or chosen.seeds,
             match=match or "steps",
             given=overrides,
+            tuning=chosen.tuning if tune else None,
         )
 
     if not resume:
-        _begin(session, plan(profile), out)
+        _begin(session, plan(profile), out, report)
         return
     from nanochat_cli.bench.suite import find_folder
 
     folder = find_folder("e3", out)
-    if profile or configs or ablations or seeds or match or overrides:
+    if profile or configs or ablations or tune or seeds or match or overrides:
         _require_same(folder, plan(profile))
-    _run(session, folder)
+    _run(session, folder, report)
 
 
 def ab(
@@ -88,6 +94,7 @@ def ab(
     overrides: Overrides = [],  # noqa: B006
     resume: Resume = False,
     out: Out = None,
+    report: Report = None,
 ) -> None:
     """Train a base and the same with one key changed, on the same data, and compare them.
 
@@ -111,20 +118,20 @@ def ab(
         )
 
     if not resume:
-        _begin(session, plan(), out)
+        _begin(session, plan(), out, report)
         return
     from nanochat_cli.bench.suite import find_folder
 
     folder = find_folder("ab", out)
     if base or vary or seeds or match or overrides:
         _require_same(folder, plan())
-    _run(session, folder)
+    _run(session, folder, report)
 
 
-def _begin(session: Session, plan: "Plan", out: Path | None) -> None:
+def _begin(session: Session, plan: "Plan", out: Path | None, report: Path | None) -> None:
     from nanochat_cli.bench.suite import begin
 
-    _run(session, begin(plan, out, session.reporter))
+    _run(session, begin(plan, out, session.reporter), report)
 
 
 def _require_same(folder: Path, plan: "Plan") -> None:
@@ -137,8 +144,8 @@ def _require_same(folder: Path, plan: "Plan") -> None:
         )
 
 
-def _run(session: Session, folder: Path) -> None:
+def _run(session: Session, folder: Path, report: Path | None) -> None:
     from nanochat_cli.bench.suite import run_suite
 
     session.reporter.info(f"suite: {folder}")
-    run_suite(folder, session.reporter)
+    run_suite(folder, session.reporter, report)

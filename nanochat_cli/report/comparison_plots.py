@@ -168,7 +168,7 @@ def step_figure(suite: Suite) -> "Figure | None":
 
 
 def claims_figure(suite: Suite) -> "Figure | None":
-    """One row per claim with its own axis: the 95 % interval, the measured value, and the expected range shaded.
+    """One row per claim with its own axis: the interval, the measured value, and the expected range shaded.
 
     None when no claim has a number.
     """
@@ -182,9 +182,12 @@ def claims_figure(suite: Suite) -> "Figure | None":
 
 
 def measured_number(claim: Claim) -> float | None:
-    """The number that the measured text begins with; "8bit-only was not run" begins with none."""
+    """The number that the measured text begins with, a share as one; "8bit-only was not run" begins with none."""
     match = re.match(r"[-+−]?\d+(\.\d+)?(e[-+]?\d+)?(?=\s|$)", claim.measured)
-    return None if match is None else float(match[0].replace("−", "-"))
+    if match is None:
+        return None
+    value = float(match[0].replace("−", "-"))
+    return value / 100 if claim.unit == "share" and claim.measured[match.end() :].startswith(" %") else value
 
 
 def styles(suite: Suite) -> Mapping[str, tuple[str, str]]:
@@ -215,6 +218,8 @@ def _rows(axes: "Axes", names: Sequence[str]) -> None:
 
 
 def _draw_claim(axes: "Axes", claim: Claim) -> None:
+    from matplotlib.ticker import PercentFormatter
+
     # A verdict goes on where there are few seeds.
     colour = next((colour for verdict, colour in _VERDICTS.items() if claim.verdict.startswith(verdict)), _GREY)
     value, ends = measured_number(claim), [e for e in (claim.expected_low, claim.expected_high) if e is not None]
@@ -231,12 +236,14 @@ def _draw_claim(axes: "Axes", claim: Claim) -> None:
         axes.plot(claim.interval, (0, 0), color=colour, linewidth=2.2, marker="|", markersize=9)
     if value is not None:
         axes.plot([value], [0], color=colour, marker="o", markersize=6)
+    if claim.unit == "share":
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlim(left, right)
     axes.set_ylim(-1, 1)
     axes.set_yticks([])
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    unit = f" ({claim.unit})" if claim.unit else ""
+    unit = f" ({claim.unit})" if claim.unit and claim.unit != "share" else ""
     title = "\n".join(textwrap.wrap(f"{claim.statement}{unit}: {claim.verdict}", _LINE))
     axes.set_title(_text(title), fontsize=9, loc="left", color=colour)
 

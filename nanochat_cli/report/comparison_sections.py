@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nanochat_cli.bench.claims import TUNING
 from nanochat_cli.bench.records import FINISHED, REPORT_FILE, Suite
+from nanochat_cli.bench.statistics import interval_name
 from nanochat_cli.report import comparison_tables as tables
 from nanochat_cli.report.comparison_configs import Settings, differences_table
+from nanochat_cli.report.comparison_environments import environment_notes
 from nanochat_cli.report.comparison_hparams import FOLDER as HPARAMS
 from nanochat_cli.report.comparison_summary import summarise_configs
 from nanochat_cli.report.comparison_tables import Table, plain_value
@@ -18,6 +21,7 @@ from nanochat_cli.report.comparison_tables import Table, plain_value
 NOTES = "notes"
 """Key of `settings`: sentences about the comparison that a reader has to know, shown on top."""
 _ENVIRONMENT = ("date", "device", "cpu", "cores", "git", "versions")
+_HIDDEN = (NOTES, TUNING)
 _ALT = {
     "tokens": "held-out bits per byte over training tokens",
     "seconds": "held-out bits per byte over training time",
@@ -62,7 +66,7 @@ def notes_of(suite: Suite) -> list[str]:
         notes.append(f"{', '.join(alone)}: no seed in common with {suite.baseline}, and so no paired difference.")
     if max((len(summary.finished) for summary in summarise_configs(suite)), default=0) == 1:
         notes.append("One seed per configuration: a difference says nothing about how much of it is chance.")
-    return notes
+    return notes + environment_notes(suite)
 
 
 def sections_of(suite: Suite, settings: Mapping[str, Settings], pictures: Mapping[str, Path]) -> list[Section]:
@@ -85,8 +89,15 @@ def sections_of(suite: Suite, settings: Mapping[str, Settings], pictures: Mappin
         )
     ]
     if suite.claims:
-        text = "A dot is the measured value, a line its 95 % interval over seeds, green the range that was expected."
+        interval = interval_name(max(claim.seeds or 0 for claim in suite.claims))
+        text = f"A dot is the measured value, a line the {interval}, green the range that was expected."
         found.append(Section("Claims", [text], tables.claims_table(suite.claims), drawn("claims")))
+    if (tuned := suite.settings.get(TUNING)) is not None:
+        text = (
+            f"Bits per byte after {tuned['steps']} steps on a seed of its own, at each {tuned['key']} that was tried; "
+            "every configuration is compared at its best."
+        )
+        found.append(Section("Learning rates", [text], tables.rates_table(tuned)))
     if len((step := tables.step_table(summaries)).columns) > 1:
         found.append(Section("Time of a step", [], step, drawn("step")))
     if drawn("memory"):
@@ -96,7 +107,7 @@ def sections_of(suite: Suite, settings: Mapping[str, Settings], pictures: Mappin
     found.append(_differences(suite, settings))
     found.append(Section("Every run", [], tables.folders_table(suite), folded=True))
     found.append(Section("Every measure", [], tables.measures_table(summaries), folded=True))
-    about = {key: value for key, value in suite.settings.items() if key != NOTES}
+    about = {key: value for key, value in suite.settings.items() if key not in _HIDDEN}
     if about:
         found.append(Section("Settings", [], _pairs("setting", about), folded=True))
     environment = {key: suite.environment.get(key) for key in _ENVIRONMENT}

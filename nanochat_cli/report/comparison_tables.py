@@ -3,12 +3,13 @@
 One definition for the terminal, Markdown and HTML. Knows how a number of a unit is written; no markup.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from nanochat_cli.bench.records import FINISHED, MEASURES, Suite
 from nanochat_cli.bench.result_file import Claim
+from nanochat_cli.bench.statistics import interval_name
 from nanochat_cli.report.comparison_summary import ConfigSummary, Spread
 from nanochat_cli.report.quantities import format_duration, format_quantity
 
@@ -70,14 +71,15 @@ def step_table(summaries: Sequence[ConfigSummary]) -> Table:
 
 
 def claims_table(claims: Sequence[Claim], *, short: bool = False) -> Table:
-    """One row per claim, with its 95 % interval. short: without the source."""
-    columns = ["claim", "expected", "measured", "95 % interval", "seeds", "verdict", "source"]
+    """One row per claim, with its interval, under the name that so many seeds deserve. short: without the source."""
+    interval = interval_name(min((claim.seeds for claim in claims if claim.interval and claim.seeds), default=0))
+    columns = ["claim", "expected", "measured", interval, "seeds", "verdict", "source"]
     rows = [
         [
             claim.statement,
             claim.expected,
             claim.measured,
-            NONE if claim.interval is None else f"{number(claim.interval[0])} … {number(claim.interval[1])}",
+            NONE if claim.interval is None else " … ".join(_end(end, claim.unit) for end in claim.interval),
             NONE if claim.seeds is None else str(claim.seeds),
             claim.verdict,
             claim.source,
@@ -85,6 +87,21 @@ def claims_table(claims: Sequence[Claim], *, short: bool = False) -> Table:
         for claim in claims
     ]
     return Table(columns[:-1], [row[:-1] for row in rows]) if short else Table(columns, rows)
+
+
+def rates_table(tuned: Mapping[str, Any]) -> Table:
+    """One row per configuration: what was chosen, and what every rate that was tried ended with."""
+    grids: Mapping[str, Mapping[Any, float | None]] = tuned["tried"]
+    width = max((len(grid) for grid in grids.values()), default=0)
+    rows = []
+    for name, grid in grids.items():
+        cells = [
+            f"{float(rate):g}: {NONE if bits is None else format_measure(bits, 'bits/byte')}"
+            for rate, bits in grid.items()
+        ]
+        chosen = tuned["chosen"].get(name)
+        rows.append([name, "its own" if chosen is None else f"{chosen:g}", *cells, *[NONE] * (width - len(cells))])
+    return Table(["configuration", "chosen", *(f"rate {n}" for n in range(1, width + 1))], rows)
 
 
 def unfinished_table(suite: Suite) -> Table:
@@ -169,6 +186,10 @@ def plain_value(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(plain_value(item) for item in value) or "none"
     return "none" if value is None else str(value)
+
+
+def _end(value: float, unit: str | None) -> str:
+    return f"{number(100 * value)} %" if unit == "share" else number(value)
 
 
 def _means(measures: dict[str, str]) -> dict[str, Callable[[ConfigSummary], str]]:

@@ -10,6 +10,7 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -17,13 +18,20 @@ from pathlib import Path
 from typing import Any
 
 ENVIRONMENT_FILE = "environment.json"
+BLEMISHES = "no commit", "uncommitted changes"
+_NO_CODE = "benchmarks/results", "docs", "README.md"
+_FLAGS = (
+    "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8",
+    "amx_bf16", "asimd", "asimddp", "i8mm", "bf16", "sve",
+)  # fmt: skip
+"""What the CPU kernels, or torch's, choose between."""
 PACKAGES = (
     "nanochat", "torch", "triton", "numpy", "tokenizers", "safetensors", "datasets", "gguf", "pydantic", "xllamacpp",
 )  # fmt: skip
 
 
 def environment() -> dict[str, Any]:
-    """Plain values for `environment.json`, result files and reports."""
+    """Plain values for `environment.json`, result files and reports; `blemish` reads them."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": git_state(Path(__file__).resolve().parent),
@@ -31,11 +39,20 @@ def environment() -> dict[str, Any]:
         "os": platform.platform(),
         "device": gpu_name() or cpu_model(),
         "cpu": cpu_model(),
+        "cpu_flags": cpu_flags(),
         "cores": usable_cores(),
         "memory_bytes": memory_bytes(),
         "gpu": gpu_name(),
         "compiler": compiler(),
     }
+
+
+def blemish(found: Mapping[str, Any]) -> str | None:
+    """Why a measurement with this environment cannot be traced to a commit, in words; None when it can."""
+    git = found.get("git") or {}
+    if not git.get("commit"):
+        return BLEMISHES[0]
+    return BLEMISHES[1] if git.get("dirty") is not False else None
 
 
 def read_environment(run_dir: Path) -> dict[str, Any] | None:
@@ -48,14 +65,18 @@ def read_environment(run_dir: Path) -> dict[str, Any] | None:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """`{"commit", "dirty"}` of the checkout that tracks `folder`; None for an installed package or without git."""
+    """`{"commit", "dirty"}` of the checkout that tracks `folder`; None for an installed package or without git.
+
+    Results and the pages that quote them are no code: a new result does not make the next one dirty.
+    """
     # The folder must be tracked: a package installed below somebody else's checkout is not part of it.
     if not _run("git", "-C", str(folder), "ls-files", "."):
         return None
     commit = _run("git", "-C", str(folder), "rev-parse", "HEAD")
     if not commit:
         return None
-    status = _run("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no")
+    changes = "status", "--porcelain", "--untracked-files=no", "--", ":(top)"
+    status = _run("git", "-C", str(folder), *changes, *(f":(top,exclude){path}" for path in _NO_CODE))
     return {"commit": commit, "dirty": None if status is None else bool(status)}
 
 
@@ -79,6 +100,18 @@ def cpu_model() -> str | None:
         return platform.processor() or None
     match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return match[1].strip() if match else platform.machine() or None
+
+
+@cache
+def cpu_flags() -> list[str]:
+    """Instruction sets that matter to what is measured, as the kernel reports them; none elsewhere than on Linux."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    match = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
+    present = set(match[1].split()) if match else set()
+    return [flag for flag in _FLAGS if flag in present]
 
 
 def usable_cores() -> int:

@@ -35,18 +35,20 @@ def ab(*vary: str, match: Match = "steps", base: str = "test-mtp", given: tuple[
 
 def test_configurations_of_one_seed_follow_each_other_and_every_other_seed_is_reversed():
     order = [(entry.contender.name, entry.seed) for entry in entries(e3(configs=["full"], seeds=3))]
-    names = ["baseline", "full"]
+    names = ["baseline", "full", "baseline-again"]
     assert order == [*((n, 0) for n in names), *((n, 1) for n in names[::-1]), *((n, 2) for n in names)]
 
 
 def test_with_matched_time_the_baseline_of_a_seed_comes_first():
     order = entries(e3(configs=["full", "galore2"], seeds=2, match="time"))
-    assert [entry.contender.name for entry in order if entry.seed == 1] == ["baseline", "galore2", "full"]
+    assert [entry.contender.name for entry in order if entry.seed == 1] == [
+        *("baseline", "baseline-again", "galore2", "full")
+    ]
 
 
-def test_ablations_are_added_and_the_baseline_always_runs():
-    assert [c.name for c in e3(ablations=True).contenders] == [*CONFIGS, *ABLATIONS]
-    assert [c.name for c in e3(configs=["full"]).contenders] == ["baseline", "full"]
+def test_ablations_are_added_and_the_baseline_always_runs_and_once_more():
+    assert [c.name for c in e3(ablations=True).contenders] == [*CONFIGS, *ABLATIONS, "baseline-again"]
+    assert [c.name for c in e3(configs=["full"]).contenders] == ["baseline", "full", "baseline-again"]
     with pytest.raises(ConfigError, match="--configs fast: no such configuration: baseline"):
         e3(configs=["fast"])
 
@@ -55,7 +57,8 @@ def test_ablations_are_added_and_the_baseline_always_runs():
 def test_a_profile_changes_sizes_and_no_method(profile, tmp_path):
     # What a preset has beyond the baseline's is the same methods with and without the profile.
     methods = ("mtp.enabled", "mtp.n_tokens", "mtp.weight", "collider.enabled", "collider.sparsity", "loader.enabled")
-    methods += ("optim.eight_bit", "optim.eight_bit_other", "optim.galore.enabled", "optim.lr", "model.qk_norm")
+    methods += ("optim.eight_bit", "optim.eight_bit_other", "optim.galore.enabled", "optim.other", "model.qk_norm")
+    rates = set()
     for contender in e3(profile, ablations=True).contenders:
         plain = resolve_config(contender.presets)
         shrunk = resolve(e3(profile, ablations=True), Entry(contender, 0), tmp_path)
@@ -63,6 +66,8 @@ def test_a_profile_changes_sizes_and_no_method(profile, tmp_path):
             section, _, name = key.rpartition(".")
             assert _get(plain, section, name) == _get(shrunk, section, name), (contender.name, key)
         assert shrunk.telemetry.phases
+        rates.add((shrunk.optim.lr, shrunk.optim.lion_lr_mult))
+    assert len(rates) == 1, "a profile suits no contender more than another"
 
 
 def _get(config, section: str, name: str):
@@ -74,7 +79,7 @@ def _get(config, section: str, name: str):
 def test_runs_of_a_seed_share_data_order_and_lie_in_the_suite(tmp_path):
     plan = e3(configs=["full"], seeds=2, given=("train.batch_size=4",))
     found = [resolve(plan, entry, tmp_path) for entry in entries(plan)]
-    assert [config.run.seed for config in found] == [1337, 1337, 1338, 1338]
+    assert [config.run.seed for config in found] == [1337] * 3 + [1338] * 3
     assert {config.run.dir for config in found} == {tmp_path / "runs"}
     assert [config.run.name for config in found][:2] == ["baseline-seed0", "full-seed0"]
     assert {config.train.batch_size for config in found} == {4}

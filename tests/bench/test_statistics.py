@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from nanochat_cli.bench.statistics import bootstrap_interval, compare
+from nanochat_cli.bench.statistics import bootstrap_interval, compare, interval_name, seed_interval
 
 
 def test_a_ratio_above_one_is_better_whichever_way_the_measure_goes():
@@ -49,6 +49,15 @@ def test_one_seed_has_no_interval():
 
 def test_three_seeds_never_reach_beyond_the_smallest_and_the_largest():
     assert bootstrap_interval([1.0, 2.0, 4.0]) == (1.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "name"), [(2, "range of the seeds"), (5, "range of the seeds"), (6, "95 % interval")]
+)
+def test_below_six_seeds_the_interval_is_their_range_and_called_so(seeds, name):
+    values = [float(n * n) for n in range(seeds)]
+    assert interval_name(seeds) == name
+    assert (seed_interval(values) == (min(values), max(values))) == (seeds < 6)
 
 
 def test_the_same_values_give_the_same_interval():

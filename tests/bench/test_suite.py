@@ -16,7 +16,7 @@ import pytest
 
 from nanochat_cli.bench.measures import Outcome
 from nanochat_cli.bench.plan import load_plan, plan_ab
-from nanochat_cli.bench.records import Suite, read_suite
+from nanochat_cli.bench.records import RunRecord, Suite, read_suite
 from nanochat_cli.bench.suite import begin, compared, run_suite
 from nanochat_cli.bench.suite_child import read_outcome
 from nanochat_cli.bench.suite_runs import Place, run_in_process
@@ -66,7 +66,7 @@ def wait_for_step(process: "subprocess.Popen[str]", metrics: Path, step: int) ->
     pytest.fail(f"the suite ended before step {step}: {process.communicate()[1]}")
 
 
-def without_timings(suite: Suite, configs: list[str]) -> list[object]:
+def without_timings(suite: Suite, configs: list[str]) -> list[RunRecord]:
     found = []
     for run in (run for config in configs for run in suite.of(config)):
         measures = {k: v for k, v in run.measures.items() if k not in TIMINGS and not k.endswith("_ms")}
@@ -179,16 +179,24 @@ def test_the_smoke_profile_runs_the_five_configurations_and_judges_every_claim(t
     finish(start(tmp_path, "bench", "e3", "--profile", "smoke", "--out", "smoke", "--json", "found.json"))
     suite = read_suite(tmp_path / "smoke")
     assert [(run.config, run.status) for run in suite.runs] == [
-        (config, "finished") for config in ("baseline", "mtp-only", "muon-8bit", "galore2", "full")
+        (config, "finished") for config in ("baseline", "mtp-only", "muon-8bit", "galore2", "full", "baseline-again")
     ]
     by_name = {run.config: run.measures for run in suite.runs}
     state = {config: measures["optimizer_state_bytes"] or 0 for config, measures in by_name.items()}
     assert state["baseline"] > state["galore2"] > state["muon-8bit"] > state["full"] > 0
+    (baseline,) = suite.of("baseline")
+    assert baseline.measures["adamw_state_bytes"] == 8 * (baseline.parameters or 0), "two moments in float32"
+    assert without_timings(suite, ["baseline"])[0] == replace(
+        without_timings(suite, ["baseline-again"])[0], config="baseline", run=baseline.run
+    )
     assert 0.65 <= (by_name["full"]["kept_fraction"] or 0) < 1
     assert by_name["baseline"]["kept_fraction"] is None
     verdicts = {claim.id: claim.verdict for claim in suite.claims}
     assert verdicts["async-busy"] == "not measurable here"
     assert verdicts["eight-bit-memory"].endswith("(1 seed only)")
+    assert verdicts["combined-quality"].endswith("(1 seed only; learning rates not tuned)")
+    notes = suite.settings["notes"]
+    assert [note.split()[0] for note in notes] == ["Learning", "Noise"]
     assert json.loads((tmp_path / "found.json").read_text())["suite"] == "e3"
     assert (tmp_path / "smoke" / "REPORT.md").is_file()
     assert (tmp_path / "smoke" / "report.html").is_file()

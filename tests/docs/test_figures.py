@@ -94,7 +94,8 @@ RESULTS = """{"suite": "s", "environment": {}, "results": [
  {"case": "a", "metric": "m", "value": 1234.567, "unit": "tokens/s", "peer": "p", "ratio": 1.255, "spread": [1200, 1300]},
  {"case": "a", "metric": "m", "value": 1234.567, "unit": "tokens/s", "peer": "q", "ratio": 0.5, "spread": [1200, 1300]},
  {"case": "b", "metric": "m", "value": 0.6149, "unit": "share", "peer": null, "ratio": null, "spread": null}],
- "claims": [{"id": "c", "measured": "1.0047 (median of paired ratios)", "interval": [0.99, 1.01]}]}"""  # noqa: E501
+ "claims": [{"id": "c", "measured": "1.0047 (median of paired ratios)", "interval": [0.99, 1.01]},
+  {"id": "d", "measured": "87.26 % (of it)", "interval": [0.8, 0.9]}]}"""  # noqa: E501
 
 
 @pytest.fixture
@@ -123,6 +124,8 @@ def link(text: str, title: str) -> str:
         ("50 %", "b | m | value", "61 %"),
         ("0.9", "claim | c | measured", "1.0"),
         ("0.9 ×", "claim | c | high", "1.0 ×"),
+        ("9.9 %", "claim | d | measured", "87.3 %"),
+        ("9.9 %", "claim | d | low", "80.0 %"),
     ],
 )
 def test_the_number_changes_and_unit_and_decimals_stay(page, old, title, new):
@@ -189,7 +192,7 @@ def test_figures_in_code_and_comments_are_left_alone(page):
         (link("1 ×", "z | m | ratio"), r"0 results are called 'z \| m \| ratio'; it has \d, the nearest: a \| m"),
         (link("1 ×", "b | m | ratio"), r"this result has no 'ratio'"),
         (link("1 ms", "a | m | value | p"), r"measured in 'tokens/s' and shown in 'ms'"),
-        (link("1", "claim | z | low"), r"there is no claim 'z'; it has: c"),
+        (link("1", "claim | z | low"), r"there is no claim 'z'; it has: c, d"),
         (link("1", "a | m"), r"is not CASE \| METRIC \| FIELD"),
         (link("about 1", "b | m | value"), r"must read \[NUMBER UNIT\]"),
         ('[1](../benchmarks/results/z.json "b | m | value")', r"z.json cannot be read"),

@@ -152,10 +152,10 @@ def test_the_html_is_whole_and_refers_to_nothing_outside(complete: Report) -> No
 def test_claims_have_verdict_and_interval(complete: Report) -> None:
     found, _, _, _ = complete
     rows = by_first(found[1])
-    assert rows["multi-token prediction needs fewer tokens"]["95 % interval"] == "1.125 … 1.188"
+    assert rows["multi-token prediction needs fewer tokens"]["range of the seeds"] == "1.125 … 1.188"
     assert rows["multi-token prediction needs fewer tokens"]["verdict"] == "supported"
     assert rows["a busy loader"]["verdict"] == "not supported (2 seeds only)"
-    assert rows["never got there"]["95 % interval"] == "—"
+    assert rows["never got there"]["range of the seeds"] == "—"
     assert rows["never got there"]["verdict"] == "not measurable here"
 
 

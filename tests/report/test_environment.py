@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nanochat_cli.report.environment import environment, git_state
+from nanochat_cli.report.environment import blemish, environment, git_state
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -48,6 +48,43 @@ def test_a_clean_checkout_and_a_changed_one(checkout: Path) -> None:
     assert git_state(checkout) == {"commit": commit, "dirty": False}
     (checkout / "module.py").write_text("a = 2\n")
     assert git_state(checkout) == {"commit": commit, "dirty": True}
+
+
+def test_results_and_pages_that_changed_do_not_make_the_code_dirty(checkout: Path) -> None:
+    top = checkout.parent
+    (top / "benchmarks" / "results").mkdir(parents=True)
+    (top / "docs").mkdir()
+    changed = [top / "benchmarks" / "results" / "a.json", top / "docs" / "a.md", top / "README.md"]
+    for path in (*changed, top / "benchmarks" / "a.py"):
+        path.write_text("first")
+    git(top, "add", ".")
+    git(top, "commit", "-q", "-m", "second")
+    for path in changed:
+        path.write_text("second")
+    assert git_state(checkout) == {"commit": git(top, "rev-parse", "HEAD"), "dirty": False}
+    (top / "benchmarks" / "a.py").write_text("second")
+    assert git_state(checkout) == {"commit": git(top, "rev-parse", "HEAD"), "dirty": True}
+
+
+@pytest.mark.parametrize(
+    ("git_state_found", "words"),
+    [
+        ({"commit": "c", "dirty": False}, None),
+        ({"commit": "c", "dirty": True}, "uncommitted changes"),
+        ({"commit": "c", "dirty": None}, "uncommitted changes"),
+        ({"commit": None, "dirty": False}, "no commit"),
+        (None, "no commit"),
+    ],
+)
+def test_a_measurement_is_traceable_only_to_a_commit_without_changes(git_state_found, words) -> None:
+    assert blemish({"git": git_state_found}) == words
+
+
+def test_the_flags_of_the_cpu_are_those_that_torch_sees() -> None:
+    import torch
+
+    assert ("avx2" in environment()["cpu_flags"]) == torch.cpu._is_avx2_supported()
+    assert ("avx512_vnni" in environment()["cpu_flags"]) == torch.cpu._is_vnni_supported()
 
 
 def test_a_package_that_is_not_tracked_has_no_git_state(checkout: Path, tmp_path: Path) -> None:
