@@ -71,9 +71,9 @@ class Engine:
         from nanochat_cli.training.shard_data import ShardData
         from nanochat_cli.training.trainer import Trainer
 
-        self.reporter.info(str(destination_of(config.model)))
         # Refused before anything is prepared.
         require_float8(config.train.grad_input, choose_device(config.train.device))
+        self.reporter.info(str(destination_of(config.model)))
         reader = ShardReader(cached_dataset(config, self.reporter), vocab_size=config.model.vocab_size)
         data = ShardData(reader, config, self.reporter)
         run_dir = config.run.dir / str(config.run.name) if resume is None else resume
@@ -113,49 +113,9 @@ class Engine:
 
     def plan(self, config: Config, *, tokens: int | None, utilisation: float, peak_flops: float | None) -> None:
         """Print what a configuration will take; nothing is trained."""
-        import torch
+        from nanochat_cli.planning.show import show_plan
 
-        from nanochat_cli.config.size import format_parameters
-        from nanochat_cli.planning.plan import make_plan
-        from nanochat_cli.report.quantities import format_duration
-        from nanochat_cli.training.flops import measured_peak
-
-        if peak_flops is None:
-            peak_flops = measured_peak(torch.device("cpu"), torch.float32)
-            self.reporter.info(f"peak of this machine's CPU, measured: {peak_flops / 1e9:.0f} GFLOP/s (--peak-flops)")
-        found = make_plan(config, tokens=tokens, utilisation=utilisation, peak_flops=peak_flops)
-        counts = found.parameters
-        parts = {**asdict(counts), "multi-token prediction (not in the file)": found.mtp_parameters}
-        del parts["inactive"]
-        rows = [(name.replace("_", " "), f"{count:,}") for name, count in parts.items() if count]
-        rows += [
-            ("total of the model", format_parameters(counts.total)),
-            ("a token uses", format_parameters(counts.active)),
-        ]
-        self.reporter.table("parameters", ("part", "number"), rows)
-        memory = found.memory.as_dict()
-        rows = [(name.replace("_", " "), format_quantity(size, "B")) for name, size in memory.items() if size]
-        self.reporter.table("memory of a training step", ("part", "size"), rows)
-        self.reporter.table(
-            "run",
-            ("measure", "value"),
-            [
-                ("FLOPs per token, forward and backward", f"{found.flops_per_token:.3g}"),
-                ("GGUF file (TQ2_0)", format_quantity(found.gguf_bytes, "B")),
-                ("training tokens", f"{found.tokens:,}"),
-                (f"time at {utilisation:.0%} of {peak_flops:.3g} FLOP/s", format_duration(found.seconds)),
-            ],
-        )
-        self.reporter.result(
-            {
-                "parameters": {**parts, "total": counts.total, "active": counts.active},
-                "memory": memory,
-                "flops_per_token": found.flops_per_token,
-                "gguf_bytes": found.gguf_bytes,
-                "tokens": found.tokens,
-                "seconds": found.seconds,
-            }
-        )
+        show_plan(config, self.reporter, tokens=tokens, utilisation=utilisation, peak_flops=peak_flops)
 
     def grpo(self, config: Config, run_dir: Path, *, resume: bool) -> None:
         """Learn from rewards: from `grpo.source` into the new folder `run_dir`, or continue what it holds.

@@ -126,12 +126,13 @@ def loader(
 
     from nanochat_cli.bench.loader import FULL, QUICK, measure_loader
     from nanochat_cli.bench.result_file import show_results, write_results
+    from nanochat_cli.config.load import resolve_config
 
     session = session_of(ctx)
     # The batch of a small GPU, whatever the preset's model is trained with; little text, as its amount changes nothing.
     shape = ["train.batch_size=8", "train.seq_len=1024", "model.max_seq_len=1024", "loader.workers=2"]
     shape.append(f"data.max_bytes={4_000_000 if quick else 16_000_000}")
-    config = resolve(session, [], None, shape + overrides, default_preset="quickstart")
+    config = resolve_config(["quickstart"], None, shape + overrides)
     with TemporaryDirectory() as folder:
         results = measure_loader(Path(folder), config, QUICK if quick else FULL, session.reporter)
     show_results(session.reporter, "loader; ratio: to reading in the trainer", results)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from nanochat_cli.cli.options import Overrides, Presets, resolve
+from nanochat_cli.cli.options import ConfigFile, Overrides, Presets, resolve
 from nanochat_cli.cli.session import session_of
 
 app = typer.Typer(add_completion=False)
@@ -14,18 +14,20 @@ app = typer.Typer(add_completion=False)
 def plan(
     ctx: typer.Context,
     preset: Presets = [],  # noqa: B006 - Typer copies it
+    config: ConfigFile = None,
     overrides: Overrides = [],  # noqa: B006
     tokens: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Training tokens; default: the preset's.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Training tokens; default: what its steps and time allow."),
     ] = None,
     utilisation: Annotated[
         float, typer.Option(min=0.001, max=1, help="Share of the peak that training reaches: yours to know.")
     ] = 0.5,
     peak_flops: Annotated[
-        float | None, typer.Option(min=1, metavar="F", help="FLOP/s of the machine; default: this one, measured.")
+        float | None, typer.Option(min=1, metavar="F", help="FLOP/s of the device; default: train.device, measured.")
     ] = None,
 ) -> None:
-    """Print parameters, FLOPs per token, peak training memory, file size and time of a configuration."""
+    """Print parameters, FLOPs per token, peak training memory, file, llama.cpp or not, and time of a configuration."""
     session = session_of(ctx)
-    config = resolve(session, preset, None, overrides, default_preset="quickstart")
-    session.engine.plan(config, tokens=tokens, utilisation=utilisation, peak_flops=peak_flops)
+    resolved = resolve(session, preset, config, overrides, default_preset="quickstart")
+    session.engine.plan(resolved, tokens=tokens, utilisation=utilisation, peak_flops=peak_flops)

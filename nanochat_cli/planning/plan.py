@@ -1,6 +1,7 @@
 """The whole plan of a configuration: what it has, what a token costs, how large it gets, how long it takes."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from nanochat_cli.config.schema import Config
 from nanochat_cli.config.size import ParameterCounts, count_parameters
@@ -15,36 +16,50 @@ VOCABULARY_BYTES_PER_TOKEN = 24
 
 @dataclass(frozen=True)
 class Plan:
-    """memory: of a training step; gguf_bytes: TQ2_0 with an F16 embedding and head; tokens: of the whole run."""
+    """memory: of a training step; gguf_bytes: TQ2_0 with an F16 embedding and head.
+
+    tokens, seconds: of the whole run, at the stated utilisation of the peak; None where the peak is not known and the
+    one depends on it. bound: what ends the run.
+    """
 
     parameters: ParameterCounts
     mtp_parameters: int
     flops_per_token: float
     memory: Memory
     gguf_bytes: int
-    tokens: int
-    utilisation: float
-    peak_flops: float
+    tokens_per_step: int
+    tokens: int | None
+    seconds: float | None
+    bound: Literal["--tokens", "train.total_steps", "train.time_budget"]
 
     @property
-    def seconds(self) -> float:
-        """Of training, at the stated utilisation of the peak."""
-        return self.tokens * self.flops_per_token / (self.utilisation * self.peak_flops)
+    def steps(self) -> int | None:
+        return None if self.tokens is None else max(1, self.tokens // self.tokens_per_step)
 
 
-def make_plan(config: Config, *, tokens: int | None, utilisation: float, peak_flops: float) -> Plan:
-    """tokens: default those of train.total_steps."""
+def make_plan(config: Config, *, tokens: int | None, utilisation: float, peak_flops: float | None) -> Plan:
+    """tokens: default what train.total_steps and train.time_budget allow, whichever ends first."""
     train = config.train
     counts = count_parameters(config.model)
+    flops = model_flops_per_token(config.model, train.seq_len)
+    rate = None if peak_flops is None else utilisation * peak_flops / flops
+    per_step = train.batch_size * train.grad_accum * train.seq_len
+    planned: int | None = tokens or train.total_steps * per_step
+    seconds = None if rate is None else planned / rate
+    bound = "train.total_steps" if tokens is None else "--tokens"
+    if tokens is None and train.time_budget is not None and (seconds is None or train.time_budget < seconds):
+        planned = None if rate is None else max(1, int(train.time_budget * rate / per_step)) * per_step
+        seconds, bound = train.time_budget, "train.time_budget"
     return Plan(
         parameters=counts,
         mtp_parameters=_mtp_parameters(config),
-        flops_per_token=model_flops_per_token(config.model, train.seq_len),
+        flops_per_token=flops,
         memory=training_memory(config),
         gguf_bytes=gguf_bytes(config, counts),
-        tokens=tokens or train.total_steps * train.batch_size * train.grad_accum * train.seq_len,
-        utilisation=utilisation,
-        peak_flops=peak_flops,
+        tokens_per_step=per_step,
+        tokens=planned,
+        seconds=seconds,
+        bound=bound,
     )
 
 

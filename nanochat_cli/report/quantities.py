@@ -12,8 +12,27 @@ def format_quantity(value: float, unit: str) -> str:
     return f"{number} {unit}".rstrip()
 
 
+_DAY = 86_400
+_YEAR = 365.25 * _DAY
+
+
 def format_duration(seconds: float) -> str:
-    """`75` -> `"1:15"`, `3700` -> `"1:01:40"`."""
+    """As a clock shows it, up to days: `75` -> `"1:15"`, `3700` -> `"1:01:40"`, `200_000` -> `"2.3 days"`."""
+    if seconds >= 2 * _DAY:
+        return format_span(seconds)
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def format_span(seconds: float) -> str:
+    """A length of time in the unit that is read at a glance: `0.3` -> `"0.3 s"`, `300` -> `"5 min"`, up to years."""
+    if seconds < 59.5:
+        return f"{seconds:.2g} s"
+    if seconds < 3570:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 2 * _DAY:
+        hours, minutes = divmod(round(seconds / 60), 60)
+        return f"{hours} h {minutes:02} min"
+    number, unit = (seconds / _DAY, "days") if seconds < 2 * _YEAR else (seconds / _YEAR, "years")
+    return f"{number:.1f} {unit}" if number < 1000 else f"{number:,.0f} {unit}"

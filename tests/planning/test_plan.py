@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from nanochat_cli.bench.architectures import HONEST_MEMORY
+from nanochat_cli.cli.app import main
 from nanochat_cli.config.load import resolve_config
 from nanochat_cli.config.schema import Config, ExportConfig
 from nanochat_cli.config.size import count_parameters
@@ -102,3 +105,52 @@ def test_time_follows_from_tokens_and_the_stated_utilisation():
     assert make_plan(resolve_config(["test-mtp"]), tokens=1, utilisation=1, peak_flops=1).mtp_parameters == 3 * (
         256**2 + 256
     )
+
+
+def test_a_run_with_a_time_budget_is_planned_to_end_with_it():
+    plan = make_plan(resolve_config(["quickstart"]), tokens=None, utilisation=0.5, peak_flops=1e11)
+    assert (plan.bound, plan.seconds) == ("train.time_budget", 300)
+    assert plan.tokens is not None
+    assert 0 <= 300 * 0.5e11 / plan.flops_per_token - plan.tokens < 2048
+    assert plan.steps == plan.tokens // 2048
+
+
+def test_steps_that_end_before_the_time_budget_end_the_run():
+    config = resolve_config(["quickstart"], overrides=["train.total_steps=10", "train.time_budget=1e9"])
+    plan = make_plan(config, tokens=None, utilisation=0.5, peak_flops=1e11)
+    assert (plan.bound, plan.tokens) == ("train.total_steps", 20480)
+    assert plan.seconds == pytest.approx(20480 * plan.flops_per_token / 0.5e11)
+
+
+def planned(capsys: pytest.CaptureFixture[str], tmp_path: Path, *words: str) -> tuple[dict[str, Any], str]:
+    """JSON and text of `nanochat plan`."""
+    file = tmp_path / "plan.json"
+    assert main(["plan", *words, "--json", str(file)]) == 0
+    return json.loads(file.read_text()), capsys.readouterr().out
+
+
+def test_plan_takes_a_file_and_names_the_architecture_and_what_the_time_is_founded_on(capsys, tmp_path):
+    flat = tmp_path / "flat.toml"
+    flat.write_text("num_layers = 2\ntotal_steps = 100\nmhc_n_streams = 2\n")
+    found, text = planned(capsys, tmp_path, "--config", str(flat), "--peak-flops", "1e12")
+    assert found["parameters"]["embedding"] == 4096 * 256  # quickstart's
+    assert (found["tokens"], found["bound"]) == (100 * 8 * 256, "train.total_steps")
+    assert (found["arch"], found["llama_cpp"]) == ("nanochat-ternary", False)
+    assert "no: it has 2 residual streams" in text
+    assert "50% of 1e+12 FLOP/s (--peak-flops)" in text
+
+
+def test_plan_of_an_overlay_alone_is_of_quickstart_and_invents_no_speed_of_an_absent_device(capsys, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("the device is here")
+    found, text = planned(capsys, tmp_path, "--preset", "h200")
+    assert found["parameters"]["total"] == 5_507_840
+    assert (found["peak_flops"], found["tokens"], found["seconds"]) == (None, None, 300)
+    assert "train.device = cuda is not in this machine; state its --peak-flops" in text
+
+
+def test_plan_says_which_processor_and_number_format_it_measured(capsys, tmp_path):
+    found, text = planned(capsys, tmp_path, "--set", "train.device=cpu", "--set", "model.n_layers=1")
+    assert found["peak_flops"] > 0
+    assert "fp32, measured" in text
+    assert "5 min" in text
