@@ -4,8 +4,8 @@
 
 Width, depth, optimizer, batches and their order are those of the preset (quickstart) for all; seeds differ in the
 initial weights and the order of the data. Every run is an ordinary run of the trainer in a process of its own, and the
-variants take turns within a seed. Differences are paired by seed; the interval is the 95 % bootstrap interval of their
-mean, which with three seeds is a rough one. Time and memory are another measurement: `nanochat bench architectures`.
+variants take turns within a seed. Differences are paired by seed; the interval is their range, from six seeds on the
+95 % bootstrap interval of their mean. Time and memory are another measurement: `nanochat bench architectures`.
 """
 
 import argparse
@@ -18,12 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from nanochat_cli.bench.result_file import Claim, Result, write_results
+from nanochat_cli.bench.statistics import seed_interval
 from nanochat_cli.bench.variants import VARIANTS
-
-RESAMPLES = 10_000
 
 
 def one_run(arguments: argparse.Namespace) -> None:
@@ -60,13 +57,6 @@ def one_run(arguments: argparse.Namespace) -> None:
     print(json.dumps(found | {"tokens": result.progress.tokens, "skipped": result.skipped}))
 
 
-def interval(differences: list[float]) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean, resampled with a fixed seed."""
-    draws = np.random.default_rng(0).choice(differences, (RESAMPLES, len(differences)))
-    low, high = np.quantile(draws.mean(axis=1), (0.025, 0.975))
-    return float(low), float(high)
-
-
 def judge(runs: dict[str, list[dict[str, Any]]]) -> tuple[list[Result], list[Claim]]:
     """Results per variant and a claim for each but the plain one; ratio: plain / variant, above 1 is better."""
     results, claims = [], []
@@ -91,7 +81,7 @@ def judge(runs: dict[str, list[dict[str, Any]]]) -> tuple[list[Result], list[Cla
         results += [Result(variant, key, found[0][key], key) for key in ("parameters", "tokens")]
         if other:
             differences = [v - p for v, p in zip(values, plain, strict=True)]
-            low, high = interval(differences)
+            low, high = seed_interval(differences) or (differences[0], differences[0])
             mean = statistics.mean(differences)
             results.append(
                 Result(variant, "difference to plain", mean, "bits/byte", runs=differences, spread=(low, high))

@@ -12,7 +12,8 @@ Python standard library, phase two resumes that run on the Rust sources for as m
 
 All but `none` forget the optimizer state of what they changed and climb to the learning rate again. Batches are the
 same for all of a seed. The tokenizer was trained on Python alone, as it is in a run that later meets other data. There
-is no start from bigrams. Differences are paired by seed; the 95 % bootstrap interval of three is a rough one.
+is no start from bigrams. Differences are paired by seed; the interval is their range, from six seeds on the 95 %
+bootstrap interval of their mean.
 """
 
 import argparse
@@ -21,10 +22,10 @@ import statistics
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from nanochat_cli.bench.result_file import Claim, Result, write_results
+from nanochat_cli.bench.statistics import seed_interval
 from nanochat_cli.config.load import resolve_config
 from nanochat_cli.config.schema import Config, FireConfig
 from nanochat_cli.data.prepare import cached_dataset
@@ -39,7 +40,6 @@ from nanochat_cli.training.trainer import Trainer
 ARMS = ("none", "fire", "shrink-and-perturb", "reset")
 KEPT = 0.5
 """Share of the old weights in shrink-and-perturb."""
-RESAMPLES = 10_000
 METRICS = {
     "rust": "Rust, held-out bits per byte",
     "early": "Rust after a quarter of the phase, bits per byte",
@@ -139,13 +139,6 @@ def one_seed(
     return found
 
 
-def interval(differences: list[float]) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean, resampled with a fixed seed."""
-    draws = np.random.default_rng(0).choice(differences, (RESAMPLES, len(differences)))
-    low, high = np.quantile(draws.mean(axis=1), (0.025, 0.975))
-    return float(low), float(high)
-
-
 def judge(runs: list[dict[str, dict[str, float]]]) -> tuple[list[Result], list[Claim]]:
     """Medians and paired differences to `none`; ratio: none / arm, above 1 is better."""
     results, claims = [], []
@@ -161,7 +154,7 @@ def judge(runs: list[dict[str, dict[str, float]]]) -> tuple[list[Result], list[C
             results.append(Result(arm, metric, statistics.median(values), "bits/byte", peer, ratio, values, spread))
             if other:
                 differences = [run[arm][key] - run["none"][key] for run in runs]
-                low, high = interval(differences)
+                low, high = seed_interval(differences) or (differences[0], differences[0])
                 mean = statistics.mean(differences)
                 results.append(
                     Result(arm, f"{metric}, less none", mean, "bits/byte", runs=differences, spread=(low, high))

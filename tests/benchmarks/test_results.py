@@ -1,0 +1,83 @@
+"""A committed result can be traced: the commit that measured it, without changes on top, and the machine.
+
+Results that were measured otherwise are listed with their reason until they are measured again; the list only shrinks.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.update_figures import ROOT
+from nanochat_cli.bench import result_file
+from nanochat_cli.report.environment import blemish
+
+RESULTS = ROOT / "benchmarks" / "results"
+FILES = sorted(path.relative_to(RESULTS).as_posix() for path in RESULTS.rglob("*.json"))
+FLAGS_SINCE = "2026-11-27"
+"""From this day on a result names the instruction sets of its CPU."""
+
+MEASURE_AGAIN = {
+    "architectures.json": "no commit",
+    "bitlinear_forms.json": "uncommitted changes",
+    "decode.json": "uncommitted changes",
+    "decode_short.json": "uncommitted changes",
+    "gemv_variants.json": "uncommitted changes",
+    "grpo.json": "uncommitted changes",
+    "grpo_rust_early.json": "uncommitted changes",
+    "kernel_aot.json": "uncommitted changes",
+    "kernels.json": "uncommitted changes",
+    "loader.json": "uncommitted changes",
+    "optim.json": "uncommitted changes",
+    "qat_overhead.json": "uncommitted changes",
+    "rust_functions.json": "uncommitted changes",
+    "speculative.json": "no commit",
+    "tokenize.json": "uncommitted changes",
+    "validate.json": "uncommitted changes",
+}
+"""File -> why it must be measured again, as `blemish` says it."""
+
+
+def environment_of(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / name).read_text(encoding="utf-8")).get("environment") or {}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_result_was_measured_on_a_commit_without_changes_or_waits_to_be_measured_again(name):
+    assert blemish(environment_of(name)) == MEASURE_AGAIN.get(name), (
+        "measure it on a clean checkout" if name not in MEASURE_AGAIN else "take it off the list"
+    )
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_result_names_its_machine(name):
+    found = environment_of(name)
+    assert found["device"], name
+    assert found["cpu"], name
+    assert found["cores"] >= 1, name
+    assert found["date"] < FLAGS_SINCE or isinstance(found["cpu_flags"], list), name
+
+
+def test_the_list_has_no_file_that_is_gone():
+    assert set(MEASURE_AGAIN) <= set(FILES)
+
+
+def test_runs_of_a_committed_suite_are_of_one_machine_and_commit():
+    for name in FILES:
+        runs = json.loads((RESULTS / name).read_text(encoding="utf-8")).get("runs", [])
+        places = {
+            (run["environment"]["device"], run["environment"]["git"]["commit"], run["environment"]["git"]["dirty"])
+            for run in runs
+            if isinstance(run, dict) and run.get("environment")
+        }
+        assert len(places) <= 1, Path(name)
+
+
+@pytest.mark.parametrize(("dirty", "words"), [(True, "measured with uncommitted changes"), (False, "")])
+def test_writing_a_result_from_a_changed_tree_says_so(tmp_path, monkeypatch, capsys, dirty, words):
+    monkeypatch.setattr(result_file, "environment", lambda: {"git": {"commit": "c", "dirty": dirty}})
+    result_file.write_results(tmp_path / "a.json", "a", [])
+    err = capsys.readouterr().err
+    assert words in err
+    assert bool(err) == dirty
