@@ -15,7 +15,7 @@ def source_spec(reader: ShardReader, config: Config, reporter: Reporter) -> Sour
     from nanochat_cli.data.text_index import text_index
 
     manifest = reader.manifest
-    index, corpus = text_index(reader.folder, manifest, config.data, reporter)
+    index, corpus = text_index(reader, config.data, reporter)
     return TextSource(
         folder=reader.folder.absolute(),
         index=index.absolute(),

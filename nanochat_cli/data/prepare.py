@@ -1,9 +1,9 @@
 """Prepare a data set: split a corpus, train a tokenizer on the train side, encode both sides into shards.
 
-Two passes over the source: the first counts, decides the split and samples text for the tokenizer; the second encodes.
-Memory is bounded by `tokenizer.train_bytes` in the first and by a few batches in the second. A document's side is a
-function of its content's hash alone. All is written beside the data set that may be there, which is replaced only by
-one that is whole; preparing again with the same settings and source is a check of file sizes.
+Two passes over the source: the first counts, finds near-duplicates and samples text for the tokenizer; then it is known
+which documents are held out; the second encodes. Memory is bounded by `tokenizer.train_bytes` and some dozen bytes per
+document in the first and by a few batches in the second. All is written beside the data set that may be there, which is
+replaced only by one that is whole; preparing again with the same settings and source is a check of file sizes.
 """
 
 import fcntl
@@ -12,14 +12,19 @@ import json
 import os
 import re
 import time
+from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from nanochat_cli.config.schema import Config, DataConfig
+from nanochat_cli.data import split
 from nanochat_cli.data.corpus import Corpus, Document, open_corpus
 from nanochat_cli.data.encoding import WORTH_A_WORKER, encode_documents
+from nanochat_cli.data.near_duplicates import NearDuplicates
 from nanochat_cli.data.shards import (
     FORMAT_VERSION,
     MANIFEST,
@@ -27,6 +32,7 @@ from nanochat_cli.data.shards import (
     SPLITS,
     TOKENIZER,
     Manifest,
+    NearDuplicatesInfo,
     ShardWriter,
     Split,
     SplitInfo,
@@ -45,7 +51,6 @@ from nanochat_cli.report.environment import usable_cores
 from nanochat_cli.report.quantities import format_duration
 from nanochat_cli.report.reporter import FIRST_LINE_AFTER, LINE_EVERY, Reporter
 
-HASH_RANGE = 1 << 64
 Settings = dict[str, str | int | float | bool | None]
 
 
@@ -107,19 +112,6 @@ def cache_folder() -> Path:
     return Path(os.environ.get("NANOCHAT_CACHE") or Path.home() / ".cache" / "nanochat")
 
 
-def held_out_below(val_fraction: float, lowest: int, highest: int) -> int:
-    """The key below which documents are held out, of a corpus whose keys are between `lowest` and `highest`.
-
-    A small corpus may have no document on one side of the share asked for: it moves to the nearest one that has.
-    """
-    return min(max(round(val_fraction * HASH_RANGE), lowest + 1), highest)
-
-
-def split_key(content: bytes) -> int:
-    """Place of a document in [0, 2^64): below the threshold it is held out. Equal contents have equal places."""
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
-
-
 # -- whether there is anything to do -----------------------------------------------------------------------
 
 
@@ -136,6 +128,7 @@ def _settings(source: str, config: Config) -> Settings:
         "data.text_field": data.text_field,
         "data.max_bytes": data.max_bytes,
         "data.val_fraction": data.val_fraction,
+        "data.split": split.METHOD,
         "model.vocab_size": config.model.vocab_size,
     }
     if tokenizer.path is None:
@@ -196,9 +189,10 @@ def _exclusive(out: Path, reporter: Reporter) -> Iterator[None]:
 
 @dataclass
 class _Scan:
-    """What the first pass knows. Documents with a key below `threshold` are held out."""
+    """What the first pass knows."""
 
-    threshold: int
+    held_out: set[int]  # keys of documents
+    near_duplicates: NearDuplicatesInfo
     size: int  # bytes of all documents
     content: str
     sample: list[bytes]
@@ -207,7 +201,7 @@ class _Scan:
 def _build(
     corpus: Corpus, out: Path, config: Config, settings: Settings, fingerprint: str, reporter: Reporter
 ) -> Manifest:
-    scan = _scan(corpus, config, reporter)
+    scan = _scan(corpus, out, config, reporter)
     if corpus.skipped:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(corpus.skipped.items()))
         reporter.warn(f"{corpus.source}: left out {reasons}")
@@ -229,6 +223,7 @@ def _build(
             ),
             train=train,
             val=val,
+            near_duplicates=scan.near_duplicates,
             skipped=dict(sorted(corpus.skipped.items())),
         )
         write_atomically(staged / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
@@ -237,29 +232,42 @@ def _build(
     return manifest
 
 
-def _scan(corpus: Corpus, config: Config, reporter: Reporter) -> _Scan:
+def _scan(corpus: Corpus, out: Path, config: Config, reporter: Reporter) -> _Scan:
     """First pass. Raises DataError when the documents are not at least two different ones."""
-    base = round(config.data.val_fraction * HASH_RANGE)
     sample = TextSample(config.tokenizer.train_bytes) if config.tokenizer.path is None else None
-    lowest, highest, total = HASH_RANGE, -1, 0
+    keys, sizes = array("Q"), array("q")
     digest = hashlib.sha256()
     limit = config.data.max_bytes
-    with reporter.progress("reading", total=_known_size(corpus, limit), unit="B") as progress:
-        for document in bounded(corpus, limit):
-            key = split_key(document.content)
-            digest.update(key.to_bytes(8, "big"))
-            lowest, highest = min(lowest, key), max(highest, key)
-            total += len(document.content)
-            if sample is not None and key >= base:
-                sample.offer(key, document.content)
-            progress.advance(len(document.content))
-    if lowest == highest:
-        raise DataError(
-            f"{corpus.source}: only one distinct document ({total} bytes), but one must be held out for validation; "
-            "give more text or more files"
+    with NearDuplicates(out) as near_duplicates:
+        with reporter.progress("reading", total=_known_size(corpus, limit), unit="B") as progress:
+            for document in bounded(corpus, limit):
+                key = split.split_key(document.content)
+                digest.update(key.to_bytes(8, "big"))
+                keys.append(key)
+                sizes.append(len(document.content))
+                near_duplicates.add(document.content)
+                if sample is not None:
+                    sample.offer(key, document.content)
+                progress.advance(len(document.content))
+        if min(keys) == max(keys):
+            raise DataError(
+                f"{corpus.source}: only one distinct document ({sum(sizes)} bytes), but one must be held out for "
+                "validation; give more text or more files"
+            )
+        clusters = near_duplicates.clusters()
+    held_out = split.choose_held_out(keys, sizes, clusters, config.data.val_fraction)
+    if held_out is None:
+        reporter.warn(
+            f"{corpus.source}: every document is a near-duplicate of another, so some have twins on both sides: "
+            "held-out figures will flatter"
         )
-    threshold = held_out_below(config.data.val_fraction, lowest, highest)
-    return _Scan(threshold, total, digest.hexdigest(), sample.documents(threshold) if sample else [])
+        contents = np.unique(np.array(keys), return_inverse=True)[1]
+        held_out = split.choose_held_out(keys, sizes, contents, config.data.val_fraction)
+        assert held_out is not None, "there are two different documents"
+    members = np.unique(clusters, return_counts=True)[1]
+    info = NearDuplicatesInfo(clusters=int((members > 1).sum()), documents=int(members[members > 1].sum()))
+    documents = sample.documents(held_out) if sample else []
+    return _Scan(held_out, info, sum(sizes), digest.hexdigest(), documents)
 
 
 def _tokenizer(scan: _Scan, config: Config, reporter: Reporter) -> Tokenizer:
@@ -322,9 +330,9 @@ def _encode(
         for batch in encode_documents(contents, tokenizer, workers):
             start = 0
             for content, length in zip(batch.documents, batch.lengths.tolist(), strict=True):
-                key = split_key(content)
+                key = split.split_key(content)
                 digest.update(key.to_bytes(8, "big"))
-                writer = val if key < scan.threshold else train
+                writer = val if key in scan.held_out else train
                 writer.add(batch.tokens[start : start + length], len(content))
                 start += length
             progress.advance(sum(map(len, batch.documents)))
@@ -350,8 +358,8 @@ def _known_size(corpus: Corpus, limit: int | None) -> int | None:
 
 def _summary(manifest: Manifest) -> str:
     def part(name: Split) -> str:
-        split = manifest.split(name)
-        return f"{name} {split.documents:,} documents, {split.bytes:,} bytes, {split.tokens:,} tokens"
+        side = manifest.split(name)
+        return f"{name} {side.documents:,} documents, {side.bytes:,} bytes, {side.tokens:,} tokens"
 
     ratio = manifest.train.bytes / manifest.train.tokens
     return f"{'; '.join(part(name) for name in SPLITS)}; {ratio:.2f} bytes per token"

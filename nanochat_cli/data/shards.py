@@ -69,11 +69,20 @@ class TokenizerInfo(_Record):
     pre: str
 
 
+class NearDuplicatesInfo(_Record):
+    """How many clusters of several near-duplicates there are, and documents in them, both sides together."""
+
+    clusters: int
+    documents: int
+
+
 class Manifest(_Record):
     """What a data set holds and what it was made from.
 
     `fingerprint` covers the settings and the cheap identity of the source (names, sizes, times); `content` is the
-    sha256 over the documents' own hashes in order; `skipped` counts left-out files or rows by reason.
+    sha256 over the documents' own hashes in order; `skipped` counts left-out files or rows by reason. The rule of the
+    split is the setting `data.split`; a data set without it was split by the hash of each document alone, and has no
+    `near_duplicates`.
     """
 
     version: Literal[1] = FORMAT_VERSION
@@ -84,6 +93,7 @@ class Manifest(_Record):
     tokenizer: TokenizerInfo
     train: SplitInfo
     val: SplitInfo
+    near_duplicates: NearDuplicatesInfo | None = None
     skipped: dict[str, int]
 
     def split(self, name: Split) -> SplitInfo:

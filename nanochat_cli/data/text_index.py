@@ -12,21 +12,22 @@ import numpy as np
 from nanochat_cli.config.schema import DataConfig
 from nanochat_cli.data.corpus import Corpus
 from nanochat_cli.data.on_the_fly import COLUMNS
-from nanochat_cli.data.prepare import bounded, held_out_below, source_of, split_key
-from nanochat_cli.data.shards import Manifest
+from nanochat_cli.data.prepare import bounded, source_of
+from nanochat_cli.data.shards import ShardReader
+from nanochat_cli.data.split import held_out_keys, split_key
 from nanochat_cli.errors import DataError
 from nanochat_cli.report.reporter import Reporter
 
 
-def text_index(folder: Path, manifest: Manifest, data: DataConfig, reporter: Reporter) -> tuple[Path, Corpus]:
-    """The index of the data set in `folder`, made if it is not there, and the corpus that it points into.
+def text_index(reader: ShardReader, data: DataConfig, reporter: Reporter) -> tuple[Path, Corpus]:
+    """The index of a data set, made beside its shards if it is not there, and the corpus that it points into.
 
     Raises DataError when the source has changed since, cannot be read at random, or the folder cannot be written.
     """
-    corpus = source_of(manifest, data)
-    path = folder / f"text-{manifest.fingerprint[:12]}.npy"
+    corpus = source_of(reader.manifest, data)
+    path = reader.folder / f"text-{reader.manifest.fingerprint[:12]}.npy"
     if not path.exists():
-        rows = _read(corpus, manifest, reporter)
+        rows = _read(corpus, reader, reporter)
         # Beside its place and renamed: what another process finds there is whole.
         partial = path.with_name(f".{path.name}.partial")
         try:
@@ -38,10 +39,12 @@ def text_index(folder: Path, manifest: Manifest, data: DataConfig, reporter: Rep
     return path, corpus
 
 
-def _read(corpus: Corpus, manifest: Manifest, reporter: Reporter) -> np.ndarray:
+def _read(corpus: Corpus, reader: ShardReader, reporter: Reporter) -> np.ndarray:
     """int64 [training documents, COLUMNS]: a place, and the sum of all lengths up to the document's end."""
+    manifest = reader.manifest
     numbers = {file: number for number, file in enumerate(corpus.files)}
-    keys, cells = array("Q"), array("q")
+    held_out = held_out_keys(reader)
+    cells = array("q")
     limit = manifest.settings["data.max_bytes"]
     with reporter.progress("indexing the text", total=corpus.size_bytes, unit="B") as progress:
         for document in bounded(corpus, None if limit is None else int(limit)):
@@ -50,12 +53,10 @@ def _read(corpus: Corpus, manifest: Manifest, reporter: Reporter) -> np.ndarray:
                     f"{corpus.source}: cannot be read at random, as loader.on_the_fly must: "
                     "give text files or .jsonl, or leave loader.on_the_fly off"
                 )
-            keys.append(split_key(document.content))
-            cells.extend((numbers[document.place.file], *document.place[1:]))
+            if split_key(document.content) not in held_out:
+                cells.extend((numbers[document.place.file], *document.place[1:]))
             progress.advance(len(document.content))
-    threshold = held_out_below(float(manifest.settings["data.val_fraction"] or 0), min(keys), max(keys))
-    found = np.array(cells, dtype=np.int64).reshape(len(keys), COLUMNS - 1)
-    rows = found[np.array(keys, dtype=np.uint64) >= np.uint64(threshold)]
+    rows = np.array(cells, dtype=np.int64).reshape(-1, COLUMNS - 1)
     if len(rows) != manifest.train.documents or rows[:, -1].sum() != manifest.train.bytes:
         raise DataError(
             f"{corpus.source}: has {len(rows)} training documents where the data set has {manifest.train.documents}; "

@@ -1,6 +1,7 @@
 """An even sample of a stream of documents, in bounded memory, whatever the stream's length."""
 
 import heapq
+from collections.abc import Collection
 
 
 class TextSample:
@@ -23,6 +24,6 @@ class TextSample:
         while self.size > self.limit and len(self._heap) > 1:
             self.size -= len(heapq.heappop(self._heap)[1])
 
-    def documents(self, lowest_key: int = 0) -> list[bytes]:
-        """The sampled documents whose key is at least `lowest_key`."""
-        return [content[: self.limit] for key, content in self._heap if key >= lowest_key]
+    def documents(self, leave_out: Collection[int] = ()) -> list[bytes]:
+        """The sampled documents but for those with the keys `leave_out`."""
+        return [content[: self.limit] for key, content in self._heap if key not in leave_out]

@@ -116,7 +116,7 @@ def _held_out_functions(
     from nanochat_cli.evaluation.held_out import document_languages, open_held_out
 
     reader = open_held_out(target, config, data, reporter)
-    languages = document_languages(reader.manifest, config or Config(), reporter)
+    languages = document_languages(reader, config or Config(), reporter)
     texts = (content.decode("utf-8", "replace") for content in reader.documents("val"))
     return function_problems(zip(languages, texts, strict=True), options.limit or PROMPTS, pool, reporter)
 

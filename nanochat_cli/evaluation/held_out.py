@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat_cli.config.schema import Config
-from nanochat_cli.data.prepare import bounded, cached_dataset, held_out_below, source_of, split_key
-from nanochat_cli.data.shards import Manifest, ShardReader
+from nanochat_cli.data.prepare import bounded, cached_dataset, source_of
+from nanochat_cli.data.shards import ShardReader
+from nanochat_cli.data.split import held_out_keys, split_key
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.report.reporter import Reporter
@@ -58,26 +59,25 @@ def language_of(document: str) -> str:
     return LANGUAGES.get(suffix, suffix[1:])
 
 
-def document_languages(manifest: Manifest, config: Config, reporter: Reporter) -> list[str]:
+def document_languages(reader: ShardReader, config: Config, reporter: Reporter) -> list[str]:
     """The language of every held-out document, in the order of the shards; `config.data` has the glob.
 
     Raises DataError when the source is no longer what the data set was made from.
     """
+    manifest = reader.manifest
     corpus = source_of(manifest, config.data)
     limit = manifest.settings["data.max_bytes"]
-    keys, sizes = array("Q"), array("q")
+    held_out, n_bytes = held_out_keys(reader), 0
     languages: list[str] = []
     with reporter.progress("languages of documents", total=corpus.size_bytes, unit="B") as progress:
         for document in bounded(corpus, None if limit is None else int(limit)):
-            keys.append(split_key(document.content))
-            sizes.append(len(document.content))
-            languages.append(language_of(document.id))
+            if split_key(document.content) in held_out:
+                languages.append(language_of(document.id))
+                n_bytes += len(document.content)
             progress.advance(len(document.content))
-    threshold = held_out_below(float(manifest.settings["data.val_fraction"] or 0), min(keys), max(keys))
-    chosen = [number for number, key in enumerate(keys) if key < threshold]
-    if len(chosen) != manifest.val.documents or sum(sizes[number] for number in chosen) != manifest.val.bytes:
+    if len(languages) != manifest.val.documents or n_bytes != manifest.val.bytes:
         raise DataError(f"{corpus.source}: holds other documents than the data set; run `nanochat tokenize` again")
-    return [languages[number] for number in chosen]
+    return languages
 
 
 def encode_held_out(reader: ShardReader, tokenizer: Tokenizer) -> TokenArray:

@@ -36,7 +36,7 @@ def measure_bits_per_byte(
     else:
         seq_len = min(seq_len, config.train.seq_len)
     try:
-        languages = document_languages(reader.manifest, config, reporter)
+        languages = document_languages(reader, config, reporter)
     except DataError as error:
         reporter.warn(f"no figures by language: {error}")
         languages = [UNKNOWN] * reader.manifest.val.documents

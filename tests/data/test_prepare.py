@@ -1,6 +1,7 @@
 """Preparing a data set: the right tokens on the right side, whatever the number of workers, and only once."""
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,8 +13,9 @@ import tokenizers
 from nanochat_cli.data import prepare
 from nanochat_cli.data.corpus import open_corpus
 from nanochat_cli.data.encoding import encode_documents
-from nanochat_cli.data.prepare import cached_dataset, prepare_dataset, split_key
-from nanochat_cli.data.shards import ShardReader, Split
+from nanochat_cli.data.prepare import cached_dataset, prepare_dataset
+from nanochat_cli.data.shards import SPLITS, ShardReader, Split
+from nanochat_cli.data.split import split_key
 from nanochat_cli.data.text_sample import TextSample
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import ConfigError, DataError
@@ -77,10 +79,42 @@ def test_the_side_depends_on_the_content_alone(tmp_path: Path) -> None:
     assert val <= more_val
 
 
-def test_about_the_asked_share_of_documents_is_held_out() -> None:
-    keys = [split_key(str(number).encode()) for number in range(4000)]
-    share = sum(key < 0.1 * prepare.HASH_RANGE for key in keys) / 4000
-    assert share == pytest.approx(0.1, abs=0.02)  # four standard deviations of a binomial
+def test_near_duplicates_are_on_one_side_and_the_manifest_says_how_many_there_are(tmp_path: Path) -> None:
+    documents = write_folder(tmp_path / "corpus", 60, size=900)
+    for number, content in enumerate(documents[:20]):
+        write_text(tmp_path / "corpus" / "forks" / f"{number}.txt", "# Copyright of a fork\n" + content.decode())
+    manifest = prepare_dataset(str(tmp_path / "corpus"), tmp_path / "data", make_config(), QuietReporter())
+    assert manifest.near_duplicates is not None
+    assert 12 <= manifest.near_duplicates.clusters <= 20  # of a very short text, the header is most
+    reader = ShardReader(tmp_path / "data")
+    sides = {content: split for split in SPLITS for content in reader.documents(split)}
+    for content in documents[:20]:
+        if len(content) > 200:
+            assert sides[b"# Copyright of a fork\n" + content] == sides[content]
+    assert len(set(sides.values())) == 2
+    assert {**manifest.settings}["data.split"] == "clusters of near-duplicates, 1"
+
+
+def test_a_corpus_of_one_cluster_is_split_by_document_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = write_folder(tmp_path / "once", 1, seed=4, size=2000)[0].decode() * 3
+    for number in range(8):
+        write_text(tmp_path / "corpus" / f"{number}.txt", f"version {number}\n" + text)
+    manifest = prepare_dataset(str(tmp_path / "corpus"), tmp_path / "data", make_config(), PlainReporter())
+    assert manifest.val.documents >= 1
+    assert manifest.train.documents >= 1
+    assert "every document is a near-duplicate of another" in capsys.readouterr().err
+
+
+def test_a_data_set_of_the_split_by_document_still_loads(tmp_path: Path) -> None:
+    write_folder(tmp_path / "corpus", 20)
+    prepare_dataset(str(tmp_path / "corpus"), tmp_path / "data", make_config(), QuietReporter())
+    path = tmp_path / "data" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["near_duplicates"], manifest["settings"]["data.split"]
+    path.write_text(json.dumps(manifest))
+    assert ShardReader(tmp_path / "data").manifest.near_duplicates is None
 
 
 def test_a_small_corpus_still_has_a_document_on_each_side(tmp_path: Path) -> None:
@@ -117,8 +151,8 @@ def test_the_sample_for_the_tokenizer_is_bounded_even_and_independent_of_order()
     # Five equal parts of the stream, 200 expected from each, standard deviation 12.
     parts = Counter(int(content[:5]) // 1000 for content in sample)
     assert all(abs(parts[part] - 200) < 60 for part in range(5))
-    lowest = sorted(split_key(content[: len(content) // 2].lstrip(b"0") or b"0") for content in sample)[500]
-    assert len(forwards.documents(lowest)) == 500
+    held_out = {split_key(content[: len(content) // 2].lstrip(b"0") or b"0") for content in sample[:300]}
+    assert sorted(forwards.documents(held_out)) == sorted(sample[300:])
 
 
 def test_a_document_longer_than_the_sample_is_cut_to_it() -> None:

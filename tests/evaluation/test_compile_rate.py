@@ -198,7 +198,7 @@ def test_bits_per_byte_of_languages_are_parts_of_that_of_the_whole(dataset):
 def test_languages_are_those_of_the_held_out_documents_in_their_order(dataset):
     out, config, _ = dataset
     reader = ShardReader(out)
-    languages = document_languages(reader.manifest, config, QuietReporter())
+    languages = document_languages(reader, config, QuietReporter())
     expected = ["rust" if content.startswith(b"pub fn") else "python" for content in reader.documents("val")]
     assert languages == expected
     assert len(set(expected)) == 2

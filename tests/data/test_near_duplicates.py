@@ -1,0 +1,140 @@
+"""Near-duplicates against every pair compared by hand, and the split that keeps them together."""
+
+import itertools
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nanochat_cli.data import near_duplicates
+from nanochat_cli.data.near_duplicates import NearDuplicates, shingles
+from nanochat_cli.data.split import HASH_RANGE, LARGEST_SHARE, choose_held_out, split_key
+from tests.data.corpora import random_text
+
+WORDS = re.compile(rb"[A-Za-z0-9_\x80-\xff]+|[^\sA-Za-z0-9_\x80-\xff]")
+
+
+def runs_of_words(content: bytes) -> set[tuple[bytes, ...]]:
+    """The definition, with Python's regular expressions and sets of tuples."""
+    words = WORDS.findall(content)
+    return {tuple(words[i : i + 5]) for i in range(max(len(words) - 4, 1 if words else 0))}
+
+
+def similarity(a: bytes, b: bytes) -> float:
+    first, second = runs_of_words(a), runs_of_words(b)
+    return len(first & second) / max(len(first | second), 1)
+
+
+def with_twins(seed: int) -> list[bytes]:
+    """Documents, some of them with twins: a variable renamed, another header, lines left out, the same text again."""
+    rng = random.Random(seed)
+    documents = [random_text(rng, rng.randrange(300, 4000)) for _ in range(40)]
+    documents += [text.replace("index", "position") for text in documents[:8]]
+    documents += [
+        f"# Copyright {year} of somebody else, all rights reserved\n" + documents[year] for year in range(6, 14)
+    ]
+    documents += ["".join(line for line in text.splitlines(True) if rng.random() > 0.08) for text in documents[10:16]]
+    documents += [documents[3], "", " \n", "two words", "two words", "one"]
+    rng.shuffle(documents)
+    return [text.encode() for text in documents]
+
+
+def clusters_of(documents: list[bytes], folder: Path) -> list[int]:
+    with NearDuplicates(folder) as found:
+        for content in documents:
+            found.add(content)
+        return found.clusters().tolist()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_shingles_are_the_distinct_runs_of_five_words(seed: int) -> None:
+    documents = with_twins(seed)
+    for content in documents:
+        assert len(shingles(content)) == len(runs_of_words(content))
+    for a, b in itertools.combinations(documents[:12], 2):
+        common = len(np.intersect1d(shingles(a), shingles(b)))
+        assert common == len(runs_of_words(a) & runs_of_words(b))
+
+
+@pytest.mark.parametrize("batch", [1, 1 << 20])
+@pytest.mark.parametrize("seed", range(3))
+def test_clusters_are_what_chains_of_similar_pairs_connect(
+    seed: int, batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(near_duplicates, "BATCH_SHINGLES", batch)
+    documents = with_twins(seed)
+    found = clusters_of(documents, tmp_path)
+    similar = {pair: similarity(*(documents[i] for i in pair)) for pair in itertools.combinations(range(len(found)), 2)}
+    # A pair just above the threshold may be missed, with a probability below 2 %; one well above it may not.
+    assert all(found[a] == found[b] for (a, b), value in similar.items() if value >= 0.6)
+    edges = {pair for pair, value in similar.items() if value >= 0.5}
+    for name in set(found):
+        members = {number for number, cluster in enumerate(found) if cluster == name}
+        reached = {name}
+        while more := {b for pair in edges for a, b in (pair, pair[::-1]) if a in reached and b not in reached}:
+            reached |= more
+        assert members <= reached
+        assert name == min(members)
+    assert sum(value >= 0.5 for value in similar.values()) > 15
+
+
+def test_a_document_without_words_is_like_no_other(tmp_path: Path) -> None:
+    assert clusters_of([b"", b" \n", b"\t"], tmp_path) == [0, 1, 2]
+    assert clusters_of([b"", b"a b", b" ", b"a  b", b"a c"], tmp_path) == [0, 1, 2, 1, 4]
+
+
+def test_nothing_is_left_in_the_folder(tmp_path: Path) -> None:
+    clusters_of(with_twins(0), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+# -- which are held out ----------------------------------------------------------------------------------
+
+
+def test_about_the_asked_share_is_held_out_and_no_cluster_is_divided() -> None:
+    rng = np.random.default_rng(0)
+    keys = [split_key(str(number).encode()) for number in range(6000)]
+    sizes = rng.integers(100, 5000, 6000).tolist()
+    clusters = np.arange(6000)
+    clusters[4000:] = rng.integers(0, 1000, 2000)  # a third of the documents belongs to clusters
+    held_out = choose_held_out(keys, sizes, clusters, 0.1)
+    assert held_out is not None
+    sides = [key in held_out for key in keys]
+    share = sum(size for size, side in zip(sizes, sides, strict=True) if side) / sum(sizes)
+    assert share == pytest.approx(0.1, abs=0.02)
+    assert len(set(zip(clusters.tolist(), sides, strict=True))) == len(set(clusters.tolist()))
+
+
+def test_a_cluster_stays_where_it_is_when_others_come() -> None:
+    keys = [split_key(str(number).encode()) for number in range(2000)]
+    few = choose_held_out(keys[:500], [1] * 500, np.arange(500) // 2, 0.2)
+    many = choose_held_out(keys, [1] * 2000, np.arange(2000) // 2, 0.2)
+    assert few is not None
+    assert many is not None
+    assert few == many & set(keys[:500])
+
+
+def test_a_family_of_files_that_would_be_most_of_the_held_out_part_is_trained_on() -> None:
+    n_cluster = 20
+    assert n_cluster > LARGEST_SHARE * 0.1 * 400
+    for first in range(200):  # whatever the hash of its smallest document is
+        keys = [split_key(f"{first} {number}".encode()) for number in range(400)]
+        clusters = np.arange(400)
+        clusters[:n_cluster] = 0
+        held_out = choose_held_out(keys, [1] * 400, clusters, 0.1)
+        assert held_out is not None
+        assert not held_out & set(keys[:n_cluster])
+
+
+@pytest.mark.parametrize("val_fraction", [0.0001, 0.02, 0.49])
+def test_a_few_clusters_have_one_on_each_side_and_one_cannot_be_split(val_fraction: float) -> None:
+    for first in range(50):
+        keys = [split_key(f"{first} {number}".encode()) for number in range(6)]
+        for clusters in ([0, 0, 0, 3, 3, 3], [0, 0, 0, 0, 0, 5], [0, 1, 2, 3, 4, 5]):
+            held_out = choose_held_out(keys, [5] * 6, np.array(clusters), val_fraction)
+            assert held_out is not None
+            assert 0 < len(held_out) < 6
+        assert choose_held_out(keys, [5] * 6, np.zeros(6, dtype=np.int64), val_fraction) is None
+    assert HASH_RANGE == 2**64
