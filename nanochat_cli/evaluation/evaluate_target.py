@@ -46,6 +46,7 @@ def evaluate_target(
     from nanochat_cli.rl.sandbox_pool import SandboxPool
 
     sandbox = Sandbox()
+    reporter.info(f"sandbox: {sandbox.isolation.description}")
     with SandboxPool(sandbox) as pool:
         # Before the model: a suite that cannot be run costs no loading of weights.
         problems = None if suite == COMPILE else problem_suite(suite, options.limit, reporter)

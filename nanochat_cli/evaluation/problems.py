@@ -53,6 +53,7 @@ class Problem:
 @dataclass(frozen=True)
 class Program:
     """source: prompt and completion; support: what follows it for the tests only; tests: data, not in the source.
+    given: the prompt.
 
     A harness puts `support` behind `source` and evaluates each test there. There is no `main`.
     """
@@ -61,6 +62,7 @@ class Program:
     source: str
     support: str
     tests: tuple[Test, ...]
+    given: str = ""
 
 
 def assemble(problem: Problem, completion: str, *, stopped: bool = True) -> Program:
@@ -72,7 +74,7 @@ def assemble(problem: Problem, completion: str, *, stopped: bool = True) -> Prog
     if problem.needs:
         raise ConfigError(f"{problem.id} needs {' and '.join(problem.needs)}; leave it out")
     completion = cut_completion(problem.language, problem.prompt, completion, problem.stop if stopped else ())
-    return Program(problem.language, problem.prompt + completion, problem.support, problem.tests)
+    return Program(problem.language, problem.prompt + completion, problem.support, problem.tests, problem.prompt)
 
 
 def load_problems(source: str | Path) -> list[Problem]:

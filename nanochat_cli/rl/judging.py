@@ -51,6 +51,8 @@ class Judge:
 
     pool: Pool
     rewards: RewardConfig
+    isolation: str = "none"
+    """How the sandbox keeps programs apart, for reports."""
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[Judged]:
         """Raises what the sandbox raises, and ConfigError when no term of the reward applies."""
@@ -76,7 +78,7 @@ def open_judge(config: GRPOConfig, languages: Sequence[str], reporter: Reporter)
         sandbox.toolchain(language)
     reporter.info(f"sandbox: {sandbox.isolation.description}")
     with SandboxPool(sandbox, config.workers) as pool:
-        yield Judge(pool, rewards)
+        yield Judge(pool, rewards, sandbox.isolation.description)
 
 
 def collect(

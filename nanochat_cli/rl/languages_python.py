@@ -61,7 +61,7 @@ def judge(program: ProgramLike, limits: Limits, isolation: Isolation) -> Outcome
         _pair() as (program_end, grader_end),
         tempfile.TemporaryFile() as tests,  # has no name, so that no program can find it
     ):
-        tests.write(json.dumps({"cases": cases, "support": program.support}).encode())
+        tests.write(json.dumps({"cases": cases, "support": program.support, "given": program.given}).encode())
         tests.seek(0)
         argv, visible = interpreter()
         grader = Command(
@@ -82,7 +82,11 @@ def judge(program: ProgramLike, limits: Limits, isolation: Isolation) -> Outcome
                     drive([running], running)
                 ended = running.end()
                 outcome = _outcome(ended, running)
-    return _judged(outcome, ended, _messages(received), len(cases))
+                graded = judging.end()
+    judged = _judged(outcome, ended, _messages(received), len(cases))
+    if judged.status in ("ok", "runtime error") and graded.status in ("killed", "timeout", "memory"):
+        return replace(judged, status=graded.status)  # the grader's end says nothing of the program
+    return judged
 
 
 def _judged(outcome: Outcome, ended: Ended, said: list[dict[str, Any]], total: int) -> Outcome:
@@ -119,7 +123,8 @@ def _memory(status: Any, found: list[Diagnostic]) -> Any:
 
 def _not_compiled(outcome: Outcome, said: list[dict[str, Any]], ended: Ended) -> Outcome:
     limited = ended.error is not None or ended.reason not in (None, "stopped")
-    status = outcome.status if limited else "compile error"
+    disturbed = not said and outcome.status == "killed"  # none of the program has run: it cannot be its own doing
+    status = outcome.status if limited or disturbed else "compile error"
     found = _diagnostics(said[0]) if said else ()
     if not found:
         found = (Diagnostic("error", ended.error or f"the compiler ended without a word ({outcome.status})"),)

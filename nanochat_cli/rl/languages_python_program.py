@@ -71,7 +71,13 @@ def serve(code, channel_in, channel_out):
             return values.encode(target(*arguments, **keywords), refer)
         if does == "type":
             return type(target).__name__
-        operations = {"attribute": getattr, "next": next, "iterate": iter, "length": len, "item": lambda a, b: a[b]}
+        operations = {
+            "attribute": getattr,
+            "next": next,
+            "items": lambda a, most: [item for item, _ in zip(a, range(most), strict=False)],
+            "length": len,
+            "item": lambda a, b: a[b],
+        }
         return values.encode(operations[does](target, *arguments), refer)
 
     while (question := values.read(channel_in)) is not None:

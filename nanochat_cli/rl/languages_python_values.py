@@ -25,16 +25,16 @@ def encode(value: Any, refer: Any) -> Any:
     if value is None or kind is bool or kind is str:
         return value
     for base, text in _NUMBERS:
-        if isinstance(value, base):
+        if issubclass(kind, base):
             return [base.__name__, text(value)]
-    if isinstance(value, str):
+    if issubclass(kind, str):
         return str.__str__(value)
-    if isinstance(value, (bytes, bytearray)):
+    if issubclass(kind, (bytes, bytearray)):
         return ["bytes", bytes(value).hex()]
     for base, items in _MANY:
-        if isinstance(value, base):
+        if issubclass(kind, base):
             return [base.__name__, [encode(item, refer) for item in items(value)]]
-    if isinstance(value, dict):
+    if issubclass(kind, dict):
         return ["dict", [[encode(key, refer), encode(item, refer)] for key, item in dict.items(value)]]
     return ["object", refer(value)]
 

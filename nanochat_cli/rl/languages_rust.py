@@ -20,6 +20,7 @@ from typing import Any
 
 from nanochat_cli.errors import ConfigError
 from nanochat_cli.rl.languages_rust_cases import Check, canonical, checks_of, crate_of, expected_crate, reports
+from nanochat_cli.rl.languages_rust_plain import Guard
 from nanochat_cli.rl.sandbox_limits import MIB, Diagnostic, Limits, Outcome, ProgramLike
 from nanochat_cli.rl.sandbox_process import Command, Ended, Isolation, Running, drive, run
 
@@ -76,11 +77,14 @@ def judge(program: ProgramLike, limits: Limits, compile_limits: Limits, isolatio
     tests = tuple((case.call, case.expected) for case in program.tests)
     plain = [Check(number, call, expected) for number, (call, expected) in enumerate(tests)]
     checks, support = checks_of(tests, program.support, program.source), ""
-    values = _expected(expected_crate(checks), compile_limits, isolation) if checks else None
-    if checks is None or values is None:
-        checks, support = plain, program.support
-        values = _expected(expected_crate(checks), compile_limits, isolation)
     failed: dict[str, Any] = {"total": total, "results": (False,) * total}
+    try:
+        values = _expected(expected_crate(checks), compile_limits, isolation) if checks else None
+        if checks is None or values is None:
+            checks, support = plain, program.support
+            values = _expected(expected_crate(checks), compile_limits, isolation)
+    except _Undecided as undecided:
+        return replace(undecided.outcome, stage="not compiled", **failed)
     if values is None:
         outcome = compile_program(program.source, compile_limits, isolation)
         reason = Diagnostic("error", "an expected value does not compile by itself")
@@ -89,7 +93,9 @@ def judge(program: ProgramLike, limits: Limits, compile_limits: Limits, isolatio
     with tempfile.TemporaryDirectory(prefix="nanochat-sandbox-") as name:
         binary = Path(name) / "main"
         inside = bool(_OWN_ROOT.search(program.source))
-        compiled, _ = _rustc(crate_of(program.source, support, checks, inside), [], binary, compile_limits, isolation)
+        guard = Guard(program.source, support, program.given)
+        crate = crate_of(program.source, support, checks, inside, guard)
+        compiled, _ = _rustc(crate, [], binary, compile_limits, isolation)
         if compiled.status != "ok":
             return replace(_blame(program.source, compiled, compile_limits, isolation), **failed)
         outcome, found = _run(binary, limits, isolation)
@@ -134,15 +140,27 @@ def _compare(
     return passed, failures
 
 
+class _Undecided(Exception):
+    """A clock or another process ended the making of expected values: nothing is known, nothing to be kept."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.status)
+        self.outcome = outcome
+
+
 @lru_cache(maxsize=4096)
 def _expected(crate: str, limits: Limits, isolation: Isolation) -> tuple[str, ...] | None:
-    """The `Debug` texts of expected values; None when they cannot be made without the program."""
+    """The `Debug` texts of expected values; None when they cannot be made without the program. Raises _Undecided."""
     with tempfile.TemporaryDirectory(prefix="nanochat-sandbox-") as name:
         binary = Path(name) / "main"
         compiled, _ = _rustc(crate, [], binary, limits, isolation)
+        if compiled.status in ("killed", "timeout"):
+            raise _Undecided(compiled)
         if compiled.status != "ok":
             return None
         outcome, found = _run(binary, replace(limits, wall=10, cpu=10), isolation)
+    if outcome.status in ("killed", "timeout"):
+        raise _Undecided(outcome)
     values = [found[number] for number in sorted(found)]
     if outcome.status != "ok" or None in values:
         return None

@@ -6,8 +6,9 @@ Knows the surface of Rust (brackets, strings, comments), not its grammar: a test
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-_TOKEN = re.compile(
+TOKEN = re.compile(
     r"""(?P<skip>//[^\n]*|/\*.*?\*/|b?r(?P<hashes>\#*)".*?"(?P=hashes)|b?"(?:[^"\\]|\\.)*"|b?'(?:[^'\\\n]|\\[^\n]+?)')
     | (?P<open>[([{]) | (?P<close>[)\]}])""",
     re.VERBOSE | re.DOTALL,
@@ -62,21 +63,27 @@ def checks_of(tests: Sequence[tuple[str, str]], support: str, source: str) -> li
 
 def _check(case: int, call: str, expected: str, source: str) -> Check:
     """With the type that the called function returns, when the whole call is one of a function of the program."""
-    match = re.match(r"\s*(\w+)\s*(\()", call)
-    if match is None or _closing(call, match.start(2)) != len(call.rstrip()) - 1:
+    name = _whole_call(call)
+    if name is None:
         return Check(case, call, expected)
-    signature = re.search(rf"\bfn\s+{match[1]}\s*\(", source)
+    signature = re.search(rf"\bfn\s+{name}\s*\(", source)
     if signature is None:
         return Check(case, call, expected)
-    end = _closing(source, signature.end() - 1)
+    end = closing(source, signature.end() - 1)
     kind = re.match(r"\s*->\s*([^{;]+?)\s*(?:\{|where\b)", source[end + 1 :]) if end is not None else None
     return Check(case, call, expected, re.sub(r"'\w+", "'static", kind[1]) if kind else None)
 
 
-def _closing(text: str, start: int) -> int | None:
+def _whole_call(text: str) -> str | None:
+    """The function of which the text is one call; None when it is anything else."""
+    match = re.match(r"\s*(\w+)\s*(\()", text)
+    return match[1] if match is not None and closing(text, match.start(2)) == len(text.rstrip()) - 1 else None
+
+
+def closing(text: str, start: int) -> int | None:
     """Where the bracket at `start` is closed."""
     depth = 0
-    for token in _TOKEN.finditer(text, start):
+    for token in TOKEN.finditer(text, start):
         depth += bool(token["open"]) - bool(token["close"])
         if token["close"] and depth == 0:
             return token.start()
@@ -87,7 +94,7 @@ def _split(text: str, separator: str) -> list[str]:
     """Parts between separators that are in no bracket, string or comment; comments are dropped."""
     parts, depth, position, part = [], 0, 0, ""
     while position < len(text):
-        token = _TOKEN.match(text, position)
+        token = TOKEN.match(text, position)
         if token:
             depth += bool(token["open"]) - bool(token["close"])
             part += "" if token[0].startswith(("//", "/*")) else token[0]
@@ -104,7 +111,7 @@ def _split(text: str, separator: str) -> list[str]:
 def _assertions(name: str, support: str) -> list[tuple[str, str]] | None:
     """(value, expected) of each assertion of a function that has only `let` and assertions; None for any other."""
     start = re.search(rf"\bfn\s+{name}\s*\(\)\s*\{{", support)
-    end = _closing(support, start.end() - 1) if start else None
+    end = closing(support, start.end() - 1) if start else None
     if start is None or end is None:
         return None
     lets: list[str] = []
@@ -141,19 +148,30 @@ def _with(lets: Sequence[str], aliases: dict[str, str], expression: str) -> str:
     return whole
 
 
-def crate_of(source: str, support: str, checks: Sequence[Check], inside: bool) -> str:
+class TestGuard(Protocol):
+    """What makes tests independent of what a program says of itself: `languages_rust_plain.Guard`."""
+
+    module: str
+
+    def imports(self, call: str, /) -> str: ...
+    def wrapped(self, text: str, about: str = "", *, whole: bool = False) -> str: ...
+
+
+def crate_of(source: str, support: str, checks: Sequence[Check], inside: bool, guard: TestGuard) -> str:
     """The program, the support, and a main that reports the value of each call.
 
     `inside` puts the program into a module, one line lower: it has a `main` or attributes of its own.
     """
     cases = "\n".join(
-        f'pub fn case_{i}() -> ::std::string::String {{ ::std::format!("{{:?}}", {check.call}) }}'
+        f'pub fn case_{i}() -> ::std::string::String {{ ::std::format!("{{:?}}", '
+        f"{guard.wrapped(check.call, check.expected, whole=_whole_call(check.call) is not None)}) }}"
         for i, check in enumerate(checks)
     )
-    body = f"{source}\n{support}\npub mod nanochat_cases {{\n#[allow(unused_imports)] use super::*;\n{cases}\n}}\n"
+    imports = guard.imports(" ".join(check.call for check in checks))
+    body = f"{source}\n{guard.wrapped(support)}\npub mod nanochat_cases {{\n{imports}\n{cases}\n}}\n"
     if inside:
-        return f"mod program {{\n{body}}}\n{_main(len(checks), 'program::nanochat_cases')}"
-    return f"{body}{_main(len(checks), 'nanochat_cases')}"
+        return f"mod program {{\n{body}}}\n{guard.module}{_main(len(checks), 'program::nanochat_cases')}"
+    return f"{body}{guard.module}{_main(len(checks), 'nanochat_cases')}"
 
 
 def expected_crate(checks: Sequence[Check]) -> str:

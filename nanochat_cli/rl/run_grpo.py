@@ -296,12 +296,19 @@ class GRPORun:
                 f"After: up to {grpo.shots} of {len(self.library)} experiences and {len(self.lessons.texts)} lessons "
                 "before each prompt. The weights are those of before."
             )
-        details = {"mode": grpo.mode, "task": grpo.task, "lessons": self.lessons.texts}
+        isolation = self.judge.isolation
+        notes.append(f"Programs were judged in a sandbox: {isolation}.")
+        details = {"mode": grpo.mode, "task": grpo.task, "lessons": self.lessons.texts, "isolation": isolation}
         path = write_report(self.run_dir, found, before, after, notes=notes, details=details)
         self.reporter.table(str(self.run_dir), COLUMNS, rows(found))
         self.reporter.info(f"report: {path}")
         self.reporter.result(
-            {"run": str(self.run_dir), "rounds": self.round, "differences": [asdict(one) for one in found]}
+            {
+                "run": str(self.run_dir),
+                "rounds": self.round,
+                "isolation": isolation,
+                "differences": [asdict(one) for one in found],
+            }
         )
         return path
 

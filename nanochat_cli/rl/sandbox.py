@@ -5,6 +5,8 @@ The one object that rewards and evaluation use. Languages are in `languages_pyth
 """
 
 import sys
+import threading
+from contextlib import nullcontext
 
 from nanochat_cli.errors import ConfigError
 from nanochat_cli.rl import languages_python, languages_rust
@@ -14,6 +16,8 @@ from nanochat_cli.rl.sandbox_process import Isolation, isolation
 __all__ = ["Case", "Diagnostic", "Limits", "Outcome", "Program", "Sandbox"]
 
 LANGUAGES = ("python", "rust")
+_one_at_a_time = threading.Lock()
+"""Of all sandboxes of this process whose programs share a user."""
 
 
 class Sandbox:
@@ -33,26 +37,30 @@ class Sandbox:
         self.limits = limits if limits is not None else Limits()
         self.compile_limits = compile_limits
         self.isolation = isolated if isolated is not None else isolation()
+        self._turn = _one_at_a_time if self.isolation.shared else nullcontext()
 
     def compile(self, language: str, source: str) -> Outcome:
         """Compile and do not run. `source` needs no `main`."""
-        if _known(language) == "python":
-            return languages_python.compile_program(source, self.limits, self.isolation)
-        return languages_rust.compile_program(source, self.compile_limits, self.isolation)
+        with self._turn:
+            if _known(language) == "python":
+                return languages_python.compile_program(source, self.limits, self.isolation)
+            return languages_rust.compile_program(source, self.compile_limits, self.isolation)
 
     def execute(self, language: str, source: str) -> Outcome:
         """Compile and run by itself: Python as `__main__`, Rust through its `main`."""
-        if _known(language) == "python":
-            return languages_python.execute(source, self.limits, self.isolation)
-        return languages_rust.execute(source, self.limits, self.compile_limits, self.isolation)
+        with self._turn:
+            if _known(language) == "python":
+                return languages_python.execute(source, self.limits, self.isolation)
+            return languages_rust.execute(source, self.limits, self.compile_limits, self.isolation)
 
     def judge(self, program: ProgramLike) -> Outcome:
         """Compile, and run the tests; a program without tests is only compiled."""
         if not program.tests:
             return self.compile(program.language, program.source)
-        if _known(program.language) == "python":
-            return languages_python.judge(program, self.limits, self.isolation)
-        return languages_rust.judge(program, self.limits, self.compile_limits, self.isolation)
+        with self._turn:
+            if _known(program.language) == "python":
+                return languages_python.judge(program, self.limits, self.isolation)
+            return languages_rust.judge(program, self.limits, self.compile_limits, self.isolation)
 
     def toolchain(self, language: str) -> str:
         """The version that programs of a language are compiled with."""

@@ -8,6 +8,7 @@ import ctypes
 import os
 import platform
 import signal
+import stat
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -142,14 +143,44 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def private_memory(pid: int) -> int:
-    """Resident bytes of a process that it shares with no file; 0 when it has ended."""
-    try:
-        with open(f"/proc/{pid}/statm", encoding="ascii") as file:  # noqa: PTH123
-            _, resident, shared, *_ = map(int, file.read().split())
-    except OSError:
-        return 0
-    return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
+def memory_of(pid: int) -> int:
+    """Resident bytes of a process that no file backs, 0 when it has ended; of shared memory its share."""
+    found = _sizes(f"/proc/{pid}/status")
+    shared = found.get("RssShmem", 0)
+    if shared:
+        shared = _sizes(f"/proc/{pid}/smaps_rollup").get("Pss_Shmem", shared)
+    return found.get("RssAnon", found.get("VmRSS", 0)) + shared
+
+
+def _sizes(path: str) -> dict[str, int]:
+    """Entries in kB of a file of /proc, in bytes; none when the process has ended or forbids it."""
+    found = {}
+    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123
+        for line in file:
+            if line.endswith(" kB\n"):
+                name, _, size = line[:-4].partition(":")
+                found[name] = int(size) * 1024
+    return found
+
+
+def unlinked_bytes(pids: list[int], folder: str) -> int:
+    """Bytes on disk of files without a name that these processes hold: open, or mapped from below `folder`."""
+    held: dict[tuple[str, int], int] = {}
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for name in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208
+                with contextlib.suppress(OSError):
+                    found = os.stat(f"/proc/{pid}/fd/{name}")  # noqa: PTH116
+                    if stat.S_ISREG(found.st_mode) and found.st_nlink == 0:
+                        device = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}"
+                        held[device, found.st_ino] = found.st_blocks * 512
+            with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as file:  # noqa: PTH123
+                for line in file:
+                    if line.endswith(" (deleted)\n") and folder in line:
+                        span, _, _, device, inode, *_ = line.split()
+                        start, end = (int(word, 16) for word in span.split("-"))
+                        held.setdefault((device, int(inode)), end - start)
+    return sum(held.values())
 
 
 def tasks_of(uid: int) -> int:

@@ -19,6 +19,7 @@ import sys
 import time
 
 sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 (pathlib costs start-up time)
+import sandbox_calls as calls  # pyright: ignore[reportImplicitRelativeImport]
 import sandbox_kernel as kernel  # pyright: ignore[reportImplicitRelativeImport]
 
 POLL = 0.02
@@ -87,23 +88,28 @@ def watch(spec: dict, child: int, reader: int, start: float) -> tuple[str | None
             continue
         if time.monotonic() - start > limits["wall"]:
             return "timeout", text
-        if sum(kernel.private_memory(pid) for pid in kernel.descendants(child)) > limits["memory"]:
+        pids = kernel.descendants(child)
+        if sum(map(kernel.memory_of, pids)) > limits["memory"]:
             return "memory", text
-        if spec["mode"] == "limits" and not fits(spec["work"], limits):
+        if spec["mode"] == "limits" and not fits(spec["work"], limits, pids):
             return "disk limit", text
 
 
-def fits(folder: str, limits: dict) -> bool:
-    """Whether the private folder is within its bounds (a tmpfs looks after itself)."""
-    size = files = 0
-    for base, folders, names in os.walk(folder):
+def fits(folder: str, limits: dict, pids: list[int]) -> bool:
+    """Whether the private folder is within its bounds (a tmpfs looks after itself), files without a name included.
+
+    A folder that cannot be read hides what it holds, so it does not fit.
+    """
+    size, files = kernel.unlinked_bytes(pids, folder), 0
+    faults: list[OSError] = []
+    for base, folders, names in os.walk(folder, onerror=faults.append):
         files += len(folders) + len(names)
         for name in names:
             with contextlib.suppress(OSError):
                 size += os.lstat(f"{base}/{name}").st_blocks * 512
         if files > limits["files"] or size > limits["disk"]:
             return False
-    return True
+    return size <= limits["disk"] and not any(isinstance(fault, PermissionError) for fault in faults)
 
 
 def end_tree(child: int) -> None:
@@ -204,6 +210,10 @@ def run(spec: dict, report: int, uid: int) -> None:
         os.closerange(report + 1, os.sysconf("SC_OPEN_MAX") if sys.platform == "darwin" else 65536)
         set_limits(spec, uid)
         kernel.drop_privileges(uid)
+        if spec["confine"]:
+            calls.confine_writes(spec["work"])
+        if spec["filter"]:
+            calls.filter_calls(spec["signals"])
         for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         os.execve(spec["argv"][0], spec["argv"], spec["env"])

@@ -74,16 +74,22 @@ class ProgramLike(Protocol):
     def support(self) -> str: ...
     @property
     def tests(self) -> Sequence[CaseLike]: ...
+    @property
+    def given(self) -> str: ...
 
 
 @dataclass(frozen=True)
 class Program:
-    """Source to judge, and its tests as data. `support` is test code that the expressions of the tests may use."""
+    """Source to judge, and its tests as data. `support` is test code that the expressions of the tests may use.
+
+    given: the beginning of the source that was not to be written; what it defines is not taken from the program.
+    """
 
     language: str
     source: str
     tests: tuple[Case, ...] = ()
     support: str = ""
+    given: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Many programs at once: threads that wait for sandboxes, and a cache of what came of a program.
 
 A verdict depends on program, tests, limits, isolation and toolchain; a program that was judged under all of these
-before is not run again. What a clock or the machine decided (timeouts, kills) is not kept.
+before is not run again. What a clock or the machine decided (timeouts, kills) is not kept. A program that something
+killed is judged once more when all others are done, so that no neighbour decides about it.
 """
 
 import hashlib
@@ -19,9 +20,10 @@ from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.rl.sandbox import Sandbox
 from nanochat_cli.rl.sandbox_limits import Diagnostic, Outcome, ProgramLike
 
-FORMAT = 2
+FORMAT = 3
 """Changes when verdicts of the same program may change."""
-_NOT_KEPT = ("timeout", "killed")
+_DISTURBED = "killed"
+_NOT_KEPT = ("timeout", _DISTURBED)
 
 
 class SandboxPool:
@@ -69,6 +71,9 @@ class SandboxPool:
         finally:
             for future in futures.values():
                 future.cancel()
+        for key, outcome in found.items():
+            if outcome.status == _DISTURBED:
+                found[key] = self._outcome(key, first[key])
         self.reused += len(programs) - len(first)
         return [found[key] for key in keys]
 
@@ -79,6 +84,7 @@ class SandboxPool:
             "language": program.language,
             "source": program.source,
             "support": program.support,
+            "given": program.given,
             "tests": [[case.call, case.expected] for case in program.tests],
             "limits": [asdict(self.sandbox.limits), asdict(self.sandbox.compile_limits)],
             "isolation": asdict(self.sandbox.isolation),

@@ -6,8 +6,10 @@ Knows limits and isolation, nothing of languages and tests.
 import itertools
 import json
 import os
+import platform
 import selectors
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nanochat_cli.errors import ConfigError
-from nanochat_cli.rl import sandbox_kernel
+from nanochat_cli.rl import sandbox_calls, sandbox_kernel
 from nanochat_cli.rl.sandbox_limits import Limits, Status
 
 LAUNCHER = Path(__file__).with_name("sandbox_launcher.py")
@@ -33,7 +35,11 @@ GRACE = 5.0
 FIRST_UID = 2_000_000_000
 """Users of runs that root starts: a block for each process, in each block one user after the other."""
 BLOCK = 100_000
-NOBODY = 65534
+_LAST_OF_SYSTEM = 999
+"""Users up to here belong to the system; where few others exist (in a container), those are taken in turn."""
+_FEW = 1000
+_DEADLY = (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+"""Signals that no fault of a program sends: whoever ends by one was ended by another."""
 _runs = itertools.count()
 
 Mode = Literal["namespaces", "bubblewrap", "limits"]
@@ -41,11 +47,16 @@ Mode = Literal["namespaces", "bubblewrap", "limits"]
 
 @dataclass(frozen=True)
 class Isolation:
-    """How programs are kept apart on this machine. `drop`: run as another user than root."""
+    """How programs are kept apart on this machine. `drop`: each runs as a user of its own, not root."""
 
     mode: Mode
     drop: bool
     description: str
+
+    @property
+    def shared(self) -> bool:
+        """Programs share a user and see each other: they may not signal others, and run one at a time."""
+        return self.mode == "limits" and not self.drop
 
 
 @dataclass
@@ -66,8 +77,10 @@ class Ended:
             return "killed"
         if self.code == -24:  # SIGXCPU
             return "timeout"
-        if self.code == -9:
-            return "timeout" if self.reason == "cpu" else "killed"
+        if self.code == -9 and self.reason == "cpu":
+            return "timeout"
+        if self.code is not None and -self.code in _DEADLY:
+            return "killed"
         return "ok" if self.code == 0 else "runtime error"
 
 
@@ -249,7 +262,10 @@ def _specification(command: Command, isolation: Isolation, base: Path, status: i
     values = {
         "mode": isolation.mode,
         "drop": isolation.drop,
-        "uid": _uid() if isolation.mode == "namespaces" else NOBODY,
+        "uid": _uid() if isolation.drop else os.getuid(),
+        "filter": sandbox_calls.can_filter(),
+        "signals": not isolation.shared,
+        "confine": isolation.mode == "limits" and sandbox_calls.can_confine(),
         "argv": list(command.argv),
         "env": {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": home, "TMPDIR": home},
         "limits": limits,
@@ -275,8 +291,24 @@ def _specification(command: Command, isolation: Isolation, base: Path, status: i
 
 
 def _uid() -> int:
-    """A user that no other run has now: the kernel counts processes by user."""
-    return FIRST_UID + os.getpid() % 1000 * BLOCK + next(_runs) % BLOCK
+    """A user that no other run has now: it cannot signal the others, and the kernel counts processes by user."""
+    users = _users()
+    start = os.getpid() * 97 if users.start < FIRST_UID else 0  # of a few users, each process begins elsewhere
+    return users[(start + next(_runs)) % len(users)]
+
+
+@lru_cache(maxsize=1)
+def _users() -> range:
+    """Users that root may become here (uid_map of user_namespaces(7)) and that are nobody else; empty if too few."""
+    first = FIRST_UID + os.getpid() % 1000 * BLOCK
+    best = range(0)
+    for line in Path("/proc/self/uid_map").read_text(encoding="ascii").splitlines():
+        start, _, count = map(int, line.split())
+        if start <= first and first + BLOCK <= start + count:
+            return range(first, first + BLOCK)
+        found = range(max(start, start + count // 2, _LAST_OF_SYSTEM + 1), min(start + count, 65534))
+        best = max(best, found, key=len)
+    return best if len(best) >= _FEW else range(0)
 
 
 def _bubblewrap(visible: Sequence[str], base: Path, disk: int, python: Sequence[str]) -> list[str]:
@@ -293,6 +325,8 @@ def _bubblewrap(visible: Sequence[str], base: Path, disk: int, python: Sequence[
         "--proc",
         "/proc",
         "--dev",
+        "/dev",
+        "--remount-ro",
         "/dev",
         "--size",
         str(disk),
@@ -332,11 +366,18 @@ def isolation() -> Isolation:
 def _candidates(root: bool) -> list[Isolation]:
     user = "as an unprivileged user" if root else "as this user without privileges"
     apart = f"own file tree, process, network and IPC namespaces, {user}, resource limits"
-    namespaces = Isolation("namespaces", root, f"namespaces: {apart}")
-    bubblewrap = Isolation("bubblewrap", False, f"bubblewrap: {apart}")
-    open_world = "resource limits only: programs can read what {} may read, write where {} may write, use the network"
-    limits = [Isolation("limits", True, open_world.format("nobody", "nobody"))] if root else []
-    limits.append(Isolation("limits", False, open_world.format(*["root" if root else "this user"] * 2)))
+    calls = "" if sandbox_calls.can_filter() else f" (no filter of system calls on {platform.machine()})"
+    namespaces = Isolation("namespaces", root, f"namespaces: {apart}{calls}")
+    bubblewrap = Isolation("bubblewrap", False, f"bubblewrap: {apart}{calls}")
+    own = Isolation("limits", True, _open_world("a user of its own") + calls)
+    shared = Isolation("limits", False, f"{_open_world('root' if root else 'this user')}, one program at a time{calls}")
+    limits = [own, shared] if root and _users() else [shared]
     if root:  # bubblewrap started by root maps the program to root, for whom the kernel does not limit processes
-        return [namespaces, *limits]
+        return [*([namespaces] if _users() else []), *limits]
     return [*([bubblewrap] if shutil.which("bwrap") else []), namespaces, *limits]
+
+
+def _open_world(user: str) -> str:
+    """What limits alone leave open to a program that runs as `user`."""
+    writes = "only its own folder" if sandbox_calls.can_confine() else f"wherever {user} may"
+    return f"resource limits only: each program runs as {user}, reads what that user may, writes {writes}, has network"

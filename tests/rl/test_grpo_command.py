@@ -15,6 +15,7 @@ from nanochat_cli.evaluation.run_suite import fingerprint
 from nanochat_cli.report.reporter import PlainReporter, QuietReporter, RichReporter
 from nanochat_cli.rl.problem_split import load_split, split
 from nanochat_cli.rl.rounds_view import RoundsView
+from nanochat_cli.rl.sandbox import Sandbox
 from tests.e2e.tiny import TINY, write_corpus
 from tests.rl.tiny_run import NUMBERS, grpo_run, problem, write_problems
 
@@ -50,6 +51,9 @@ def test_a_run_in_the_real_sandbox_is_a_run_for_other_commands(nanochat, folder)
     assert "practised (2)" in out
     assert "held out (1)" in out
     found = json.loads((folder / "found.json").read_text())
+    isolation = Sandbox().isolation.description
+    assert f"sandbox: {isolation}" in err
+    assert found["isolation"] == isolation
     run = Path(found["run"])
     assert run == Path("runs/source-policy-1")
     assert {one["measure"] for one in found["differences"]} == {"pass@1", "best of n", "compile rate", "mean reward"}

@@ -1,0 +1,117 @@
+"""What a program may ask of the kernel: a filter of system calls (seccomp), and where it may write (Landlock).
+
+The filter closes what limits do not measure or namespaces would undo: memory behind handles that no process maps
+(memfd, System V segments and queues, keys), new namespaces and mounts, other processes' memory. Imported by the
+launcher script under `python -I -S`: standard library only, nothing of nanochat. Sources: seccomp(2), landlock(7),
+Linux `asm/unistd.h`.
+"""
+
+import ctypes
+import errno
+import os
+import platform
+import struct
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_ALLOW, _KILL, _FAIL = 0x7FFF0000, 0x80000000, 0x00050000
+_NUMBER, _ARCHITECTURE, _FIRST, _SECOND = 0, 4, 16, 24
+"""Offsets in `struct seccomp_data`; of arguments the lower half, since both machines are little-endian."""
+_NAMESPACES = 0x7E020000
+"""CLONE_NEW* in the flags of clone(2)."""
+_X32 = 0x40000000
+_SET_OWNER, _SET_SIGNAL, _SET_OWNER_EX = 8, 10, 15
+"""fcntl(2) commands that make the kernel send a signal to a process of choice."""
+
+# Name: (x86_64, aarch64). From 424 on both are the same.
+_REFUSED = {
+    "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195), "semget": (64, 190), "msgget": (68, 186),
+    "memfd_create": (319, 279), "memfd_secret": (447, 447), "unshare": (272, 97), "setns": (308, 268),
+    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "open_tree": (428, 428),
+    "move_mount": (429, 429), "fsopen": (430, 430), "fsconfig": (431, 431), "fsmount": (432, 432),
+    "fspick": (433, 433), "mount_setattr": (442, 442), "ptrace": (101, 117), "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271), "pidfd_getfd": (438, 438), "bpf": (321, 280), "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282), "io_uring_setup": (425, 425), "add_key": (248, 217), "request_key": (249, 218),
+    "keyctl": (250, 219),
+}  # fmt: skip
+_CLONE, _CLONE3, _FCNTL = (56, 220), (435, 435), (72, 25)
+_SIGNALS = {
+    "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240), "prlimit64": (302, 261),
+}  # fmt: skip
+_BY_HANDLE = {"pidfd_open": (434, 434), "pidfd_send_signal": (424, 424)}
+_MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
+_WRITE_FILE = 1 << 1
+_WRITES = (_WRITE_FILE | 0x1FF0, 1 << 13, 1 << 14)
+"""Access rights that change files: of version 1, and those that versions 2 (REFER) and 3 (TRUNCATE) add."""
+
+
+def can_filter() -> bool:
+    """Whether system calls of this kind of machine are known."""
+    return platform.machine() in _MACHINES
+
+
+def can_confine() -> bool:
+    """Whether this kernel can confine where a process writes (Landlock, Linux 5.13)."""
+    return _landlock_version() > 0
+
+
+def filter_calls(signals: bool) -> None:
+    """Refuse system calls in this process and all that it starts; needs no_new_privs. Raises OSError.
+
+    signals: whether other processes may be signalled; without it a process may signal the one that calls this and no
+    other, where a program shares its user with the host.
+    """
+    column, architecture = _MACHINES[platform.machine()]
+    refuse = (_RETURN, 0, 0, _FAIL | errno.EPERM)
+    code = [(_LOAD, 0, 0, _ARCHITECTURE), (_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, _KILL)]
+    code += [(_LOAD, 0, 0, _NUMBER)]
+    code += [(_AT_LEAST, 0, 1, _X32), (_RETURN, 0, 0, _FAIL | errno.ENOSYS)] if column == 0 else []
+    refused = _REFUSED if signals else _REFUSED | _BY_HANDLE
+    for numbers in refused.values():
+        code += [(_EQUAL, 0, 1, numbers[column]), refuse]
+    code += [(_EQUAL, 0, 1, _CLONE3[column]), (_RETURN, 0, 0, _FAIL | errno.ENOSYS)]  # its flags are out of reach
+    allow = (_RETURN, 0, 0, _ALLOW)
+    code += [(_EQUAL, 0, 4, _CLONE[column]), (_LOAD, 0, 0, _FIRST), (_ANY_BIT, 0, 1, _NAMESPACES), refuse, allow]
+    if not signals:
+        for numbers in _SIGNALS.values():
+            code += [(_EQUAL, 0, 5, numbers[column]), (_LOAD, 0, 0, _FIRST), (_EQUAL, 2, 0, 0)]
+            code += [(_EQUAL, 1, 0, os.getpid()), refuse, allow]
+        code += [(_EQUAL, 0, 6, _FCNTL[column]), (_LOAD, 0, 0, _SECOND), (_EQUAL, 3, 0, _SET_OWNER)]
+        code += [(_EQUAL, 2, 0, _SET_SIGNAL), (_EQUAL, 1, 0, _SET_OWNER_EX), allow, refuse]
+    code += [allow]
+    text = b"".join(struct.pack("<HBBI", *instruction) for instruction in code)
+    buffer = ctypes.create_string_buffer(text, len(text))
+    program = struct.pack("HP", len(code), ctypes.addressof(buffer))
+    if _libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"filter of system calls: {os.strerror(number)}")
+
+
+def confine_writes(folder: str) -> None:
+    """From now on this process writes only below `folder` and to /dev/null and the like. Raises OSError."""
+    version = _landlock_version()
+    rights = sum(_WRITES[: max(0, min(version, 3))])
+    ruleset = _call(_CREATE_RULESET, struct.pack("=Q", rights), 8, 0)
+    for path, allowed in ((folder, rights), *((f"/dev/{name}", _WRITE_FILE) for name in ("null", "zero", "full"))):
+        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        _call(_ADD_RULE, ruleset, 1, struct.pack("=Qi", allowed, descriptor), 0)
+        os.close(descriptor)
+    _call(_RESTRICT_SELF, ruleset, 0)
+    os.close(ruleset)
+
+
+def _landlock_version() -> int:
+    return _libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), 1)
+
+
+def _call(number: int, *arguments) -> int:
+    result = _libc.syscall(number, *arguments)
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"Landlock: {os.strerror(code)}")
+    return result
