@@ -54,6 +54,8 @@ class Readings:
     lr: float | None = None
     grad_norm: float | None = None
     skipped: int = 0
+    kept_share: float | None = None
+    """Of the tokens in the backward pass; None without token filtering."""
 
 
 class LossHistory:
@@ -164,12 +166,13 @@ class LiveView:
 
     def _training(self) -> list[str]:
         now = self._readings
-        return [
+        parts = [
             f"loss {_number(now.loss, '.4f')}",
             f"lr {_number(now.lr, '.3g')}",
             f"grad norm {_number(now.grad_norm, '.3g')}",
             f"skipped {now.skipped:.0f}",
         ]
+        return parts if now.kept_share is None else [*parts, f"{now.kept_share:.0%} of the tokens kept"]
 
     def _evaluation(self) -> list[str]:
         now = self._readings

@@ -40,6 +40,30 @@ def select_kept(importance: Tensor, valid: Tensor, sparsity: float, threshold: f
     return order[filtered:].sort().values
 
 
+class KeptShare:
+    """Notices, once, that the threshold keeps more tokens than `sparsity` would leave."""
+
+    WATCHED = 10
+    """Filtered steps that are averaged before it says so."""
+
+    def __init__(self, config: ColliderConfig) -> None:
+        self.config = config
+        self._shares: list[float] = []
+
+    def notice(self, kept: float | None) -> str | None:
+        """kept: the share of a step's tokens that stayed, None where nothing was filtered. A line when there is one."""
+        if kept is None or len(self._shares) >= self.WATCHED:
+            return None
+        self._shares.append(kept)
+        mean, wanted = sum(self._shares) / len(self._shares), 1 - self.config.sparsity
+        if len(self._shares) < self.WATCHED or mean <= wanted + 1 / STEPS_OF_COUNT:
+            return None
+        return (
+            f"token filtering keeps {mean:.0%} of the tokens, not {wanted:.0%}: collider.threshold = "
+            f"{self.config.threshold:g} keeps whatever reaches it; with 1 collider.sparsity alone decides"
+        )
+
+
 class TokenFilter:
     """Makes the layers of a model leave out rows, one micro-batch at a time.
 

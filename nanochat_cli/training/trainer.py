@@ -26,7 +26,7 @@ from nanochat_cli.report.metrics_log import MetricsLog
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.training import checkpoints
 from nanochat_cli.training.bigram_init import fit_bigrams
-from nanochat_cli.training.collider import TokenFilter
+from nanochat_cli.training.collider import KeptShare, TokenFilter
 from nanochat_cli.training.compilation import compile_blocks, decide, run_eagerly, why_not_compiled
 from nanochat_cli.training.devices import choose_autocast, choose_device, require_float8
 from nanochat_cli.training.expert_load import forget_load, measure_load
@@ -77,6 +77,7 @@ class Trainer:
         self.optimizers = build_optimizer(self.model, config.optim, self.mtp)
         self.fire = Fire(config.fire, self.model, self.mtp, self.optimizers) if config.fire.enabled else None
         self.skip_policy = SkipPolicy(config.train.spike_factor, config.train.max_skipped_steps)
+        self.kept_share = KeptShare(config.collider)
         self.telemetry = TernaryTelemetry()
         self._save_is_due = False
         self.global_batch = config.train.batch_size * config.train.grad_accum
@@ -300,7 +301,10 @@ class Trainer:
             lr=lr,
             grad_norm=norm,
             skipped=self.skip_policy.skipped,
+            kept_share=extra.get("collider/kept_fraction"),
         )
+        if (notice := self.kept_share.notice(extra.get("collider/kept_fraction"))) is not None:
+            self.reporter.warn(notice)
         metrics = {
             "loss/main": loss,
             "loss/objective": objective,

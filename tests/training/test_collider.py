@@ -1,6 +1,7 @@
 """Token filtering against its slow form: keys and values of filtered tokens detached, and a masked loss."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -18,7 +19,7 @@ from nanochat_cli.inference.load import load_run
 from nanochat_cli.model import attention as attention_module
 from nanochat_cli.model import moe as moe_module
 from nanochat_cli.model.mtp import build_mtp, shifted_targets
-from nanochat_cli.report.reporter import QuietReporter
+from nanochat_cli.report.reporter import PlainReporter, QuietReporter
 from nanochat_cli.training.collider import TokenFilter, select_kept
 from nanochat_cli.training.gradient_step import GradientStep
 from nanochat_cli.training.losses import IGNORE, cross_entropy, token_scores
@@ -259,6 +260,40 @@ def test_a_run_with_filtering_resumes_bit_for_bit_and_logs_what_it_kept(tmp_path
     kept = {line["step"]: line["collider/kept_fraction"] for line in lines if "collider/kept_fraction" in line}
     assert set(kept) == set(range(3, 9))
     assert all(value == pytest.approx(0.6, abs=0.05) for value in kept.values())
+
+
+def run_with_threshold(folder, threshold):
+    """What a run of 13 steps says, of which 12 filter 35 % as far as the threshold allows."""
+    lines: list[str] = []
+
+    class Listening(PlainReporter):
+        def info(self, message: str) -> None:
+            lines.append(message)
+
+        warn = info
+
+    config = tiny_config(
+        folder,
+        train={"total_steps": 13, "log_interval": 1, "compile": "off"},
+        collider={"enabled": True, "sparsity": 0.35, "threshold": threshold, "warmup_steps": 1},
+    )
+    data = SyntheticData(config.train.batch_size * config.train.grad_accum, config.train.seq_len)
+    Trainer(config, data, folder, Listening()).fit()
+    return lines
+
+
+def test_a_threshold_that_defeats_the_share_is_told_once_and_the_share_is_shown(tmp_path):
+    lines = run_with_threshold(tmp_path, 0.05)
+    told = [line for line in lines if "collider.threshold" in line]
+    assert len(told) == 1
+    assert re.match(r"token filtering keeps \d+% of the tokens, not 65%: collider\.threshold = 0\.05", told[0])
+    assert any(re.search(r"9\d% of the tokens kept|100% of the tokens kept", line) for line in lines)
+
+
+def test_a_threshold_that_lets_the_share_decide_is_no_matter(tmp_path):
+    lines = run_with_threshold(tmp_path, 1.0)
+    assert not any("collider.threshold" in line for line in lines)
+    assert any("6" in line and "% of the tokens kept" in line for line in lines)
 
 
 def test_scores_of_a_run_choose_tokens_of_another(tmp_path):
