@@ -190,10 +190,6 @@ def optional() -> list[Part]:
             "llama-cpp",
         ),
         ("flash-linear-attention", "a faster kernel for DeltaNet layers in training, on CUDA", "gpu"),
-        ("liger-kernel", "nothing yet", "gpu"),
-        ("fastapi", "nothing yet", "serve"),
-        ("uvicorn", "nothing yet", "serve"),
-        ("huggingface-hub", "corpora from the hub (`--source hf:NAME`)", "hf"),
         ("lm-eval", "the tasks of lm-evaluation-harness, with `nanochat` as a model", "lm-eval"),
     )
     parts = [Part(name, installed(name), use, f"pip install 'nanochat[{extra}]'") for name, use, extra in packages]

@@ -4,9 +4,11 @@ import builtins
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -98,21 +100,30 @@ def test_a_cuda_device_is_named_with_its_memory(monkeypatch):
 
 def test_optional_parts_say_what_they_are_for_and_how_to_get_them():
     parts = {part.name: part for part in doctor.optional()}
-    assert {"xllamacpp", "flash-linear-attention", "huggingface-hub", "rustc", "bubblewrap"} <= parts.keys()
+    assert {"xllamacpp", "flash-linear-attention", "lm-eval", "rustc", "bubblewrap"} == parts.keys()
     assert all(part.unlocks and part.install for part in parts.values())
-    unused = {part.name for part in parts.values() if part.unlocks == "nothing yet"}
-    source = "".join(
-        path.read_text() for path in Path(doctor.__file__).parent.rglob("*.py") if path.name != "doctor.py"
-    )
-    imported = {"liger-kernel": "liger_kernel", "fastapi": "fastapi", "uvicorn": "uvicorn", "lm-eval": "lm_eval"}
-    used = imported | {"rustc": '"rustc"', "bubblewrap": '"bwrap"', "xllamacpp": "xllamacpp"}
-    for name, mark in used.items():
-        assert (name in unused) == (mark not in source), name
-    for name in ("xllamacpp", "uvicorn"):
-        try:
-            assert parts[name].version == metadata.version(name)
-        except metadata.PackageNotFoundError:
-            assert parts[name].version is None
+    try:
+        assert parts["xllamacpp"].version == metadata.version("xllamacpp")
+    except metadata.PackageNotFoundError:
+        assert parts["xllamacpp"].version is None
+
+
+MODULES = {"xllamacpp": "xllamacpp", "flash-linear-attention": "fla", "lm-eval": "lm_eval"}
+
+
+def test_every_extra_for_users_unlocks_code_that_is_here_and_is_advised():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    extras = {name: required for name, required in project["optional-dependencies"].items() if name not in DEVELOPERS}
+    packages = {re.split("[<>=]", required)[0]: name for name, (required,) in extras.items()}
+    assert packages.keys() == MODULES.keys()
+    source = "".join(path.read_text() for path in Path(doctor.__file__).parent.rglob("*.py"))
+    advised = {part.name: part.install for part in doctor.optional()}
+    for package, extra in packages.items():
+        assert re.search(rf"(import|from|find_spec\(\")\s*{MODULES[package]}\b", source), package
+        assert f"nanochat[{extra}]" in advised[package]
+
+
+DEVELOPERS = ("test", "dev")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from typing import Any, Literal, get_args
 
 from nanochat_cli.bench.noise import REPEAT
 from nanochat_cli.bench.tuning import Tuning, rates, same_training, shorten
+from nanochat_cli.config.effects import why_without_effect
+from nanochat_cli.config.layers import read_layer
 from nanochat_cli.config.load import resolve_config
 from nanochat_cli.config.overrides import parse_override
 from nanochat_cli.config.schema import Config, TrainConfig
@@ -120,6 +122,11 @@ def plan_e3(
     return _checked(Plan("e3", profile, match, seeds, tuple(contenders), tuple(given), tuning))
 
 
+def natural_match(presets: Sequence[str], overrides: Sequence[str]) -> Match:
+    """What bounds a run of this configuration: its time, where it has a budget of it, else its steps."""
+    return "steps" if resolve_config(presets, None, overrides).train.time_budget is None else "time"
+
+
 def plan_ab(
     *,
     base: Sequence[str],
@@ -140,7 +147,11 @@ def plan_ab(
         (key,) = parse_override(text)
         if key in LENGTHS:
             raise ConfigError(f"--vary {text}: --match makes the length of runs equal; change it for all with --set")
-        contenders.append(Contender(text, tuple(base), (*common, text)))
+        settings = (*common, text)
+        (written,) = read_layer(parse_override(text), "--vary").settings
+        if (reason := why_without_effect(written, resolve_config(base, None, settings))) is not None:
+            raise ConfigError(f"--vary {text} changes nothing: it {reason}")
+        contenders.append(Contender(text, tuple(base), settings))
     return _checked(Plan("ab", None, match, seeds, tuple(contenders), tuple(given)))
 
 

@@ -20,7 +20,7 @@ Seeds = Annotated[
 ]
 MatchOption = Annotated[
     MatchName | None,
-    typer.Option(help="What is equal: optimizer steps (default), tokens, or the baseline's training time."),
+    typer.Option(help="What is equal: optimizer steps, tokens, or the baseline's training time; default: its bound."),
 ]
 Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the suite; default: the next in ./runs.")]
 Report = Annotated[Path | None, typer.Option(metavar="DIR", help="Copy the report there, without the runs.")]
@@ -100,20 +100,22 @@ def ab(
 
     Runs, measures and report are those of bench e3. Without --seeds there are three.
     """
-    from nanochat_cli.bench.plan import plan_ab
+    from nanochat_cli.bench.plan import natural_match, plan_ab
     from nanochat_cli.bench.profiles import every_run
+    from nanochat_cli.config.load import with_default_model
 
     session = session_of(ctx)
 
     def plan() -> "Plan":
         if not base:
             raise ConfigError("--base is missing: name the preset that both sides share, such as --base quickstart")
+        whole = with_default_model(base, None, "quickstart")
         return plan_ab(
-            base=base,
+            base=whole,
             vary=vary,
             overrides=every_run(),
             seeds=seeds or 3,
-            match=match or "steps",
+            match=match or natural_match(whole, (*every_run(), *overrides)),
             given=overrides,
         )
 

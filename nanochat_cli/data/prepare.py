@@ -48,7 +48,7 @@ from nanochat_cli.durable import write_atomically
 from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.home import has_home
 from nanochat_cli.report.environment import usable_cores
-from nanochat_cli.report.quantities import format_duration
+from nanochat_cli.report.quantities import counted, format_duration
 from nanochat_cli.report.reporter import FIRST_LINE_AFTER, LINE_EVERY, Reporter
 
 Settings = dict[str, str | int | float | bool | None]
@@ -359,7 +359,7 @@ def _known_size(corpus: Corpus, limit: int | None) -> int | None:
 def _summary(manifest: Manifest) -> str:
     def part(name: Split) -> str:
         side = manifest.split(name)
-        return f"{name} {side.documents:,} documents, {side.bytes:,} bytes, {side.tokens:,} tokens"
+        return f"{name} {counted(side.documents, 'document')}, {side.bytes:,} bytes, {side.tokens:,} tokens"
 
     ratio = manifest.train.bytes / manifest.train.tokens
     return f"{'; '.join(part(name) for name in SPLITS)}; {ratio:.2f} bytes per token"

@@ -8,6 +8,7 @@ from nanochat_cli.bench.result_file import Result, write_results
 from nanochat_cli.config.schema import Config
 from nanochat_cli.errors import DataError, Interrupted
 from nanochat_cli.evaluation.suites import BITS_PER_BYTE, COMPILE, SuiteOptions, problem_suite
+from nanochat_cli.report.quantities import counted
 from nanochat_cli.report.reporter import Reporter
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def evaluate_target(
             f"{too_long} of {len(problems)} prompts are longer than the context of {packed.config.max_seq_len} tokens; "
             "they count as failed"
         )
-    reporter.table(f"{target}: {suite}, {options.samples} completions of each problem", *table(suite, found))
+    reporter.table(f"{target}: {suite}, {counted(options.samples, 'completion')} of each problem", *table(suite, found))
     details = {"settings": settings, "isolation": sandbox.isolation.description, "scores": plain(found)}
     _finish(target, suite, folder, results(suite, found), details, reporter)
 

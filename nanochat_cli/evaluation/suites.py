@@ -10,6 +10,7 @@ from typing import Any
 
 from nanochat_cli.errors import ConfigError
 from nanochat_cli.evaluation.problems import Problem, load_problems
+from nanochat_cli.report.quantities import counted
 from nanochat_cli.report.reporter import Reporter
 
 BITS_PER_BYTE = "bpb"
@@ -76,7 +77,9 @@ def problem_suite(name: str, limit: int | None, reporter: Reporter) -> list[Prob
         raise
     needy = [problem for problem in problems if problem.needs]
     if needy:
-        reporter.warn(f"{name}: {len(needy)} problems are left out; {needy[0].id} needs {' and '.join(needy[0].needs)}")
+        reporter.warn(
+            f"{name}: left out: {counted(len(needy), 'problem')}; {needy[0].id} needs {' and '.join(needy[0].needs)}"
+        )
     return [problem for problem in problems if not problem.needs][:limit]
 
 

@@ -12,6 +12,11 @@ def format_quantity(value: float, unit: str) -> str:
     return f"{number} {unit}".rstrip()
 
 
+def counted(n: int, noun: str) -> str:
+    """`(1, "document")` -> `"1 document"`, `(1730, "document")` -> `"1,730 documents"`."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 _DAY = 86_400
 _YEAR = 365.25 * _DAY
 

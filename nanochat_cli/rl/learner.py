@@ -15,6 +15,7 @@ from nanochat_cli.config.schema import Config
 from nanochat_cli.errors import ConfigError
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.optim import build_optimizer
+from nanochat_cli.report.quantities import counted
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.rl.grpo_loss import token_log_probabilities
 from nanochat_cli.rl.trajectories import Batch
@@ -77,7 +78,7 @@ class Learner:
                         "or set train.gradient_checkpointing = true"
                     ) from error
                 self.micro_batch = max(1, self.micro_batch // 2)
-                self._reporter.warn(f"out of memory: {self.micro_batch} completions at a time from here on")
+                self._reporter.warn(f"out of memory: {counted(self.micro_batch, 'completion')} at a time from here on")
 
     def update(self, loss: float) -> dict[str, float]:
         """Move the latents along the gradient and quantise them, or skip a gradient that is no good."""

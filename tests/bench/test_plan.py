@@ -13,6 +13,7 @@ from nanochat_cli.bench.plan import (
     Plan,
     entries,
     load_plan,
+    natural_match,
     plan_ab,
     plan_e3,
     resolve,
@@ -127,3 +128,15 @@ def test_a_plan_comes_back_as_it_was_saved(tmp_path: Path):
     assert load_plan(tmp_path / "suite") == plan
     with pytest.raises(DataError, match="not the folder of a suite"):
         load_plan(tmp_path)
+
+
+def test_a_base_that_ends_by_the_clock_is_matched_by_time_unless_steps_are_given():
+    assert natural_match(["quickstart"], ()) == "time"
+    assert natural_match(["quickstart"], ("train.total_steps=100",)) == "steps"
+    assert natural_match(["test-mtp"], ()) == "steps"
+
+
+def test_varying_a_key_that_nothing_reads_is_refused():
+    with pytest.raises(ConfigError, match=r'--vary lion_lr_mult=0\.2 changes nothing: it needs optim\.other = "lion"'):
+        ab("lion_lr_mult=0.2")
+    ab("lion_lr_mult=0.2", given=("optim.other=lion",))

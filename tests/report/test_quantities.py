@@ -2,7 +2,7 @@
 
 import pytest
 
-from nanochat_cli.report.quantities import format_duration, format_span
+from nanochat_cli.report.quantities import counted, format_duration, format_span
 
 DAY = 86_400
 
@@ -30,3 +30,7 @@ def test_a_clock_counts_to_two_days(seconds, text):
 )
 def test_a_span_is_in_the_unit_that_is_read_at_a_glance(seconds, text):
     assert format_span(seconds) == text
+
+
+def test_one_document_is_not_one_documents():
+    assert [counted(n, "document") for n in (0, 1, 1730)] == ["0 documents", "1 document", "1,730 documents"]
