@@ -49,15 +49,19 @@ def run_decode(
         raise ConfigError("bench decode compares with llama.cpp: install the extra [llama-cpp] of nanochat")
     if out is not None:
         require_writable(out)
-    prompt_tokens = prompt_tokens or (QUICK_PROMPT_TOKENS if quick else PROMPT_TOKENS)
-    new_tokens = new_tokens or (QUICK_NEW_TOKENS if quick else NEW_TOKENS)
+    usual = (QUICK_PROMPT_TOKENS, QUICK_NEW_TOKENS) if quick else (PROMPT_TOKENS, NEW_TOKENS)
     n_threads = n_threads or torch.get_num_threads()
-    with _gguf(target, config, prompt_tokens + new_tokens, reporter) as (path, name):
+    with _gguf(target, config, (prompt_tokens or usual[0]) + (new_tokens or usual[1]), reporter) as (path, name):
         vocab_size, context = _sizes(path)
+        prompt_tokens, new_tokens = fitting(context, prompt_tokens, new_tokens, usual)
         if prompt_tokens + new_tokens > context:
             raise ConfigError(
-                f"--prompt-tokens {prompt_tokens} and --new-tokens {new_tokens} do not fit the context of {context} of "
-                f"{name}: lower them"
+                f"a prompt of {prompt_tokens} tokens and {new_tokens} new ones do not fit the context of {context} of "
+                f"{name}: lower --prompt-tokens or --new-tokens"
+            )
+        if sum(usual) > context:
+            reporter.info(
+                f"a prompt of {prompt_tokens} tokens and {new_tokens} new ones: {name} has a context of {context}"
             )
         generator = torch.Generator().manual_seed(0)
         prompt = torch.randint(0, vocab_size, (prompt_tokens,), generator=generator).tolist()
@@ -72,6 +76,12 @@ def run_decode(
     reporter.result({"suite": "decode", "results": [asdict(result) for result in results], **details})
     if out is not None:
         reporter.info(f"wrote {write_results(out, 'decode', results, **details)}")
+
+
+def fitting(context: int, prompt: int | None, new: int | None, usual: tuple[int, int]) -> tuple[int, int]:
+    """Tokens of the prompt and new ones: those asked for, else the usual ones or what the context has room for."""
+    new = new or max(2, min(usual[1], context // 4 if prompt is None else context - prompt))
+    return prompt or max(1, min(usual[0], context - new)), new
 
 
 @contextmanager

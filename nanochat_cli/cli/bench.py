@@ -53,8 +53,8 @@ def decode(
     overrides: Overrides = [],  # noqa: B006
     quick: Quick = False,
     threads: Threads = None,
-    prompt_tokens: Annotated[int | None, typer.Option(min=1, metavar="N", help="Default: 512.")] = None,
-    new_tokens: Annotated[int | None, typer.Option(min=2, metavar="N", help="Default: 128.")] = None,
+    prompt_tokens: Annotated[int | None, typer.Option(min=1, metavar="N", help="Default: 512, or what fits.")] = None,
+    new_tokens: Annotated[int | None, typer.Option(min=2, metavar="N", help="Default: 128, or what fits.")] = None,
     out: Out = None,
 ) -> None:
     """Time prefill and decode of a whole model against llama.cpp on the same GGUF file.

@@ -119,7 +119,31 @@ def test_a_file_and_a_preset_together_are_a_mistake(gguf: Path, capfd: pytest.Ca
 
 def test_more_tokens_than_the_context_are_a_mistake(gguf: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "decode", str(gguf), "--prompt-tokens", "5000"]) == 2
-    assert "--prompt-tokens 5000 and --new-tokens 128 do not fit the context of" in capfd.readouterr().err
+    assert "a prompt of 5000 tokens and 2 new ones do not fit the context of 64" in capfd.readouterr().err
+
+
+def test_a_model_with_a_short_context_is_measured_with_what_fits(
+    gguf: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "decode", str(gguf), "--quick", "--threads", "1"]) == 0
+    shown = capfd.readouterr()
+    assert "a prompt of 48 tokens and 16 new ones: tiny.gguf has a context of 64" in shown.err + shown.out
+    assert "prefill of 48 tokens" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("context", "prompt", "new", "expected"),
+    [
+        (4096, None, None, (512, 128)),
+        (640, None, None, (512, 128)),
+        (256, None, None, (192, 64)),  # the quickstart's
+        (256, 200, None, (200, 56)),
+        (256, None, 128, (128, 128)),
+        (256, 8, 4, (8, 4)),
+    ],
+)
+def test_tokens_are_those_asked_for_or_the_usual_ones_or_what_fits(context, prompt, new, expected) -> None:
+    assert run_decode.fitting(context, prompt, new, (512, 128)) == expected
 
 
 def test_without_llama_cpp_it_says_what_to_install(
