@@ -7,13 +7,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from nanochat_cli.bench.statistics import bootstrap_interval
 from nanochat_cli.errors import ConfigError
+from nanochat_cli.evaluation.share_intervals import share_interval
 
 
 @dataclass(frozen=True)
 class PassAtK:
-    """value: the mean over problems, in 0..1; interval: its 95 % bootstrap interval, None of a single problem."""
+    """value: the mean over problems, in 0..1; interval: its 95 % interval, None of a single problem."""
 
     k: int
     value: float
@@ -40,7 +40,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 def mean_pass_at_k(counts: Mapping[str, tuple[int, int]], ks: Sequence[int] = (1,)) -> list[PassAtK]:
     """pass@k over problems for each k; counts: (completions drawn, completions that passed) of each problem, by id.
 
-    The interval resamples problems, so it says how far the mean depends on which problems were asked. It leaves
+    The interval is over problems (`share_intervals`), so it says how far the mean depends on which problems were asked. It leaves
     out what drawing other completions would change. Raises ConfigError when there is no problem, for k < 1, and, with
     its id, for a problem with fewer than k completions: such a problem is never counted as failed.
     """
@@ -52,5 +52,5 @@ def mean_pass_at_k(counts: Mapping[str, tuple[int, int]], ks: Sequence[int] = (1
             if n < k:
                 raise ConfigError(f"{name}: pass@{k} needs at least {k} completions, there are {n}: draw more")
         values = [pass_at_k(n, c, k) for n, c in counts.values()]
-        found.append(PassAtK(k, math.fsum(values) / len(values), bootstrap_interval(values), len(values)))
+        found.append(PassAtK(k, math.fsum(values) / len(values), share_interval(values), len(values)))
     return found

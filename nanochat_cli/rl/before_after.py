@@ -1,7 +1,7 @@
 """How good a model is at problems, before and after: pass@1, best of n, compile rate, each with an interval.
 
 The same problems, random numbers and number of completions on both sides, so that the difference is paired by problem.
-Intervals resample problems (`bench.statistics`).
+Intervals are over problems (`evaluation.share_intervals`).
 """
 
 import math
@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nanochat_cli.bench.result_file import Result, write_results
-from nanochat_cli.bench.statistics import bootstrap_interval, compare
 from nanochat_cli.errors import DataError
 from nanochat_cli.evaluation.pass_at_k import pass_at_k
+from nanochat_cli.evaluation.share_intervals import difference_interval, share_interval
 from nanochat_cli.rl.judging import Judged
 
 RESULTS_FILE = "grpo.json"
@@ -74,21 +74,18 @@ def differences(sets: Mapping[str, Sequence[str]], before: Scores, after: Scores
     for name, ids in sets.items():
         for measure, of in MEASURES.items() if ids else ():
             values = [of(before[one]) for one in ids], [of(after[one]) for one in ids]
-            change = compare(values[1], values[0], "difference")
-            (mean_before, ends_before), (mean_after, ends_after) = (
-                (math.fsum(side) / len(side), bootstrap_interval(side)) for side in values
-            )
+            mean_before, mean_after = (math.fsum(side) / len(side) for side in values)
             found.append(
                 Difference(
                     name,
                     measure,
                     len(ids),
                     mean_before,
-                    ends_before,
+                    share_interval(values[0]),
                     mean_after,
-                    ends_after,
-                    change.value,
-                    change.interval,
+                    share_interval(values[1]),
+                    mean_after - mean_before,
+                    difference_interval(values[1], values[0]),
                 )
             )
     return found
@@ -146,7 +143,7 @@ def write_report(
     lines += [f"| {' | '.join(row)} |" for row in rows(found)]
     lines += [
         "",
-        "In brackets: 95 % bootstrap intervals over problems. They leave out what drawing other completions would",
+        "In brackets: 95 % intervals over problems. They leave out what drawing other completions would",
         "change. `best of n` picks the completion with the largest reward, which saw the tests: it says what the",
         "completions hold, not what the model would answer.",
         "",

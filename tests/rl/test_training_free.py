@@ -189,5 +189,7 @@ def test_a_difference_is_paired_by_problem():
     assert passed.before == pytest.approx(5 / 12)
     assert passed.after == pytest.approx(7 / 12)
     assert passed.difference == pytest.approx(2 / 12)
-    assert passed.difference_interval == pytest.approx((0, 0.25))
-    assert found["all", "compile rate"].difference_interval == (-0.5, -0.5)
+    for one in (passed, found["all", "compile rate"]):
+        assert one.difference_interval is not None  # three problems leave room on both sides
+        assert one.difference_interval[0] < one.difference - 0.1
+        assert one.difference_interval[1] > one.difference + 0.1
