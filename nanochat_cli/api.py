@@ -33,6 +33,7 @@ class Sampling(TypedDict, total=False):
     temperature: float
     top_k: int
     top_p: float
+    min_p: float
     repetition_penalty: float
     seed: int
     stop: tuple[str, ...]

@@ -25,6 +25,9 @@ def generate(
     top_p: Annotated[
         float, typer.Option(min=0, max=1, help="Draw from the smallest set that reaches this probability; 1: from all.")
     ] = 1.0,
+    min_p: Annotated[
+        float, typer.Option(min=0, max=1, help="Draw from tokens at least this share as probable as the best; 0: all.")
+    ] = 0.0,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: tokens already seen become less probable.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same text.")] = 0,
     stop: Annotated[list[str], typer.Option(metavar="TEXT", help="End before this text; may be repeated.")] = [],  # noqa: B006
@@ -49,6 +52,7 @@ def generate(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        min_p=min_p,
         repetition_penalty=repetition_penalty,
         seed=seed,
         stop=tuple(stop),

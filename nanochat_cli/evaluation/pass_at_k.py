@@ -40,9 +40,9 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 def mean_pass_at_k(counts: Mapping[str, tuple[int, int]], ks: Sequence[int] = (1,)) -> list[PassAtK]:
     """pass@k over problems for each k; counts: (completions drawn, completions that passed) of each problem, by id.
 
-    The interval is over problems (`share_intervals`), so it says how far the mean depends on which problems were asked. It leaves
-    out what drawing other completions would change. Raises ConfigError when there is no problem, for k < 1, and, with
-    its id, for a problem with fewer than k completions: such a problem is never counted as failed.
+    The interval is over problems (`share_intervals`), so it says how far the mean depends on which problems were
+    asked. It leaves out what drawing other completions would change. Raises ConfigError when there is no problem, for
+    k < 1, and, with its id, for a problem with fewer than k completions: such a problem is never counted as failed.
     """
     if not counts:
         raise ConfigError("pass@k of no problem: the problem set is empty")

@@ -38,8 +38,8 @@ def share_interval(values: Sequence[float]) -> tuple[float, float] | None:
 def difference_interval(after: Sequence[float], before: Sequence[float]) -> tuple[float, float] | None:
     """Of mean(after) − mean(before), values in 0..1 of the same problems; None with fewer than two.
 
-    Of few problems: from the intervals of both sides and their correlation (Newcombe 1998,
-    doi:10.1002/(SICI)1097-0258(19981130)17:22<2635::AID-SIM954>3.0.CO;2-C, method 10; its correction of the correlation keeps pairs that all agree from saying that they always will).
+    Of few problems: from the intervals of both sides and their correlation (Newcombe 1998, Statistics in Medicine
+    17:2635, method 10); its correction of the correlation keeps pairs that all agree from saying that they always will.
     """
     if len(after) < 2:
         return None

@@ -4,6 +4,7 @@ Every row of a batch draws from its own generator, so that what a row becomes do
 rows beside it. Knows nothing of models or text.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,8 @@ class SamplingConfig:
     """Draw from the k most probable tokens; 0: from all."""
     top_p: float = 1.0
     """Draw from the smallest set of tokens whose probability reaches p (arXiv:1904.09751); 1: from all."""
+    min_p: float = 0.0
+    """Draw from tokens at least this share as probable as the most probable one (arXiv:2407.01082); 0: from all."""
     repetition_penalty: float = 1.0
     """Divides positive and multiplies negative logits of tokens already seen (arXiv:1909.05858, §4.1); 1: off."""
     seed: int = 0
@@ -37,6 +40,7 @@ class SamplingConfig:
             ("temperature", 0 <= self.temperature < float("inf"), "0 (greedy) or more"),
             ("top_k", self.top_k >= 0, "0 (off) or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0, at most 1 (off)"),
+            ("min_p", 0 <= self.min_p <= 1, "0 (off) or more, at most 1"),
             ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "above 0, 1 is off"),
             ("seed", 0 <= self.seed < 2**63, "from 0 to 2⁶³ − 1"),
             ("stop", all(self.stop), "strings that are not empty"),
@@ -76,6 +80,13 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), float("-inf"))
 
 
+def keep_min_p(logits: Tensor, p: float) -> Tensor:
+    """logits [B, V] with tokens less probable than p times the most probable one at -inf."""
+    if p == 0:
+        return logits
+    return logits.masked_fill(logits < logits.amax(dim=-1, keepdim=True) + math.log(p), float("-inf"))
+
+
 def sample(logits: Tensor, config: SamplingConfig, seen: Tensor, rows: Sequence[torch.Generator]) -> Tensor:
     """The next token of every row: int64 [B].
 
@@ -86,7 +97,8 @@ def sample(logits: Tensor, config: SamplingConfig, seen: Tensor, rows: Sequence[
         logits = penalise_repetition(logits, seen, config.repetition_penalty)
     if config.temperature == 0:
         return logits.argmax(dim=-1)
-    logits = keep_top_p(keep_top_k(logits / config.temperature, config.top_k), config.top_p)
+    logits = keep_min_p(keep_top_k(logits / config.temperature, config.top_k), config.min_p)
+    logits = keep_top_p(logits, config.top_p)
     return draw(logits.double().softmax(dim=-1), rows)
 
 

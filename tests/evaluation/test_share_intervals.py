@@ -44,7 +44,9 @@ def test_it_covers_the_truth_in_95_of_100_cases_on_average_over_all_truths(count
     for step in range(1, 100):
         truth = Fraction(step, 100)
         chances = binomial(count, truth)
-        coverage.append(sum(p for p, ends in zip(chances, intervals, strict=True) if ends and ends[0] <= truth <= ends[1]))
+        coverage.append(
+            sum(p for p, ends in zip(chances, intervals, strict=True) if ends and ends[0] <= truth <= ends[1])
+        )
     assert 0.94 < float(sum(coverage)) / 99 < 0.98
     assert float(min(coverage)) > 0.8
 

@@ -1,0 +1,88 @@
+"""Samples that show what a run has learnt: held-out documents continued by the model, beside what followed in truth.
+
+Knows documents as bytes and a model that continues text. DEMONSTRATION is how text is drawn to be looked at; it was
+chosen by `benchmarks/sampling.py`.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanochat_cli.data.shards import ShardReader
+from nanochat_cli.inference.generate import LanguageModel, TextTokenizer, generate
+from nanochat_cli.inference.sampling import SamplingConfig
+
+DEMONSTRATION = SamplingConfig(max_tokens=96, temperature=0.7, top_k=50, seed=0)
+SAMPLES = 3
+PROMPT_TOKENS = 64
+"""Tokens of a document that a prompt may have at most; fewer where the context of the model is short."""
+SHORTEST = 200
+"""Bytes below which a document has no middle worth showing."""
+
+
+@dataclass(frozen=True)
+class HeldOutPrompt:
+    """The lines around the middle of a held-out document. truth: what follows, as long as a sample may become."""
+
+    prompt: str
+    truth: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt, its continuation by the model, and what followed in the document."""
+
+    prompt: str
+    continuation: str
+    truth: str
+
+
+def held_out_prompts(
+    documents: Iterable[bytes], tokenizer: TextTokenizer, context: int, count: int
+) -> list[HeldOutPrompt]:
+    """At most `count` prompts, from documents spread over the held-out side; fewer where fewer are long enough.
+
+    A prompt begins and ends with lines, so that a line break that the tokenizer joins with what follows is not cut.
+    """
+    texts = [text for text in documents if len(text) >= SHORTEST]
+    chosen = [texts[len(texts) * i // count] for i in range(count)] if len(texts) >= count else texts
+    room = max(1, min(PROMPT_TOKENS, context // 2))
+    found = []
+    for text in chosen:
+        lines = text.decode("utf-8", "replace").splitlines(keepends=True)
+        middle, length = 0, 0
+        while middle < len(lines) - 1 and length < len(text) // 2:
+            length += len(lines[middle].encode())
+            middle += 1
+        start = middle
+        while start > 0 and len(tokenizer.encode("".join(lines[start - 1 : middle]))) <= room:
+            start -= 1
+        prompt = "".join(lines[start:middle])
+        if not prompt.strip():  # one line longer than the room
+            prompt = tokenizer.decode(tokenizer.encode("".join(lines[:middle]))[-room:])
+        truth = tokenizer.encode("".join(lines[middle:]))[: DEMONSTRATION.max_tokens]
+        found.append(HeldOutPrompt(prompt, tokenizer.decode(truth)))
+    return found
+
+
+def draw_samples(model: LanguageModel, tokenizer: TextTokenizer, reader: ShardReader) -> list[Sample]:
+    """SAMPLES held-out documents continued; of a data set without a long document, a document from nothing."""
+    prompts = held_out_prompts(reader.documents("val"), tokenizer, model.config.max_seq_len, SAMPLES)
+    return [
+        Sample(one.prompt, "".join(generate(model, tokenizer, one.prompt, DEMONSTRATION)), one.truth)
+        for one in prompts or [HeldOutPrompt("", "")]
+    ]
+
+
+def write_samples(run_dir: Path, step: int, samples: list[Sample]) -> Path:
+    """`samples/step-000500.txt`, to read; returns its path."""
+    folder = run_dir / "samples"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"step-{step:06d}.txt"
+    parts = [
+        f"===== {number}: held-out text\n{one.prompt}\n===== {number}: the model goes on\n{one.continuation}\n"
+        f"===== {number}: in truth\n{one.truth}\n"
+        for number, one in enumerate(samples, 1)
+    ]
+    path.write_text("\n".join(parts), encoding="utf-8")
+    return path
