@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat_cli.data.shards import ShardReader
-from nanochat_cli.inference.generate import LanguageModel, TextTokenizer, generate
+from nanochat_cli.data.tokenizer import Tokenizer
+from nanochat_cli.inference.generate import LanguageModel, generate
 from nanochat_cli.inference.sampling import SamplingConfig
 
 DEMONSTRATION = SamplingConfig(max_tokens=96, temperature=0.7, top_k=50, seed=0)
@@ -37,9 +38,7 @@ class Sample:
     truth: str
 
 
-def held_out_prompts(
-    documents: Iterable[bytes], tokenizer: TextTokenizer, context: int, count: int
-) -> list[HeldOutPrompt]:
+def held_out_prompts(documents: Iterable[bytes], tokenizer: Tokenizer, context: int, count: int) -> list[HeldOutPrompt]:
     """At most `count` prompts, from documents spread over the held-out side; fewer where fewer are long enough.
 
     A prompt begins and ends with lines, so that a line break that the tokenizer joins with what follows is not cut.
@@ -65,7 +64,7 @@ def held_out_prompts(
     return found
 
 
-def draw_samples(model: LanguageModel, tokenizer: TextTokenizer, reader: ShardReader) -> list[Sample]:
+def draw_samples(model: LanguageModel, tokenizer: Tokenizer, reader: ShardReader) -> list[Sample]:
     """SAMPLES held-out documents continued; of a data set without a long document, a document from nothing."""
     prompts = held_out_prompts(reader.documents("val"), tokenizer, model.config.max_seq_len, SAMPLES)
     return [

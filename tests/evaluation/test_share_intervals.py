@@ -27,7 +27,7 @@ def test_its_ends_are_the_shares_that_a_score_test_just_does_not_reject(solved, 
 
 
 def test_nothing_solved_is_no_proof_that_nothing_can_be():
-    (found,) = mean_pass_at_k({name: (4, 0) for name in "abc"})
+    (found,) = mean_pass_at_k(dict.fromkeys("abc", (4, 0)))
     assert found.interval == (0, pytest.approx(Z**2 / (3 + Z**2)))
     (found,) = mean_pass_at_k({str(i): (10, 0) for i in range(43)})
     assert found.interval is not None
