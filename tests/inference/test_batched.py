@@ -98,7 +98,9 @@ def test_the_context_ends_a_continuation_and_a_longer_prompt_is_refused():
 def test_rows_of_a_cache_are_copies():
     cache = KVCache(tiny_config(), 2, 8)
     cache.keys.normal_()
+    cache.values.normal_()
     found = cache.rows([1, 1, 0])
-    assert torch.equal(found.keys[:, [0, 2]], cache.keys[:, [1, 0]])
+    for mine, source in ((found.keys, cache.keys), (found.values, cache.values)):
+        assert torch.equal(mine, torch.stack([source[:, 1], source[:, 1], source[:, 0]], dim=1))
     found.keys.zero_()
     assert cache.keys.any()

@@ -65,10 +65,11 @@ def config(n_kv_heads: int, **options: object) -> ModelConfig:
 
 
 @pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
-@pytest.mark.parametrize("qk_norm", [False, True])
-def test_attention_equals_a_loop_over_heads_and_positions(n_kv_heads, qk_norm):
-    settings = config(n_kv_heads, qk_norm=qk_norm, quant={"enabled": False})
+@pytest.mark.parametrize("options", [{}, {"qk_norm": True}, {"attention_gate": True}], ids=str)
+def test_attention_equals_a_loop_over_heads_and_positions(n_kv_heads, options):
+    settings = config(n_kv_heads, quant={"enabled": False}, **options)
     attention = Attention(settings, 0)
+    rows = 32 if options.get("attention_gate") else 16  # of wq for a head: its query, then its gate
     for name, parameter in attention.named_parameters():
         if parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=0.2, generator=generator(hash(name) % 1000))
@@ -81,7 +82,8 @@ def test_attention_equals_a_loop_over_heads_and_positions(n_kv_heads, qk_norm):
                 heads = []
                 for h in range(4):
                     kv = h // (4 // n_kv_heads)
-                    q = x[batch] @ attention.wq.weight[h * 16 : h * 16 + 16].T
+                    of_head = attention.wq.weight[h * rows : h * rows + rows]
+                    q = x[batch] @ of_head[:16].T
                     k = x[batch] @ attention.wk.weight[kv * 16 : kv * 16 + 16].T
                     v = x[batch] @ attention.wv.weight[kv * 16 : kv * 16 + 16].T
                     if attention.q_norm is not None and attention.k_norm is not None:
@@ -89,6 +91,7 @@ def test_attention_equals_a_loop_over_heads_and_positions(n_kv_heads, qk_norm):
                     q = apply_rope(q[None, :, None], cos, sin)[0, :, 0]
                     k = apply_rope(k[None, :, None], cos, sin)[0, :, 0]
                     scores = torch.softmax(q[t] @ k[: t + 1].T / 4.0, dim=-1)
-                    heads.append(scores @ v[: t + 1])
+                    gate = x[batch, t] @ of_head[16:].T
+                    heads.append(scores @ v[: t + 1] / (1 + torch.exp(-gate) if len(gate) else 1))
                 expected = torch.cat(heads) @ attention.wo.weight.T
                 torch.testing.assert_close(got[batch, t], expected, rtol=1e-4, atol=1e-5)

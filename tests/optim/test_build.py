@@ -62,6 +62,42 @@ def test_state_restored_into_a_fresh_optimizer_continues_bit_for_bit(options):
         assert torch.equal(a, b), name
 
 
+@pytest.mark.parametrize("matrix", ["muon", "adamw"])
+def test_the_first_step_has_the_settings_of_the_configuration(matrix):
+    """AdamW by its definition (arXiv:1711.05101); after one step the bias corrections leave g / (|g| + eps)."""
+    network = model()
+    config = OptimConfig(matrix=matrix, lr=0.03, embedding_lr=0.02, eps=0.05, betas=(0.7, 0.9), warmup_steps=0)
+    optimizers = build_optimizer(network, config)
+    before = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    for parameter in network.parameters():
+        parameter.grad = 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+    optimizers.step(0, 10)
+    by_definition = [group for group in optimizers.groups if not (matrix == "muon" and group.name == "matrix")]
+    assert len(by_definition) == len(optimizers.groups) - (matrix == "muon")
+    parameters = dict(network.named_parameters())
+    for group in by_definition:
+        for name in group.names:
+            gradient = parameters[name].grad
+            assert gradient is not None
+            expected = before[name] - group.lr * gradient / (gradient.abs() + 0.05)
+            torch.testing.assert_close(parameters[name].detach(), expected, rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("galore", [{"enabled": False}, {"enabled": True, "rank": 4}], ids=["whole", "galore"])
+def test_every_step_of_muon_has_the_momentum_of_its_place_in_the_warm_up(galore):
+    network = model()
+    settings = {"muon_momentum": 0.9, "muon_momentum_start": 0.5, "muon_momentum_warmup": 4, "galore": galore}
+    optimizers = build_optimizer(network, OptimConfig.model_validate(settings))
+    (matrix,) = [group.optimizer for group in optimizers.groups if group.name == "matrix"]
+    seen = []
+    for step in (0, 1, 2, 3, 4, 9):
+        network.logits(network(torch.zeros(1, 8, dtype=torch.int64))).sum().backward()
+        optimizers.step(step, 10)
+        seen.append(matrix.momentum)
+        optimizers.zero_grad()
+    assert seen == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9, 0.9])
+
+
 def test_the_clip_norm_counts_every_trained_parameter():
     network = model()
     optimizers = build_optimizer(network, OptimConfig())

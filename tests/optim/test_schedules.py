@@ -3,7 +3,7 @@
 import pytest
 
 from nanochat_cli.config.schema import OptimConfig
-from nanochat_cli.optim.schedules import lr_multiplier, weight_decay_multiplier
+from nanochat_cli.optim.schedules import lr_multiplier, muon_momentum, weight_decay_multiplier
 
 
 def values(steps, total, **options):
@@ -51,3 +51,9 @@ def test_weight_decay_ends_after_two_thirds_of_a_two_stage_run():
     config = OptimConfig(schedule="two_stage")
     assert [weight_decay_multiplier(s, 99, config) for s in (0, 65, 66, 98)] == [1, 1, 0, 0]
     assert weight_decay_multiplier(98, 99, OptimConfig()) == 1
+
+
+def test_momentum_of_muon_climbs_linearly_and_stays():
+    config = OptimConfig(muon_momentum=0.95, muon_momentum_start=0.85, muon_momentum_warmup=10)
+    assert [muon_momentum(step, config) for step in (0, 1, 5, 10, 300)] == pytest.approx([0.85, 0.86, 0.9, 0.95, 0.95])
+    assert muon_momentum(0, OptimConfig(muon_momentum=0.9)) == 0.9
