@@ -10,6 +10,7 @@ from nanochat_cli.inference.generate import TextStream, generate, generate_token
 from nanochat_cli.inference.kv_cache import KVCache
 from nanochat_cli.inference.sampling import SamplingConfig
 from nanochat_cli.model.transformer import Transformer
+from tests.architectures import build
 from tests.inference.tiny_models import spread_model, tiny_config
 
 GREEDY = SamplingConfig(max_tokens=20, temperature=0)
@@ -106,8 +107,10 @@ def test_a_row_ends_at_eos_while_the_others_go_on() -> None:
     ]
 
 
-def test_past_the_context_the_later_half_is_read_again() -> None:
-    model = spread_model(tiny_config(max_seq_len=16, **FLOAT_ACTIVATIONS))
+@pytest.mark.parametrize("mixing", ["attention", "hybrid"])
+def test_past_the_context_the_later_half_is_read_again(mixing: str) -> None:
+    """And nothing but that half: keys and values, and the states of recurrent layers, of what came before are gone."""
+    model = build(f"plain+{mixing}+dense+untied", max_seq_len=16, vocab_size=256, **FLOAT_ACTIVATIONS)
     start = prompt(10, 4)
     got = [step[0] for step in generate_tokens(model, [start], SamplingConfig(max_tokens=40, temperature=0))]
     assert len(got) == 40
