@@ -91,14 +91,19 @@ def _read(folder: Path) -> _Run:
 
 
 def _require_finished(folder: Path, total_steps: int) -> None:
-    """A run is finished when the last thing it logged is its final evaluation."""
+    """A run is finished when the last thing it logged is its final evaluation; how far it came is what it saved."""
     metrics = read_metrics(folder) if (folder / METRICS_FILE).is_file() else []
-    if not metrics or "final/bits_per_byte" not in metrics[-1]:
-        step = metrics[-1]["step"] if metrics else 0
-        raise DataError(
-            f"{folder}: not finished (step {step} of at most {total_steps}); "
-            f"finish it with nanochat train --resume {folder}, or leave it out"
-        )
+    if metrics and "final/bits_per_byte" in metrics[-1]:
+        return
+    from nanochat_cli.training.checkpoints import latest_step  # with torch, which a comparison does not need
+
+    saved = latest_step(folder)
+    state = f"step {metrics[-1]['step'] if metrics else 0} of at most {total_steps}, without a checkpoint"
+    if saved is not None:
+        state = f"saved at step {saved} of at most {total_steps}"
+    raise DataError(
+        f"{folder}: not finished ({state}); finish it with nanochat train --resume {folder}, or leave it out"
+    )
 
 
 def _group(runs: Sequence[_Run]) -> list[_Run]:

@@ -118,7 +118,7 @@ def loader(
     quick: Quick = False,
     out: Out = None,
 ) -> None:
-    """Time the wait for batches, read ahead by processes ([loader]) or not, from shards and from text.
+    """Time the wait for batches, read ahead by processes (loader.enabled) or not, from shards and from text.
 
     Without a step (the loader's own rate) and with one that sleeps, as the CPU does while a GPU computes.
     """

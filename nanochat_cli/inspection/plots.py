@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from nanochat_cli.inspection.ternary import LayerHealth
 from nanochat_cli.training.telemetry import MARGIN_EDGES
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -22,18 +24,31 @@ def plot_ternary(layers: Sequence[LayerHealth], out: Path) -> Path:
     places = range(len(layers))
     left.plot(places, [layer.statistics.zero_fraction for layer in layers], marker=".", label="zero codes")
     left.plot(places, [layer.statistics.margin_histogram[0] for layer in layers], marker=".", label="at a threshold")
-    left.set(xlabel="ternary layer", ylabel="share of weights", ylim=(0, 1))
+    left.set(xlabel="ternary layer, in the order of the table", ylabel="share of weights", ylim=(0, 1))
+    _count_layers(left)
     left.legend()
     weights = [layer.statistics.weights for layer in layers]
-    bins = range(len(MARGIN_EDGES))
     shares = [
         sum(layer.statistics.margin_histogram[i] * n for layer, n in zip(layers, weights, strict=True)) / sum(weights)
-        for i in bins
+        for i in range(len(MARGIN_EDGES))
     ]
-    right.bar(bins, shares)
-    right.set_xticks(list(bins), [f"≥ {edge:g}" for edge in MARGIN_EDGES])
-    right.set(xlabel="distance to the nearer threshold, in scales", ylabel="share of weights")
+    _histogram(right, shares)
     return _save(figure, out)
+
+
+def _histogram(axes: "Axes", shares: Sequence[float]) -> None:
+    """Bins as wide as they are and areas that are their shares; the last one, open above, is a number at its edge."""
+    widths = [high - low for low, high in pairwise(MARGIN_EDGES)]
+    densities = [share / width for share, width in zip(shares, widths, strict=False)]
+    axes.bar(MARGIN_EDGES[:-1], densities, widths, align="edge", edgecolor="white", linewidth=0.8)
+    axes.text(
+        0.98, 0.96, f"{shares[-1]:.1%} at {MARGIN_EDGES[-1]:g} or more", ha="right", va="top", transform=axes.transAxes
+    )
+    axes.set(
+        xlim=(0, MARGIN_EDGES[-1]),
+        xlabel="distance to the nearer threshold, in scales",
+        ylabel="share of weights per scale of distance",
+    )
 
 
 def plot_streams(report: StreamReport, out: Path) -> Path:
@@ -52,7 +67,8 @@ def plot_streams(report: StreamReport, out: Path) -> Path:
     axes = figure.add_subplot(grid[rows, :])
     axes.plot([layer.alpha for layer in layers], marker=".", label="identity mass")
     axes.plot([layer.diversity for layer in layers], marker=".", label="stream diversity")
-    axes.set(xlabel="sublayer", ylim=(0, None))
+    axes.set(xlabel="sublayer", ylabel="share", ylim=(0, None))
+    _count_layers(axes)
     axes.legend()
     return _save(figure, out)
 
@@ -64,12 +80,21 @@ def plot_isometry(layers: Sequence[MatrixIsometry], out: Path) -> Path:
     left.plot([layer.against_random for layer in layers], marker=".", label="deviation, of a random matrix's")
     left.plot([layer.relative_sfe for layer in layers], marker=".", label="SFE to the isometry, of ‖W‖²")
     left.axhline(1, color="gray", linewidth=0.8)
-    left.set(xlabel="matrix", ylim=(0, None))
+    left.set(xlabel="matrix, in the order of the table", ylabel="ratio", ylim=(0, None))
     left.legend()
     places = [index for index, layer in enumerate(layers) if math.isfinite(layer.condition)]
     right.semilogy(places, [layers[index].condition for index in places], marker=".", linestyle="")
-    right.set(xlabel="matrix", ylabel="condition number")
+    right.set(xlabel="matrix, in the order of the table", ylabel="condition number")
+    for axes in (left, right):
+        _count_layers(axes)
     return _save(figure, out)
+
+
+def _count_layers(axes: "Axes") -> None:
+    """Ticks at whole numbers, as many as fit."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
 
 
 def _figure(width: float, height: float) -> "Figure":

@@ -24,6 +24,8 @@ XAxis = Literal["tokens", "seconds"]
 
 _INK, _GREY, _SHADE = "#1a202c", "#4a5568", "#c6f6d5"
 _COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b83280", "#b7791f", "#2c7a7b", "#c53030")
+_PHASES = ("forward_ms", "backward_ms", "optimizer_ms")
+_UNPARTED = "#cbd5e0"
 _LINE = 120
 """Characters that fit over a picture."""
 _DASHES = ("-", "--", ":")
@@ -142,21 +144,28 @@ def memory_figure(suite: Suite) -> "Figure | None":
 
 
 def step_figure(suite: Suite) -> "Figure | None":
-    """Stacked bars of what a step is made of, means over seeds; a black mark is the whole step. None without times."""
+    """Stacked bars of what a step is made of, means over seeds; a black mark is the whole step. None without times.
+
+    A configuration whose phases were not measured is one grey bar as long as its step.
+    """
     summaries = summarise_configs(suite)
     if not any(name in summary.measures for summary in summaries for name in (*STEP_PARTS, "step_ms")):
         return None
     figure = new_figure(9, 1.5 + 0.38 * len(summaries))
     axes = figure.subplots()
-    left = [0.0] * len(summaries)
+    parted = [row for row, summary in enumerate(summaries) if any(name in summary.measures for name in _PHASES)]
+    left = dict.fromkeys(parted, 0.0)
     for name, colour in zip(STEP_PARTS, ("#2b6cb0", "#c05621", "#2f855a", "#a0aec0"), strict=True):
-        widths = [_mean(summary, name) or 0.0 for summary in summaries]
-        axes.barh(range(len(summaries)), widths, left=left, color=colour, height=0.65, label=MEASURES[name].title)
-        left = [start + width for start, width in zip(left, widths, strict=True)]
-    steps = [(row, value) for row, summary in enumerate(summaries) if (value := _mean(summary, "step_ms")) is not None]
-    if steps:
-        rows, values = zip(*steps, strict=True)
-        axes.scatter(values, rows, marker="|", s=180, color=_INK, label="whole step", zorder=3)
+        widths = {row: _mean(summaries[row], name) or 0.0 for row in parted}
+        if any(widths.values()):
+            label = MEASURES[name].title
+            axes.barh(parted, list(widths.values()), left=list(left.values()), color=colour, height=0.65, label=label)
+        left = {row: start + widths[row] for row, start in left.items()}
+    steps = {row: value for row, summary in enumerate(summaries) if (value := _mean(summary, "step_ms")) is not None}
+    if whole := {row: value for row, value in steps.items() if row not in left}:
+        axes.barh(list(whole), list(whole.values()), color=_UNPARTED, height=0.65, label="step, parts not measured")
+    if marked := {row: value for row, value in steps.items() if row in left}:
+        axes.scatter(list(marked.values()), list(marked), marker="|", s=180, color=_INK, label="whole step", zorder=3)
     for row, summary in enumerate(summaries):
         if not any(name in summary.measures for name in (*STEP_PARTS, "step_ms")):
             axes.text(0, row, " not measured", va="center", color=_GREY, fontsize=8)

@@ -192,12 +192,13 @@ def test_seeds_that_nobody_shares_are_said_in_the_report(copy: Copy, capsys: pyt
 def test_a_run_that_is_not_finished_is_named_with_its_step(copy: Copy) -> None:
     cut = copy("plain", "cut") / "metrics.jsonl"
     cut.write_text("".join(line for line in cut.read_text().splitlines(keepends=True) if '"final/' not in line))
-    with pytest.raises(
-        DataError, match=r"^runs/cut: not finished \(step 6 of at most 6\); finish it with .*--resume runs/cut"
-    ):
+    with pytest.raises(DataError, match=r"^runs/cut: not finished \(step 6 of at most 6, without a checkpoint\)"):
         compare_runs(paths("plain", "cut"))
-    cut.unlink()
-    with pytest.raises(DataError, match=r"^runs/cut: not finished \(step 0"):
+    cut.unlink()  # as a run that Ctrl-C saved before anything was logged
+    saved = cut.with_name("checkpoints")
+    (saved / "step-000004").mkdir(parents=True)
+    (saved / "latest").write_text("step-000004\n")
+    with pytest.raises(DataError, match=r"not finished \(saved at step 4 of at most 6\); .*--resume runs/cut"):
         compare_runs(paths("plain", "cut"))
 
 

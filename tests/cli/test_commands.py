@@ -1,14 +1,19 @@
 """What each command asks of the Engine, and what `presets` and `--json` print."""
 
+import importlib
 import json
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomlkit
+from typer.main import get_command
 
 from nanochat_cli import __version__
+from nanochat_cli.cli.app import COMMANDS
 from nanochat_cli.config.load import CONFIG_FILE, config_to_toml, resolve_config
 from nanochat_cli.engine import Engine
 
@@ -54,6 +59,25 @@ def make_run(folder: Path, name: str, saved_at: int | None = None) -> Path:
 def test_version(nanochat):
     outcome = nanochat("--version")
     assert (outcome.code, outcome.out) == (0, f"nanochat {__version__}\n")
+
+
+def commands() -> Iterator[tuple[str, ...]]:
+    for name, entry in COMMANDS.items():
+        command = get_command(importlib.import_module(f"nanochat_cli.cli.{entry.module}").app)
+        yield (name,)
+        yield from ((name, part) for part in getattr(command, "commands", {}))
+
+
+@pytest.mark.parametrize("line", list(commands()), ids=" ".join)
+def test_words_in_square_brackets_are_in_the_help(nanochat, monkeypatch, line):
+    # Typer's help is markup of Rich, which takes an unescaped [word] for a style and swallows it.
+    monkeypatch.setenv("COLUMNS", "2000")
+    command = get_command(importlib.import_module(f"nanochat_cli.cli.{COMMANDS[line[0]].module}").app)
+    part = command if len(line) == 1 else command.commands[line[1]]
+    sources = [part.help or "", *(getattr(parameter, "help", None) or "" for parameter in part.params)]
+    written = {found for text in sources for found in re.findall(r"\[[a-z/#@][^\]]*\]", text)}
+    shown = nanochat(*line, "--help").out
+    assert all(found in shown for found in written), written
 
 
 def test_train_without_anything_is_quickstart(nanochat, engine):

@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 
+from nanochat_cli.inspection import plots
+from nanochat_cli.inspection.isometry import measure_isometry
 from nanochat_cli.inspection.plots import plot_streams, plot_ternary
 from nanochat_cli.inspection.streams import (
     balance,
@@ -15,7 +17,7 @@ from nanochat_cli.inspection.streams import (
 )
 from nanochat_cli.inspection.ternary import layer_health
 from nanochat_cli.model.transformer import Transformer
-from nanochat_cli.training.telemetry import TernaryTelemetry
+from nanochat_cli.training.telemetry import MARGIN_EDGES, TernaryTelemetry
 from tests.architectures import build
 
 TOKENS = torch.randint(288, (2, 17), generator=torch.Generator().manual_seed(0))
@@ -92,3 +94,25 @@ def test_dead_rows_and_flips_are_found(tmp_path):
     assert after[0].statistics.flip_rate
     assert not any(layer.warnings() for layer in after[1:])
     assert plot_ternary(after, tmp_path / "ternary.png").stat().st_size > 1000
+
+
+def test_every_picture_of_an_inspection_has_named_axes_and_bins_as_wide_as_they_are(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "_save", lambda figure, out: drawn.append(figure) or out)
+    model = build("mhc-2+attention+dense+tied")
+    layers = layer_health(model.ternary_layers(), TernaryTelemetry())
+    plot_ternary(layers, tmp_path)
+    plots.plot_isometry(
+        measure_isometry((name, layer.weight.detach()[None]) for name, layer in model.ternary_layers()), tmp_path
+    )
+    plot_streams(measure_streams(model, TOKENS[:, :-1], TOKENS[:, 1:]), tmp_path)
+    axes = [axes for figure in drawn for axes in figure.axes if not axes.images]
+    assert len(axes) == 5
+    assert all(one.get_xlabel() and one.get_ylabel() for one in axes)
+    bars = axes[1].patches
+    assert [bar.get_x() for bar in bars] == list(MARGIN_EDGES[:-1])
+    assert [bar.get_x() + bar.get_width() for bar in bars] == pytest.approx(MARGIN_EDGES[1:])
+    shares = sum(bar.get_width() * bar.get_height() for bar in bars)
+    weights = [layer.statistics.weights for layer in layers]
+    beyond = [layer.statistics.margin_histogram[-1] for layer in layers]
+    assert shares == pytest.approx(1 - sum(b * n for b, n in zip(beyond, weights, strict=True)) / sum(weights))

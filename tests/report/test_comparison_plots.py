@@ -110,6 +110,22 @@ def test_a_step_is_stacked_from_its_parts() -> None:
     assert np.asarray(figure.axes[0].collections[0].get_offsets()).tolist() == [[1500, 0]]
 
 
+@pytest.mark.parametrize("configs", [["baseline"], ["baseline", "other"]])
+def test_a_step_without_phases_is_a_bar_and_the_legend_names_only_what_is_drawn(configs: list[str]) -> None:
+    phases = frozenset({"forward_ms", "backward_ms", "optimizer_ms"})
+    runs = [record(config, 1, without=phases if config == "baseline" else frozenset()) for config in configs]
+    figure = step_figure(suite(runs))
+    assert figure is not None
+    axes = figure.axes[0]
+    bars = {(bar.get_x(), bar.get_width()) for bar in axes.patches if bar.get_y() < 0.5}  # pyright: ignore[reportAttributeAccessIssue]
+    assert bars == {(0, 1500)}
+    legend = axes.get_legend()
+    assert legend is not None
+    drawn = [text.get_text() for text in legend.get_texts()]
+    assert "step, parts not measured" in drawn
+    assert len(drawn) == (1 if configs == ["baseline"] else 6)
+
+
 def test_a_claim_shows_interval_value_and_expected_range() -> None:
     figure = claims_figure(three_seeds())
     assert figure is not None
