@@ -17,7 +17,7 @@ def tokenize(
     ctx: typer.Context,
     source: Annotated[
         str,
-        typer.Option(metavar="SRC", help="stdlib, a file or folder, .jsonl, .parquet, or hf:NAME, with @CONFIG or :SPLIT behind it."),
+        typer.Option(metavar="SRC", help="stdlib, a file or folder, .jsonl, .parquet, or hf:NAME (@CONFIG, :SPLIT)."),
     ] = "stdlib",
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the data set; default: data/ and the source's name.")
