@@ -5,6 +5,7 @@ is imported inside the method that needs it, so that importing the Engine costs 
 """
 
 import json
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 from nanochat_cli import __version__
 from nanochat_cli.config.load import CONFIG_FILE, config_to_toml
 from nanochat_cli.config.schema import Config, ExportConfig
+from nanochat_cli.durable import write_atomically
 from nanochat_cli.errors import ConfigError, DataError
+from nanochat_cli.folders import held_file, held_folder
 from nanochat_cli.report.quantities import format_quantity
 from nanochat_cli.report.reporter import Reporter
+from nanochat_cli.runs import new_run
 
 if TYPE_CHECKING:
     from nanochat_cli.data.shards import ShardReader
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from nanochat_cli.model.transformer import Transformer
     from nanochat_cli.training.progress import TrainResult
 
+TRAINS = "trains"
 GGUF_FILE = "model.gguf"
 QUICKSTART_PROMPT = "def "
 QUICKSTART_TOKENS = 64
@@ -48,21 +53,32 @@ class Engine:
         self.reporter.table(str(out), ("split", "documents", "bytes", "tokens", "bytes per token"), rows)
         self.reporter.result({"dataset": str(out), **manifest.model_dump(mode="json")})
 
-    def train(self, config: Config, resume: Path | None) -> Path:
-        """Train a new run in `run.dir/run.name` (a free name), or continue `resume`; returns the run's folder.
+    def train(self, config: Config, resume: Path | None, stem: str = "run") -> Path:
+        """Train a new run in `run.dir/run.name`, or continue `resume`; returns the run's folder.
 
-        A run that was stopped before its first checkpoint starts from the beginning.
+        stem: what a run without a name is named after. A run that was stopped before its first checkpoint starts from
+        the beginning. Raises ConfigError for a name that is taken, and while another process trains the run.
         """
         from nanochat_cli.training.summary import summarise
 
-        run_dir, result, reader = self.fit(config, resume)
-        summarise(run_dir, config, result, reader, self.reporter)
+        with self._run_folder(config, resume, stem) as run_dir:
+            result, reader = self._fit(config, run_dir, resume=resume is not None)
+            summarise(run_dir, config, result, reader, self.reporter)
         self.reporter.info(f"next: nanochat generate {run_dir} -p 'def '   or: nanochat export {run_dir} --gguf")
         self.reporter.result({"run": str(run_dir), **asdict(result)})
         return run_dir
 
-    def fit(self, config: Config, resume: Path | None) -> "tuple[Path, TrainResult, ShardReader]":
-        """As `train`, without the report at the end: the run's folder, its figures and its data."""
+    def fit(self, config: Config, resume: Path | None) -> "TrainResult":
+        """As `train`, without the report at the end: the figures."""
+        with self._run_folder(config, resume, "run") as run_dir:
+            return self._fit(config, run_dir, resume=resume is not None)[0]
+
+    @staticmethod
+    def _run_folder(config: Config, resume: Path | None, stem: str) -> AbstractContextManager[Path]:
+        """The folder of a run that begins or goes on; nobody else writes into it meanwhile."""
+        return new_run(config.run, stem, TRAINS) if resume is None else held_folder(resume, TRAINS)
+
+    def _fit(self, config: Config, run_dir: Path, *, resume: bool) -> "tuple[TrainResult, ShardReader]":
         from nanochat_cli.data.prepare import cached_dataset
         from nanochat_cli.data.shards import ShardReader
         from nanochat_cli.export.architecture import destination_of
@@ -76,18 +92,17 @@ class Engine:
         self.reporter.info(str(destination_of(config.model)))
         reader = ShardReader(cached_dataset(config, self.reporter), vocab_size=config.model.vocab_size)
         data = ShardData(reader, config, self.reporter)
-        run_dir = config.run.dir / str(config.run.name) if resume is None else resume
-        resumable = resume is not None and not is_empty(resume)
+        resumable = resume and not is_empty(run_dir)
         if resumable:
             self._require_same_tokenizer(run_dir, reader)
         else:
             self._create_run(run_dir, config, reader.tokenizer)
-            if resume is not None:
-                self.reporter.warn(f"{resume}: no checkpoint yet; it starts from the beginning")
+            if resume:
+                self.reporter.warn(f"{run_dir}: no checkpoint yet; it starts from the beginning")
         trainer = Trainer(config, data, run_dir, self.reporter, resume=resumable)
         if resumable:
             self._write_config(config, run_dir)  # only now: the trainer has refused what does not fit the checkpoint
-        return run_dir, trainer.fit(), reader
+        return trainer.fit(), reader
 
     def evaluate(self, run: Path) -> None:
         """Measure the latest checkpoint of a run on all of its held-out documents."""
@@ -117,10 +132,11 @@ class Engine:
 
         show_plan(config, self.reporter, tokens=tokens, utilisation=utilisation, peak_flops=peak_flops)
 
-    def grpo(self, config: Config, run_dir: Path, *, resume: bool) -> None:
-        """Learn from rewards: from `grpo.source` into the new folder `run_dir`, or continue what it holds.
+    def grpo(self, config: Config, resume: Path | None, stem: str = "grpo") -> None:
+        """Learn from rewards: from `grpo.source` into the new run `run.dir/run.name`, or continue `resume`.
 
-        A run that was stopped before its first checkpoint starts from the beginning.
+        stem: what a run without a name is named after. A run that was stopped before its first checkpoint starts from
+        the beginning.
         """
         from nanochat_cli.rl.problem_split import load_split
 
@@ -132,9 +148,12 @@ class Engine:
 
         source = config.grpo.source
         assert source is not None, "the caller names the source"
-        with open_judge(config.grpo, problems.languages, self.reporter) as judge:
+        with (
+            self._run_folder(config, resume, stem) as run_dir,
+            open_judge(config.grpo, problems.languages, self.reporter) as judge,
+        ):
             run = GRPORun(config, run_dir, problems, judge, self.reporter)
-            if resume and not is_empty(run_dir):
+            if resume is not None and not is_empty(run_dir):
                 run.resume()
                 self._write_config(config, run_dir)
             else:
@@ -265,16 +284,34 @@ class Engine:
         return text
 
     def export(self, run: Path, out: Path, export: ExportConfig) -> None:
-        """Write the latest checkpoint of a run as GGUF, and verify it unless `export.verify` is off."""
-        from nanochat_cli.export.gguf import export_gguf
-        from nanochat_cli.export.tensor_types import support_table
-        from nanochat_cli.export.verify import verify_gguf
+        """Write the latest checkpoint of a run as GGUF, and verify it unless `export.verify` is off.
+
+        Raises ConfigError while another process writes `out`.
+        """
         from nanochat_cli.inference.load import load_run
         from nanochat_cli.report.results import add_results
 
         model, tokenizer, config = load_run(run)
+        with held_file(out, "writes"):
+            found = self._export(model, tokenizer, out, export, self._provenance(run, config))
+            add_results(run, **found)
+        self.reporter.result({"run": str(run)})
+
+    def _export(
+        self,
+        model: "Transformer",
+        tokenizer: "Tokenizer",
+        out: Path,
+        export: ExportConfig,
+        provenance: dict[str, object],
+    ) -> dict[str, object]:
+        """The sections of `results.json` about the file that is written here."""
+        from nanochat_cli.export.gguf import export_gguf
+        from nanochat_cli.export.tensor_types import support_table
+        from nanochat_cli.export.verify import verify_gguf
+
         model = self._folded(model, out)
-        report = export_gguf(model, tokenizer, out, export, self._provenance(run, config))
+        report = export_gguf(model, tokenizer, out, export, provenance)
         for line in report.fallbacks:
             self.reporter.warn(line)
         self.reporter.info(
@@ -283,14 +320,15 @@ class Engine:
         )
         columns, rows = support_table([*report.linear_types.values(), report.head_type])
         self.reporter.table("where llama.cpp has kernels for these types", columns, rows)
-        self.reporter.result({"run": str(run), "export": asdict(report)})
-        add_results(run, export=asdict(report))
+        self.reporter.result({"export": asdict(report)})
+        found: dict[str, object] = {"export": asdict(report)}
         if export.verify:
             verified = verify_gguf(out, model, tokenizer)
             for line in verified.lines():
                 self.reporter.info(f"verified: {line}")
             self.reporter.result({"verify": asdict(verified)})
-            add_results(run, verification=asdict(verified))
+            found["verification"] = asdict(verified)
+        return found
 
     def _folded(self, model: "Transformer", out: Path) -> "Transformer":
         """A model with several residual streams as a plain one where that is exact; says what happened."""
@@ -313,11 +351,11 @@ class Engine:
         self.reporter.info(f"hyper-connections folded into a plain residual: logits within {folded.difference:.1e}")
         return folded.model
 
-    def quickstart(self, config: Config, run: Path) -> None:
-        """The whole chain into the folder `run`: data, training, figures, a GGUF file, llama.cpp running it."""
+    def quickstart(self, config: Config) -> None:
+        """The whole chain into a new run: data, training, figures, a GGUF file, llama.cpp running it."""
         from nanochat_cli.export import llama_cpp
 
-        self.train(config, resume=None)
+        run = self.train(config, None, "quickstart")
         gguf = run / GGUF_FILE
         self.export(run, gguf, config.export)
         if not llama_cpp.is_available():
@@ -344,7 +382,7 @@ class Engine:
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
             self._write_config(config, run_dir)
-            (run_dir / ENVIRONMENT_FILE).write_text(described + "\n", encoding="utf-8")
+            write_atomically(run_dir / ENVIRONMENT_FILE, (described + "\n").encode())
             tokenizer.save(run_dir / "tokenizer.json")
         except OSError as error:
             raise DataError(
@@ -365,9 +403,7 @@ class Engine:
     def _write_config(self, config: Config, run_dir: Path) -> None:
         """Atomically: a run without its configuration could not be resumed."""
         header = f"Resolved configuration of {run_dir.name}, written by nanochat {__version__}."
-        partial = run_dir / f"{CONFIG_FILE}.partial"
-        partial.write_text(config_to_toml(config, header), encoding="utf-8")
-        partial.replace(run_dir / CONFIG_FILE)
+        write_atomically(run_dir / CONFIG_FILE, config_to_toml(config, header).encode())
 
     def _provenance(self, run: Path, config: Config) -> dict[str, object]:
         """What the exported file says about where it came from."""

@@ -6,35 +6,71 @@ error within milliseconds.
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nanochat_cli.config.load import CONFIG_FILE
 from nanochat_cli.config.schema import RunConfig
 from nanochat_cli.errors import ConfigError, DataError
+from nanochat_cli.folders import held_folder
 
 DEFAULT_FOLDER = Path("runs")
 
 
-def new_run_name(folder: Path, stem: str) -> str:
-    """`stem-N` with the first N after all that exist in `folder`."""
+@contextmanager
+def new_folder(parent: Path, stem: str, doing: str) -> Iterator[Path]:
+    """Make `parent/stem-N`, with the first N after all that exist there, and hold it; it is nobody else's."""
     pattern = re.compile(re.escape(stem) + r"-(\d+)")
-    taken = [int(match[1]) for path in _children(folder) if (match := pattern.fullmatch(path.name))]
-    return f"{stem}-{max(taken, default=0) + 1}"
+    while True:
+        taken = [int(match[1]) for path in _children(parent) if (match := pattern.fullmatch(path.name))]
+        folder = parent / f"{stem}-{max(taken, default=0) + 1}"
+        require_writable(folder)
+        made = not parent.exists()
+        try:
+            folder.mkdir(parents=True)  # the claim: of several processes one succeeds
+        except FileExistsError:
+            continue
+        break
+    try:
+        with held_folder(folder, doing):
+            yield folder
+    finally:
+        for path in (folder, parent) if made else (folder,):
+            with suppress(OSError):  # something is in it
+                path.rmdir()
 
 
-def new_run_folder(run: RunConfig) -> Path:
-    """The folder of a run that is about to start. `run.name` must be set.
+@contextmanager
+def new_run(run: RunConfig, stem: str, doing: str) -> Iterator[Path]:
+    """Claim the folder of a run that begins, and hold it; a run without a name gets the next one after `stem`.
 
     Raises ConfigError for a name that is no folder name or is taken, DataError when it cannot be written.
     """
-    name = run.name or ""
-    if not name or name in (".", "..") or "/" in name or "\0" in name:
-        raise ConfigError(f'run.name = "{name}": must be the name of a folder, without "/"; run.dir says where it lies')
-    folder = run.dir / name
-    if (folder / CONFIG_FILE).exists():
-        raise ConfigError(f"{folder}: a run of that name exists; continue it with --resume or choose another --name")
+    if run.name is None:
+        with new_folder(run.dir, stem, doing) as folder:
+            run.name = folder.name
+            yield folder
+        return
+    folder = run.dir / run.name
+    require_free(run)
     require_writable(folder)
-    return folder
+    with held_folder(folder, doing):
+        require_free(run)  # another process may have been faster
+        yield folder
+
+
+def require_free(run: RunConfig) -> None:
+    """Raise ConfigError when `run.name`, if there is one, is no folder name or that of a run."""
+    name = run.name
+    if name is None:
+        return
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise ConfigError(f'run.name = "{name}": must be the name of a folder, without "/"; run.dir says where it lies')
+    if (run.dir / name / CONFIG_FILE).exists():
+        raise ConfigError(
+            f"{run.dir / name}: a run of that name exists; continue it with --resume or choose another --name"
+        )
 
 
 def latest_run(folder: Path = DEFAULT_FOLDER) -> Path:

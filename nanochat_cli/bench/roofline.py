@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanochat_cli.bench.kernels import KernelMeasurements
-from nanochat_cli.errors import DataError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,13 +18,9 @@ _GRID = "#e2e8f0"
 
 def plot_roofline(measurements: KernelMeasurements, out: Path) -> Path:
     """Writes `roofline_figure` as PNG. Raises DataError when that cannot be done."""
-    figure = roofline_figure(measurements)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out, format="png")
-    except OSError as error:
-        raise DataError(f"cannot write {out}: {error.strerror}; free space or choose another place") from error
-    return out
+    from nanochat_cli.report.plots import save_figure
+
+    return save_figure(roofline_figure(measurements), out)
 
 
 def roofline_figure(measurements: KernelMeasurements) -> "Figure":

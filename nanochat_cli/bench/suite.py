@@ -6,7 +6,6 @@ goes on with what is missing: runs that have ended stay as they are, and one tha
 checkpoint.
 """
 
-import fcntl
 import shutil
 import statistics
 from collections.abc import Iterator, Sequence
@@ -36,25 +35,37 @@ from nanochat_cli.bench.suite_view import SuiteView
 from nanochat_cli.bench.tuning import SEED, Tuned, choose, load_tuned, rates, save_tuned, tuning_notes
 from nanochat_cli.config.schema import Config
 from nanochat_cli.errors import ConfigError, DataError, Interrupted, NanochatError
+from nanochat_cli.folders import held_folder
 from nanochat_cli.report.comparison_sections import NOTES
 from nanochat_cli.report.environment import environment, read_environment
 from nanochat_cli.report.reporter import Reporter
-from nanochat_cli.runs import DEFAULT_FOLDER, new_run_name, require_writable
+from nanochat_cli.runs import DEFAULT_FOLDER, new_folder, require_writable
 from nanochat_cli.training.stop_signals import StopSignals
 
+RUNS = "runs the suite in"
 AGAIN = FAILED, INTERRUPTED
 """How a run may have ended that a resumed suite starts or continues again."""
 
 
-def begin(plan: Plan, out: Path | None, reporter: Reporter) -> Path:
-    """Prepare the data and make the folder of a suite. Raises ConfigError when it is taken, DataError."""
-    folder = out if out is not None else DEFAULT_FOLDER / new_run_name(DEFAULT_FOLDER, plan.suite)
-    if (folder / PLAN_FILE).exists():
-        raise ConfigError(f"{folder}: a suite is here; continue it with --resume, or choose another --out")
-    require_writable(folder)
-    _prepare_data(plan, folder, reporter)
-    save_plan(plan, folder)
-    return folder
+def begin_suite(plan: Plan, out: Path | None, reporter: Reporter, report: Path | None = None) -> Suite:
+    """Prepare the data, make the folder of a suite, and run it; `out`, or the next of this kind in ./runs.
+
+    report: a folder that gets a copy of the report. Raises ConfigError when the folder is taken, DataError, and what `resume_suite` raises.
+    """
+    with _new_folder(plan, out) as folder:
+        _prepare_data(plan, folder, reporter)
+        save_plan(plan, folder)
+        return _run(folder, reporter, report)
+
+
+def resume_suite(folder: Path, reporter: Reporter, report: Path | None = None) -> Suite:
+    """Run what the plan in `folder` lacks, write and show the report. report: a folder that gets a copy of it.
+
+    Raises Interrupted after the current run has saved everything, NanochatError when no run has finished, and HeldError
+    while another process runs the suite.
+    """
+    with held_folder(folder, RUNS):
+        return _run(folder, reporter, report)
 
 
 def find_folder(suite: str, out: Path | None) -> Path:
@@ -68,18 +79,33 @@ def find_folder(suite: str, out: Path | None) -> Path:
     return max(plans, key=lambda path: path.stat().st_mtime_ns).parent
 
 
-def run_suite(folder: Path, reporter: Reporter, report: Path | None = None) -> Suite:
-    """Run what the plan in `folder` lacks, write and show the report. report: a folder that gets a copy of it.
+@contextmanager
+def _new_folder(plan: Plan, out: Path | None) -> Iterator[Path]:
+    """The folder of a suite that begins, held by this process."""
+    if out is None:
+        with new_folder(DEFAULT_FOLDER, plan.suite, RUNS) as folder:
+            yield folder
+        return
+    _require_free(out)
+    require_writable(out)
+    with held_folder(out, RUNS):
+        _require_free(out)  # another process may have been faster
+        yield out
 
-    Raises Interrupted after the current run has saved everything, and NanochatError when no run has finished.
-    """
+
+def _require_free(folder: Path) -> None:
+    if (folder / PLAN_FILE).exists():
+        raise ConfigError(f"{folder}: a suite is here; continue it with --resume, or choose another --out")
+
+
+def _run(folder: Path, reporter: Reporter, report: Path | None) -> Suite:
     from nanochat_cli.report.comparison import show_comparison, write_comparison
 
     plan = load_plan(folder)
-    with _exclusive(folder):
-        _run_all(plan, folder, reporter)
-        suite = collect(plan, folder)
-        written = [write_suite(folder, suite), *write_comparison(folder, suite)]
+    reporter.info(f"suite: {folder}")
+    _run_all(plan, folder, reporter)
+    suite = collect(plan, folder)
+    written = [write_suite(folder, suite), *write_comparison(folder, suite)]
     if not any(run.status == FINISHED for run in suite.runs):
         raise NanochatError(f"no run has finished, the first because: {suite.runs[0].reason}; see {folder / 'logs'}")
     show_comparison(suite, reporter)
@@ -247,16 +273,3 @@ def _prepare_data(plan: Plan, folder: Path, reporter: Reporter) -> None:
         if key not in prepared:
             prepared.add(key)
             ShardReader(cached_dataset(config, reporter), vocab_size=config.model.vocab_size)
-
-
-@contextmanager
-def _exclusive(folder: Path) -> Iterator[None]:
-    """One process at a time runs a suite; the system drops the lock when its holder dies."""
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"{folder}: another process runs this suite; wait for it, or choose another --out"
-            ) from None
-        yield

@@ -60,7 +60,7 @@ def _train(config: Config) -> Outcome:
     run = config.run.dir / str(config.run.name)
     engine = Engine(PlainReporter())
     before = peak_memory()
-    _, result, _ = engine.fit(config, run if (run / CONFIG_FILE).is_file() else None)
+    result = engine.fit(config, run if (run / CONFIG_FILE).is_file() else None)
     peak = _peak_on_device()
     return Outcome(
         FINISHED,

@@ -26,15 +26,16 @@ def compare(
     """
     from nanochat_cli.bench.compare import compare_runs
     from nanochat_cli.bench.records import write_suite
+    from nanochat_cli.folders import held_folder
     from nanochat_cli.report.comparison import show_comparison, write_comparison
-    from nanochat_cli.runs import new_run_name, require_writable
+    from nanochat_cli.runs import new_folder, require_writable
 
     reporter = session_of(ctx).reporter
-    parent = Path("comparisons")
-    folder = out or parent / new_run_name(parent, "compare")
-    require_writable(folder)
+    parent, doing = Path("comparisons"), "writes a comparison into"
+    require_writable(out or parent)
     suite = compare_runs(runs, baseline)
-    written = [write_suite(folder, suite), *write_comparison(folder, suite)]
+    with new_folder(parent, "compare", doing) if out is None else held_folder(out, doing) as folder:
+        written = [write_suite(folder, suite), *write_comparison(folder, suite)]
     show_comparison(suite, reporter)
     reporter.info(f"report: {folder / 'REPORT.md'}   {folder / 'report.html'}")
     reporter.result({"report": str(folder), "files": [str(path) for path in written], "notes": suite.settings["notes"]})

@@ -75,12 +75,12 @@ def e3(
     if not resume:
         _begin(session, plan(profile), out, report)
         return
-    from nanochat_cli.bench.suite import find_folder
+    from nanochat_cli.bench.suite import find_folder, resume_suite
 
     folder = find_folder("e3", out)
     if profile or configs or ablations or tune or seeds or match or overrides:
         _require_same(folder, plan(profile))
-    _run(session, folder, report)
+    resume_suite(folder, session.reporter, report)
 
 
 def ab(
@@ -122,18 +122,18 @@ def ab(
     if not resume:
         _begin(session, plan(), out, report)
         return
-    from nanochat_cli.bench.suite import find_folder
+    from nanochat_cli.bench.suite import find_folder, resume_suite
 
     folder = find_folder("ab", out)
     if base or vary or seeds or match or overrides:
         _require_same(folder, plan())
-    _run(session, folder, report)
+    resume_suite(folder, session.reporter, report)
 
 
 def _begin(session: Session, plan: "Plan", out: Path | None, report: Path | None) -> None:
-    from nanochat_cli.bench.suite import begin
+    from nanochat_cli.bench.suite import begin_suite
 
-    _run(session, begin(plan, out, session.reporter), report)
+    begin_suite(plan, out, session.reporter, report)
 
 
 def _require_same(folder: Path, plan: "Plan") -> None:
@@ -144,10 +144,3 @@ def _require_same(folder: Path, plan: "Plan") -> None:
         raise ConfigError(
             f"--resume: {folder / PLAN_FILE} is of a suite with other options; leave them out, or choose another --out"
         )
-
-
-def _run(session: Session, folder: Path, report: Path | None) -> None:
-    from nanochat_cli.bench.suite import run_suite
-
-    session.reporter.info(f"suite: {folder}")
-    run_suite(folder, session.reporter, report)

@@ -54,10 +54,11 @@ def grpo(
         given = [option for option, values in fixed.items() if None not in values.values()]
         _require_continuation(found, config, [*given, *(["--out"] if out is not None else [])])
         require_writable(found)
-        session.engine.grpo(config, found, resume=True)
+        session.engine.grpo(config, found)
         return
     config.grpo.source = found
-    session.engine.grpo(config, _new_folder(config, found, out), resume=False)
+    stem = _place(config, found, out)
+    session.engine.grpo(config, None, stem)
 
 
 def _require_continuation(run: Path, config: "Config", given: list[str]) -> None:
@@ -76,13 +77,12 @@ def _require_continuation(run: Path, config: "Config", given: list[str]) -> None
             )
 
 
-def _new_folder(config: "Config", source: Path, out: Path | None) -> Path:
-    """Name the new run, beside its source unless `out` says otherwise; the folder is free and writable."""
-    from nanochat_cli.runs import new_run_folder, new_run_name
+def _place(config: "Config", source: Path, out: Path | None) -> str:
+    """Say where the new run goes, beside its source unless `out` does; returns what it is named after without a name."""
+    from nanochat_cli.runs import require_free, require_writable
 
-    if out is None:
-        config.run.dir = source.parent
-        config.run.name = new_run_name(source.parent, f"{source.name}-{config.grpo.mode}")
-    else:
-        config.run.dir, config.run.name = out.parent, out.name
-    return new_run_folder(config.run)
+    stem = f"{source.name}-{config.grpo.mode}"
+    config.run.dir, config.run.name = (source.parent, None) if out is None else (out.parent, out.name)
+    require_free(config.run)
+    require_writable(config.run.dir / (config.run.name or stem))
+    return stem

@@ -7,7 +7,7 @@ import typer
 
 from nanochat_cli.cli.options import ConfigFile, Overrides, Presets, resolve
 from nanochat_cli.cli.session import session_of
-from nanochat_cli.cli.train import check_data, name_run
+from nanochat_cli.cli.train import require_startable
 
 app = typer.Typer(add_completion=False)
 
@@ -26,6 +26,5 @@ def quickstart(
     session = session_of(ctx)
     options = {} if out is None else {"--out": {"run.dir": out.parent.as_posix(), "run.name": out.name}}
     resolved = resolve(session, preset, config, overrides, default_preset="quickstart", options=options)
-    run = name_run(resolved, "quickstart")
-    check_data(resolved)
-    session.engine.quickstart(resolved, run)
+    require_startable(resolved, "quickstart")
+    session.engine.quickstart(resolved)

@@ -44,19 +44,18 @@ def train(
 
 
 def start(session: Session, config: "Config", *, stem: str) -> None:
-    """Name the run, check what can be checked without reading data, and train."""
-    name_run(config, stem)
+    """Check what can be checked without reading data, and train."""
+    require_startable(config, stem)
+    session.engine.train(config, None, stem)
+
+
+def require_startable(config: "Config", stem: str) -> None:
+    """Raise ConfigError or DataError, within milliseconds, for a run that has no place or no data."""
+    from nanochat_cli.runs import require_free, require_writable
+
+    require_free(config.run)
+    require_writable(config.run.dir / (config.run.name or stem))
     check_data(config)
-    session.engine.train(config, resume=None)
-
-
-def name_run(config: "Config", stem: str) -> Path:
-    """Give a nameless run the next free name after `stem`; returns its folder, which is free and writable."""
-    from nanochat_cli.runs import new_run_folder, new_run_name
-
-    if config.run.name is None:
-        config.run.name = new_run_name(config.run.dir, stem)
-    return new_run_folder(config.run)
 
 
 def check_data(config: "Config") -> None:

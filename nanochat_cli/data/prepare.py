@@ -6,7 +6,6 @@ document in the first and by a few batches in the second. All is written beside 
 replaced only by one that is whole; preparing again with the same settings and source is a check of file sizes.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -14,7 +13,7 @@ import re
 import time
 from array import array
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +45,7 @@ from nanochat_cli.data.text_sample import TextSample
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.durable import write_atomically
 from nanochat_cli.errors import ConfigError, DataError
+from nanochat_cli.folders import held_folder
 from nanochat_cli.home import has_home
 from nanochat_cli.report.environment import usable_cores
 from nanochat_cli.report.quantities import counted, format_duration
@@ -67,8 +67,7 @@ def prepare_dataset(source: str, out: Path, config: Config, reporter: Reporter) 
     if found is not None:
         return found
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with _exclusive(out, reporter):
+        with held_folder(out, "prepares", waiting=reporter.info):
             install_staged(out)
             # Another process may have prepared it while this one waited.
             if (found := _already_prepared(out, fingerprint, None, reporter)) is not None:
@@ -170,18 +169,6 @@ def _already_prepared(out: Path, fingerprint: str, settings: Settings | None, re
         )
         reporter.info(f"{out}: {', '.join(changed) or 'the source'} changed: preparing it again")
     return None
-
-
-@contextmanager
-def _exclusive(out: Path, reporter: Reporter) -> Iterator[None]:
-    """One process at a time prepares a folder; the system drops the lock when its holder dies."""
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            reporter.info(f"{out}: waiting for another process that prepares it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 # -- the two passes ----------------------------------------------------------------------------------------

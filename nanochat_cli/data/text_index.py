@@ -15,6 +15,7 @@ from nanochat_cli.data.on_the_fly import COLUMNS
 from nanochat_cli.data.prepare import bounded, source_of
 from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.data.split import held_out_keys, split_key
+from nanochat_cli.durable import whole
 from nanochat_cli.errors import DataError
 from nanochat_cli.report.reporter import Reporter
 
@@ -28,12 +29,9 @@ def text_index(reader: ShardReader, data: DataConfig, reporter: Reporter) -> tup
     path = reader.folder / f"text-{reader.manifest.fingerprint[:12]}.npy"
     if not path.exists():
         rows = _read(corpus, reader, reporter)
-        # Beside its place and renamed: what another process finds there is whole.
-        partial = path.with_name(f".{path.name}.partial")
         try:
-            with partial.open("wb") as out:
+            with whole(path) as temporary, temporary.open("wb") as out:
                 np.save(out, rows)
-            partial.rename(path)
         except OSError as error:
             raise DataError(f"{path}: cannot write the index of the text: {error.strerror}") from error
     return path, corpus

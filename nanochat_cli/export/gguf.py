@@ -9,9 +9,7 @@ tensor that it does not expect and aborts on norms that are not F32, so nothing 
 provenance goes to `nanochat.*` metadata, which other programs ignore.
 """
 
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from torch import Tensor
 
 from nanochat_cli.config.schema import ExportConfig
 from nanochat_cli.data.tokenizer import Tokenizer
-from nanochat_cli.durable import sync
+from nanochat_cli.durable import whole
 from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.export.architecture import Architecture, architecture_of, metadata
 from nanochat_cli.export.packing import TERNARY_TYPES, pack
@@ -217,26 +215,14 @@ def add_value(writer: GGUFWriter, key: str, value: Any) -> None:
 
 
 def _write(writer: GGUFWriter, out: Path) -> None:
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            writer.write_header_to_file(temporary)
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
-        finally:
-            writer.close()
-        sync(temporary)
-        temporary.replace(out)
-        sync(out.parent)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with whole(out) as temporary:
+            try:
+                writer.write_header_to_file(temporary)
+                writer.write_kv_data_to_file()
+                writer.write_tensors_to_file()
+            finally:
+                writer.close()
     except OSError as error:
-        _discard(temporary)
         raise DataError(f"cannot write {out}: {error.strerror or error}; free space or choose another --out") from error
-    except BaseException:  # Ctrl-C included: nothing half-written stays behind
-        _discard(temporary)
-        raise
-
-
-def _discard(path: Path) -> None:
-    with suppress(OSError):  # what prevented the writing may prevent this too; the first error is the one to tell
-        path.unlink()

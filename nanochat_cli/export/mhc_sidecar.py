@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from nanochat_cli.durable import write_atomically
 from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.model.transformer import Transformer
 
@@ -55,7 +56,7 @@ def write_sidecar(model: Transformer, out: Path) -> None:
         data += record.tobytes()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(data)
+        write_atomically(out, bytes(data))
     except OSError as error:
         raise DataError(f"cannot write {out}: {error.strerror}; free space or choose another --out") from error
 

@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nanochat_cli.durable import whole
 from nanochat_cli.errors import DataError
 from nanochat_cli.inspection.isometry import MatrixIsometry
 from nanochat_cli.inspection.streams import StreamReport
@@ -109,7 +110,8 @@ def _figure(width: float, height: float) -> "Figure":
 def _save(figure: "Figure", out: Path) -> Path:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out, format="png")
+        with whole(out) as temporary:
+            figure.savefig(temporary, format="png")
     except OSError as error:
         raise DataError(f"cannot write {out}: {error.strerror}; free space or choose another --out") from error
     return out

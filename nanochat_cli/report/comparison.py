@@ -6,6 +6,7 @@ Knows the order in which these are made. What they say is in `comparison_section
 from pathlib import Path
 
 from nanochat_cli.bench.records import Suite
+from nanochat_cli.durable import write_atomically
 from nanochat_cli.errors import DataError
 from nanochat_cli.report import comparison_html, comparison_markdown
 from nanochat_cli.report.comparison_configs import read_settings
@@ -34,7 +35,7 @@ def write_comparison(folder: Path, suite: Suite) -> list[Path]:
     for path, text in pages.items():
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            write_atomically(path, text.encode())
         except OSError as error:
             raise DataError(f"cannot write {path}: {error.strerror}; free space or choose another place") from error
     return [*pages, *pictures.values()]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nanochat_cli.durable import whole
 from nanochat_cli.errors import DataError
 from nanochat_cli.report.metrics_log import series
 from nanochat_cli.report.text_plot import line_plot
@@ -35,7 +36,8 @@ def save_figure(figure: "Figure", out: Path) -> Path:
     """Writes a figure as PNG; returns its path. Raises DataError when that cannot be done."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out, format="png")
+        with whole(out) as temporary:
+            figure.savefig(temporary, format="png")
     except OSError as error:
         raise DataError(f"cannot write {out}: {error.strerror}; free space or choose another place") from error
     return out

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nanochat_cli.durable import write_atomically
 from nanochat_cli.errors import DataError
+from nanochat_cli.folders import held_file
 from nanochat_cli.report.run_report import write_report
 
 FILE_NAME = "results.json"
@@ -36,15 +38,18 @@ def add_results(run_dir: Path, **sections: Any) -> Path | None:
     unknown = sections.keys() - set(SECTIONS)
     if unknown:
         raise TypeError(f"unknown sections: {', '.join(sorted(unknown))}")
-    found = {**read_results(run_dir), **sections}
     path = run_dir / FILE_NAME
     try:
-        path.write_text(json.dumps(found, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+        # Read and written by one process at a time: a run may be exported while its training ends.
+        with held_file(path, "writes", waiting=lambda _: None):
+            found = {**read_results(run_dir), **sections}
+            text = json.dumps(found, indent=2, ensure_ascii=False, default=str) + "\n"
+            write_atomically(path, text.encode())
+            if not {"config", "parameters", "environment", "results"} <= found.keys():
+                return None
+            return _render(run_dir, found)
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror}; free space or check its permissions") from error
-    if not {"config", "parameters", "environment", "results"} <= found.keys():
-        return None
-    return _render(run_dir, found)
 
 
 def read_results(run_dir: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nanochat_cli.durable import write_atomically
 from nanochat_cli.errors import DataError
 from nanochat_cli.report.quantities import format_duration, format_quantity
 
@@ -89,7 +90,7 @@ def write_report(
     sections.append("## Environment\n\n" + _table(("what", "value"), _flat(environment)))
     path = run_dir / FILE_NAME
     try:
-        path.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+        write_atomically(path, ("\n\n".join(sections) + "\n").encode())
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror}; free space or check its permissions") from error
     return path

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nanochat_cli.bench.result_file import Result, write_results
+from nanochat_cli.durable import write_atomically
 from nanochat_cli.errors import DataError
 from nanochat_cli.evaluation.pass_at_k import pass_at_k
 from nanochat_cli.evaluation.share_intervals import difference_interval, share_interval
@@ -150,7 +151,7 @@ def write_report(
     ]
     path = run_dir / REPORT_FILE
     try:
-        path.write_text("\n".join(lines), encoding="utf-8")
+        write_atomically(path, "\n".join(lines).encode())
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror}; free space") from error
     return path

@@ -15,6 +15,7 @@ from torch import Tensor
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.batches import Batches, evaluation_batches
 from nanochat_cli.data.shards import ShardReader
+from nanochat_cli.durable import whole
 from nanochat_cli.errors import DataError
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.report.reporter import Reporter
@@ -45,7 +46,8 @@ def write_scores(model: Transformer, reader: ShardReader, seq_len: int, path: Pa
             place += len(found)
             progress.advance(len(found))
     try:
-        save_file({"scores": scores}, path, metadata={"train": fingerprint(reader)})
+        with whole(path) as temporary:
+            save_file({"scores": scores}, temporary, metadata={"train": fingerprint(reader)})
     except (OSError, SafetensorError) as error:
         raise DataError(f"cannot write {path}: {error}") from error
     return float(scores[1:].float().mean())

@@ -17,7 +17,7 @@ import pytest
 from nanochat_cli.bench.measures import Outcome
 from nanochat_cli.bench.plan import load_plan, plan_ab
 from nanochat_cli.bench.records import RunRecord, Suite, read_suite
-from nanochat_cli.bench.suite import begin, compared, run_suite
+from nanochat_cli.bench.suite import begin_suite, compared
 from nanochat_cli.bench.suite_child import read_outcome
 from nanochat_cli.bench.suite_runs import Place, run_in_process
 from nanochat_cli.config.load import resolve_config
@@ -154,10 +154,10 @@ def test_a_suite_none_of_whose_runs_finished_says_so_and_has_a_report(tmp_path, 
     monkeypatch.setenv("NANOCHAT_CACHE", str(tmp_path / "cache"))
     given = [text for text in TINY if not text.startswith("data.path")] + [f"data.source={tmp_path / 'src'}"]
     plan = plan_ab(base=["quickstart"], vary=[OTHER], overrides=(), seeds=1, match="steps", given=given)
-    suite_folder = begin(plan, tmp_path / "suite", QuietReporter())
+    suite_folder = tmp_path / "suite"
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(NanochatError, match=r"no run has finished, the first because: its process ended with exit"):
-        run_suite(suite_folder, QuietReporter())
+        begin_suite(plan, suite_folder, QuietReporter())
     assert [run.status for run in read_suite(suite_folder).runs] == ["failed", "failed"]
     assert load_plan(suite_folder) == plan
 
