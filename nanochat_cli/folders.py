@@ -1,7 +1,7 @@
 """Who may write: folders and files that one process at a time holds, by a lock that ends with its holder.
 
-The lock is the kernel's (flock) on a hidden file, so `kill -9` releases it and nothing has to be cleaned up by hand; the
-file names the holder for the one who comes second. It goes when the lock does. A forked child does not keep it.
+The lock is the kernel's (flock) on a hidden file, so `kill -9` releases it and nothing has to be cleaned up by hand.
+The file names the holder for the one who comes second, and goes when the lock does. A forked child does not keep it.
 """
 
 import fcntl

@@ -78,7 +78,7 @@ def _require_continuation(run: Path, config: "Config", given: list[str]) -> None
 
 
 def _place(config: "Config", source: Path, out: Path | None) -> str:
-    """Say where the new run goes, beside its source unless `out` does; returns what it is named after without a name."""
+    """Say where the new run goes, beside its source unless `out` does; returns what a nameless one is named after."""
     from nanochat_cli.runs import require_free, require_writable
 
     stem = f"{source.name}-{config.grpo.mode}"

@@ -4,7 +4,9 @@ Knows the layout of a run folder; the files themselves are read by `training.che
 `data.tokenizer` and `config.load`. Nothing here runs the model.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nanochat_cli.config.load import load_run_config
 from nanochat_cli.config.schema import Config
@@ -15,28 +17,52 @@ from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.training import checkpoints
 
 
-def load_target(target: Path) -> tuple[Transformer, Tokenizer, Config | None]:
-    """Model and tokenizer of a run's latest checkpoint or of a `.gguf` file; the configuration of a run."""
+@dataclass(frozen=True)
+class LoadedRun:
+    """One checkpoint of a run: the model in float32 on the CPU, ready for inference, and all that belongs to it."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+    config: Config
+    step: int
+    checkpoint: Path
+    """Its folder, which a training that goes on may have removed since."""
+    parts: dict[str, Any]
+    """Tensors of the checkpoint besides the model and the optimizer: telemetry, mtp, …"""
+
+    def mtp(self) -> MTP | None:
+        """The multi-token prediction, ready for inference; None when the run was trained without."""
+        mtp = build_mtp(self.config.model, self.config.mtp)
+        if mtp is not None:
+            mtp.load_state_dict(self.parts["mtp"])
+            mtp.requantize()
+            mtp.eval()
+        return mtp
+
+
+def load_target(target: Path, which: checkpoints.Which = "latest") -> tuple[Transformer, Tokenizer, LoadedRun | None]:
+    """Model and tokenizer of a run's checkpoint or of a `.gguf` file; of a run also the rest."""
     if target.suffix == ".gguf":
         from nanochat_cli.inference.load_gguf import load_gguf
 
         return (*load_gguf(target), None)
-    return load_run(target)
+    run = open_run(target, which)
+    return run.model, run.tokenizer, run
 
 
-def load_mtp(run_dir: Path, checkpoint: checkpoints.Which = "latest") -> MTP | None:
+def load_mtp(run_dir: Path, which: checkpoints.Which = "latest") -> MTP | None:
     """The multi-token prediction of a run, ready for inference; None when it was trained without."""
-    config = load_run_config(run_dir)
-    mtp = build_mtp(config.model, config.mtp)
-    if mtp is not None:
-        mtp.load_state_dict(checkpoints.load(run_dir, checkpoint).tensors["mtp"])
-        mtp.requantize()
-        mtp.eval()
-    return mtp
+    return open_run(run_dir, which).mtp()
 
 
-def load_run(run_dir: Path, checkpoint: checkpoints.Which = "latest") -> tuple[Transformer, Tokenizer, Config]:
-    """The model of a checkpoint (`latest`, `best` or a step) in float32 on the CPU, ready for inference.
+def load_run(run_dir: Path, which: checkpoints.Which = "latest") -> tuple[Transformer, Tokenizer, Config]:
+    """Model, tokenizer and configuration of `open_run`."""
+    run = open_run(run_dir, which)
+    return run.model, run.tokenizer, run.config
+
+
+def open_run(run_dir: Path, which: checkpoints.Which = "latest") -> LoadedRun:
+    """A checkpoint of a run: `latest`, `best` or a step.
 
     Raises DataError when the folder is no run, has no such checkpoint, or holds one of another model.
     """
@@ -49,10 +75,11 @@ def load_run(run_dir: Path, checkpoint: checkpoints.Which = "latest") -> tuple[T
             f"{run_dir / 'tokenizer.json'} has {tokenizer.vocab_size} tokens and the model {config.model.vocab_size}: "
             "not the tokenizer it was trained with; copy that of its data set"
         )
-    saved = checkpoints.load(run_dir, checkpoint)
+    saved = checkpoints.load(run_dir, which)
     model = Transformer(config.model)
     state = model.state_dict()
     checkpoints.require_same_model(saved, config.model.model_dump(mode="json"), state)
     model.load_state_dict({name: saved.tensors["model"][name] for name in state})
     model.requantize()
-    return model.eval(), tokenizer, config
+    parts = {name: tensors for name, tensors in saved.tensors.items() if name not in ("model", "optimizer")}
+    return LoadedRun(model.eval(), tokenizer, config, saved.step, saved.path, parts)

@@ -123,31 +123,54 @@ def load(run_dir: Path, which: Which = "latest", *, device: str | torch.device =
     Raises DataError when there is none, or when it is damaged; the message then names the newest intact one.
     """
     root = _root(run_dir)
-    if isinstance(which, int):
-        step = which
-    else:
-        pointed = _pointed_step(root, which)
-        if pointed is None:
-            known = ", ".join(str(s) for s in steps(run_dir)) or "none"
-            raise DataError(
-                f"{root}: no `{which}` checkpoint (saved steps: {known}); train first, or name a saved step"
-            )
-        step = pointed
-    folder = _folder(root, step)
-    if folder is None:
-        known = ", ".join(str(s) for s in steps(run_dir)) or "none"
-        raise DataError(f"{root}: there is no checkpoint of step {step} (saved steps: {known})")
+    while True:
+        step = which if isinstance(which, int) else _named_step(root, which)
+        folder = _folder(root, step)
+        if folder is None:
+            damage = None
+        else:
+            seen = _identity(root, which)
+            try:
+                return _read(folder, _verified_document(folder), device)
+            except _DamageError as error:
+                damage = error
+            if _identity(root, which) != seen:
+                continue  # a training that goes on has replaced or removed it while it was read
+        if isinstance(which, int) or _named_step(root, which) == step:
+            raise _unreadable(root, step, folder, damage) from damage
+
+
+def _named_step(root: Path, pointer: Pointer) -> int:
+    step = _pointed_step(root, pointer)
+    if step is None:
+        raise DataError(f"{root}: no `{pointer}` checkpoint ({_known(root)}); train first, or name a saved step")
+    return step
+
+
+def _identity(root: Path, which: Which) -> tuple[int | None, int | None]:
+    """Changes when the checkpoint that `which` means becomes another one."""
+    step = which if isinstance(which, int) else _pointed_step(root, which)
     try:
-        document = _verified_document(folder)
-        return _read(folder, document, device)
-    except _DamageError as damage:
-        intact = _newest_intact(root, excluding=step)
-        advice = (
-            f"the newest intact one is step {intact}: to go on from it, write {_name(intact)} into {root / 'latest'}"
-            if intact is not None
-            else "no other is intact"
-        )
-        raise DataError(f"{folder} is damaged: {damage}; {advice}") from damage
+        return step, None if step is None else (root / _name(step)).stat().st_ino
+    except FileNotFoundError:
+        return step, None
+
+
+def _unreadable(root: Path, step: int, folder: Path | None, damage: "_DamageError | None") -> DataError:
+    """What is wrong with a checkpoint that was asked for, and which one to take instead."""
+    if folder is None:
+        return DataError(f"{root}: there is no checkpoint of step {step} ({_known(root)})")
+    intact = _newest_intact(root, excluding=step)
+    advice = (
+        f"the newest intact one is step {intact}: to go on from it, write {_name(intact)} into {root / 'latest'}"
+        if intact is not None
+        else "no other is intact"
+    )
+    return DataError(f"{folder} is damaged: {damage}; {advice}")
+
+
+def _known(root: Path) -> str:
+    return f"saved steps: {', '.join(str(step) for step in sorted(_steps(root))) or 'none'}"
 
 
 def steps(run_dir: Path) -> list[int]:
@@ -302,7 +325,10 @@ def _read(folder: Path, document: Mapping[str, Any], device: str | torch.device)
     parts: dict[str, Any] = {}
     for part, tree in document["structure"].items():
         name = f"{part}.safetensors"
-        flat = safetensors_torch.load_file(folder / name, device=str(device)) if name in document["files"] else {}
+        try:
+            flat = safetensors_torch.load_file(folder / name, device=str(device)) if name in document["files"] else {}
+        except (OSError, SafetensorError) as error:  # it was there a moment ago
+            raise _DamageError(f"{name} cannot be read ({error})") from error
         parts[part] = decode(tree, flat)
     return Checkpoint(
         path=folder,
