@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanochat_cli import __version__
 from nanochat_cli.config.load import CONFIG_FILE, config_to_toml
+from nanochat_cli.config.paths import anchor
 from nanochat_cli.config.schema import Config, ExportConfig
 from nanochat_cli.durable import write_atomically
 from nanochat_cli.errors import ConfigError, DataError
@@ -21,12 +22,15 @@ from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.runs import new_run
 
 if TYPE_CHECKING:
+    from nanochat_cli.data.run_data import DatasetRecord
     from nanochat_cli.data.shards import ShardReader
     from nanochat_cli.data.tokenizer import Tokenizer
+    from nanochat_cli.inference.load import LoadedRun
     from nanochat_cli.inference.packed_model import PackedTransformer
     from nanochat_cli.inference.sampling import SamplingConfig
     from nanochat_cli.model.mtp import MTP
     from nanochat_cli.model.transformer import Transformer
+    from nanochat_cli.training.checkpoints import Which
     from nanochat_cli.training.progress import TrainResult
 
 TRAINS = "trains"
@@ -80,6 +84,7 @@ class Engine:
 
     def _fit(self, config: Config, run_dir: Path, *, resume: bool) -> "tuple[TrainResult, ShardReader]":
         from nanochat_cli.data.prepare import cached_dataset
+        from nanochat_cli.data.run_data import record_of, require_same_tokenizer, write_record
         from nanochat_cli.data.shards import ShardReader
         from nanochat_cli.export.architecture import destination_of
         from nanochat_cli.training.checkpoints import is_empty
@@ -90,31 +95,35 @@ class Engine:
         # Refused before anything is prepared.
         require_float8(config.train.grad_input, choose_device(config.train.device))
         self.reporter.info(str(destination_of(config.model)))
-        reader = ShardReader(cached_dataset(config, self.reporter), vocab_size=config.model.vocab_size)
-        data = ShardData(reader, config, self.reporter)
         resumable = resume and not is_empty(run_dir)
+        anchor(config, source=not resumable)
         if resumable:
-            self._require_same_tokenizer(run_dir, reader)
+            reader = self._data_to_go_on_with(run_dir, config)
         else:
-            self._create_run(run_dir, config, reader.tokenizer)
+            reader = ShardReader(cached_dataset(config, self.reporter), vocab_size=config.model.vocab_size)
+        if (reference := config.collider.reference_in_use) is not None:
+            require_same_tokenizer(reference, reader, ", or name another collider.reference")
+        data = ShardData(reader, config, self.reporter)
+        if not resumable:
+            self._create_run(run_dir, config, reader.tokenizer, record_of(reader))
             if resume:
                 self.reporter.warn(f"{run_dir}: no checkpoint yet; it starts from the beginning")
         trainer = Trainer(config, data, run_dir, self.reporter, resume=resumable)
         if resumable:
+            write_record(run_dir, record_of(reader))
             self._write_config(config, run_dir)  # only now: the trainer has refused what does not fit the checkpoint
         return trainer.fit(), reader
 
-    def evaluate(self, run: Path) -> None:
-        """Measure the latest checkpoint of a run on all of its held-out documents."""
-        from nanochat_cli.data.prepare import cached_dataset
-        from nanochat_cli.data.shards import ShardReader
+    def evaluate(self, run: Path, which: "Which" = "latest") -> None:
+        """Measure a checkpoint of a run on all of its held-out documents."""
         from nanochat_cli.evaluation.bits_per_byte import evaluate
-        from nanochat_cli.inference.load import load_run
+        from nanochat_cli.evaluation.held_out import open_held_out
         from nanochat_cli.training.shard_data import ShardData
 
-        model, _, config = load_run(run)
-        reader = ShardReader(cached_dataset(config, self.reporter), vocab_size=config.model.vocab_size)
-        data = ShardData(reader, config)
+        loaded = self._open(run, which)
+        model = loaded.model
+        reader = open_held_out(run, loaded, None, self.reporter)
+        data = ShardData(reader, loaded.config)
         with self.reporter.progress("held-out documents", len(reader.tokens("val")) - 1, "tokens") as progress:
 
             def counted() -> Any:
@@ -124,7 +133,7 @@ class Engine:
 
             held_out = evaluate(model, counted(), data.token_bytes)
         self.reporter.table(str(run), ("measure", "value"), list(held_out.as_dict().items()))
-        self.reporter.result({"run": str(run), **held_out.as_dict()})
+        self.reporter.result({"run": str(run), "step": loaded.step, **held_out.as_dict()})
 
     def plan(self, config: Config, *, tokens: int | None, utilisation: float, peak_flops: float | None) -> None:
         """Print what a configuration will take; nothing is trained."""
@@ -142,10 +151,12 @@ class Engine:
 
         problems = load_split(config.grpo, self.reporter)  # before torch is imported
 
+        from nanochat_cli.data.run_data import read_record
         from nanochat_cli.rl.judging import open_judge
         from nanochat_cli.rl.run_grpo import GRPORun
         from nanochat_cli.training.checkpoints import is_empty
 
+        anchor(config, source=False)
         source = config.grpo.source
         assert source is not None, "the caller names the source"
         with (
@@ -157,31 +168,31 @@ class Engine:
                 run.resume()
                 self._write_config(config, run_dir)
             else:
-                run.begin(source, lambda tokenizer: self._create_run(run_dir, config, tokenizer))
+                record = read_record(source)
+                run.begin(source, lambda tokenizer: self._create_run(run_dir, config, tokenizer, record))
             run.run()
         self.reporter.info(f"next: nanochat eval {run_dir}   or: nanochat export {run_dir} --gguf")
 
-    def inspect(self, run: Path, *, mhc: bool, isometry: bool, out: Path) -> None:
-        """Tables and a picture of the latest checkpoint: its ternary layers, residual streams, or singular values."""
+    def inspect(self, run: Path, which: "Which" = "latest", *, mhc: bool, isometry: bool, out: Path) -> None:
+        """Tables and a picture of a checkpoint: its ternary layers, residual streams, or singular values."""
         from nanochat_cli.inspection.inspect_run import inspect_isometry, inspect_streams, inspect_ternary
 
         if mhc:
-            inspect_streams(run, out, self.reporter)
+            inspect_streams(run, which, out, self.reporter)
         if isometry:
-            inspect_isometry(run, out, self.reporter)
+            inspect_isometry(run, which, out, self.reporter)
         if not (mhc or isometry):
-            inspect_ternary(run, out, self.reporter)
+            inspect_ternary(run, which, out, self.reporter)
 
-    def score(self, run: Path, *, out: Path) -> None:
+    def score(self, run: Path, which: "Which" = "latest", *, out: Path) -> None:
         """Losses of the tokens of the run's training split, as a file for collider.scores."""
-        from nanochat_cli.data.prepare import cached_dataset
-        from nanochat_cli.data.shards import ShardReader
-        from nanochat_cli.inference.load import load_run
+        from nanochat_cli.data.run_data import open_run_data
         from nanochat_cli.training.score_file import write_scores
 
-        model, _, config = load_run(run)
-        reader = ShardReader(cached_dataset(config, self.reporter), vocab_size=config.model.vocab_size)
-        mean = write_scores(model, reader, config.train.seq_len, out, self.reporter)
+        loaded = self._open(run, which)
+        config = loaded.config
+        reader = open_run_data(run, config, self.reporter, ("train",))
+        mean = write_scores(loaded.model, reader, config.train.seq_len, out, self.reporter)
         self.reporter.info(f"{out}: {len(reader.tokens('train')):,} tokens, mean loss {mean:.3f} nats")
         self.reporter.result({"file": str(out), "mean_loss": mean})
 
@@ -190,6 +201,7 @@ class Engine:
         target: Path,
         prompt: str,
         *,
+        which: "Which" = "latest",
         stream: bool,
         backend: str | None = None,
         speculate: int = 0,
@@ -201,15 +213,18 @@ class Engine:
         the multi-token prediction of the run.
         """
         from nanochat_cli.inference.generate import generate
+        from nanochat_cli.inference.load import load_target
         from nanochat_cli.inference.packed_model import PackedTransformer
         from nanochat_cli.inference.sampling import SamplingConfig
         from nanochat_cli.inference.stopwatch import Stopwatch
 
         settings = SamplingConfig(**sampling)
-        mtp = self._load_drafts(target) if speculate else None
-        trained, tokenizer = self._load(target)
+        trained, tokenizer, run = load_target(target, which)
+        if run is not None:
+            self.reporter.info(str(run))
+        mtp = self._drafts(target, run) if speculate else None
         packed = PackedTransformer.from_model(trained, backend)
-        del trained
+        del trained, run
         if mtp is not None:
             return self._speculate(target, packed, mtp, tokenizer, prompt, settings, speculate, stream=stream)
         model = Stopwatch(packed)
@@ -226,14 +241,13 @@ class Engine:
         self.reporter.result({"target": str(target), "prompt": prompt, "text": text, "tokens_per_second": rates})
         return text
 
-    def _load_drafts(self, target: Path) -> "MTP":
-        from nanochat_cli.inference.load import load_mtp
-
-        if target.suffix == ".gguf":
+    @staticmethod
+    def _drafts(target: Path, run: "LoadedRun | None") -> "MTP":
+        if run is None:
             raise ConfigError(
                 f"{target}: a GGUF file holds nothing that drafts: name the run, or leave out --speculate"
             )
-        mtp = load_mtp(target)
+        mtp = run.mtp()
         if mtp is None:
             raise ConfigError(
                 f"{target} was trained without multi-token prediction: train with --set mtp.enabled=true, "
@@ -283,17 +297,16 @@ class Engine:
         self.reporter.result({"acceptance_rate": acceptance.rate, "tokens_per_pass": acceptance.tokens_per_check})
         return text
 
-    def export(self, run: Path, out: Path, export: ExportConfig) -> None:
-        """Write the latest checkpoint of a run as GGUF, and verify it unless `export.verify` is off.
+    def export(self, run: Path, out: Path, export: ExportConfig, which: "Which" = "latest") -> None:
+        """Write a checkpoint of a run as GGUF, and verify it unless `export.verify` is off.
 
         Raises ConfigError while another process writes `out`.
         """
-        from nanochat_cli.inference.load import load_run
         from nanochat_cli.report.results import add_results
 
-        model, tokenizer, config = load_run(run)
+        loaded = self._open(run, which)
         with held_file(out, "writes"):
-            found = self._export(model, tokenizer, out, export, self._provenance(run, config))
+            found = self._export(loaded.model, loaded.tokenizer, out, export, self._provenance(run, loaded))
             add_results(run, **found)
         self.reporter.result({"run": str(run)})
 
@@ -367,14 +380,18 @@ class Engine:
         self.reporter.result({"llama_cpp": QUICKSTART_PROMPT + text})
         self.reporter.info(f"done: {run / 'report.md'} has everything; {gguf} is what llama.cpp ran")
 
-    def _load(self, target: Path) -> "tuple[Transformer, Tokenizer]":
-        from nanochat_cli.inference.load import load_target
+    def _open(self, run: Path, which: "Which") -> "LoadedRun":
+        from nanochat_cli.inference.load import open_run
 
-        model, tokenizer, _ = load_target(target)
-        return model, tokenizer
+        loaded = open_run(run, which)
+        self.reporter.info(str(loaded))
+        return loaded
 
-    def _create_run(self, run_dir: Path, config: Config, tokenizer: "Tokenizer") -> None:
+    def _create_run(
+        self, run_dir: Path, config: Config, tokenizer: "Tokenizer", record: "DatasetRecord | None"
+    ) -> None:
         """A run's folder with all that does not change while it trains."""
+        from nanochat_cli.data.run_data import write_record
         from nanochat_cli.report.environment import ENVIRONMENT_FILE, environment
 
         assert config.run.name is not None, "the caller names the run"
@@ -384,32 +401,39 @@ class Engine:
             self._write_config(config, run_dir)
             write_atomically(run_dir / ENVIRONMENT_FILE, (described + "\n").encode())
             tokenizer.save(run_dir / "tokenizer.json")
+            if record is not None:
+                write_record(run_dir, record)
         except OSError as error:
             raise DataError(
                 f"cannot write {run_dir}: {error.strerror}; free space or choose another run.dir"
             ) from error
 
-    def _require_same_tokenizer(self, run_dir: Path, reader: "ShardReader") -> None:
-        """Raise DataError when the data set was tokenised otherwise than the run: its tokens mean something else."""
-        from nanochat_cli.data.tokenizer import Tokenizer
+    def _data_to_go_on_with(self, run_dir: Path, config: Config) -> "ShardReader":
+        """The data set that the run began with, or the one that its configuration has been given instead."""
+        from nanochat_cli.config.load import load_run_config
+        from nanochat_cli.data.prepare import cached_dataset
+        from nanochat_cli.data.run_data import open_run_data, require_same_tokenizer
+        from nanochat_cli.data.shards import ShardReader
 
-        path = run_dir / "tokenizer.json"
-        if Tokenizer.load(path).to_str() != reader.tokenizer.to_str():
-            raise DataError(
-                f"{path} is not the tokenizer of {reader.folder}: continue with the data set that the run began with, "
-                "or start a new run"
-            )
+        begun = load_run_config(run_dir)
+        anchor(begun, source=False)
+        if (begun.data, begun.tokenizer) == (config.data, config.tokenizer):
+            instead = ", or go on with another data set in its tokens: --set data.path=DIR"
+            return open_run_data(run_dir, config, self.reporter, ("train", "val"), instead=instead)
+        reader = ShardReader(cached_dataset(config, self.reporter), vocab_size=config.model.vocab_size)
+        require_same_tokenizer(run_dir, reader, ", or start a new run")
+        return reader
 
     def _write_config(self, config: Config, run_dir: Path) -> None:
         """Atomically: a run without its configuration could not be resumed."""
         header = f"Resolved configuration of {run_dir.name}, written by nanochat {__version__}."
         write_atomically(run_dir / CONFIG_FILE, config_to_toml(config, header).encode())
 
-    def _provenance(self, run: Path, config: Config) -> dict[str, object]:
+    def _provenance(self, run: Path, loaded: "LoadedRun") -> dict[str, object]:
         """What the exported file says about where it came from."""
         from nanochat_cli.report.environment import read_environment
-        from nanochat_cli.training.checkpoints import latest_step
 
+        config = loaded.config
         environment = read_environment(run)
         if environment is None:
             self.reporter.warn(f"{run}: no readable environment.json: the file will not name the commit it comes from")
@@ -417,7 +441,7 @@ class Engine:
             "version": __version__,
             "git": ((environment or {}).get("git") or {}).get("commit"),
             "run": run.name,
-            "step": latest_step(run),
+            "step": loaded.step,
             "config": config_to_toml(config),
             "dataset": config.data.source if config.data.path is None else config.data.path.name,
         }

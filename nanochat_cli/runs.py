@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 from nanochat_cli.config.load import CONFIG_FILE
 from nanochat_cli.config.schema import RunConfig
@@ -100,6 +101,26 @@ def find_run_or_gguf(target: Path | None) -> Path:
             raise DataError(f"{target}: no such file")
         return target
     return find_run(target)
+
+
+def which_checkpoint(target: Path, text: str | None) -> Literal["latest", "best"] | int:
+    """What `--checkpoint TEXT` means for a run. Raises ConfigError and DataError, with the saved steps."""
+    if text is None:
+        return "latest"
+    if target.suffix == ".gguf":
+        raise ConfigError(f"--checkpoint {text}: {target} holds one model; only a run has checkpoints")
+    folder = target / "checkpoints"
+    steps = sorted(int(match[1]) for path in _children(folder) if (match := re.fullmatch(r"step-(\d+)", path.name)))
+    saved = f"saved steps: {', '.join(map(str, steps)) or 'none'}"
+    if text in ("latest", "best"):
+        if not (folder / text).is_file():
+            raise DataError(f"--checkpoint {text}: {target} has none ({saved}); checkpoint.keep_best keeps the best")
+        return text
+    if not re.fullmatch(r"\d{1,18}", text, re.ASCII):
+        raise ConfigError(f"--checkpoint {text}: must be best, latest or a step ({saved})")
+    if int(text) not in steps:
+        raise DataError(f"--checkpoint {text}: {target} has no checkpoint of that step ({saved})")
+    return int(text)
 
 
 def require_writable(path: Path) -> None:

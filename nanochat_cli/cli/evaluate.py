@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nanochat_cli.cli.options import Backend
+from nanochat_cli.cli.options import Backend, Checkpoint
 from nanochat_cli.cli.session import session_of
 from nanochat_cli.errors import ConfigError
 
@@ -70,6 +70,7 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A data set for bpb and compile; default: that of the run.")
     ] = None,
+    checkpoint: Checkpoint = None,
     backend: Backend = None,
 ) -> None:
     """Measure a model on documents that training never saw, or on programs that it has to write.
@@ -78,12 +79,14 @@ def evaluate(
     compiled and run in a sandbox.
     """
     from nanochat_cli.evaluation.suites import BITS_PER_BYTE, SAMPLES, SuiteOptions
-    from nanochat_cli.runs import find_run, find_run_or_gguf
+    from nanochat_cli.runs import find_run_or_gguf, which_checkpoint
 
     session = session_of(ctx)
+    found = find_run_or_gguf(target)
+    which = which_checkpoint(found, checkpoint)
     if suite is None and out is None and data is None and (target is None or target.suffix != ".gguf"):
         _refuse_settings(ctx)
-        session.engine.evaluate(find_run(target))
+        session.engine.evaluate(found, which)
         return
     if suite in (None, BITS_PER_BYTE):
         suite = BITS_PER_BYTE
@@ -101,10 +104,11 @@ def evaluate(
     from nanochat_cli.evaluation.evaluate_target import evaluate_target
 
     evaluate_target(
-        find_run_or_gguf(target),
+        found,
         suite,
         options,
         session.reporter,
+        which=which,
         out=out,
         resume=resume,
         data=data,

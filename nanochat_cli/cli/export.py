@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from nanochat_cli.cli.options import Overrides, Run
+from nanochat_cli.cli.options import Checkpoint, Overrides, Run
 from nanochat_cli.cli.session import session_of
 from nanochat_cli.errors import DataError
 
@@ -28,6 +28,7 @@ def export(
     verify: Annotated[
         bool | None, typer.Option("--verify/--no-verify", help="Read the file back and compare; default: verify.")
     ] = None,
+    checkpoint: Checkpoint = None,
     overrides: Overrides = [],  # noqa: B006 - Typer copies it
 ) -> None:
     """Write a GGUF file with the codes and scales that were trained, and verify it.
@@ -35,22 +36,23 @@ def export(
     The file is read back and compared bit for bit; with xllamacpp installed, llama.cpp's log-probabilities
     are compared too.
     """
-    from nanochat_cli.config.load import CONFIG_FILE, resolve_config
-    from nanochat_cli.runs import find_run, require_writable
+    from nanochat_cli.config.load import run_config
+    from nanochat_cli.runs import find_run, require_writable, which_checkpoint
 
     session = session_of(ctx)
     folder = find_run(run)
-    config = resolve_config(
-        file=folder / CONFIG_FILE,
-        overrides=overrides,
-        options={
+    config = run_config(
+        folder,
+        overrides,
+        {
             "--type": {"export.type": tensor_type},
             "--head": {"export.head": head},
             "--verify": {"export.verify": verify},
         },
     )
+    which = which_checkpoint(folder, checkpoint)
     out = out or folder / "model.gguf"
     if out.is_dir():
         raise DataError(f"--out {out}: is a folder; name a file in it, such as {out / 'model.gguf'}")
     require_writable(out)
-    session.engine.export(folder, out, config.export)
+    session.engine.export(folder, out, config.export, which)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nanochat_cli.cli.options import Backend
+from nanochat_cli.cli.options import Backend, Checkpoint
 from nanochat_cli.cli.session import session_of
 
 app = typer.Typer(add_completion=False)
@@ -32,6 +32,7 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same text.")] = 0,
     stop: Annotated[list[str], typer.Option(metavar="TEXT", help="End before this text; may be repeated.")] = [],  # noqa: B006
     stream: Annotated[bool, typer.Option(help="Show text as it comes.")] = True,
+    checkpoint: Checkpoint = None,
     backend: Backend = None,
     speculate: Annotated[
         int,
@@ -39,12 +40,14 @@ def generate(
     ] = 0,
 ) -> None:
     """Continue a prompt with a run or a GGUF file of this project. The text goes to standard output."""
-    from nanochat_cli.runs import find_run_or_gguf
+    from nanochat_cli.runs import find_run_or_gguf, which_checkpoint
 
     session = session_of(ctx)
+    found = find_run_or_gguf(target)
     session.engine.generate(
-        find_run_or_gguf(target),
+        found,
         prompt,
+        which=which_checkpoint(found, checkpoint),
         stream=stream,
         backend=backend,
         speculate=speculate,

@@ -41,7 +41,7 @@ def grpo(
     ] = False,
 ) -> None:
     """Let a run practise problems that a sandbox judges; the result is a new run with a report of before and after."""
-    from nanochat_cli.config.load import CONFIG_FILE, resolve_config
+    from nanochat_cli.config.load import run_config
     from nanochat_cli.runs import find_run, require_writable
 
     session = session_of(ctx)
@@ -49,7 +49,7 @@ def grpo(
     fixed = {"--task": {"grpo.task": task}, "--mode": {"grpo.mode": mode}, "--group": {"grpo.group": group}}
     fixed["--lessons"] = {"grpo.lessons_url": lessons}
     options = {**fixed, "--rounds": {"grpo.rounds": rounds}}
-    config = resolve_config(file=found / CONFIG_FILE, overrides=overrides, options=options, warn=session.reporter.warn)
+    config = run_config(found, overrides, options, session.reporter.warn)
     if resume:
         given = [option for option, values in fixed.items() if None not in values.values()]
         _require_continuation(found, config, [*given, *(["--out"] if out is not None else [])])

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from nanochat_cli.cli.options import Run
+from nanochat_cli.cli.options import Checkpoint, Run
 from nanochat_cli.cli.session import session_of
 
 app = typer.Typer(add_completion=False)
@@ -15,12 +15,14 @@ app = typer.Typer(add_completion=False)
 def inspect(
     ctx: typer.Context,
     run: Run = None,
+    checkpoint: Checkpoint = None,
     mhc: Annotated[bool, typer.Option("--mhc", help="The residual streams instead of the ternary layers.")] = False,
     isometry: Annotated[bool, typer.Option("--isometry", help="How far the matrices are from isometries.")] = False,
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="For the picture; default: RUN/inspect.")] = None,
 ) -> None:
     """Show the health of a run's ternary layers; --mhc: of its residual streams; --isometry: of its singular values."""
-    from nanochat_cli.runs import find_run
+    from nanochat_cli.runs import find_run, which_checkpoint
 
     found = find_run(run)
-    session_of(ctx).engine.inspect(found, mhc=mhc, isometry=isometry, out=out or found / "inspect")
+    which = which_checkpoint(found, checkpoint)
+    session_of(ctx).engine.inspect(found, which, mhc=mhc, isometry=isometry, out=out or found / "inspect")

@@ -38,6 +38,10 @@ Overrides = Annotated[
 Run = Annotated[
     Path | None, typer.Argument(metavar="RUN", help="A run, by path or name; default: the latest in ./runs.")
 ]
+Checkpoint = Annotated[
+    str | None,
+    typer.Option("--checkpoint", metavar="best|latest|STEP", help="Which checkpoint of the run; default: latest."),
+]
 
 BackendName = Literal["reference", "cpu", "triton"]
 """As `nanochat_kernels.backends.Backend`, which would import torch."""

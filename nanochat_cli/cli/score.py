@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from nanochat_cli.cli.options import Run
+from nanochat_cli.cli.options import Checkpoint, Run
 from nanochat_cli.cli.session import session_of
 
 app = typer.Typer(add_completion=False)
@@ -15,6 +15,7 @@ app = typer.Typer(add_completion=False)
 def score(
     ctx: typer.Context,
     run: Run = None,
+    checkpoint: Checkpoint = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where to write them; default: RUN/scores.safetensors.")
     ] = None,
@@ -24,7 +25,8 @@ def score(
     With collider.score = excess they are subtracted from the loss of the model that trains; with ce they choose tokens
     by themselves, before the forward pass, which then keeps less for the backward pass.
     """
-    from nanochat_cli.runs import find_run
+    from nanochat_cli.runs import find_run, which_checkpoint
 
     found = find_run(run)
-    session_of(ctx).engine.score(found, out=out or found / "scores.safetensors")
+    which = which_checkpoint(found, checkpoint)
+    session_of(ctx).engine.score(found, which, out=out or found / "scores.safetensors")

@@ -67,7 +67,7 @@ def check_data(config: "Config") -> None:
 
 
 def _resume(session: Session, target: Path | None, other_config: bool, overrides: list[str]) -> None:
-    from nanochat_cli.config.load import CONFIG_FILE, resolve_config
+    from nanochat_cli.config.load import CONFIG_FILE, run_config
     from nanochat_cli.runs import find_run, require_writable
 
     run = find_run(target)
@@ -75,7 +75,7 @@ def _resume(session: Session, target: Path | None, other_config: bool, overrides
         session.reporter.warn(
             f"--resume continues {run} with its own {CONFIG_FILE}; --preset and --config are not read"
         )
-    config = resolve_config(file=run / CONFIG_FILE, overrides=overrides, warn=session.reporter.warn)
+    config = run_config(run, overrides, warn=session.reporter.warn)
     if config.grpo.source is not None:
         raise ConfigError(f"{run}: a run of nanochat grpo; continue it with: nanochat grpo --resume {run}")
     require_writable(run)

@@ -23,6 +23,7 @@ from nanochat_cli.config.files import read_toml
 from nanochat_cli.config.keys import format_value, leaves, tuple_length
 from nanochat_cli.config.layers import Layer, Setting, merge, nest, read_layer
 from nanochat_cli.config.overrides import parse_override
+from nanochat_cli.config.paths import find_paths
 from nanochat_cli.config.schema import Config
 from nanochat_cli.errors import ConfigError, DataError
 
@@ -85,7 +86,19 @@ def load_run_config(run_dir: Path) -> Config:
     path = run_dir / CONFIG_FILE
     if not path.is_file():
         raise DataError(f"{run_dir}: not a run of nanochat train (it has no {CONFIG_FILE})")
-    return resolve_config(file=path)
+    return run_config(run_dir)
+
+
+def run_config(
+    run_dir: Path,
+    overrides: Sequence[str] = (),
+    options: Mapping[str, Mapping[str, object]] = MappingProxyType({}),
+    warn: Callable[[str], None] | None = None,
+) -> Config:
+    """The configuration of the run in `run_dir` with changes; a path that it has from where it was started is found."""
+    config = resolve_config(file=run_dir / CONFIG_FILE, overrides=overrides, options=options, warn=warn)
+    find_paths(config, run_dir)
+    return config
 
 
 def config_to_toml(config: Config, header: str = "") -> str:

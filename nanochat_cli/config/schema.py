@@ -350,6 +350,12 @@ class ColliderConfig(Section):
     scores: Path | None = Field(default=None, description="file of `nanochat score`, read instead of computing")
     warmup_steps: NonNegativeInt = Field(default=0, description="steps before anything is filtered")
 
+    @property
+    def reference_in_use(self) -> Path | None:
+        """The run whose model has to be loaded, if any."""
+        used = self.enabled and self.score == "excess" and self.scores is None
+        return self.reference if used else None
+
     @model_validator(mode="after")
     def _excess_needs_a_reference(self) -> "ColliderConfig":
         if self.enabled and self.score == "excess" and self.reference is None and self.scores is None:

@@ -13,7 +13,9 @@ from nanochat_cli.report.reporter import Reporter
 
 if TYPE_CHECKING:
     from nanochat_cli.evaluation.problems import Problem
+    from nanochat_cli.inference.load import LoadedRun
     from nanochat_cli.rl.sandbox_pool import SandboxPool
+    from nanochat_cli.training.checkpoints import Which
 
 RESULTS = "results.json"
 
@@ -24,18 +26,19 @@ def evaluate_target(
     options: SuiteOptions,
     reporter: Reporter,
     *,
+    which: "Which" = "latest",
     out: Path | None = None,
     resume: bool = False,
     data: Path | None = None,
     backend: str | None = None,
 ) -> None:
-    """Evaluate a run's latest checkpoint or a GGUF file.
+    """Evaluate a checkpoint of a run or a GGUF file.
 
-    out: a folder for completions and results, by default beside the target. data: a data set for the suites of held-out
-    documents, by default that of the run. Raises ConfigError and DataError.
+    which: of a run, `latest`, `best` or a step. out: a folder for completions and results, by default beside the
+    target. data: a data set for the suites of held-out documents, by default that of the run. Raises ConfigError and DataError.
     """
     if suite == BITS_PER_BYTE:
-        _bits_per_byte(target, reporter, out, data)
+        _bits_per_byte(target, which, reporter, out, data)
         return
     from nanochat_cli.evaluation.prompt_boundary import at_token_boundaries
     from nanochat_cli.evaluation.run_suite import complete_problems, drawing, fingerprint
@@ -53,15 +56,17 @@ def evaluate_target(
         problems = None if suite == COMPILE else problem_suite(suite, options.limit, reporter)
         for language in sorted({problem.language for problem in problems or ()}):
             sandbox.toolchain(language)
-        model, tokenizer, config = load_target(target)
+        model, tokenizer, run = load_target(target, which)
+        if run is not None:
+            reporter.info(str(run))
         if problems is None:
-            problems = _held_out_functions(target, config, data, options, pool, reporter)
+            problems = _held_out_functions(target, run, data, options, pool, reporter)
         problems = at_token_boundaries(problems, tokenizer.encode)
         packed = PackedTransformer.from_model(model, backend)
         del model
-        identity = identity_of(target)
+        identity = identity_of(target, run)
         settings = {"suite": suite, **identity, **options.drawn(), "problems": fingerprint(problems)}
-        folder = out if out is not None else default_folder(target, suite)
+        folder = out if out is not None else default_folder(target, suite, run)
         with SampleFile(folder, settings, resume=resume) as file:
             try:
                 complete_problems(problems, drawing(packed, tokenizer, options), pool, options, file, reporter, suite)
@@ -79,36 +84,29 @@ def evaluate_target(
     _finish(target, suite, folder, results(suite, found), details, reporter)
 
 
-def identity_of(target: Path) -> dict[str, Any]:
+def identity_of(target: Path, run: "LoadedRun | None") -> dict[str, Any]:
     """Which weights: the SHA-256 of the file that holds them, and the step of a run."""
-    from nanochat_cli.training.checkpoints import latest_step
-
-    if target.suffix == ".gguf":
-        step, weights = None, target
-    else:
-        step = latest_step(target)
-        weights = target / "checkpoints" / f"step-{step:06d}" / "model.safetensors"
+    if run is not None:
+        return {"target": target.name, "step": run.step, "sha256": run.sha256}
     try:
-        with weights.open("rb") as file:
+        with target.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise DataError(f"{weights}: cannot be read: {error.strerror}") from error
-    return {"target": target.name, "step": step, "sha256": digest}
+        raise DataError(f"{target}: cannot be read: {error.strerror}") from error
+    return {"target": target.name, "step": None, "sha256": digest}
 
 
-def default_folder(target: Path, suite: str) -> Path:
+def default_folder(target: Path, suite: str, run: "LoadedRun | None") -> Path:
     """RUN/eval/SUITE-step-000500, or eval/FILE-SUITE beside a GGUF file; a suite that is a file goes by its name."""
-    from nanochat_cli.training.checkpoints import latest_step
-
     name = Path(suite).name.split(".")[0].replace("@", "-")
-    if target.suffix == ".gguf":
+    if run is None:
         return target.parent / "eval" / f"{target.stem}-{name}"
-    return target / "eval" / f"{name}-step-{latest_step(target):06d}"
+    return target / "eval" / f"{name}-step-{run.step:06d}"
 
 
 def _held_out_functions(
     target: Path,
-    config: Config | None,
+    run: "LoadedRun | None",
     data: Path | None,
     options: SuiteOptions,
     pool: "SandboxPool",
@@ -117,19 +115,22 @@ def _held_out_functions(
     from nanochat_cli.evaluation.compile_rate import PROMPTS, function_problems
     from nanochat_cli.evaluation.held_out import document_languages, open_held_out
 
-    reader = open_held_out(target, config, data, reporter)
-    languages = document_languages(reader, config or Config(), reporter)
+    reader = open_held_out(target, run, data, reporter)
+    languages = document_languages(reader, Config() if run is None else run.config, reporter)
     texts = (content.decode("utf-8", "replace") for content in reader.documents("val"))
     return function_problems(zip(languages, texts, strict=True), options.limit or PROMPTS, pool, reporter)
 
 
-def _bits_per_byte(target: Path, reporter: Reporter, out: Path | None, data: Path | None) -> None:
+def _bits_per_byte(target: Path, which: "Which", reporter: Reporter, out: Path | None, data: Path | None) -> None:
     from nanochat_cli.evaluation.held_out import open_held_out
     from nanochat_cli.evaluation.run_bits_per_byte import bits_per_byte_results, measure_bits_per_byte
     from nanochat_cli.inference.load import load_target
 
-    model, tokenizer, config = load_target(target)
-    reader = open_held_out(target, config, data, reporter)
+    model, tokenizer, run = load_target(target, which)
+    if run is not None:
+        reporter.info(str(run))
+    reader = open_held_out(target, run, data, reporter)
+    config = None if run is None else run.config
     whole, languages = measure_bits_per_byte(model, tokenizer, reader, config, reporter)
     rows = [
         (name, held_out.bits_per_byte, held_out.loss, held_out.accuracy, held_out.tokens, held_out.bytes)
@@ -138,8 +139,8 @@ def _bits_per_byte(target: Path, reporter: Reporter, out: Path | None, data: Pat
     columns = ("held-out documents", "bits per byte", "loss", "accuracy", "tokens", "bytes")
     reporter.table(str(target), columns, rows)
     reporter.result({**whole.as_dict(), "languages": {name: one.as_dict() for name, one in languages.items()}})
-    folder = out if out is not None else default_folder(target, BITS_PER_BYTE)
-    details = {"settings": {"suite": BITS_PER_BYTE, **identity_of(target), "data": str(reader.folder)}}
+    folder = out if out is not None else default_folder(target, BITS_PER_BYTE, run)
+    details = {"settings": {"suite": BITS_PER_BYTE, **identity_of(target, run), "data": str(reader.folder)}}
     _finish(target, BITS_PER_BYTE, folder, bits_per_byte_results(whole, languages), details, reporter)
 
 

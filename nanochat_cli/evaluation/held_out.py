@@ -8,17 +8,22 @@ import re
 from array import array
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nanochat_cli.config.schema import Config
-from nanochat_cli.data.prepare import bounded, cached_dataset, source_of
+from nanochat_cli.data.prepare import bounded, source_of
+from nanochat_cli.data.run_data import open_run_data
 from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.data.split import held_out_keys, split_key
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.report.reporter import Reporter
+
+if TYPE_CHECKING:
+    from nanochat_cli.inference.load import LoadedRun
 
 LANGUAGES = {".py": "python", ".pyi": "python", ".rs": "rust"}
 """By extension; another extension is the name of its language."""
@@ -42,13 +47,14 @@ class TokenArray:
         return self.ids[where]
 
 
-def open_held_out(target: Path, config: Config | None, data: Path | None, reporter: Reporter) -> ShardReader:
-    """The data set in the folder `data`, or else that of a run. Raises ConfigError when there is neither."""
+def open_held_out(target: Path, run: "LoadedRun | None", data: Path | None, reporter: Reporter) -> ShardReader:
+    """The data set in the folder `data`, or else that of a run. Raises ConfigError when there is neither, DataError."""
     if data is not None:
         return ShardReader(data)
-    if config is None:
+    if run is None:
         raise ConfigError(f"{target} does not say what was held out: give a data set with --data")
-    return ShardReader(cached_dataset(config, reporter))
+    instead = f", or measure on any data set, in the tokens of the run: nanochat eval {target} --data DIR"
+    return open_run_data(target, run.config, reporter, instead=instead)
 
 
 def language_of(document: str) -> str:

@@ -21,14 +21,19 @@ from nanochat_cli.training import checkpoints
 class LoadedRun:
     """One checkpoint of a run: the model in float32 on the CPU, ready for inference, and all that belongs to it."""
 
+    folder: Path
     model: Transformer
     tokenizer: Tokenizer
     config: Config
     step: int
-    checkpoint: Path
-    """Its folder, which a training that goes on may have removed since."""
+    sha256: str
+    """Of the file of the model's tensors."""
     parts: dict[str, Any]
     """Tensors of the checkpoint besides the model and the optimizer: telemetry, mtp, …"""
+
+    def __str__(self) -> str:
+        """For a person: the latest run is taken where none is named, and the latest checkpoint of it."""
+        return f"{self.folder}, step {self.step}"
 
     def mtp(self) -> MTP | None:
         """The multi-token prediction, ready for inference; None when the run was trained without."""
@@ -82,4 +87,4 @@ def open_run(run_dir: Path, which: checkpoints.Which = "latest") -> LoadedRun:
     model.load_state_dict({name: saved.tensors["model"][name] for name in state})
     model.requantize()
     parts = {name: tensors for name, tensors in saved.tensors.items() if name not in ("model", "optimizer")}
-    return LoadedRun(model.eval(), tokenizer, config, saved.step, saved.path, parts)
+    return LoadedRun(run_dir, model.eval(), tokenizer, config, saved.step, saved.sha256["model"], parts)

@@ -2,16 +2,15 @@
 
 from pathlib import Path
 
-from nanochat_cli.data.prepare import cached_dataset
-from nanochat_cli.data.shards import ShardReader
+from nanochat_cli.data.run_data import open_run_data
 from nanochat_cli.errors import ConfigError
-from nanochat_cli.inference.load import load_run
+from nanochat_cli.inference.load import open_run
 from nanochat_cli.inspection.isometry import measure_isometry
 from nanochat_cli.inspection.plots import plot_isometry, plot_streams, plot_ternary
 from nanochat_cli.inspection.streams import measure_streams
 from nanochat_cli.inspection.ternary import layer_health
 from nanochat_cli.report.reporter import Reporter
-from nanochat_cli.training import checkpoints
+from nanochat_cli.training.checkpoints import Which
 from nanochat_cli.training.fire import stacked
 from nanochat_cli.training.shard_data import ShardData
 from nanochat_cli.training.telemetry import TernaryTelemetry
@@ -20,13 +19,14 @@ SEQUENCES = 4
 """Held-out sequences that the streams are measured on."""
 
 
-def inspect_ternary(run: Path, out: Path, reporter: Reporter) -> None:
-    """Health of every ternary layer of the latest checkpoint. ConfigError for a float model."""
-    model, _, _ = load_run(run)
+def inspect_ternary(run: Path, which: Which, out: Path, reporter: Reporter) -> None:
+    """Health of every ternary layer of a checkpoint. ConfigError for a float model."""
+    loaded = open_run(run, which)
+    model = loaded.model
     if not model.config.quant.enabled:
         raise ConfigError(f"{run} was trained with model.quant.enabled = false: it has no ternary layers")
     telemetry = TernaryTelemetry()
-    telemetry.load_state_dict(checkpoints.load(run).tensors.get("telemetry", {"codes": {}, "scales": {}}))
+    telemetry.load_state_dict(loaded.parts.get("telemetry", {"codes": {}, "scales": {}}))
     layers = layer_health(model.ternary_layers(), telemetry)
     rows = []
     for layer in layers:
@@ -46,12 +46,13 @@ def inspect_ternary(run: Path, out: Path, reporter: Reporter) -> None:
     reporter.result({"run": str(run), "layers": [layer.as_dict() for layer in layers], "healthy": not unhealthy})
 
 
-def inspect_streams(run: Path, out: Path, reporter: Reporter) -> None:
-    """The hyper-connections of the latest checkpoint, on held-out text. ConfigError for a plain residual."""
-    model, _, config = load_run(run)
+def inspect_streams(run: Path, which: Which, out: Path, reporter: Reporter) -> None:
+    """The hyper-connections of a checkpoint, on held-out text. ConfigError for a plain residual."""
+    loaded = open_run(run, which)
+    model, config = loaded.model, loaded.config
     if config.model.mhc.streams == 1:
         raise ConfigError(f"{run} was trained with model.mhc.streams = 1: it has a plain residual")
-    reader = ShardReader(cached_dataset(config, reporter), vocab_size=config.model.vocab_size)
+    reader = open_run_data(run, config, reporter)
     batches = ShardData(reader, config).held_out(SEQUENCES * config.train.seq_len)
     inputs, targets = next(iter(batches))
     report = measure_streams(model, inputs[:SEQUENCES], targets[:SEQUENCES])
@@ -80,9 +81,9 @@ def inspect_streams(run: Path, out: Path, reporter: Reporter) -> None:
     reporter.result({"run": str(run), "mhc": report.as_dict(), "healthy": healthy})
 
 
-def inspect_isometry(run: Path, out: Path, reporter: Reporter) -> None:
-    """Distance from isometry of every matrix of the latest checkpoint's blocks."""
-    model, _, _ = load_run(run)
+def inspect_isometry(run: Path, which: Which, out: Path, reporter: Reporter) -> None:
+    """Distance from isometry of every matrix of a checkpoint's blocks."""
+    model = open_run(run, which).model
     layers = measure_isometry((name, stacked(layer)) for name, layer in model.linears())
     rows = [
         (

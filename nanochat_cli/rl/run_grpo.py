@@ -5,6 +5,7 @@ one depends on, the run's own library included, so that a resumed run equals the
 learns is left to `training_free`, `policy` and `rejection_tuning`.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,7 @@ from nanochat_cli.config.schema import Config
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import DataError, Interrupted
 from nanochat_cli.evaluation.problems import Problem
-from nanochat_cli.inference.load import load_run
+from nanochat_cli.inference.load import load_run, open_run
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.report.metrics_log import MetricsLog
 from nanochat_cli.report.reporter import Reporter
@@ -69,13 +70,13 @@ class GRPORun:
         if self.endpoint is not None:
             require_answer(self.endpoint)
         torch.manual_seed(self.config.run.seed)
-        model, tokenizer, _ = load_run(source)
-        reference = load_run(source)[0] if self.grpo.kl_weight and self.grpo.mode == "policy" else None
-        self._prepare(model, tokenizer, reference)
+        start = open_run(source)
+        reference = copy.deepcopy(start.model) if self.grpo.kl_weight and self.grpo.mode == "policy" else None
+        self._prepare(start.model, start.tokenizer, reference)
         if self.learner is not None:
             self.learner.ternary_statistics()  # what the first round's flips are counted from
-        self.mtp = checkpoints.load(source).tensors.get("mtp")
-        create(tokenizer)
+        self.mtp = start.parts.get("mtp")
+        create(start.tokenizer)
         self.library = self._open_library()
 
     def resume(self) -> None:

@@ -46,6 +46,8 @@ class Checkpoint:
     tensors: dict[str, Any]
     state: dict[str, Any]
     model_config: dict[str, Any]
+    sha256: dict[str, str]
+    """Of every file of tensors, by its part."""
 
 
 def save(
@@ -336,6 +338,7 @@ def _read(folder: Path, document: Mapping[str, Any], device: str | torch.device)
         tensors=parts,
         state=decode(document["state"], {}),
         model_config=decode(document["model_config"], {}),
+        sha256={name.removesuffix(".safetensors"): file["sha256"] for name, file in document["files"].items()},
     )
 
 

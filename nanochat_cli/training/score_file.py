@@ -4,7 +4,6 @@ A safetensors file with `scores`, float16 [tokens of the training split]: the cr
 place, given what precedes it in its window; 0 for the first token, which nothing predicts. Its metadata names the data.
 """
 
-import hashlib
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.batches import Batches, evaluation_batches
+from nanochat_cli.data.run_data import split_fingerprint
 from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.durable import whole
 from nanochat_cli.errors import DataError
@@ -22,12 +22,6 @@ from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.training.losses import token_scores
 
 ROWS = 8
-
-
-def fingerprint(reader: ShardReader) -> str:
-    """Of the training split: it changes when a shard does."""
-    shards = reader.manifest.split("train").shards
-    return hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()
 
 
 @torch.no_grad()
@@ -47,7 +41,7 @@ def write_scores(model: Transformer, reader: ShardReader, seq_len: int, path: Pa
             progress.advance(len(found))
     try:
         with whole(path) as temporary:
-            save_file({"scores": scores}, temporary, metadata={"train": fingerprint(reader)})
+            save_file({"scores": scores}, temporary, metadata={"train": split_fingerprint(reader, "train")})
     except (OSError, SafetensorError) as error:
         raise DataError(f"cannot write {path}: {error}") from error
     return float(scores[1:].float().mean())
@@ -65,7 +59,7 @@ class ScoreBatches:
         except (OSError, SafetensorError) as error:
             raise DataError(f"collider.scores = {path}: not a file of nanochat score ({error})") from error
         stream = reader.tokens("train")
-        if found != fingerprint(reader) or len(self._scores) != len(stream):
+        if found != split_fingerprint(reader, "train") or len(self._scores) != len(stream):
             raise DataError(f"collider.scores = {path}: scores of other data; run nanochat score on this data set")
         train = config.train
         self._batches = Batches(stream, train.batch_size * train.grad_accum, train.seq_len, config.run.seed)

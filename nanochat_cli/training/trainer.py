@@ -125,20 +125,15 @@ class Trainer:
 
     def _reference(self) -> Transformer | None:
         """The model whose losses Collider subtracts. Raises DataError for a run that is none or has other tokens."""
-        collider = self.config.collider
-        if (
-            not collider.enabled
-            or collider.score != "excess"
-            or collider.reference is None
-            or collider.scores is not None
-        ):
+        reference = self.config.collider.reference_in_use
+        if reference is None:
             return None
         from nanochat_cli.inference.load import load_run
 
-        model, tokenizer, _ = load_run(collider.reference)
+        model, tokenizer, _ = load_run(reference)
         if model.config.vocab_size != self.config.model.vocab_size:
             raise DataError(
-                f"collider.reference = {collider.reference}: it has {tokenizer.vocab_size} tokens and this model "
+                f"collider.reference = {reference}: it has {tokenizer.vocab_size} tokens and this model "
                 f"{self.config.model.vocab_size}; name a run with the same tokenizer"
             )
         return model.to(self.device).requires_grad_(False)

@@ -107,8 +107,9 @@ def test_two_preparations_of_one_folder_make_it_once(folder):
 
 
 def test_a_preparation_that_fails_leaves_no_folder(folder):
-    (folder / "empty").mkdir()
-    assert main(["tokenize", "--source", "empty", "--out", "new/data"]) == 3
+    (folder / "one").mkdir()
+    (folder / "one" / "only.py").write_text("x = 1\n")  # a document must be held out, and there is no other
+    assert main(["tokenize", "--source", "one", "--out", "new/data"]) == 3
     assert not (folder / "new").exists()
 
 

@@ -1,0 +1,40 @@
+"""The paths of a configuration: absolute in what a run keeps, found again in what older runs kept."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nanochat_cli.config.schema import Config
+
+_PATHS = ("data.path", "tokenizer.path", "collider.reference", "collider.scores")
+_GRPO_PATHS = ("grpo.source", "grpo.library", "grpo.rewards")
+
+
+def anchor(config: Config, *, source: bool = True) -> None:
+    """Make every path absolute, so that the run can be used from any folder. source: a local `data.source` too.
+
+    What is no path stays: names such as stdlib and hf:…, or those of published problems.
+    """
+    for section, name, path in _relative(config):
+        setattr(section, name, path.absolute())
+    if source and not config.data.source.startswith("hf:") and Path(config.data.source).exists():
+        config.data.source = str(Path(config.data.source).absolute())
+    if config.grpo.task is not None and Path(config.grpo.task).is_file():
+        config.grpo.task = str(Path(config.grpo.task).absolute())
+
+
+def find_paths(config: Config, run: Path) -> None:
+    """Make a relative path that is not here absolute, if a folder around `run` has it: where the run was started."""
+    for section, name, path in _relative(config):
+        if not path.exists():
+            around = (folder / path for folder in run.resolve().parents)
+            setattr(section, name, next((place for place in around if place.exists()), path))
+
+
+def _relative(config: Config) -> Iterator[tuple[Any, str, Path]]:
+    for key in _PATHS + _GRPO_PATHS:
+        section_name, _, name = key.partition(".")
+        section = getattr(config, section_name)
+        path = getattr(section, name)
+        if path is not None and not path.is_absolute():
+            yield section, name, path
