@@ -45,11 +45,17 @@ class Engine:
     def __init__(self, reporter: Reporter) -> None:
         self.reporter = reporter
 
-    def tokenize(self, source: str, out: Path, config: Config) -> None:
-        """Prepare `source` as a data set in `out`; nothing happens when it already is one."""
-        from nanochat_cli.data.prepare import prepare_dataset
+    def tokenize(self, source: str, out: Path, config: Config, *, replace: bool = True) -> None:
+        """Prepare `source` as a data set in `out`; nothing happens when it already is one.
 
-        manifest = prepare_dataset(source, out, config, self.reporter)
+        replace: whether another data set in `out` may go. Raises ConfigError where it may not, or is being trained on.
+        """
+        from nanochat_cli.data.prepare import prepare_dataset
+        from nanochat_cli.data.run_data import require_replaceable
+
+        manifest = prepare_dataset(
+            source, out, config, self.reporter, lambda changed: require_replaceable(out, changed, force=replace)
+        )
         rows = [
             (name, split.documents, split.bytes, split.tokens, split.bytes / max(split.tokens, 1))
             for name, split in (("train", manifest.train), ("val", manifest.val))

@@ -32,13 +32,17 @@ def tokenize(
     tokenizer: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Use this tokenizer.json instead of training one.")
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace another data set that is in DIR; runs that used it lose it.")
+    ] = False,
     preset: Presets = [],  # noqa: B006 - Typer copies it
     config: ConfigFile = None,
     overrides: Overrides = [],  # noqa: B006
 ) -> None:
     """Train a byte-level BPE tokenizer on a corpus and encode it into shards.
 
-    Re-running with the same input changes nothing; an interrupted run is finished.
+    Re-running with the same input changes nothing; an interrupted run is finished. A data set of other documents or
+    settings is replaced only with --force.
     """
     from nanochat_cli.runs import require_writable
 
@@ -62,7 +66,7 @@ def tokenize(
             raise DataError(f"{option} {path}: no such file or folder")
     out = out or Path("data") / _name_of(source)
     require_writable(out)
-    session.engine.tokenize(source, out, resolved)
+    session.engine.tokenize(source, out, resolved, replace=force)
 
 
 def _local_path(source: str) -> Path | None:

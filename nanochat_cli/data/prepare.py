@@ -12,7 +12,7 @@ import os
 import re
 import time
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,25 +54,33 @@ from nanochat_cli.report.reporter import FIRST_LINE_AFTER, LINE_EVERY, Reporter
 Settings = dict[str, str | int | float | bool | None]
 
 
-def prepare_dataset(source: str, out: Path, config: Config, reporter: Reporter) -> Manifest:
+def prepare_dataset(
+    source: str,
+    out: Path,
+    config: Config,
+    reporter: Reporter,
+    before_replacing: Callable[[str], None] = lambda changed: None,
+) -> Manifest:
     """Make `out` a data set of `source` (see `open_corpus`) under `[data]`, `[tokenizer]` and `model.vocab_size`.
 
-    Returns at once when it already is one. Raises DataError when the source is unusable, when it holds fewer than
-    two distinct documents, or when `out` cannot be written.
+    Returns at once when it already is one. before_replacing: told what has changed before a data set that is whole is
+    replaced by another; what it raises leaves everything as it is. Raises DataError when the source is unusable, when
+    it holds fewer than two distinct documents, or when `out` cannot be written.
     """
     corpus = _open(source, config, out)
     settings = _settings(source, config)
     fingerprint = _fingerprint(settings, corpus)
-    found = _already_prepared(out, fingerprint, settings, reporter)
-    if found is not None:
+    if (found := _already_prepared(out, fingerprint, settings, reporter)) is not None:
         return found
+    if (old := _whole_manifest(out)) is not None and (changed := _changed(settings, old)):
+        before_replacing(", ".join(changed))
     try:
         with held_folder(out, "prepares", waiting=reporter.info):
             install_staged(out)
             # Another process may have prepared it while this one waited.
             if (found := _already_prepared(out, fingerprint, None, reporter)) is not None:
                 return found
-            return _build(corpus, out, config, settings, fingerprint, reporter)
+            return _build(corpus, out, config, settings, fingerprint, reporter, before_replacing)
     except OSError as error:
         raise DataError(
             f"{error.filename or out}: cannot write the data set: {error.strerror or error}; "
@@ -164,11 +172,23 @@ def _already_prepared(out: Path, fingerprint: str, settings: Settings | None, re
         reporter.info(f"{out}: already prepared ({_summary(manifest)})")
         return manifest
     if settings is not None:
-        changed = sorted(
-            key for key in settings.keys() | manifest.settings.keys() if settings.get(key) != manifest.settings.get(key)
-        )
-        reporter.info(f"{out}: {', '.join(changed) or 'the source'} changed: preparing it again")
+        changed = ", ".join(_changed(settings, manifest))
+        reporter.info(f"{out}: {changed or 'the source'} changed: {'preparing' if changed else 'reading'} it again")
     return None
+
+
+def _changed(settings: Settings, old: Manifest) -> list[str]:
+    keys = settings.keys() | old.settings.keys()
+    return sorted(key for key in keys if settings.get(key) != old.settings.get(key))
+
+
+def _whole_manifest(out: Path) -> Manifest | None:
+    try:
+        manifest = read_manifest(out)
+        verify_files(out, manifest, "size")
+    except DataError:
+        return None
+    return manifest
 
 
 # -- the two passes ----------------------------------------------------------------------------------------
@@ -186,9 +206,22 @@ class _Scan:
 
 
 def _build(
-    corpus: Corpus, out: Path, config: Config, settings: Settings, fingerprint: str, reporter: Reporter
+    corpus: Corpus,
+    out: Path,
+    config: Config,
+    settings: Settings,
+    fingerprint: str,
+    reporter: Reporter,
+    before_replacing: Callable[[str], None],
 ) -> Manifest:
     scan = _scan(corpus, out, config, reporter)
+    if (old := _whole_manifest(out)) is not None and not _changed(settings, old):
+        if old.content == scan.content:  # files were copied or touched; every document is what it was
+            manifest = old.model_copy(update={"fingerprint": fingerprint})
+            _write_manifest(out, manifest)
+            reporter.info(f"{out}: the same documents: already prepared ({_summary(manifest)})")
+            return manifest
+        before_replacing("the source")
     if corpus.skipped:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(corpus.skipped.items()))
         reporter.warn(f"{corpus.source}: left out {reasons}")
@@ -213,10 +246,14 @@ def _build(
             near_duplicates=scan.near_duplicates,
             skipped=dict(sorted(corpus.skipped.items())),
         )
-        write_atomically(staged / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
+        _write_manifest(staged, manifest)
     install_staged(out)
     reporter.info(f"{out}: {_summary(manifest)}")
     return manifest
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    write_atomically(folder / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
 
 
 def _scan(corpus: Corpus, out: Path, config: Config, reporter: Reporter) -> _Scan:

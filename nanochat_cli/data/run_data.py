@@ -10,15 +10,20 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from nanochat_cli.config.load import CONFIG_FILE, load_run_config
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.prepare import cached_dataset
 from nanochat_cli.data.shards import MANIFEST, ShardReader, Split
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.durable import write_atomically
-from nanochat_cli.errors import DataError
+from nanochat_cli.errors import ConfigError, DataError, NanochatError
+from nanochat_cli.folders import holder_of
 from nanochat_cli.report.reporter import Reporter
+from nanochat_cli.runs import DEFAULT_FOLDER
 
 RECORD_FILE = "dataset.json"
+NAMED = 5
+"""Runs that a message names at most."""
 
 
 @dataclass(frozen=True)
@@ -99,3 +104,34 @@ def require_same_tokenizer(run: Path, reader: ShardReader, instead: str = "") ->
             f"{reader.folder} has another tokenizer than {path}, so its tokens mean something else to that model; "
             f"prepare it again with --tokenizer {path}{instead}"
         )
+
+
+def require_replaceable(dataset: Path, changed: str, *, force: bool) -> None:
+    """Raise ConfigError when a data set must not be replaced: without force, and with it while a run trains on it."""
+    using = runs_using(dataset)
+    training = [f"{run} ({holder})" for run in using if (holder := holder_of(run)) is not None]
+    if training:
+        raise ConfigError(f"{dataset}: {training[0]} on it; wait for its end, or choose another --out")
+    if force:
+        return
+    named = ", ".join(str(run) for run in using[:NAMED]) + (f" and {len(using) - NAMED} more" * (len(using) > NAMED))
+    reason = f"{named} could no longer be measured or resumed" if using else f"no run in {DEFAULT_FOLDER}/ uses it"
+    raise ConfigError(
+        f"{dataset}: another data set is here ({changed} changed); choose another --out, or replace it with --force: "
+        f"{reason}"
+    )
+
+
+def runs_using(dataset: Path) -> list[Path]:
+    """The runs in ./runs, those of suites too, that were trained on the data set in a folder."""
+    folders = [path.parent for pattern in ("*", "*/runs/*") for path in DEFAULT_FOLDER.glob(f"{pattern}/{CONFIG_FILE}")]
+    return sorted(run for run in folders if _dataset_of(run) == dataset.resolve())
+
+
+def _dataset_of(run: Path) -> Path | None:
+    try:
+        record, path = read_record(run), load_run_config(run).data.path
+    except NanochatError:  # whatever is wrong with that run, it is not what was asked for
+        return None
+    found = record.folder if record is not None else path
+    return None if found is None else Path(found).resolve()

@@ -35,7 +35,8 @@ def evaluate_target(
     """Evaluate a checkpoint of a run or a GGUF file.
 
     which: of a run, `latest`, `best` or a step. out: a folder for completions and results, by default beside the
-    target. data: a data set for the suites of held-out documents, by default that of the run. Raises ConfigError and DataError.
+    target. data: a data set for the suites of held-out documents, by default that of the run. Raises ConfigError and
+    DataError.
     """
     if suite == BITS_PER_BYTE:
         _bits_per_byte(target, which, reporter, out, data)
