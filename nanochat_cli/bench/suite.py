@@ -50,7 +50,8 @@ AGAIN = FAILED, INTERRUPTED
 def begin_suite(plan: Plan, out: Path | None, reporter: Reporter, report: Path | None = None) -> Suite:
     """Prepare the data, make the folder of a suite, and run it; `out`, or the next of this kind in ./runs.
 
-    report: a folder that gets a copy of the report. Raises ConfigError when the folder is taken, DataError, and what `resume_suite` raises.
+    report: a folder that gets a copy of the report. Raises ConfigError when the folder is taken, DataError, and what
+    `resume_suite` raises.
     """
     with _new_folder(plan, out) as folder:
         _prepare_data(plan, folder, reporter)

@@ -61,7 +61,7 @@ def plan() -> Plan:
 
 def run(folder: Path, monkeypatch: pytest.MonkeyPatch, runs: Runs) -> Suite:
     monkeypatch.setattr(suites, "run_in_process", runs)
-    return suites.run_suite(folder, QuietReporter(), folder / "copied")
+    return suites.resume_suite(folder, QuietReporter(), folder / "copied")
 
 
 def test_a_suite_compares_each_at_its_best_rate_and_says_what_was_tried(tmp_path, monkeypatch):

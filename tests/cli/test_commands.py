@@ -82,25 +82,21 @@ def test_words_in_square_brackets_are_in_the_help(nanochat, monkeypatch, line):
 
 def test_train_without_anything_is_quickstart(nanochat, engine):
     assert nanochat("train").code == 0
-    name, (config,), keywords = engine.last
-    assert (name, keywords) == ("train", {"resume": None})
-    expected = resolve_config(["quickstart"], overrides=["run.name=quickstart-1"])
-    assert config == expected
+    assert engine.last == ("train", (resolve_config(["quickstart"]), None, "quickstart"), {})
 
 
 def test_train_composes_and_names_the_run_after_its_first_preset(nanochat, engine, folder):
     (folder / "mine.toml").write_text("[train]\nbatch_size = 2\n")
-    make_run(folder, "nano-125m-4")
     line = "train --preset nano-125m --preset overlays/cpu --config mine.toml --set train.total_steps=3"
     assert nanochat(*line.split()).code == 0
-    _, (config,), _ = engine.last
+    _, (config, _, stem), _ = engine.last
     assert (config.model.dim, config.train.dtype, config.train.batch_size, config.train.total_steps) == (
         768,
         "fp32",
         2,
         3,
     )
-    assert config.run.name == "nano-125m-5"
+    assert (config.run.name, stem) == (None, "nano-125m")
 
 
 def test_an_overlay_names_no_run_and_changes_quickstart_when_alone(nanochat, engine):
@@ -129,7 +125,7 @@ def test_a_setting_without_effect_is_a_warning_of_the_command(nanochat, engine):
 def test_a_run_of_a_config_file_is_named_after_the_file(nanochat, engine, folder):
     (folder / "mine.toml").write_text("[train]\nbatch_size = 2\n")
     nanochat("train", "--config", "mine.toml")
-    assert engine.last[1][0].run.name == "mine-1"
+    assert engine.last[1][2] == "mine"
 
 
 def test_train_name(nanochat, engine):
@@ -191,6 +187,7 @@ def test_generate_passes_the_sampling_settings(nanochat, engine, folder):
     name, (target, prompt), keywords = engine.last
     assert (name, target.resolve(), prompt) == ("generate", run, "x")
     assert keywords == {
+        "which": "latest",
         "stream": False,
         "backend": "cpu",
         "speculate": 0,
@@ -215,7 +212,8 @@ def test_export_takes_the_latest_run_and_writes_beside_it(nanochat, engine, fold
     make_run(folder, "old", saved_at=1_000)
     make_run(folder, "newer", saved_at=2_000)
     assert nanochat(command, "--gguf").code == 0
-    name, (run, out, export), _ = engine.last
+    name, (run, out, export, which), _ = engine.last
+    assert which == "latest"
     assert (name, run, out) == ("export", Path("runs/newer"), Path("runs/newer/model.gguf"))
     assert export == resolve_config(["quickstart"]).export
 
@@ -223,22 +221,21 @@ def test_export_takes_the_latest_run_and_writes_beside_it(nanochat, engine, fold
 def test_export_options_override_the_run(nanochat, engine, folder):
     make_run(folder, "old", saved_at=1)
     nanochat(*["export", "old", "--out", "here.gguf", "--type", "tq1_0", "--head", "f32", "--no-verify"])
-    _, (_, out, export), _ = engine.last
+    _, (_, out, export, _), _ = engine.last
     assert (out, export.type, export.head, export.verify) == (Path("here.gguf"), "tq1_0", "f32", False)
 
 
 def test_eval_takes_the_latest_run(nanochat, engine, folder):
     make_run(folder, "old", saved_at=1)
     nanochat("eval")
-    assert engine.last[:2] == ("evaluate", (Path("runs/old"),))
+    assert engine.last[:2] == ("evaluate", (Path("runs/old"), "latest"))
 
 
 def test_quickstart_runs_in_the_folder_that_it_is_given(nanochat, engine):
     nanochat("quickstart", "--out", "elsewhere/mine", "--set", "train.time_budget=5")
-    name, (config, run), _ = engine.last
-    assert (name, run, config.train.time_budget) == ("quickstart", Path("elsewhere/mine"), 5)
-    nanochat("quickstart")
-    assert engine.last[1][1] == Path("runs/quickstart-1")
+    name, (config,), _ = engine.last
+    assert (name, config.run.dir, config.run.name) == ("quickstart", Path("elsewhere"), "mine")
+    assert config.train.time_budget == 5
 
 
 def test_json_holds_what_the_engine_found(nanochat, engine, folder):
