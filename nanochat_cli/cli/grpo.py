@@ -64,16 +64,19 @@ def grpo(
 def _require_continuation(run: Path, config: "Config", given: list[str]) -> None:
     """Raise ConfigError where something is asked for that a run cannot change, or that it never was."""
     from nanochat_cli.config.load import load_run_config
+    from nanochat_cli.config.paths import anchor
 
     if given:
         raise ConfigError(f"{given[0]} does not go with --resume: a run continues with its own; --rounds and --set do")
-    begun = load_run_config(run).grpo
-    if begun.source is None:
+    begun = load_run_config(run)
+    if begun.grpo.source is None:
         raise ConfigError(f"{run}: not a run of nanochat grpo; leave out --resume to start one from it")
+    anchor(begun)
+    anchor(config)
     for key in ("source", "task", "mode", "limit", "max_level", "held_out", "eval_samples", "library"):
-        if getattr(begun, key) != getattr(config.grpo, key):
+        if getattr(begun.grpo, key) != getattr(config.grpo, key):
             raise ConfigError(
-                f"--set grpo.{key}: {run} began with {key} = {getattr(begun, key)}; start a new run to change it"
+                f"--set grpo.{key}: {run} began with {key} = {getattr(begun.grpo, key)}; start a new run to change it"
             )
 
 

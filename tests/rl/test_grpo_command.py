@@ -60,10 +60,11 @@ def test_a_run_in_the_real_sandbox_is_a_run_for_other_commands(nanochat, folder)
     for name in ("config.toml", "environment.json", "tokenizer.json", "metrics.jsonl", "grpo.json", "report.md"):
         assert (run / name).is_file()
     config = load_run_config(run)
-    assert (config.grpo.source, config.grpo.task, config.grpo.mode) == (Path("runs/source"), "p.jsonl", "policy")
+    found = config.grpo.source, config.grpo.task, config.grpo.mode
+    assert found == (folder / "runs/source", str(folder / "p.jsonl"), "policy")
 
     code, out, err = nanochat("generate source-policy-1 --max-tokens 5 -p", "def add_3(x):\n")
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, "runs/source-policy-1, step 1\n")
     assert out.startswith("def add_3(x):\n")
     assert nanochat("export source-policy-1 --gguf --type f16")[0] == 0
     assert (run / "model.gguf").is_file()
@@ -80,7 +81,7 @@ def test_a_run_in_the_real_sandbox_is_a_run_for_other_commands(nanochat, folder)
 
     code, out, err = nanochat("grpo source-policy-1 --task p.jsonl --mode rft --out tuned -q", *QUICK)
     assert (code, err) == (0, "")
-    assert load_run_config(Path("tuned")).grpo.source == run
+    assert load_run_config(Path("tuned")).grpo.source == run.resolve()
 
 
 def test_prompts_are_read_without_the_line_break_that_the_tokenizer_joins(nanochat, folder, source):
