@@ -101,17 +101,17 @@ def test_train_composes_and_names_the_run_after_its_first_preset(nanochat, engin
 
 def test_an_overlay_names_no_run_and_changes_quickstart_when_alone(nanochat, engine):
     nanochat("train", "--preset", "cpu", "--preset", "test-mtp")
-    assert engine.last[1][0].run.name == "test-mtp-1"
+    assert engine.last[1][2] == "test-mtp"
     nanochat("train", "--preset", "cpu")
-    config = engine.last[1][0]
-    assert (config.run.name, config.model.dim, config.train.device) == ("quickstart-1", 256, "cpu")
+    config, _, stem = engine.last[1]
+    assert (stem, config.model.dim, config.train.device) == ("quickstart", 256, "cpu")
 
 
 def test_flat_keys_alone_change_quickstart(nanochat, engine, folder):
     (folder / "seeds.toml").write_text("hidden_dim = 512\nnum_heads = 8\nnum_kv_heads = 4\ntotal_steps = 50\n")
     outcome = nanochat("train", "--config", "seeds.toml")
-    config = engine.last[1][0]
-    assert (config.run.name, config.model.dim, config.model.vocab_size) == ("seeds-1", 512, 4096)
+    config, _, stem = engine.last[1]
+    assert (stem, config.model.dim, config.model.vocab_size) == ("seeds", 512, 4096)
     assert (config.train.total_steps, config.train.time_budget) == (50, None)
     assert "no preset names a model: it is quickstart, changed" in outcome.err
 
