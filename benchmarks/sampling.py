@@ -41,6 +41,7 @@ RUN_LENGTH = 4
 ORDER = 6
 TRAINING_BYTES = 3_000_000
 """Read by the n-gram model."""
+PIECE = 2000
 
 
 def settings() -> dict[str, SamplingConfig]:
@@ -117,6 +118,17 @@ def continuations(
     return torch.stack(drawn, dim=1).numpy()
 
 
+def pieces(document: bytes) -> list[bytes]:
+    """Parts of whole lines, PIECE bytes or a little more: a small corpus has fewer held-out documents than prompts."""
+    found, part = [], b""
+    for line in document.splitlines(keepends=True):
+        part += line
+        if len(part) >= PIECE:
+            found.append(part)
+            part = b""
+    return found
+
+
 def training_text(documents: Iterable[bytes], most: int) -> bytes:
     text = bytearray()
     for document in documents:
@@ -140,7 +152,8 @@ def measure(run: Path, data: Path, count: int, length: int) -> list[Result]:
     model, tokenizer, _ = load_run(run)
     packed = PackedTransformer.from_model(model)
     reader = ShardReader(data)
-    prompts = held_out_prompts(reader.documents("val"), tokenizer, length * 2, count)
+    parts = [part for document in reader.documents("val") for part in pieces(document)]
+    prompts = held_out_prompts(parts, tokenizer, length * 2, count)
     judge = ByteModel(training_text(reader.documents("train"), TRAINING_BYTES))
     how = settings()
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in ("held-out text", *how)}

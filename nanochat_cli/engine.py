@@ -177,7 +177,8 @@ class Engine:
                 record = read_record(source)
                 run.begin(source, lambda tokenizer: self._create_run(run_dir, config, tokenizer, record))
             run.run()
-        self.reporter.info(f"next: nanochat eval {run_dir}   or: nanochat export {run_dir} --gguf")
+        if run.learned:
+            self.reporter.info(f"next: nanochat eval {run_dir}   or: nanochat export {run_dir} --gguf")
 
     def inspect(self, run: Path, which: "Which" = "latest", *, mhc: bool, isometry: bool, out: Path) -> None:
         """Tables and a picture of a checkpoint: its ternary layers, residual streams, or singular values."""

@@ -93,7 +93,7 @@ def differences(sets: Mapping[str, Sequence[str]], before: Scores, after: Scores
 
 
 def rows(found: Sequence[Difference]) -> list[tuple[str, str, str, str, str]]:
-    """For a table with the columns COLUMNS."""
+    """For a table with the columns COLUMNS; measures that are 0 on both sides are left out."""
     return [
         (
             f"{one.problems} ({one.count})",
@@ -103,6 +103,7 @@ def rows(found: Sequence[Difference]) -> list[tuple[str, str, str, str, str]]:
             _with_interval(one.difference, one.difference_interval, "+.3f"),
         )
         for one in found
+        if one.before or one.after
     ]
 
 
@@ -141,9 +142,15 @@ def write_report(
     }
     write_results(run_dir / RESULTS_FILE, "grpo", results, (), **content)
     lines = [f"# {run_dir.name}", "", *notes, "", f"| {' | '.join(COLUMNS)} |", "| --- | --- | --- | --- | --- |"]
-    lines += [f"| {' | '.join(row)} |" for row in rows(found)]
+    shown = rows(found)
+    lines += [f"| {' | '.join(row)} |" for row in shown]
     lines += [
         "",
+        *(
+            [f"{len(found) - len(shown)} of {len(found)} measures are 0 before and after.", ""]
+            if len(shown) < len(found)
+            else []
+        ),
         "In brackets: 95 % intervals over problems. They leave out what drawing other completions would",
         "change. `best of n` picks the completion with the largest reward, which saw the tests: it says what the",
         "completions hold, not what the model would answer.",

@@ -4,7 +4,7 @@ Knows the numbers that it is given and a clock.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -22,8 +22,15 @@ class RoundsView:
     """`with RoundsView(reporter, 5, title="run") as view: view.phase("rollouts", 3, 40)`; `clock` returns seconds."""
 
     def __init__(
-        self, reporter: Reporter, rounds: int, *, title: str, clock: Callable[[], float] = time.monotonic
+        self,
+        reporter: Reporter,
+        rounds: int,
+        *,
+        title: str,
+        languages: Sequence[str] = ("rust",),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._labels = {"no_panics": "no panics" if "rust" in languages else "no exits"}
         self._reporter, self._rounds, self._title, self._clock = reporter, rounds, title, clock
         self._round = 0
         self._phase = ""
@@ -72,8 +79,11 @@ class RoundsView:
         return [f"{label} {self._metrics[name]:.3f}" for label, name in shown.items() if name in self._metrics]
 
     def _terms(self) -> list[str]:
+        """Terms of the reward in the words of the language; one that is 0 for every answer is left out."""
         terms = {name.removeprefix("reward/"): value for name, value in self._metrics.items() if "reward/" in name}
-        return [f"{name} {value:.2f}" for name, value in terms.items() if name != "total"]
+        return [
+            f"{self._labels.get(name, name)} {value:.2f}" for name, value in terms.items() if name != "total" and value
+        ]
 
     def _state(self) -> list[str]:
         found = []

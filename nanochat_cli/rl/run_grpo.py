@@ -151,7 +151,9 @@ class GRPORun:
         """All rounds that are left, and the report; returns its path. Raises Interrupted after a signal."""
         resumed = self.round if self.before is not None else None
         log = MetricsLog(self.run_dir, self.config.telemetry.tensorboard, resumed)
-        self.view = RoundsView(self.reporter, self.grpo.rounds, title=self.run_dir.name)
+        self.view = RoundsView(
+            self.reporter, self.grpo.rounds, title=self.run_dir.name, languages=self.problems.languages
+        )
         with StopSignals() as stop, log, self.view:
             self.stop, self.log = stop, log
             if self.before is None:
@@ -161,7 +163,21 @@ class GRPORun:
                 self._round(self.round + 1)
                 self.save()
             after = self._measure("after", self._conditioning(MEASURED))
-        return self._report(self.before, after)
+        path = self._report(self.before, after)
+        if not self.learned:
+            what = "the library is empty" if self.learner is None else f"the weights are those of {self.grpo.source}"
+            self.reporter.warn(
+                f"nothing was learned: {what}. Try easier problems (--set grpo.max_level=1), more and bolder answers "
+                "(--group 16 --set grpo.temperature=1), or a model that was trained for longer"
+            )
+        return path
+
+    @property
+    def learned(self) -> bool:
+        """Something differs from the source: weights, or what is shown before a prompt."""
+        if self.learner is not None:
+            return self.learner.updates > 0
+        return len(self.library) > 0 or bool(self.lessons.texts)
 
     def _round(self, number: int) -> None:
         problems = self.problems.of_round(self.grpo, self.config.run.seed, number)
@@ -171,6 +187,11 @@ class GRPORun:
             self._collect(f"round {number}: rollouts", problems, self.grpo.group, number, self._conditioning(number))
         )
         metrics = rollout_metrics(groups)
+        if metrics["rollouts/informative_groups"] == 0:
+            self.reporter.warn(
+                f"round {number}: in none of {len(groups)} groups did rewards differ (mean {metrics['reward/total']:.3f}), "
+                "so that no answer is known to be better than another"
+            )
         metrics["throughput/tokens_per_second"] = (rate.tokens - tokens) / (rate.seconds - seconds)
         metrics |= self._learn(groups, number)
         self.sampler.refresh(self.model)
@@ -301,7 +322,11 @@ class GRPORun:
         notes.append(f"Programs were judged in a sandbox: {isolation}.")
         details = {"mode": grpo.mode, "task": grpo.task, "lessons": self.lessons.texts, "isolation": isolation}
         path = write_report(self.run_dir, found, before, after, notes=notes, details=details)
-        self.reporter.table(str(self.run_dir), COLUMNS, rows(found))
+        shown = rows(found)
+        if shown:
+            self.reporter.table(str(self.run_dir), COLUMNS, shown)
+        if len(shown) < len(found):
+            self.reporter.info(f"{len(found) - len(shown)} of {len(found)} measures are 0 before and after")
         self.reporter.info(f"report: {path}")
         self.reporter.result(
             {

@@ -209,6 +209,17 @@ def test_elsewhere_than_on_a_terminal_a_round_is_a_line_and_a_long_silence_too()
     ]
 
 
+def test_a_round_speaks_of_its_language_and_not_of_terms_that_no_answer_has():
+    metrics = {**METRICS, "reward/no_panics": 0.5, "reward/warnings": 0.0}
+    for languages, words, others in ((["python"], "no exits 0.50", "panic"), (["rust"], "no panics 0.50", "exits")):
+        err = io.StringIO()
+        with RoundsView(PlainReporter(err=err), 3, title="tuned", languages=languages) as view:
+            view.round(1, metrics)
+        assert words in err.getvalue()
+        assert others not in err.getvalue()
+        assert "warnings" not in err.getvalue()
+
+
 def test_on_a_terminal_it_is_a_panel():
     reporter = RichReporter(io.StringIO(), io.StringIO())
     reporter.console = Console(file=io.StringIO(), force_terminal=True, width=90)

@@ -1,5 +1,6 @@
 """Training-free GRPO: what rollouts are shown, what is remembered, and rounds that can be stopped and continued."""
 
+import io
 import os
 import signal
 
@@ -10,6 +11,7 @@ from nanochat_cli.config.grpo_schema import GRPOConfig
 from nanochat_cli.errors import DataError, Interrupted
 from nanochat_cli.inference.load import load_run
 from nanochat_cli.report.metrics_log import read_metrics
+from nanochat_cli.report.reporter import PlainReporter
 from nanochat_cli.rl.before_after import Score, differences
 from nanochat_cli.rl.experience import Experience, ExperienceLibrary
 from nanochat_cli.rl.judging import Judge
@@ -17,6 +19,7 @@ from nanochat_cli.rl.lessons import Lessons
 from nanochat_cli.rl.rewards import RewardConfig
 from nanochat_cli.rl.rollouts import Sampler
 from nanochat_cli.rl.run_grpo import plain
+from nanochat_cli.rl.sandbox_limits import Outcome
 from nanochat_cli.rl.training_free import Conditioning, remember
 from nanochat_cli.training import checkpoints
 from tests.rl.tiny_run import ReadingPool, grpo_run, problems
@@ -178,6 +181,26 @@ def test_a_run_does_not_go_on_with_other_problems(source, tmp_path):
     run.run()
     with pytest.raises(DataError, match=r"not the problems that .* began with"):
         grpo_run(source, tmp_path, rounds=2, resume=True, limit=3)
+
+
+class NothingCompiles:
+    """A sandbox that finds a syntax error in everything."""
+
+    def judge_all(self, programs):
+        return [Outcome("not compiled", "compile error", total=len(program.tests)) for program in programs]
+
+
+@pytest.mark.parametrize("mode", ["training-free", "policy"])
+def test_a_run_that_learned_nothing_says_so_and_shows_no_rows_of_zeros(source, tmp_path, mode):
+    run = grpo_run(source, tmp_path, rounds=1, pool=NothingCompiles(), mode=mode, max_tokens=4, eval_samples=1)
+    out, err = io.StringIO(), io.StringIO()
+    run.reporter = PlainReporter(out=out, err=err)
+    report = run.run().read_text()
+    assert not run.learned
+    assert "in none of 5 groups did rewards differ (mean 0.000)" in err.getvalue()
+    assert "nothing was learned: " in err.getvalue()
+    assert "8 of 8 measures are 0 before and after" in err.getvalue()
+    assert "0.000 [" not in out.getvalue() + report
 
 
 def test_a_difference_is_paired_by_problem():
