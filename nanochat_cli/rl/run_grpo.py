@@ -188,8 +188,9 @@ class GRPORun:
         )
         metrics = rollout_metrics(groups)
         if metrics["rollouts/informative_groups"] == 0:
+            total = metrics["reward/total"]
             self.reporter.warn(
-                f"round {number}: in none of {len(groups)} groups did rewards differ (mean {metrics['reward/total']:.3f}), "
+                f"round {number}: in none of {len(groups)} groups did rewards differ (mean {total:.3f}), "
                 "so that no answer is known to be better than another"
             )
         metrics["throughput/tokens_per_second"] = (rate.tokens - tokens) / (rate.seconds - seconds)
