@@ -29,6 +29,14 @@ class AdamW:
             state = {"step": torch.zeros((), dtype=torch.float32, device=p.device)}
             self.inner.state[p] = state | {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
 
+    @property
+    def weight_decay(self) -> float:
+        return self.inner.param_groups[0]["weight_decay"]
+
+    @weight_decay.setter
+    def weight_decay(self, value: float) -> None:
+        self.inner.param_groups[0]["weight_decay"] = value
+
     def step(self, lr: float) -> None:
         self.inner.param_groups[0]["lr"] = lr
         self.inner.step()

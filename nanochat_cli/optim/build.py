@@ -24,6 +24,8 @@ from nanochat_cli.optim.schedules import lr_multiplier, muon_momentum, weight_de
 
 
 class Optimizer(Protocol):
+    weight_decay: float
+
     def state_names(self, name: str) -> frozenset[str]: ...
     def step(self, lr: float) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
@@ -33,11 +35,12 @@ class Optimizer(Protocol):
 
 @dataclass
 class Group:
-    """One optimizer and its peak learning rate. names: the parameters it trains."""
+    """One optimizer, its peak learning rate and its weight decay. names: the parameters it trains."""
 
     name: str
     optimizer: Optimizer
     lr: float
+    weight_decay: float
     names: list[str]
 
     def state_bytes(self) -> int:
@@ -58,11 +61,11 @@ class Optimizers:
     def step(self, step: int, total_steps: int) -> float:
         """Update every parameter as the schedules say for this 0-based step; returns the factor on the peak rates."""
         factor = self.lr_factor * lr_multiplier(step, total_steps, self.config)
+        decay = weight_decay_multiplier(step, total_steps, self.config)
         for group in self.groups:
             if isinstance(group.optimizer, Muon | GaLore) and self.config.matrix == "muon":
                 group.optimizer.momentum = muon_momentum(step, self.config)
-                decay = weight_decay_multiplier(step, total_steps, self.config)
-                group.optimizer.weight_decay = self.config.weight_decay * decay
+            group.optimizer.weight_decay = group.weight_decay * decay
             group.optimizer.step(group.lr * factor)
         return factor
 
@@ -149,7 +152,8 @@ def build_optimizer(model: Transformer, config: OptimConfig, mtp: MTP | None = N
     for kind, parameters in members.items():
         if parameters:
             optimizer, factor = _optimizer(kind, parameters, config, experts)
-            groups.append(Group(kind, optimizer, rates[kind] * factor, [name for name, _ in parameters]))
+            names = [name for name, _ in parameters]
+            groups.append(Group(kind, optimizer, rates[kind] * factor, optimizer.weight_decay, names))
     return Optimizers(groups, [p for _, p in named], config)
 
 
