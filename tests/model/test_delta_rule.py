@@ -1,5 +1,7 @@
 """The gated delta rule: chunks against the recurrence, the recurrence against the formula, gradients in float64."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -80,3 +82,51 @@ def test_gradients_of_chunks_equal_those_of_the_recurrence():
         gradients.append([t.grad for t in arguments])
     for expected, found in zip(*gradients, strict=True):
         assert (found - expected).abs().max() < 2e-5 * max(1.0, expected.abs().max().item())
+
+
+def fake_chunk_gated_delta_rule(q, k, v, g, beta, scale=None, initial_state=None, output_final_state=False):
+    """The documented contract of fla.ops.gated_delta_rule by the rule itself, token by token.
+
+    q, k [B, T, H, K]; v [B, T, H, V]; g (the logarithm of the decay), beta [B, T, H]; scale of q, K^-0.5 by default;
+    o [B, T, H, V] in q's dtype, and the final state or None.
+    """
+    batch, length, heads, width = q.shape
+    assert k.shape == q.shape
+    assert v.shape[:3] == g.shape == beta.shape == (batch, length, heads)
+    assert all(t.is_contiguous() for t in (q, k, v, g, beta))
+    assert q.dtype == k.dtype == v.dtype == torch.bfloat16
+    assert g.dtype == torch.float32
+    assert initial_state is None
+    assert not output_final_state
+    scale, o = width**-0.5 if scale is None else scale, torch.empty(v.shape)
+    for b, h in itertools.product(range(batch), range(heads)):
+        state = torch.zeros(width, v.shape[-1])
+        for t in range(length):
+            key = k[b, t, h].float()
+            state = state * g[b, t, h].exp()
+            state = state + torch.outer(key, beta[b, t, h] * (v[b, t, h].float() - state.T @ key))
+            o[b, t, h] = state.T @ (q[b, t, h].float() * scale)
+    return o.to(q.dtype), None
+
+
+def test_flash_linear_attention_is_called_as_it_documents(monkeypatch):
+    """Layout, order and scale: its answer is that of the recurrence. No two sizes are equal, so that no layout fits by
+    chance; the rounding is that of bfloat16."""
+    import sys
+    from types import ModuleType
+
+    from nanochat_cli.model.deltanet import _fla_delta_rule
+
+    module = ModuleType("fla.ops.gated_delta_rule")
+    module.chunk_gated_delta_rule = fake_chunk_gated_delta_rule  # pyright: ignore[reportAttributeAccessIssue]
+    for name in ("fla", "fla.ops"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    q, k, v, log_decay, beta = inputs(7, heads=3, width=16)
+    v = torch.randn(2, 3, 7, 5, generator=torch.Generator().manual_seed(1))
+    rounded = [t.bfloat16().float() for t in (q, k, v)]
+    expected, _ = recurrent_delta_rule(*rounded, log_decay, beta)
+    found = _fla_delta_rule(q, k, v, log_decay, beta)
+    assert found.dtype == torch.float32
+    assert found.shape == (2, 3, 7, 5)
+    torch.testing.assert_close(found, expected, atol=2e-2, rtol=2**-7)

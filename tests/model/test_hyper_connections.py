@@ -1,5 +1,8 @@
 """mHC-lite: exact double stochasticity, the plain residual for one stream, and streams that do not stay copies."""
 
+import itertools
+import math
+
 import pytest
 import torch
 
@@ -121,3 +124,77 @@ def test_mixing_parameters_stay_float32_under_autocast():
         out = network(torch.randint(64, (1, 8)))
     assert out.isfinite().all()
     assert all(p.dtype == torch.float32 for _, mix in network.hyper_connections() for p in mix.parameters())
+
+
+def sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value))
+
+
+def definition(mix: HyperConnection, x: list[list[float]]) -> tuple[list[float], list[float], list[list[float]]]:
+    """pre, post and res of one token with streams x [n][C], in loops (arXiv:2601.05732, arXiv:2512.24880)."""
+    n, flat = len(x), [value for stream in x for value in stream]
+    scale = (sum(value * value for value in flat) / len(flat) + mix.eps) ** -0.5
+    biases = [bias.tolist() for bias in (mix.pre_bias, mix.post_bias, mix.res_bias)]
+    gates, rows = mix.gates.tolist(), iter(mix.projection.tolist())
+    pre, post, logits = (
+        [b + gate * sum(w * value * scale for w, value in zip(next(rows), flat, strict=True)) for b in bias]
+        for gate, bias in zip(gates, biases, strict=True)
+    )
+    shares = [math.exp(logit) for logit in logits]
+    res = [[0.0] * n for _ in range(n)]
+    for share, order in zip(shares, itertools.permutations(range(n)), strict=True):
+        for i in range(n):
+            res[i][order[i]] += share / sum(shares)  # stream i becomes what stream order[i] was
+    return [sigmoid(value) for value in pre], [2 * sigmoid(value) for value in post], res
+
+
+@pytest.mark.parametrize("n", [2, 4])
+@torch.no_grad()
+def test_a_block_computes_the_papers_formulas(n):
+    """u = Σ pre_j x_j,   x'_i = Σ_j res_ij x_j + post_i F(norm(u)), for attention and then for the feed-forward."""
+    network = model(n)
+    block, generator = network.blocks[1], torch.Generator().manual_seed(n)
+    for mix in (block.attention_mix, block.ffn_mix):
+        for parameter in mix.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    length, width = 3, SHAPE["dim"]
+    x = torch.randn(1, length, n, width, generator=generator)
+    cos, sin = network.cos[:length], network.sin[:length]
+    found = block(x, cos, sin)
+
+    streams = x[0].tolist()  # [T][n][C]
+    for mix, norm, sublayer in (
+        (block.attention_mix, block.attention_norm, lambda u: block.attention(u, cos, sin, None)),
+        (block.ffn_mix, block.ffn_norm, block.feed_forward),
+    ):
+        coefficients = [definition(mix, token) for token in streams]
+        read = [
+            [sum(pre[j] * token[j][c] for j in range(n)) for c in range(width)]
+            for token, (pre, _, _) in zip(streams, coefficients, strict=True)
+        ]
+        y = sublayer(norm(torch.tensor([read])))[0].tolist()
+        streams = [
+            [
+                [sum(res[i][j] * token[j][c] for j in range(n)) + post[i] * y[t][c] for c in range(width)]
+                for i in range(n)
+            ]
+            for t, (token, (_, post, res)) in enumerate(zip(streams, coefficients, strict=True))
+        ]
+    torch.testing.assert_close(found[0], torch.tensor(streams), atol=2e-3, rtol=1e-3)
+
+
+def test_the_mixing_moves_streams_in_the_written_direction():
+    """All mass on the permutation (1, 2, 3, 0): every stream becomes the next one, and the last the first."""
+    mix = HyperConnection(ModelConfig.model_validate({**SHAPE, "mhc": {"streams": 4, "dynamic": False}}), 0)
+    place = list(itertools.permutations(range(4))).index((1, 2, 3, 0))
+    mix.res_bias.data = 1e4 * torch.nn.functional.one_hot(torch.tensor(place), 24).float()
+    x = torch.arange(4.0)[None, None, :, None].expand(1, 1, 4, SHAPE["dim"])
+    _, _, _, res = mix(x)
+    moved = write_streams(x, torch.zeros(1, 1, SHAPE["dim"]), torch.zeros(4), res)
+    assert moved[0, 0, :, 0].tolist() == [1, 2, 3, 0]
+
+
+def test_a_write_gate_with_a_bias_of_zero_writes_one_and_its_range_ends_at_two():
+    mix = HyperConnection(ModelConfig.model_validate({**SHAPE, "mhc": {"streams": 4, "dynamic": False}}), 0)
+    mix.post_bias.data = torch.tensor([0.0, 50.0, -50.0, math.log(3)])
+    assert mix(torch.zeros(1, 1, 4, SHAPE["dim"])).post.tolist() == pytest.approx([1.0, 2.0, 0.0, 1.5], abs=1e-6)

@@ -85,3 +85,43 @@ def test_heads_are_small_and_not_part_of_the_model():
     assert sum(p.numel() for p in mtp.parameters()) == 4 * (256 * 256 + 256)
     assert shape("plain+attention+dense+untied")["dim"] == 256
     assert not any("mtp" in name or "heads" in name for name in model.state_dict())
+
+
+def rms_norm(x: list[float], weight: list[float], eps: float) -> list[float]:
+    scale = (sum(value * value for value in x) / len(x) + eps) ** -0.5
+    return [value * scale * factor for value, factor in zip(x, weight, strict=True)]
+
+
+def test_nextn_reads_the_token_after_each_position_and_predicts_the_one_after_that():
+    """DeepSeek-V3, equations 21 to 23, in loops: M [norm(emb of token t + 1), norm(h_t)] scores token t + 2.
+
+    The block between, which is tested by itself, passes its input on: what it adds to the residual is zero.
+    """
+    model, mtp = make("nextn")
+    nextn, eps = mtp.nextn, model.config.norm_eps
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for norm in (nextn.embedding_norm, nextn.hidden_norm, nextn.norm):
+            norm.weight.copy_(torch.rand(norm.weight.shape, generator=generator) + 0.5)
+        model.embedding.weight.copy_(torch.randn(model.embedding.weight.shape, generator=generator))
+        nextn.block.attention.wo.weight.zero_()
+        nextn.block.feed_forward.w_down.weight.zero_()
+    text = torch.randint(288, (2, 8), generator=generator)
+    inputs, targets = text[:, :-1], text[:, 1:]
+    found = GradientStep(model, TrainConfig(batch_size=2), None, print, mtp)(inputs, targets, lambda: None)
+
+    hidden = model(inputs).tolist()
+    embeddings, projection, head = (
+        weight.tolist() for weight in (model.embedding.weight, nextn.projection.weight, model.unembedding)
+    )
+    norms = [norm.weight.tolist() for norm in (nextn.embedding_norm, nextn.hidden_norm, nextn.norm)]
+    losses = []
+    for row in range(2):
+        for t in range(6):  # of seven positions: after the last, token t + 2 is not known
+            following, wanted = int(text[row, t + 1]), int(text[row, t + 2])
+            joined = rms_norm(embeddings[following], norms[0], eps) + rms_norm(hidden[row][t], norms[1], eps)
+            state = [sum(a * b for a, b in zip(weights, joined, strict=True)) for weights in projection]
+            state = rms_norm(state, norms[2], eps)
+            logits = torch.tensor([sum(a * b for a, b in zip(row_, state, strict=True)) for row_ in head])
+            losses.append(float(logits.logsumexp(0) - logits[wanted]))
+    assert found.ahead.tolist() == pytest.approx([sum(losses) / len(losses)], rel=1e-4)

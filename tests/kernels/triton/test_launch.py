@@ -1,5 +1,6 @@
 """What the Triton launchers do where no kernel can run, and that they never look at data."""
 
+import itertools
 import logging
 import os
 import subprocess
@@ -81,11 +82,31 @@ def test_an_unknown_newer_device_takes_the_table_of_the_newest_known():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 3, 4])
-@pytest.mark.parametrize("outputs", [1, 768, 4096, 50304])
-@pytest.mark.parametrize("columns", [128, 256, 384, 768, 2048, 4096, 11008])
-def test_every_decode_shape_has_a_tile_that_triton_accepts(tokens, outputs, columns):
-    tile = gemv_configuration(90, tokens, outputs, columns)
-    for size in (tile.rows, tile.words, tile.num_warps):
-        assert size > 0
-        assert size & (size - 1) == 0
+def test_every_decode_tile_is_one_that_triton_accepts_and_fills_a_warp_and_the_gpu():
+    """A warp of an H100 reads 128 words of 16 weights at once; its 132 multiprocessors want some programs each."""
+    shapes = itertools.product((1, 2, 3, 4), (1, 768, 4096, 50304), (128, 256, 384, 768, 2048, 4096, 11008))
+    for tokens, outputs, columns in shapes:
+        tile, shape = gemv_configuration(90, tokens, outputs, columns), (tokens, outputs, columns)
+        assert all(size > 0 and size.bit_count() == 1 for size in (tile.rows, tile.words, tile.num_warps)), shape
+        assert tile.rows * tile.words in (128, 256) or (tile.rows == 1 and tile.words * 16 >= columns), shape
+        if tile.rows > 1:
+            assert outputs / tile.rows >= 4 * 132, f"{shape}: too few programs for the GPU"
+            assert tile.rows == 2 or columns < 2048, f"{shape}: rows that do not fill a warp share one"
+            assert tokens == 1 or columns < 2048, f"{shape}: several tokens leave registers for one row"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "outputs", "columns", "tile"),
+    [
+        (1, 50304, 2048, (2, 128)),
+        (4, 50304, 2048, (1, 128)),
+        (1, 768, 4096, (1, 128)),
+        (1, 50304, 768, (8, 16)),
+        (1, 768, 768, (1, 64)),
+        (2, 4096, 384, (1, 32)),
+        (1, 50304, 128, (16, 8)),
+    ],
+)
+def test_the_decode_tile_of_a_shape_is_the_one_that_the_table_explains(tokens, outputs, columns, tile):
+    found = gemv_configuration(90, tokens, outputs, columns)
+    assert (found.rows, found.words) == tile
