@@ -142,7 +142,8 @@ def _fallbacks(model: Transformer, linear_types: Mapping[str, str]) -> list[str]
                 else f"one scale per {layer.quant.scale} is finer than its block of {block}"
             )
             others = [t for t in AUTO_ORDER if t != chosen and fits(t, columns, layer.quant.scale)]
-            lines[columns, chosen] = f"{chosen} instead of {first}: {why} (also exact: {', '.join(others)})"
+            also = f" (also exact: {', '.join(others)})" if others else ""
+            lines[columns, chosen] = f"{chosen} instead of {first}: {why}{also}"
     return list(lines.values())
 
 

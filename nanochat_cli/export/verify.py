@@ -93,6 +93,31 @@ class LlamaCppComparison:
         stable_agree = self.n_stable < MIN_STABLE or self.n_stable_within >= STABLE_SHARE * self.n_stable
         return stable_agree and self.rms_difference <= max(self.tolerance, NOISE_RATIO * self.rms_noise)
 
+    @property
+    def conclusive(self) -> bool:
+        """Whether the log-probabilities say that the two compute the same, and not only that rounding could explain."""
+        return self.n_within == self.n_prompts or self.n_stable >= MIN_STABLE
+
+    def lines(self) -> list[str]:
+        """What a comparison that has passed shows."""
+        within = (
+            f"log-probabilities of {self.n_within} of {self.n_prompts} prompts within {self.tolerance:g} "
+            f"(median {self.median_difference:.1e}); rms {self.rms_difference:.1e}, rounding noise {self.rms_noise:.1e}"
+        )
+        if not self.conclusive:
+            return [
+                f"llama.cpp: {within}",
+                f"weights verified bit for bit; logits inconclusive (rounding ties: only {self.n_stable} of "
+                f"{self.n_prompts} prompts hang on none)",
+            ]
+        found = [f"verified: llama.cpp: {within}"]
+        if self.n_stable:
+            found.append(
+                f"verified: llama.cpp: {self.n_stable_within} of the {self.n_stable} prompts that hang on no rounding "
+                f"tie are within {self.max_stable_difference:.1e}"
+            )
+        return found
+
 
 @dataclass(frozen=True)
 class VerifyReport:
@@ -111,31 +136,16 @@ class VerifyReport:
     """Linear layers with a factor on their output, into which hyper-connections were folded."""
 
     def lines(self) -> list[str]:
-        """The report as text, for a reporter."""
-        result = [f"{self.n_tensors} tensors read back, {self.n_values:,} weights equal bit for bit"]
-        result.append(f"our own runtime reads it back: logits within {self.reload_difference:.1e}")
-        c = self.llama_cpp
+        """The report as text, for a reporter. Only what was shown is called verified."""
+        weights = f"{self.n_tensors} tensors read back, {self.n_values:,} weights equal bit for bit"
+        reload = f"our own runtime reads it back: logits within {self.reload_difference:.1e}"
+        result = [f"verified: {weights}", f"verified: {reload}"]
         if self.arch == OWN.name:
-            return [
-                *result,
-                f"llama.cpp was not asked: it has no architecture {OWN.name}; nanochat generate runs the file",
-            ]
-        if c is None:
+            why = f"it has no architecture {OWN.name}; nanochat generate runs the file"
+            return [*result, f"llama.cpp was not asked: {why}"]
+        if self.llama_cpp is None:
             return [*result, "llama.cpp was not asked: install the extra [llama-cpp] to compare log-probabilities"]
-        result.append(
-            f"llama.cpp: log-probabilities of {c.n_within} of {c.n_prompts} prompts within {c.tolerance:g} "
-            f"(median {c.median_difference:.1e}); rms {c.rms_difference:.1e}, rounding noise {c.rms_noise:.1e}"
-        )
-        if c.n_stable:
-            result.append(
-                f"llama.cpp: {c.n_stable_within} of the {c.n_stable} prompts that hang on no rounding tie are within "
-                f"{c.max_stable_difference:.1e}"
-            )
-        else:
-            result.append(
-                "llama.cpp: every prompt hangs on a rounding tie somewhere, so only the noise can be compared"
-            )
-        return result
+        return [*result, *self.llama_cpp.lines()]
 
 
 def verify_gguf(

@@ -89,6 +89,7 @@ def test_auto_falls_back_per_tensor_and_says_why(tmp_path: Path, tokenizer: Toke
     assert by_scale.fallbacks[0].startswith("q2_0 instead of tq2_0: one scale per 128 is finer than its block of 256")
     odd = export(small(dim=100, n_heads=2, ffn_dim=96), tokenizer, tmp_path / "m.gguf")
     assert set(odd.linear_types.values()) == {"f16", "q4_0"}
+    assert "f16 instead of tq2_0: 100 columns are no multiple of 256" in odd.fallbacks, "nothing else is exact"
 
 
 @pytest.mark.parametrize(
