@@ -275,15 +275,14 @@ class Engine:
         stream: bool,
     ) -> str:
         """As `generate`, with drafts; the result tells how many of them were right."""
-        import time
-
         from nanochat_cli.inference.generate import as_text, encode_prompt
         from nanochat_cli.inference.speculative import Acceptance, make_drafter, speculate_tokens
 
-        acceptance, started = Acceptance(), time.perf_counter()
+        acceptance = Acceptance()
         drafter = make_drafter(model, mtp)
         ids = encode_prompt(tokenizer, prompt)
-        found = speculate_tokens(model, drafter, ids, settings, n_drafts, tokenizer.eos_id, acceptance)
+        unused = tokenizer.unused_ids
+        found = speculate_tokens(model, drafter, ids, settings, n_drafts, tokenizer.eos_id, acceptance, unused)
         pieces: list[str] = []
         if stream:
             self.reporter.write(prompt)
@@ -293,13 +292,12 @@ class Engine:
                 self.reporter.write(piece)
         text = "".join(pieces)
         self.reporter.write("\n" if stream else f"{prompt}{text}\n")
-        seconds = time.perf_counter() - started
         if acceptance.rate is not None:
             self.reporter.info(
                 f"{acceptance.accepted} of {acceptance.drafted} drafts accepted ({acceptance.rate:.0%}), "
                 f"{acceptance.tokens_per_check:.2f} tokens per pass"
             )
-        rates = {"prompt": None, "new": acceptance.tokens / seconds}
+        rates = {"prompt": acceptance.prompt.tokens_per_second, "new": acceptance.new.tokens_per_second}
         self.reporter.result({"target": str(target), "prompt": prompt, "text": text, "tokens_per_second": rates})
         self.reporter.result({"acceptance_rate": acceptance.rate, "tokens_per_pass": acceptance.tokens_per_check})
         return text
@@ -345,7 +343,7 @@ class Engine:
         if export.verify:
             verified = verify_gguf(out, model, tokenizer)
             for line in verified.lines():
-                self.reporter.info(f"verified: {line}")
+                self.reporter.info(line)
             self.reporter.result({"verify": asdict(verified)})
             found["verification"] = asdict(verified)
         return found

@@ -20,7 +20,7 @@ from typer.main import get_command
 from nanochat_cli import __version__
 from nanochat_cli.cli.options import require_known_backend
 from nanochat_cli.cli.session import Session, common_parameters
-from nanochat_cli.errors import DataError, NanochatError
+from nanochat_cli.errors import ConfigError, DataError, NanochatError
 from nanochat_cli.home import provide_home
 
 
@@ -105,9 +105,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A terminal that is not UTF-8 shows "?" for what it cannot show, instead of ending the command.
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="replace")
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
+        _require_text(arguments)
         status = get_command(app).main(
-            args=None if arguments is None else list(arguments),
+            args=arguments,
             prog_name="nanochat",
             standalone_mode=False,
             obj=session,
@@ -140,6 +142,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _print_traceback()
             return _fail(session, f"out of memory: lower train.batch_size, train.seq_len or the model ({error})", 2)
         return _fail_unexpectedly(session, error)
+
+
+_ANY_BYTES = {"-p", "--prompt", "--stop"}
+"""Options of `generate` whose text goes to the tokenizer, which takes any bytes."""
+
+
+def _require_text(arguments: Sequence[str]) -> None:
+    """Raise ConfigError for an argument that is not UTF-8: configurations and reports could not hold it.
+
+    Prompts may be anything, and so may what `tokenize` reads: a corpus has the names that it has.
+    """
+    for option, argument in zip(["", *arguments], arguments, strict=False):
+        try:
+            argument.encode("utf-8")
+        except UnicodeEncodeError:
+            if arguments[0] == "tokenize" or option in _ANY_BYTES or argument.partition("=")[0] in _ANY_BYTES:
+                continue
+            shown = argument.encode("utf-8", "backslashreplace").decode()
+            raise ConfigError(
+                f"the argument {shown:.200} is not UTF-8: write it, or rename the file, in UTF-8"
+            ) from None
 
 
 _FILE_TROUBLE = {

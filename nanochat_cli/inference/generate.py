@@ -17,7 +17,7 @@ from torch import Tensor
 from nanochat_cli.config.schema import ModelConfig
 from nanochat_cli.errors import DataError
 from nanochat_cli.inference.kv_cache import KVCache
-from nanochat_cli.inference.sampling import SamplingConfig, generators, sample
+from nanochat_cli.inference.sampling import SamplingConfig, generators, sample, unused_tokens
 
 
 class LanguageModel(Protocol):
@@ -37,6 +37,8 @@ class TextTokenizer(Protocol):
 
     @property
     def eos_id(self) -> int: ...
+    @property
+    def unused_ids(self) -> Sequence[int]: ...
     def encode(self, text: str) -> list[int]: ...
     def token_bytes(self, token_id: int, /) -> bytes: ...
 
@@ -46,7 +48,8 @@ def generate(model: LanguageModel, tokenizer: TextTokenizer, prompt: str, sampli
 
     An empty prompt starts a new document (it reads as EOS). Raises DataError when the prompt is too long.
     """
-    batches = generate_tokens(model, [encode_prompt(tokenizer, prompt)], sampling, eos_id=tokenizer.eos_id)
+    ids = encode_prompt(tokenizer, prompt)
+    batches = generate_tokens(model, [ids], sampling, tokenizer.eos_id, tokenizer.unused_ids)
     yield from as_text((tokens[0] for tokens in batches), tokenizer, sampling.stop)
 
 
@@ -70,13 +73,17 @@ def encode_prompt(tokenizer: TextTokenizer, prompt: str) -> list[int]:
 
 
 def generate_tokens(
-    model: LanguageModel, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, eos_id: int | None = None
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    sampling: SamplingConfig,
+    eos_id: int | None = None,
+    unused: Sequence[int] = (),
 ) -> Iterator[list[int | None]]:
     """Yield, step by step, the next token of every prompt, at most max_tokens times.
 
     prompts: B lists of equally many ids, at least one. A row that has produced `eos_id` yields None from there on
-    (EOS itself is not yielded); iteration ends when every row has. Raises DataError when the prompts are longer than
-    the context of the model.
+    (EOS itself is not yielded); iteration ends when every row has. Ids in `unused` are never chosen. Raises DataError
+    when the prompts are longer than the context of the model.
     """
     width = len(prompts[0])
     if not width or any(len(prompt) != width for prompt in prompts):
@@ -90,13 +97,14 @@ def generate_tokens(
     seen = torch.zeros(len(prompts), model.config.vocab_size, dtype=torch.bool, device=model.device)
     seen.scatter_(1, tokens, True)
     rows = generators(sampling.seed, len(prompts))
+    never = unused_tokens(unused, model.device)
     running = [True] * len(prompts)
     unread = tokens
     for _ in range(sampling.max_tokens):
         if cache.length + unread.shape[1] > context:
             cache.clear()
             unread = tokens[:, -max(1, context // 2) :]
-        chosen = sample(model.next_logits(unread, cache), sampling, seen, rows)
+        chosen = sample(model.next_logits(unread, cache), sampling, seen, rows, never)
         unread = chosen[:, None]
         tokens = torch.cat((tokens, unread), dim=1)[:, -context:]
         seen.scatter_(1, unread, True)

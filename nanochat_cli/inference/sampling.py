@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nanochat_cli.errors import ConfigError
+from nanochat_cli.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,21 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         for name, fits, allowed in (
             ("max_tokens", self.max_tokens >= 0, "0 or more"),
-            ("temperature", 0 <= self.temperature < float("inf"), "0 (greedy) or more"),
+            ("temperature", self.temperature == 0 or 1e-6 <= self.temperature < 1e6, "0 (greedy), or from 1e-6 to 1e6"),
             ("top_k", self.top_k >= 0, "0 (off) or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0, at most 1 (off)"),
             ("min_p", 0 <= self.min_p <= 1, "0 (off) or more, at most 1"),
-            ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "above 0, 1 is off"),
+            ("repetition_penalty", 1e-3 <= self.repetition_penalty <= 1e3, "from 0.001 to 1000, 1 is off"),
             ("seed", 0 <= self.seed < 2**63, "from 0 to 2⁶³ − 1"),
             ("stop", all(self.stop), "strings that are not empty"),
         ):
             if not fits:
                 raise ConfigError(f"{name} = {getattr(self, name)} is out of range: {allowed}")
+
+
+def unused_tokens(ids: Sequence[int], device: torch.device) -> Tensor | None:
+    """Ids that only fill a vocabulary up, as `sample` takes them; None without any."""
+    return torch.tensor(ids, dtype=torch.int64, device=device) if len(ids) else None
 
 
 def generators(seed: int, batch_size: int) -> list[torch.Generator]:
@@ -87,19 +92,32 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(logits < logits.amax(dim=-1, keepdim=True) + math.log(p), float("-inf"))
 
 
-def sample(logits: Tensor, config: SamplingConfig, seen: Tensor, rows: Sequence[torch.Generator]) -> Tensor:
+def sample(
+    logits: Tensor,
+    config: SamplingConfig,
+    seen: Tensor,
+    rows: Sequence[torch.Generator],
+    unused: Tensor | None = None,
+) -> Tensor:
     """The next token of every row: int64 [B].
 
-    logits float [B, V], seen bool [B, V], one generator per row. A greedy choice draws no random number.
+    logits float [B, V], seen bool [B, V], one generator per row. unused: int64, ids that are never chosen. A greedy
+    choice draws no random number. Raises DataError for logits that are not finite: there is no next token then.
     """
+    if not torch.isfinite(logits.amax(dim=-1)).all():
+        raise DataError("the model's logits are not finite: its weights are damaged, or its training diverged")
     logits = logits.float()
+    if unused is not None:
+        logits = logits.index_fill(-1, unused, float("-inf"))
+    if config.repetition_penalty == 1 and config.temperature == 0:
+        return logits.argmax(dim=-1)
+    logits = logits.double()  # no penalty and no temperature that is allowed overflows
     if config.repetition_penalty != 1:
         logits = penalise_repetition(logits, seen, config.repetition_penalty)
     if config.temperature == 0:
         return logits.argmax(dim=-1)
     logits = keep_min_p(keep_top_k(logits / config.temperature, config.top_k), config.min_p)
-    logits = keep_top_p(logits, config.top_p)
-    return draw(logits.double().softmax(dim=-1), rows)
+    return draw(keep_top_p(logits, config.top_p).softmax(dim=-1), rows)
 
 
 def draw(probabilities: Tensor, rows: Sequence[torch.Generator]) -> Tensor:

@@ -5,8 +5,9 @@ decoding would use, and a draft only counts as long as it is that token (for gre
 arXiv:2211.17192). What was read beyond is forgotten: keys and values by length, recurrent states from a snapshot.
 """
 
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 from nanochat_cli.errors import ConfigError
 from nanochat_cli.inference.generate import LanguageModel
 from nanochat_cli.inference.kv_cache import KVCache, Snapshot
-from nanochat_cli.inference.sampling import SamplingConfig, generators, sample
+from nanochat_cli.inference.sampling import SamplingConfig, generators, sample, unused_tokens
+from nanochat_cli.inference.stopwatch import Rate
 from nanochat_cli.model.mtp import MTP, block_config
 from nanochat_cli.model.rope import rope_table
 
@@ -30,12 +32,18 @@ class DraftedModel(LanguageModel, Protocol):
 
 @dataclass
 class Acceptance:
-    """drafted, accepted: tokens; checks: passes of the model over drafts; tokens: produced in them."""
+    """drafted, accepted: tokens; checks: passes of the model over drafts; tokens: produced in them, EOS not counted.
+
+    prompt: its tokens, in the pass that reads them. new: tokens of all later passes, with drafts or without, and the
+    time of passes, drafting and forgetting.
+    """
 
     drafted: int = 0
     accepted: int = 0
     checks: int = 0
     tokens: int = 0
+    prompt: Rate = field(default_factory=Rate)
+    new: Rate = field(default_factory=Rate)
 
     @property
     def rate(self) -> float | None:
@@ -132,6 +140,7 @@ def speculate_tokens(
     n_drafts: int,
     eos_id: int | None = None,
     acceptance: Acceptance | None = None,
+    unused: Sequence[int] = (),
 ) -> Iterator[int]:
     """The tokens that `generate_tokens` yields for one prompt, n_drafts guessed ahead; counts in `acceptance`."""
     acceptance = Acceptance() if acceptance is None else acceptance
@@ -144,10 +153,12 @@ def speculate_tokens(
     seen = torch.zeros(1, model.config.vocab_size, dtype=torch.bool, device=model.device)
     seen.scatter_(1, history, True)
     rows = generators(sampling.seed, 1)
+    never = unused_tokens(unused, model.device)
     drafter.reset()
     unread, drafts = history, list[int]()
-    produced = 0
+    produced, rate = 0, acceptance.prompt
     while produced < sampling.max_tokens:
+        started = time.perf_counter()
         if cache.length + unread.shape[1] > context:
             cache.clear()
             drafter.reset()
@@ -156,23 +167,29 @@ def speculate_tokens(
         before, snapshot = cache.length, cache.snapshot() if drafts and cache.recurrent else None
         inputs = torch.cat((unread, torch.tensor([drafts], dtype=torch.int64, device=model.device)), dim=1)
         hidden = model(inputs, cache)
-        chosen: list[Tensor] = []
+        chosen, ended = list[Tensor](), False
         for place in range(len(drafts) + 1):
             at = unread.shape[1] - 1 + place
-            token = sample(model.logits(hidden[:, at]), sampling, seen, rows)
+            token = sample(model.logits(hidden[:, at]), sampling, seen, rows, never)
             chosen.append(token)
             seen.scatter_(1, token[:, None], True)
             produced += 1
-            if int(token) == eos_id:
-                return
-            yield int(token)
-            if produced == sampling.max_tokens or place == len(drafts) or int(token) != drafts[place]:
+            ended = int(token) == eos_id or produced == sampling.max_tokens
+            if ended or place == len(drafts) or int(token) != drafts[place]:
                 break
+        found = [token for token in torch.cat(chosen).tolist() if token != eos_id]
         if drafts:
             acceptance.checks += 1
             acceptance.drafted += len(drafts)
-            acceptance.accepted += len(chosen) - 1
-            acceptance.tokens += len(chosen)
+            acceptance.accepted += sum(int(token) == draft for token, draft in zip(chosen, drafts, strict=False))
+            acceptance.tokens += len(found)
+        rate.tokens += len(found) if rate is acceptance.new else history.shape[1]
+        rate.seconds += time.perf_counter() - started
+        rate = acceptance.new
+        yield from found
+        if ended:
+            return
+        started = time.perf_counter()
         valid = unread.shape[1] + len(chosen) - 1
         _forget(model, cache, before, inputs[:, :valid], snapshot)
         new = torch.stack(chosen, dim=1)
@@ -181,6 +198,7 @@ def speculate_tokens(
         left = sampling.max_tokens - produced - 1
         drafts = drafter.draft(hidden[:, :valid], following, min(n_drafts, left)) if left > 0 else []
         unread = new[:, -1:]
+        rate.seconds += time.perf_counter() - started
 
 
 def _forget(model: DraftedModel, cache: KVCache, before: int, valid: Tensor, snapshot: Snapshot | None) -> None:

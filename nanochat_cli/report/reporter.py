@@ -242,8 +242,12 @@ def open_reporter(*, quiet: bool = False) -> Reporter:
 
 
 def write_json(path: Path, values: Mapping[str, object]) -> None:
-    """Write what a command found, as `--json` promises. Values that are not JSON become text."""
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    """Write what a command found, as `--json` promises. Values that are not JSON become text.
+
+    A prompt that is no UTF-8 has lone surrogates, which are written as JSON escapes.
+    """
+    text = json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n"
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _cell(value: object) -> str:

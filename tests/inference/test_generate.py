@@ -5,10 +5,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanochat_cli.config.schema import MTPConfig
 from nanochat_cli.errors import DataError
+from nanochat_cli.inference.batched import sample_batch
 from nanochat_cli.inference.generate import TextStream, generate, generate_tokens
 from nanochat_cli.inference.kv_cache import KVCache
 from nanochat_cli.inference.sampling import SamplingConfig
+from nanochat_cli.inference.speculative import make_drafter, speculate_tokens
+from nanochat_cli.model.mtp import MTP
 from nanochat_cli.model.transformer import Transformer
 from tests.architectures import build
 from tests.inference.tiny_models import spread_model, tiny_config
@@ -22,6 +26,7 @@ class ByteTokenizer:
     """One token per byte, 0 ends a document; enough of a tokenizer to test streaming against an obvious truth."""
 
     eos_id = 0
+    unused_ids = ()
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
@@ -194,3 +199,32 @@ def test_max_tokens_bounds_the_text() -> None:
         == "abc"
     )
     assert list(generate(Scripted(b"a"), ByteTokenizer(), "x", SamplingConfig(max_tokens=0))) == []
+
+
+class PaddedTokenizer(ByteTokenizer):
+    """Every even id only fills the vocabulary up; an id is the character of its number."""
+
+    unused_ids = range(2, 256, 2)
+
+    def token_bytes(self, token_id: int, /) -> bytes:
+        return chr(token_id).encode()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_ids_without_a_text_are_never_generated(temperature):
+    """Plainly, in a batch and with drafts, all alike; a model that would prefer them else."""
+    model, tokenizer = spread_model(tiny_config(quant={"activations": False})), PaddedTokenizer()
+    sampling = SamplingConfig(max_tokens=24, temperature=temperature)
+    start, unused = tokenizer.encode("let x"), set(tokenizer.unused_ids)
+    free = [step[0] for step in generate_tokens(model, [start], sampling)]
+    assert unused & set(free)
+    plain = [step[0] for step in generate_tokens(model, [start], sampling, None, tokenizer.unused_ids)]
+    assert not unused & set(plain)
+    ((batched,),) = sample_batch(model, tokenizer, ["let x"], 1, sampling, [0])
+    mtp = MTP(model.config, MTPConfig(enabled=True, kind="heads", n_tokens=2)).eval()
+    drafter = make_drafter(model, mtp)
+    drafted = list(speculate_tokens(model, drafter, start, sampling, 2, None, None, tokenizer.unused_ids))
+    assert drafted == plain
+    assert list(batched.tokens) == plain[: len(batched.tokens)]
+    text = "".join(generate(model, tokenizer, "let x", sampling))
+    assert not {ord(letter) for letter in text} & unused

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from nanochat_cli.config.load import config_to_toml
-from nanochat_cli.config.schema import Config
+from nanochat_cli.config.schema import Config, MTPConfig
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import DataError
-from nanochat_cli.inference.load import load_run
+from nanochat_cli.inference.load import load_mtp, load_run
+from nanochat_cli.model.mtp import build_mtp
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.training import checkpoints
 from tests.inference.tiny_models import spread_model, tiny_config
@@ -68,3 +69,26 @@ def test_a_folder_that_is_no_run_is_one_clear_line(tmp_path: Path, run: tuple[Pa
     (folder / "tokenizer.json").unlink()
     with pytest.raises(DataError, match=r"tokenizer\.json"):
         load_run(folder)
+
+
+@pytest.mark.parametrize(
+    ("saved", "message"), [(None, "it has no tensor"), (3, "no place here"), (1, "it has no tensor heads.1")]
+)
+def test_multi_token_prediction_that_the_configuration_does_not_describe_is_one_clear_line(
+    saved: int | None, message: str, tmp_path: Path
+) -> None:
+    """config.toml says two heads; the checkpoint has none, three, or one."""
+    mtp = {"enabled": True, "kind": "heads", "n_tokens": 2}
+    config = Config.model_validate(
+        {"model": tiny_config(vocab_size=300).model_dump(), "train": {"seq_len": 32}, "mtp": mtp}
+    )
+    (tmp_path / "config.toml").write_text(config_to_toml(config))
+    tensors = {"model": spread_model(config.model).state_dict()}
+    if saved is not None:
+        heads = build_mtp(config.model, MTPConfig.model_validate({**mtp, "n_tokens": saved}))
+        assert heads is not None
+        tensors["mtp"] = heads.state_dict()
+    checkpoints.save(tmp_path, 10, tensors, {}, model_config=config.model.model_dump(mode="json"), best=False)
+    with pytest.raises(DataError, match=message) as refused:
+        load_mtp(tmp_path)
+    assert "use the [mtp] settings it was trained with" in str(refused.value)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanochat_cli.errors import ConfigError
+from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.inference.sampling import (
     SamplingConfig,
     draw,
@@ -110,7 +110,11 @@ def test_row_i_of_a_batch_draws_like_a_single_row_with_seed_plus_i() -> None:
         {"top_k": -1},
         {"top_p": 0.0},
         {"top_p": 1.5},
+        {"temperature": 1e-39},
+        {"temperature": 1e300},
         {"repetition_penalty": 0.0},
+        {"repetition_penalty": 1e-40},
+        {"repetition_penalty": 1e40},
         {"max_tokens": -1},
         {"seed": -1},
         {"stop": ("",)},
@@ -120,3 +124,40 @@ def test_a_setting_out_of_range_is_one_clear_line(bad: dict) -> None:
     with pytest.raises(ConfigError, match=f"^{next(iter(bad))} = .* out of range") as error:
         SamplingConfig(**bad)
     assert "\n" not in str(error.value)
+
+
+EXTREMES = [
+    {"temperature": temperature, "repetition_penalty": penalty}
+    for temperature in (0.0, 1e-6, 1.0, 999_999.0)
+    for penalty in (1e-3, 1.0, 1e3)
+]
+
+
+@pytest.mark.parametrize("allowed", EXTREMES)
+def test_every_setting_that_is_allowed_chooses_a_token_that_exists(allowed: dict) -> None:
+    largest = torch.finfo(torch.float32).max
+    logits = torch.tensor([[largest, -largest, 0.0, 1e-40], [50.0, 49.0, -1e30, 0.0]])
+    seen = torch.tensor([[True, False, True, False], [False, True, True, False]])
+    chosen = sample(logits, SamplingConfig(**allowed), seen, generators(0, 2))
+    assert all(0 <= token < 4 for token in chosen.tolist())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_logits_that_are_not_finite_are_one_clear_line(temperature: float, bad: float) -> None:
+    logits = torch.tensor([[0.0, 1.0], [0.0, bad]])
+    settings_ = SamplingConfig(temperature=temperature)
+    with pytest.raises(DataError, match="logits are not finite: its weights are damaged"):
+        sample(logits, settings_, torch.zeros_like(logits, dtype=torch.bool), generators(0, 2))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_unused_ids_are_never_chosen_and_do_not_shift_the_others(temperature: float) -> None:
+    """Whatever their logits are; the others are drawn as if the unused ones did not exist."""
+    logits = torch.tensor([[9.0, 1.0, 9.0, 2.0, 0.5]])
+    unused, config = torch.tensor([0, 2]), SamplingConfig(temperature=temperature)
+    for seed in range(200):
+        seen = torch.zeros_like(logits, dtype=torch.bool)
+        found = int(sample(logits, config, seen, generators(seed, 1), unused))
+        alone = int(sample(logits[:, [1, 3, 4]], config, seen[:, [1, 3, 4]], generators(seed, 1)))
+        assert found == (1, 3, 4)[alone]

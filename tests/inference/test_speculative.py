@@ -5,6 +5,7 @@ import torch
 
 from nanochat_cli.config.schema import MTPConfig
 from nanochat_cli.errors import ConfigError
+from nanochat_cli.inference import speculative
 from nanochat_cli.inference.generate import generate_tokens
 from nanochat_cli.inference.packed_model import PackedTransformer
 from nanochat_cli.inference.sampling import SamplingConfig
@@ -94,3 +95,49 @@ def test_shared_logits_draft_nothing():
     model = build("plain+attention+dense+untied")
     with pytest.raises(ConfigError, match="heads or nextn"):
         make_drafter(model, mtp_for(model, "shared"))
+
+
+class Slow:
+    """A model whose passes take a second of a clock that stands still otherwise."""
+
+    def __init__(self, model, clock: list[float]) -> None:
+        self._model, self._clock = model, clock
+
+    def __getattr__(self, name: str):
+        return getattr(self._model, name)
+
+    def __call__(self, tokens, cache=None):
+        self._clock[0] += 1
+        return self._model(tokens, cache)
+
+
+@pytest.mark.parametrize(("lie", "passes"), [(False, 4), (True, 12)])
+def test_every_new_token_counts_in_the_rate_and_the_prompt_does_not(lie, passes, monkeypatch):
+    """12 new tokens after the first: four to a pass with right guesses, one to a pass with wrong ones."""
+    model = build("plain+attention+dense+untied", **EXACT)
+    prompt, clock = prompts(1)[0], [0.0]
+    sampling = SamplingConfig(max_tokens=13, temperature=0)
+    right = plain_all(model, prompt, sampling)
+    monkeypatch.setattr(speculative.time, "perf_counter", lambda: clock[0])
+    acceptance, oracle = Acceptance(), Oracle(right, lie=lie)
+    found = list(speculate_tokens(Slow(model, clock), oracle, prompt, sampling, 3, acceptance=acceptance))
+    assert found == right
+    assert (acceptance.prompt.tokens, acceptance.prompt.seconds) == (len(prompt), 1)
+    assert acceptance.new.tokens == 12
+    assert passes - 1 <= acceptance.new.seconds <= passes
+    assert acceptance.new.tokens_per_second == 12 / acceptance.new.seconds
+
+
+def test_a_text_that_ends_counts_its_last_pass():
+    """EOS among the drafts of a pass: the pass is counted, EOS is no token of the text."""
+    model = build("plain+attention+dense+untied", **EXACT)
+    prompt = prompts(1)[0]
+    right = plain_all(model, prompt, SamplingConfig(max_tokens=40, temperature=0))
+    eos = next(token for place, token in enumerate(right) if place >= 2 and token not in right[:place])
+    length = right.index(eos)
+    acceptance, oracle = Acceptance(), Oracle(right, lie=False)
+    greedy = SamplingConfig(max_tokens=40, temperature=0)
+    found = list(speculate_tokens(model, oracle, prompt, greedy, 3, eos_id=eos, acceptance=acceptance))
+    assert found == right[:length]
+    assert acceptance.tokens == acceptance.new.tokens == length - 1
+    assert acceptance.checks == -(-length // 4)
