@@ -21,6 +21,7 @@ from nanochat_cli.config.overrides import parse_override
 from nanochat_cli.config.schema import Config, TrainConfig
 from nanochat_cli.durable import write_atomically
 from nanochat_cli.errors import ConfigError, DataError
+from nanochat_cli.nesting import parse_json
 
 PLAN_FILE = "suite.json"
 RUNS_FOLDER = "runs"
@@ -227,7 +228,7 @@ def load_plan(folder: Path) -> Plan:
     """Raises DataError when `folder` is not that of a suite."""
     path = folder / PLAN_FILE
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
         contenders = tuple(
             Contender(values["name"], tuple(values["presets"]), tuple(values["overrides"]))
             for values in found.pop("contenders")

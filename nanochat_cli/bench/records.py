@@ -13,6 +13,7 @@ from typing import Any
 from nanochat_cli.bench.result_file import Claim, Result
 from nanochat_cli.durable import write_atomically
 from nanochat_cli.errors import DataError
+from nanochat_cli.nesting import parse_json
 
 REPORT_FILE = "report.json"
 
@@ -145,7 +146,7 @@ def read_suite(path: Path) -> Suite:
     """A `report.json`, or that of a suite's folder. Raises DataError when there is none or it has another form."""
     path = path / REPORT_FILE if path.is_dir() else path
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
         return Suite(
             suite=found["suite"],
             environment=found["environment"],

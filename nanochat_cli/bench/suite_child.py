@@ -22,6 +22,7 @@ from nanochat_cli.config.schema import Config, OptimConfig
 from nanochat_cli.durable import write_atomically
 from nanochat_cli.engine import GGUF_FILE, Engine
 from nanochat_cli.errors import Diverged, Interrupted, NanochatError
+from nanochat_cli.nesting import parse_json
 from nanochat_cli.report.reporter import PlainReporter
 
 PARENT = "NANOCHAT_SUITE_PARENT"
@@ -51,7 +52,7 @@ def write_outcome(path: Path, outcome: Outcome) -> None:
 
 def read_outcome(path: Path) -> Outcome | None:
     """None when there is none."""
-    return Outcome(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    return Outcome(**parse_json(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 def _train(config: Config) -> Outcome:

@@ -4,7 +4,6 @@ Knows processes, `metrics.jsonl` and signals. What a process does is `bench.suit
 `bench.suite_view`.
 """
 
-import json
 import os
 import shutil
 import signal
@@ -23,6 +22,7 @@ from nanochat_cli.bench.records import FAILED, INTERRUPTED
 from nanochat_cli.bench.suite_child import PARENT, read_outcome, write_outcome
 from nanochat_cli.config.load import config_to_toml
 from nanochat_cli.config.schema import Config
+from nanochat_cli.nesting import parse_json
 from nanochat_cli.report.metrics_log import FILE_NAME
 
 POLL_SECONDS = 0.2
@@ -158,7 +158,7 @@ class _Tail:
                 for line in file:
                     if not line.endswith(b"\n"):
                         break
-                    self._take(json.loads(line))
+                    self._take(parse_json(line))
                     self._position += len(line)
         except FileNotFoundError:
             pass

@@ -6,6 +6,7 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
 from nanochat_cli.errors import ConfigError
+from nanochat_cli.nesting import require_shallow
 
 
 def read_toml(path: Path, *, what: str) -> dict[str, object]:
@@ -19,6 +20,18 @@ def read_toml(path: Path, *, what: str) -> dict[str, object]:
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the {what}: {error.strerror}") from None
     try:
-        return tomlkit.parse(text).unwrap()
-    except TOMLKitError as error:
+        return parse_toml(text)
+    except ValueError as error:
         raise ConfigError(f"{path}: not valid TOML: {' '.join(str(error).split())}") from None
+
+
+def parse_toml(text: str) -> dict[str, object]:
+    """Plain dicts. Raises ValueError for text that is no TOML, or nests deeper than `nesting` allows."""
+    try:
+        found = tomlkit.parse(text).unwrap()
+    except TOMLKitError as error:
+        raise ValueError(str(error)) from error
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    require_shallow(found)
+    return found

@@ -6,10 +6,8 @@ quotes in the shell. A bare `none` unsets a key that may be absent.
 
 import re
 
-import tomlkit
-from tomlkit.exceptions import TOMLKitError
-
 from nanochat_cli.config.aliases import ALIASES
+from nanochat_cli.config.files import parse_toml
 from nanochat_cli.config.keys import accepted_kinds, leaves
 from nanochat_cli.errors import ConfigError
 
@@ -36,7 +34,7 @@ def _parse_value(value: str) -> object:
     if value == "none":
         return None
     try:
-        document = tomlkit.parse(f"value = {value}\n").unwrap()
-    except TOMLKitError:
+        document = parse_toml(f"value = {value}\n")
+    except ValueError:
         return value
     return document["value"] if len(document) == 1 else value

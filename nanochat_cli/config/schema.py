@@ -94,7 +94,7 @@ class ModelConfig(Section):
         default=None, description="SwiGLU width; default ffn_mult × dim rounded up to 256"
     )
     ffn_mult: PositiveFloat = 8 / 3
-    max_seq_len: PositiveInt = 2048
+    max_seq_len: int = Field(default=2048, ge=1, le=2**18)
     rope_theta: PositiveFloat = 10000.0
     norm_eps: PositiveFloat = 1e-5
     tie_embeddings: bool = False

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from nanochat_cli.data.source_files import made_by, walk
 from nanochat_cli.errors import ConfigError, DataError
+from nanochat_cli.nesting import parse_json
 
 RECORD_SUFFIXES = (".jsonl", ".parquet")
 # A longer document is cut at the first line end after this many bytes: encoding takes some 40 bytes of memory per byte.
@@ -236,7 +237,7 @@ def _jsonl_documents(path: Path, name: str, text_field: str) -> Iterator[Documen
 def jsonl_text(line: bytes, text_field: str, where: str) -> bytes:
     """UTF-8 of the text of one line of .jsonl. Raises DataError, beginning with `where`."""
     try:
-        record = json.loads(line)
+        record = parse_json(line, max_depth=1000)  # of fields that nobody reads
     except ValueError as error:  # JSONDecodeError, or UnicodeDecodeError of the line
         raise DataError(f"{where}: not JSON: {error}") from error
     if not isinstance(record, dict):

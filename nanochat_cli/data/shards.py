@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.durable import sync
 from nanochat_cli.errors import DataError
+from nanochat_cli.nesting import parse_json
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, Split] = ("train", "val")
@@ -227,13 +228,21 @@ class Shard:
                 length = int.from_bytes(file.read(8), "little")
                 if length > info.size:
                     raise ValueError("its header is longer than the file")
-                header = json.loads(file.read(length))
+                header = parse_json(file.read(length))
             self.tokens = _map(path, header["tokens"], 8 + length)
             self.doc_offsets = _map(path, header["doc_offsets"], 8 + length)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: not a token shard ({error}); run `nanochat tokenize` again") from error
         if len(self.tokens) != info.tokens or len(self.doc_offsets) != info.documents + 1:
             raise DataError(f"{path}: its counts are not those of {MANIFEST}; run `nanochat tokenize` again")
+        offsets = self.doc_offsets
+        if offsets[0] != 0 or offsets[-1] != len(self.tokens) or (np.diff(offsets) < 1).any():
+            raise DataError(f"{path}: its documents do not follow each other; run `nanochat tokenize` again")
+
+    def require_vocabulary(self, size: int, path: Path) -> None:
+        """Raise DataError for a token that is none of `size`: it would index past the embeddings."""
+        if (largest := int(self.tokens.max(initial=0))) >= size:
+            raise DataError(f"{path}: token {largest} in a vocabulary of {size}; run `nanochat tokenize` again")
 
 
 def _map(path: Path, entry: dict, data_start: int) -> NDArray[np.integer]:
@@ -300,11 +309,20 @@ class ShardReader:
             )
         verify_files(self.folder, self.manifest, verify)
         self.tokenizer = Tokenizer.load(self.folder / TOKENIZER)
+        if self.tokenizer.vocab_size != self.manifest.tokenizer.vocab_size:
+            raise DataError(
+                f"{self.folder / TOKENIZER}: {self.tokenizer.vocab_size} tokens, {MANIFEST} says "
+                f"{self.manifest.tokenizer.vocab_size}; run `nanochat tokenize` again"
+            )
+        self._verify = verify
         self._streams: dict[Split, TokenStream] = {}
 
     def tokens(self, split: Split) -> TokenStream:
         if split not in self._streams:
             shards = [Shard(self.folder / info.file, info) for info in self.manifest.split(split).shards]
+            for shard in shards:
+                if self._verify == "full" or (self._verify == "auto" and shard.info.size <= FULL_VERIFY_BYTES):
+                    shard.require_vocabulary(self.tokenizer.vocab_size, self.folder / shard.info.file)
             self._streams[split] = TokenStream(shards, self.tokenizer.eos_id)
         return self._streams[split]
 

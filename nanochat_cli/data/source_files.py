@@ -4,13 +4,13 @@ Left out as whole folders: hidden ones, virtual environments, caches, installed 
 itself wrote: data sets, runs (also those of `grpo`), suites. A corpus must not eat its own output.
 """
 
-import json
 import os
 from collections.abc import Collection, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from nanochat_cli.errors import DataError
+from nanochat_cli.nesting import parse_json
 
 TOOL_FOLDERS = ("__pycache__", "node_modules")
 # A file of this name makes its folder a cache (bford.info/cachedir), or a virtual environment (PEP 405).
@@ -65,8 +65,8 @@ def made_by(folder: Path, names: Collection[str], folders: Collection[str]) -> s
 
 def _is_manifest(path: Path) -> bool:
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        found = parse_json(path.read_bytes())
+    except (OSError, ValueError):
         return False
     return isinstance(found, dict) and found.keys() >= MANIFEST_KEYS
 

@@ -4,12 +4,12 @@ Knows nothing of what the records say.
 """
 
 import gzip
-import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from nanochat_cli.errors import DataError
+from nanochat_cli.nesting import parse_json
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 
@@ -41,8 +41,8 @@ def records(path: Path) -> Iterator[tuple[str, object]]:
 
 def _parsed(line: bytes, where: str) -> object:
     try:
-        return json.loads(line.decode("utf-8"))
+        return parse_json(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8") from error
-    except (json.JSONDecodeError, RecursionError) as error:
+    except ValueError as error:
         raise DataError(f"{where}: not JSON: {error}") from error

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from nanochat_cli.durable import write_atomically
 from nanochat_cli.errors import ConfigError, DataError
+from nanochat_cli.nesting import parse_json
 
 SAMPLES = "samples.jsonl"
 SETTINGS = "settings.json"
@@ -74,7 +75,7 @@ class SampleFile:
         self._file.truncate(len(whole))
         for number, line in enumerate(whole.splitlines(), 1):
             try:
-                record = json.loads(line.decode("utf-8", "surrogatepass"))
+                record = parse_json(line.decode("utf-8", "surrogatepass"))
                 self.records[record["temperature"], record["problem"]] = record
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{self.path}:{number}: no completions of a problem ({error}); remove it") from error
@@ -87,7 +88,7 @@ class SampleFile:
                     f"{self.folder} holds an evaluation: continue it with --resume, or choose another --out"
                 )
             try:
-                found = json.loads(path.read_text(encoding="utf-8"))
+                found = parse_json(path.read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
                 raise DataError(f"{path}: cannot be read ({error}); choose another --out") from error
             for key, value in settings.items():

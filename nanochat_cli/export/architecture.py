@@ -192,10 +192,14 @@ def config_from_metadata(fields: Mapping[str, Any], tied: bool, quant: QuantConf
             raise DataError(f"metadata key {arch}.{key} is not a number but {value!r:.60}")
         return value
 
-    dim, n_heads = field("embedding_length"), field("attention.head_count")
-    if not n_heads:
-        raise DataError(f"metadata key {arch}.attention.head_count is 0")
-    head_dim = field("attention.key_length", dim // n_heads)
+    def count(key: str, default: Any = None) -> int:
+        value = field(key, default)
+        if not isinstance(value, int) or not 0 < value < 2**31:
+            raise DataError(f"metadata key {arch}.{key} = {value} is no count")
+        return value
+
+    dim, n_heads = count("embedding_length"), count("attention.head_count")
+    head_dim = count("attention.key_length", dim // n_heads)
     for key in ("attention.value_length", "rope.dimension_count"):
         if field(key, head_dim) != head_dim:
             raise DataError(f"{arch}.{key} = {field(key)} differs from the key length {head_dim}: not supported")
@@ -207,7 +211,7 @@ def config_from_metadata(fields: Mapping[str, Any], tied: bool, quant: QuantConf
             {
                 "vocab_size": field("vocab_size"),
                 "dim": dim,
-                "n_layers": field("block_count"),
+                "n_layers": count("block_count"),
                 "n_heads": n_heads,
                 "n_kv_heads": field("attention.head_count_kv", n_heads),
                 "head_dim": head_dim,
@@ -221,7 +225,7 @@ def config_from_metadata(fields: Mapping[str, Any], tied: bool, quant: QuantConf
                 "attention_gate": _attention_gate(fields, arch),
                 "quant": quant,
                 "mhc": _mhc(fields, arch),
-                "deltanet": _deltanet(fields, arch, field),
+                "deltanet": _deltanet(fields, arch, count),
                 "moe": _moe(fields, arch),
             }
         )
@@ -235,7 +239,7 @@ def config_from_metadata(fields: Mapping[str, Any], tied: bool, quant: QuantConf
 def _attention_gate(fields: Mapping[str, Any], arch: str) -> bool | None:
     """None where the default of the configuration says it."""
     gated = arch == QWEN35.name or bool(fields.get(f"{arch}.attention.output_gate"))
-    hybrid = any(fields.get(f"{arch}.attention.recurrent_layers") or [])
+    hybrid = any(_recurrent_layers(fields, arch))
     return None if gated == hybrid else gated
 
 
@@ -244,18 +248,30 @@ def _mhc(fields: Mapping[str, Any], arch: str) -> dict[str, Any]:
     return {"streams": count, "dynamic": bool(fields.get(f"{arch}.hyper_connection.dynamic", True))}
 
 
-def _deltanet(fields: Mapping[str, Any], arch: str, field: Callable[..., Any]) -> dict[str, Any]:
-    layers = fields.get(f"{arch}.attention.recurrent_layers")
-    if layers is None and arch == QWEN35.name:
-        interval = field("full_attention_interval", 4)
-        layers = [(layer + 1) % interval != 0 for layer in range(field("block_count"))]
-    if not layers or not any(layers):
+def _deltanet(fields: Mapping[str, Any], arch: str, count: Callable[..., int]) -> dict[str, Any]:
+    layers = _recurrent_layers(fields, arch)
+    if not layers and arch == QWEN35.name:
+        interval = count("full_attention_interval", 4)
+        layers = [(layer + 1) % interval != 0 for layer in range(count("block_count"))]
+    if not any(layers):
         return {}
-    heads, width = field("ssm.time_step_rank"), field("ssm.state_size")
-    if field("ssm.group_count") != heads or field("ssm.inner_size") != heads * width:
-        raise DataError(f"{arch}.ssm.group_count = {field('ssm.group_count')}: only as many key as value heads")
+    if len(layers) != count("block_count"):
+        raise DataError(
+            f"{arch}.attention.recurrent_layers has {len(layers)} entries for {count('block_count')} layers"
+        )
+    heads, width = count("ssm.time_step_rank"), count("ssm.state_size")
+    if count("ssm.group_count") != heads or count("ssm.inner_size") != heads * width:
+        raise DataError(f"{arch}.ssm.group_count = {count('ssm.group_count')}: only as many key as value heads")
     pattern = "".join("D" if delta else "A" for delta in layers)
-    return {"pattern": pattern, "n_heads": heads, "head_dim": width, "conv_kernel": field("ssm.conv_kernel")}
+    return {"pattern": pattern, "n_heads": heads, "head_dim": width, "conv_kernel": count("ssm.conv_kernel")}
+
+
+def _recurrent_layers(fields: Mapping[str, Any], arch: str) -> list[bool]:
+    """Which layers are DeltaNet, by the file; empty when it does not say."""
+    layers = fields.get(f"{arch}.attention.recurrent_layers")
+    if layers is not None and not isinstance(layers, list):
+        raise DataError(f"metadata key {arch}.attention.recurrent_layers is no list but {layers!r:.60}")
+    return layers or []
 
 
 def _moe(fields: Mapping[str, Any], arch: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class GGUFFile:
             for key, entry in reader.fields.items():
                 if not key.startswith("GGUF."):
                     self.fields[key] = entry.contents()
-        except (ValueError, IndexError, TypeError) as error:
+        except (ValueError, IndexError, TypeError, RecursionError) as error:
             raise DataError(f"{path}: the metadata is damaged ({error}); export or download the file again") from error
         self.tensors: dict[str, ReaderTensor] = {tensor.name: tensor for tensor in reader.tensors}
         _check_layout(path, reader)
@@ -41,7 +41,7 @@ def _read(path: Path) -> GGUFReader:
         raise DataError(f"{path} is not a GGUF file (it starts with {start!r})")
     try:
         return GGUFReader(path)
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, RecursionError) as error:
         # gguf has no error of its own: a file that ends early surfaces as an index or a shape that does not fit.
         raise DataError(
             f"{path} is damaged or incomplete ({_first_line(error)}); export or download it again"

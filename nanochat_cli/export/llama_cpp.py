@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat_cli.errors import ConfigError, ValidationFailure
+from nanochat_cli.nesting import parse_json
 
 DEFAULT_TIMEOUT = 600.0
 """Seconds for one child process, from loading the file to the last answer."""
@@ -107,7 +108,7 @@ def _ask(path: Path, request: dict[str, Any], timeout: float) -> dict[str, Any]:
             raise ValidationFailure(f"llama.cpp did not finish with {path} within {timeout:g} s") from error
         if child.returncode or not answered.exists():
             raise ValidationFailure(f"llama.cpp failed on {path} ({_reason(child)})")
-        return json.loads(answered.read_text(encoding="utf-8"))
+        return parse_json(answered.read_text(encoding="utf-8"))
 
 
 def _reason(child: "subprocess.CompletedProcess[bytes]") -> str:

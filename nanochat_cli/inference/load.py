@@ -39,6 +39,7 @@ class LoadedRun:
         """The multi-token prediction, ready for inference; None when the run was trained without."""
         mtp = build_mtp(self.config.model, self.config.mtp)
         if mtp is not None:
+            checkpoints.require_same_part(self, "mtp", self.parts.get("mtp", {}), mtp.state_dict())
             mtp.load_state_dict(self.parts["mtp"])
             mtp.requantize()
             mtp.eval()

@@ -36,6 +36,8 @@ from nanochat_kernels import Granularity, Ternary
 _TERNARY_BY_GGML_TYPE = {t.ggml_type: t.name for t in TERNARY_TYPES.values()}
 _GRANULARITIES: tuple[Granularity, ...] = ("tensor", "row", 256, 128, 64)
 """Coarsest first."""
+TENSORS_OF_A_BLOCK = 9
+"""At least: two norms, four matrices of attention (DeltaNet has more), three of the feed-forward."""
 
 Matrix = tuple[NDArray[np.int8], NDArray[np.float32]]
 """Codes [N, K] and the scale of every block [N, blocks]."""
@@ -61,6 +63,11 @@ def _load(file: GGUFFile) -> tuple[Transformer, Tokenizer]:
         model = Transformer(config)
     _check_tensors(file, model)
     tokenizer = tokenizer_from_metadata(file.fields)
+    if tokenizer.vocab_size != config.vocab_size:
+        raise DataError(
+            f"the vocabulary has {tokenizer.vocab_size} tokens and token_embd.weight {config.vocab_size} rows: "
+            "not the tokenizer it was trained with; export or download the file again"
+        )
 
     model.to_empty(device="cpu")
     cos, sin = rope_table(config.max_seq_len, config.resolved_head_dim, config.rope_theta)
@@ -102,7 +109,10 @@ def _model_config(file: GGUFFile) -> ModelConfig:
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:
         raise DataError("there is no tensor token_embd.weight: not a language model")
+    if len(embedding.shape) != 2:
+        raise DataError(f"tensor token_embd.weight has {len(embedding.shape)} dimensions, a matrix has 2")
     arch = fields.get("general.architecture")
+    _check_depth(file, arch)
     fields.setdefault(f"{arch}.vocab_size", int(embedding.shape[1]))
     quant = QuantConfig.model_validate(
         {
@@ -112,6 +122,14 @@ def _model_config(file: GGUFFile) -> ModelConfig:
         }
     )
     return config_from_metadata(fields, tied="output.weight" not in file.tensors, quant=quant)
+
+
+def _check_depth(file: GGUFFile, arch: Any) -> None:
+    """As many layers as tensors make up, before anything is built for each; a tensor that is missing is named later."""
+    layers = file.fields.get(f"{arch}.block_count")
+    found = sum(name.startswith("blk.") for name in file.tensors)
+    if isinstance(layers, int) and (layers - 1) * TENSORS_OF_A_BLOCK > found:
+        raise DataError(f"{arch}.block_count = {layers}, but the file has only {found} tensors of blocks")
 
 
 def _is_ternary(file: GGUFFile) -> bool:

@@ -4,7 +4,6 @@ A leaf that imports no torch: versions come from package metadata, and the GPU i
 there and in use. A fact that cannot be found out is None, never a guess.
 """
 
-import json
 import os
 import platform
 import re
@@ -16,6 +15,8 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from nanochat_cli.nesting import parse_json
 
 ENVIRONMENT_FILE = "environment.json"
 BLEMISHES = "no commit", "uncommitted changes"
@@ -58,7 +59,7 @@ def blemish(found: Mapping[str, Any]) -> str | None:
 def read_environment(run_dir: Path) -> dict[str, Any] | None:
     """What `environment.json` of a run says; None when it is missing or damaged, since nothing depends on it."""
     try:
-        found = json.loads((run_dir / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
+        found = parse_json((run_dir / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

@@ -12,6 +12,7 @@ from typing import Any
 from nanochat_cli.durable import write_atomically
 from nanochat_cli.errors import DataError
 from nanochat_cli.folders import held_file
+from nanochat_cli.nesting import parse_json
 from nanochat_cli.report.run_report import write_report
 
 FILE_NAME = "results.json"
@@ -58,7 +59,7 @@ def read_results(run_dir: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise ValueError(f"a JSON {type(found).__name__} where an object belongs")
     except ValueError as error:

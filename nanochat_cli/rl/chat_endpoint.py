@@ -12,6 +12,7 @@ import urllib.request
 from dataclasses import dataclass
 
 from nanochat_cli.errors import ConfigError
+from nanochat_cli.nesting import parse_json
 
 MAX_ANSWER = 2**18
 """Bytes of an answer; a longer one is none."""
@@ -88,8 +89,8 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 def _text_of(body: bytes) -> str:
     try:
-        text = json.loads(body)["choices"][0]["message"]["content"]
-    except (ValueError, RecursionError, LookupError, TypeError):
+        text = parse_json(body)["choices"][0]["message"]["content"]
+    except (ValueError, LookupError, TypeError):
         raise EndpointError("the answer is no chat completion") from None
     if not isinstance(text, str):
         raise EndpointError("the answer has no text")

@@ -21,6 +21,7 @@ import numpy as np
 
 from nanochat_cli.durable import write_atomically
 from nanochat_cli.errors import DataError
+from nanochat_cli.nesting import parse_json
 
 KINDS: dict[str, tuple[type, ...]] = {
     "prompt": (str,),
@@ -267,14 +268,14 @@ class ExperienceLibrary:
 
     def _parse(self, number: int, line: bytes) -> Experience:
         try:
-            values = json.loads(line)
+            values = parse_json(line)
             if not isinstance(values, dict) or values.keys() != KINDS.keys():
                 raise ValueError("its keys are not " + ", ".join(KINDS))
             for name, kinds in KINDS.items():
                 if not isinstance(values[name], kinds) or isinstance(values[name], bool):
                     raise ValueError(f"{name} has a wrong type")
             return Experience(**values)
-        except (ValueError, OverflowError, RecursionError) as error:
+        except (ValueError, OverflowError) as error:
             message = "not JSON" if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) else error
             raise DataError(f"{self.path}:{number}: not an experience ({message}); remove or mend the line") from None
 

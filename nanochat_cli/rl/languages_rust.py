@@ -6,7 +6,6 @@ replaces types, macros or `main`, or reads its own sources, still has to compute
 linker.
 """
 
-import json
 import os
 import re
 import shutil
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_cli.errors import ConfigError
+from nanochat_cli.nesting import parse_json
 from nanochat_cli.rl.languages_rust_cases import Check, canonical, checks_of, crate_of, expected_crate, reports
 from nanochat_cli.rl.languages_rust_plain import Guard
 from nanochat_cli.rl.sandbox_limits import MIB, Diagnostic, Limits, Outcome, ProgramLike
@@ -203,7 +203,7 @@ def _diagnostics(errors: str) -> list[Diagnostic]:
     found = []
     for line in errors.splitlines():
         try:
-            item = json.loads(line)
+            item = parse_json(line)
         except ValueError:
             continue
         if not isinstance(item, dict) or item.get("$message_type", "diagnostic") != "diagnostic":

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from nanochat_cli.errors import DataError
+from nanochat_cli.nesting import parse_json
 from nanochat_cli.rl.chat_endpoint import EndpointError
 from nanochat_cli.rl.judging import Judged
 
@@ -189,8 +190,8 @@ def _operations(answer: str) -> list[object]:
     """The first JSON array of an answer, which may stand in a fence or among words."""
     start, end = answer.find("["), answer.rfind("]")
     try:
-        found = json.loads(answer[start : end + 1]) if start >= 0 else None
-    except (ValueError, RecursionError):
+        found = parse_json(answer[start : end + 1]) if start >= 0 else None
+    except ValueError:
         found = None
     if not isinstance(found, list):
         raise RefusedAnswer("no JSON array of operations")

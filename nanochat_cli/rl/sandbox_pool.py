@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_cli.errors import DataError
+from nanochat_cli.nesting import parse_json
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.rl.sandbox import Sandbox
 from nanochat_cli.rl.sandbox_limits import Diagnostic, Outcome, ProgramLike
@@ -113,7 +114,7 @@ class SandboxPool:
         if self._folder is None:
             return None
         try:
-            values = json.loads((self._folder / f"{key}.json").read_text(encoding="utf-8"))
+            values = parse_json((self._folder / f"{key}.json").read_text(encoding="utf-8"))
             return _outcome_of(values)
         except (OSError, ValueError, TypeError, KeyError):
             return None

@@ -25,6 +25,7 @@ from safetensors import torch as safetensors_torch
 
 from nanochat_cli.durable import sync
 from nanochat_cli.errors import DataError
+from nanochat_cli.nesting import parse_json
 from nanochat_cli.training.nested_values import decode, encode
 
 Pointer = Literal["latest", "best"]
@@ -238,6 +239,15 @@ def require_same_model(
         )
 
 
+def require_same_part(
+    where: object, part: str, there: Mapping[str, torch.Tensor], here: Mapping[str, torch.Tensor]
+) -> None:
+    """Raises DataError naming the first tensor in which a saved part of a run, such as `mtp`, is not what is here."""
+    difference = _first_tensor_difference(there, here)
+    if difference is not None:
+        raise DataError(f"{where} holds another {part}: {difference}; use the [{part}] settings it was trained with")
+
+
 def rng_state() -> dict[str, torch.Tensor]:
     """State of torch's generators: `cpu`, and `cuda:N` for every device when CUDA is in use; uint8 [n] each."""
     states = {"cpu": torch.get_rng_state()}
@@ -302,7 +312,7 @@ def _sha256(path: Path) -> str:
 def _verified_document(folder: Path) -> dict[str, Any]:
     """state.json of a checkpoint after its own seal, and the size and hash of every tensor file, have been checked."""
     try:
-        document = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        document = parse_json((folder / STATE_FILE).read_text(encoding="utf-8"))
         seal = document.pop("sha256")
         if seal != hashlib.sha256(_canonical(document)).hexdigest():
             raise _DamageError(f"{STATE_FILE} does not match its SHA-256")

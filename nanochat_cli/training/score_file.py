@@ -59,7 +59,7 @@ class ScoreBatches:
         except (OSError, SafetensorError) as error:
             raise DataError(f"collider.scores = {path}: not a file of nanochat score ({error})") from error
         stream = reader.tokens("train")
-        if found != split_fingerprint(reader, "train") or len(self._scores) != len(stream):
+        if found != split_fingerprint(reader, "train") or self._scores.shape != (len(stream),):
             raise DataError(f"collider.scores = {path}: scores of other data; run nanochat score on this data set")
         train = config.train
         self._batches = Batches(stream, train.batch_size * train.grad_accum, train.seq_len, config.run.seed)

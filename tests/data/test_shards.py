@@ -1,12 +1,13 @@
 """Shards: plain safetensors, exact counts, and every damage noticed before training reads a token."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from nanochat_cli.data.prepare import prepare_dataset
 from nanochat_cli.data.shards import Shard, ShardReader, ShardWriter, TokenStream, read_manifest
@@ -148,3 +149,30 @@ def test_opening_maps_the_tokens_instead_of_reading_them(dataset: Path) -> None:
     assert not shard.tokens.flags.writeable
     assert shard.tokens.flags.aligned
     assert shard.doc_offsets.flags.aligned
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tokens, offsets: tokens.__setitem__(3, 400), "token 400 in a vocabulary of 400"),
+        (lambda tokens, offsets: offsets.__setitem__(1, 0), "documents do not follow each other"),
+        (lambda tokens, offsets: offsets.__setitem__(1, offsets[-1] + 5), "documents do not follow each other"),
+        (lambda tokens, offsets: offsets.__setitem__(-1, offsets[-1] + 10), "documents do not follow each other"),
+    ],
+)
+def test_numbers_that_index_past_something_are_refused_though_all_hashes_fit(
+    dataset: Path, change: Callable, message: str
+) -> None:
+    """As from a program that wrote the shard, its size and its hash, and a wrong number."""
+    path, manifest = dataset / "train-00000.safetensors", dataset / "manifest.json"
+    tensors = load_file(path)
+    change(tensors["tokens"], tensors["doc_offsets"])
+    save_file({name: tensors[name] for name in ("doc_offsets", "tokens")}, path)
+    written = json.loads(manifest.read_text())
+    written["train"]["shards"][0] |= {
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "size": path.stat().st_size,
+    }
+    manifest.write_text(json.dumps(written))
+    with pytest.raises(DataError, match=f"train-00000.safetensors: .*{message}"):
+        ShardReader(dataset).tokens("train")

@@ -4,6 +4,7 @@ Mistakes that need neither data nor a model (spelling, types, options) are in te
 those that are found in files. Exit codes: 2 bad usage or configuration, 3 bad input.
 """
 
+import json
 import os
 import resource
 import shutil
@@ -106,6 +107,36 @@ def write_gguf(path: str, arch: str) -> Change:
     return change
 
 
+def change_gguf(path: str, tokens: int | None = None, nan: str | None = None, **fields: int) -> Change:
+    """A copy of the exported file with other metadata, a vocabulary cut to `tokens`, or a tensor of NaN."""
+
+    def change() -> None:
+        reader = gguf.GGUFReader("runs/tiny/model.gguf")
+        arch = reader.fields["general.architecture"].contents()
+        writer = gguf.GGUFWriter(path, arch)
+        changed = {f"{arch}.{key}": value for key, value in fields.items()}
+        for name, field in reader.fields.items():
+            if name.startswith("GGUF.") or name == "general.architecture":
+                continue
+            value, kind = field.contents(), field.types[0]
+            if tokens is not None and name in ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type"):
+                value = value[:tokens]
+            if tokens is not None and name == "tokenizer.ggml.merges":
+                value = value[:1]
+            writer.add_key_value(
+                name, changed.get(name, value), kind, field.types[-1] if len(field.types) > 1 else None
+            )
+        for tensor in reader.tensors:
+            data = np.full_like(tensor.data, np.nan) if tensor.name == nan else tensor.data
+            writer.add_tensor(tensor.name, data, raw_dtype=tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+    return change
+
+
 # -- the table ----------------------------------------------------------------------------------------------
 
 CONFIGURATION = [
@@ -119,6 +150,20 @@ CONFIGURATION = [
     Mistake("K no multiple of the block", ["export", "tiny", "--type", "tq2_0"], USAGE, "one of q2_0, q4_0, f16"),
     Mistake("K no multiple of the scale", [*TRAIN, "--set", "model.quant.scale=128"], USAGE, "multiple of quant.scale"),
     Mistake("penalty of zero", ["generate", "tiny", "--repetition-penalty", "0"], USAGE, "repetition_penalty = 0.0"),
+    Mistake("penalty of almost nothing", ["generate", "tiny", "--repetition-penalty", "1e-40"], USAGE, "0.001 to 1000"),
+    Mistake("temperature of almost nothing", ["generate", "tiny", "--temperature", "1e-39"], USAGE, "from 1e-6 to 1e6"),
+    Mistake("name that is not UTF-8", [*TRAIN, "--name", "x\udcff"], USAGE, r"argument x\udcff is not UTF-8"),
+    Mistake("file name that is not UTF-8", [*TRAIN, "--config", "\udcff.toml"], USAGE, "is not UTF-8"),
+    Mistake("setting that is not UTF-8", [*TRAIN, "--set", "data.source=\udcff"], USAGE, "is not UTF-8"),
+    Mistake("run name that is not UTF-8", ["eval", "\udce9"], USAGE, "is not UTF-8"),
+    Mistake(
+        "configuration of brackets",
+        [*TRAIN, "--config", "deep.toml"],
+        USAGE,
+        "deep.toml: not valid TOML: TOML value nested more",
+        write("deep.toml", b"x = " + b"[" * 100_000),
+    ),
+    Mistake("setting of brackets", [*TRAIN, "--set", "train.total_steps=" + "[" * 5000], USAGE, "train.total_steps"),
     Mistake("temperature not a number", ["generate", "tiny", "--temperature", "nan"], USAGE, "--temperature"),
     Mistake("infinite temperature", ["generate", "tiny", "--temperature", "inf"], USAGE, "temperature = inf"),
     Mistake("top-p of zero", ["generate", "tiny", "--top-p", "0"], USAGE, "top_p = 0.0 is out of range"),
@@ -179,6 +224,8 @@ RUNS = [
     Mistake("truncated optimizer state", RESUME, DATA, "optimizer.safetensors has 100 bytes",
             cut(f"{CHECKPOINT}/optimizer.safetensors", 100)),
     Mistake("damaged state", RESUME, DATA, "state.json is not a state file", write(f"{CHECKPOINT}/state.json", b"{")),
+    Mistake("deep state", ["generate", "tiny"], DATA, "state.json is not a state file",
+            write(f"{CHECKPOINT}/state.json", b"[" * 100_000 + b"]" * 100_000)),
     Mistake("pointer to nothing", RESUME, DATA, "there is no checkpoint of step 9 (saved steps: 2, 4)",
             write("runs/tiny/checkpoints/latest", b"step-000009\n")),
     Mistake("binary pointer", RESUME, DATA, "write the name of a checkpoint folder into it",
@@ -215,6 +262,16 @@ GGUF = [
         for size in (20, 3000, -1000)
     ),
     Mistake("GGUF of another arch", ["generate", "x.gguf"], DATA, "'gpt2' is not one", write_gguf("x.gguf", "gpt2")),
+    Mistake("GGUF with another vocabulary", ["generate", "x.gguf"], DATA, "280 tokens and token_embd.weight 300 rows",
+            change_gguf("x.gguf", tokens=280)),
+    Mistake("GGUF with 20000 blocks", ["generate", "x.gguf"], DATA, "qwen3.block_count = 20000, but the file has only",
+            change_gguf("x.gguf", block_count=20000)),
+    Mistake("GGUF with a context of 2³¹", ["generate", "x.gguf"], DATA, "max_seq_len",
+            change_gguf("x.gguf", context_length=2**31 - 1)),
+    Mistake("GGUF of no heads", ["generate", "x.gguf"], DATA, "qwen3.attention.head_count = 0 is no count",
+            change_gguf("x.gguf", **{"attention.head_count": 0})),
+    Mistake("GGUF of weights that are no numbers", ["generate", "x.gguf"], DATA, "logits are not finite",
+            change_gguf("x.gguf", nan="output_norm.weight")),
     Mistake("GGUF without metadata", ["generate", "x.gguf"], DATA, "is missing", write_gguf("x.gguf", "llama")),
 ]  # fmt: skip
 
@@ -342,9 +399,10 @@ def test_standard_output_on_a_full_disk_is_one_line() -> None:
 @pytest.mark.usefixtures("folder")
 def test_a_terminal_that_is_not_utf8_and_a_prompt_that_is_not_either_are_no_error() -> None:
     done = subprocess.run(
-        [*NANOCHAT, "generate", "tiny", "--max-tokens", "3", "-p", b"caf\xe9 \xff"],
+        [*NANOCHAT, "generate", "tiny", "--max-tokens", "3", "-p", b"caf\xe9 \xff", "--json", "found.json"],
         env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
         capture_output=True,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(b"caf")
+    assert os.fsencode(json.loads(Path("found.json").read_text())["prompt"]) == b"caf\xe9 \xff"

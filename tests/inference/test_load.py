@@ -83,6 +83,7 @@ def test_multi_token_prediction_that_the_configuration_does_not_describe_is_one_
         {"model": tiny_config(vocab_size=300).model_dump(), "train": {"seq_len": 32}, "mtp": mtp}
     )
     (tmp_path / "config.toml").write_text(config_to_toml(config))
+    Tokenizer.train([inspect.getsource(json)], 300).save(tmp_path / "tokenizer.json")
     tensors = {"model": spread_model(config.model).state_dict()}
     if saved is not None:
         heads = build_mtp(config.model, MTPConfig.model_validate({**mtp, "n_tokens": saved}))
