@@ -134,7 +134,7 @@ def test_when_the_disk_is_full_nothing_is_left_behind(path, monkeypatch):
         (json.dumps({**vars(made(0)), "advantage": math.inf}), "advantage = inf is not finite"),
         (json.dumps({**vars(made(0)), "reward": 10**400}), "too large"),
         (json.dumps({**vars(made(0)), "more": 1}), "its keys are not"),
-        ("[" * 100_000, "recursion"),
+        ("[" * 100_000, "nested too deep"),
         ("\udcff", "not JSON"),
     ],
     ids=["text", "list", "keys", "string", "true", "inf", "huge", "extra", "deep", "bytes"],
