@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint bench validate gpu gpu-e3 clean
+.PHONY: help quickstart test lint bench figures validate gpu gpu-e3 clean
 
 help:
 	@echo 'make quickstart   train, measure and export a small ternary model on this machine, then run it in llama.cpp'
 	@echo 'make test         run the tests'
 	@echo 'make lint         ruff and basedpyright'
 	@echo 'make bench        the benchmarks in their short form: they work here, and roughly how fast (build/bench/)'
+	@echo 'make figures      write the numbers of benchmarks/results/ into README and docs (CHECK=1: only say what differs)'
 	@echo 'make validate     check the whole chain end to end, against llama.cpp too'
 	@echo 'make gpu          check the kernels and measure training on a CUDA device'
 	@echo 'make gpu-e3       the E3 methods side by side on a CUDA device, on data/rust when it is there (nanochat tokenize)'
@@ -30,10 +31,14 @@ lint: $(VENV)/.installed-dev
 
 # The committed benchmarks/results/ come from the long forms; the short ones must not replace them.
 bench: $(VENV)/.installed-test
-	$(BIN)/python benchmarks/qat_overhead.py --quick --out build/bench/qat_overhead.json
-	$(BIN)/python benchmarks/tokenize_throughput.py --quick --out build/bench/tokenize.json
+	$(BIN)/python benchmarks/qat_overhead.py --quick
+	$(BIN)/python benchmarks/tokenize_throughput.py --quick
 	$(BIN)/nanochat bench kernels --quick --out build/bench/kernels.json
 	$(BIN)/nanochat bench decode --quick --out build/bench/decode.json
+
+# Needs no installation: it reads JSON and writes Markdown.
+figures:
+	$(PYTHON) benchmarks/update_figures.py $(if $(CHECK),--check)
 
 # `make test` runs it too, in its quick form.
 validate: $(VENV)/.installed-llama-cpp

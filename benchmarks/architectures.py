@@ -1,6 +1,6 @@
 """Held-out bits per byte of every architecture after the same steps on the same data, paired over seeds.
 
-    python benchmarks/architectures.py [--steps 200] [--seeds 3] [--out benchmarks/results/architectures.json]
+    python benchmarks/architectures.py [--quick] [--steps 80] [--seeds 3]
 
 Width, depth, optimizer, batches and their order are those of the preset (quickstart) for all; seeds differ in the
 initial weights and the order of the data. Every run is an ordinary run of the trainer in a process of its own, and the
@@ -18,9 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from nanochat_cli.bench.result_file import Claim, Result, write_results
+from nanochat_cli.bench.result_file import Claim, Result, result_place, write_results
 from nanochat_cli.bench.statistics import seed_interval
 from nanochat_cli.bench.variants import VARIANTS
+
+QUICK = {"steps": 3, "seeds": 1, "variants": ["plain", "mhc-2"]}
 
 
 def one_run(arguments: argparse.Namespace) -> None:
@@ -104,15 +106,19 @@ def judge(runs: dict[str, list[dict[str, Any]]]) -> tuple[list[Result], list[Cla
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="quickstart")
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time; their results do not depend on it")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "architectures.json")
+    parser.add_argument("--quick", action="store_true", help="shows that it works, in build/bench/")
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--one", choices=VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=1, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.quick:
+        vars(arguments).update(QUICK)
+    out = result_place("architectures", arguments.out, quick=arguments.quick)
     if arguments.one:
         one_run(arguments)
         return
@@ -131,8 +137,8 @@ def main() -> None:
         with ThreadPoolExecutor(arguments.parallel) as pool:
             for variant, found in zip(arguments.variants, pool.map(run, arguments.variants), strict=True):
                 runs[variant].append(found)
-        write_results(arguments.out, "architectures", *judge(runs), steps=arguments.steps, seeds=seed)
-    print(f"wrote {arguments.out}")
+        write_results(out, "architectures", *judge(runs), steps=arguments.steps, seeds=seed)
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nanochat_cli.bench.result_file import Result, summarise, write_results
+from nanochat_cli.bench.result_file import Result, result_place, summarise, write_results
 from nanochat_cli.report.environment import environment
 from nanochat_kernels import Form, LinearWeight, PackedTernary, bit_linear, quantize_input, ternarize
 
@@ -119,14 +119,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one small shape: shows that it works")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--rows", type=int, default=2048, help="tokens of a micro-batch")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "bitlinear_forms.json")
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    out = result_place("bitlinear_forms", arguments.out, quick=arguments.quick)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shapes, rows = (SHAPES[:1], 256) if arguments.quick else (SHAPES, arguments.rows)
     results = measure(shapes, rows, arguments.rounds, device)
     if not arguments.quick:
         write_table(results, shapes, device)
-    print(f"wrote {write_results(arguments.out, 'bitlinear_forms', results)}")
+    print(f"wrote {write_results(out, 'bitlinear_forms', results)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How the AVX2 product of a vector should walk through the weights: what was tried beside the form that is used.
 
-    python benchmarks/gemv_variants.py [--rounds 9] [--out benchmarks/results/gemv_variants.json]
+    python benchmarks/gemv_variants.py [--quick] [--rounds 9]
 
 Row after row, or two and four rows side by side (which share the loads of the activations), with several distances of
 software prefetch; on weights that lie in memory, and on weights that stay in the cache. In one process, in turn;
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from nanochat_cli.bench.result_file import Result, summarise, write_results
+from nanochat_cli.bench.result_file import Result, result_place, summarise, write_results
 from nanochat_kernels.cpu.build import FLAGS, LIBRARIES, SOURCE_FOLDER
 
 ROWS = (1, 2, 4)
@@ -57,12 +57,18 @@ AVX2 void gemv_variant(const uint8_t *packed, size_t n, size_t k, const int8_t *
 """
 
 
+QUICK = {"rounds": 1}
+
+
 def build(folder: Path, rows: int, prefetch: int) -> ctypes.CDLL:
     """The kernel with `rows` side by side, and everything else from the product's sources."""
     (folder / "variant.c").write_text(VARIANT)
     library = folder / f"rows{rows}-prefetch{prefetch}.so"
     defines = (f"-DROWS={rows}", f"-DPREFETCH_BYTES={prefetch}", f"-I{SOURCE_FOLDER}")
-    sources = [str(folder / "variant.c"), *(str(SOURCE_FOLDER / name) for name in ("portable.c", "operations.c"))]
+    sources = [
+        str(folder / "variant.c"),
+        *(str(SOURCE_FOLDER / name) for name in ("portable.c", "avx512.c", "operations.c")),
+    ]
     subprocess.run(["cc", *FLAGS, *defines, *sources, "-o", str(library), *LIBRARIES], check=True)
     loaded = ctypes.CDLL(str(library))
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
@@ -115,13 +121,17 @@ def measure(rounds: int) -> list[Result]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "gemv_variants.json")
+    parser.add_argument("--quick", action="store_true", help="shows that it works, in build/bench/")
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    if arguments.quick:
+        vars(arguments).update(QUICK)
+    out = result_place("gemv_variants", arguments.out, quick=arguments.quick)
     results = measure(arguments.rounds)
     for result in results:
         ratio = "" if result.ratio is None else f"  {result.ratio:.2f} × a plain read"
         print(f"{result.case}: {result.value / 1e9:.1f} GB/s{ratio}")
-    print(f"wrote {write_results(arguments.out, 'gemv_variants', results)}")
+    print(f"wrote {write_results(out, 'gemv_variants', results)}")
 
 
 if __name__ == "__main__":

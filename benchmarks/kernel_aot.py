@@ -11,7 +11,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from nanochat_cli.bench.result_file import Claim, Result, write_results
+from nanochat_cli.bench.result_file import Claim, Result, result_place, write_results
 
 DECODE_LIMITS = {"gemv_row_kernel": 0.8, "gemv_group_kernel": 1.4}
 METRIC = "lane-instructions per weight"
@@ -21,8 +21,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architectures", type=int, nargs="+", default=[80, 90, 100])
     parser.add_argument("--essential", action="store_true", help="only the kernels that the default tests compile")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "kernel_aot.json")
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    out = result_place("kernel_aot", arguments.out)
     # Interpreted kernels cannot be compiled, and the choice is made when triton is imported.
     os.environ.pop("TRITON_INTERPRET", None)
     import triton
@@ -73,9 +74,7 @@ def main() -> None:
             )
         )
     rows = [dataclasses.asdict(k) for k in kernels]
-    print(
-        f"wrote {write_results(arguments.out, 'kernel-aot', results, claims, triton=triton.__version__, kernels=rows)}"
-    )
+    print(f"wrote {write_results(out, 'kernel-aot', results, claims, triton=triton.__version__, kernels=rows)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Peak memory of the chunked cross-entropy against the plain one, each in a fresh process.
 
-    python benchmarks/loss_memory.py [--out benchmarks/results/memory.json]
+    python benchmarks/loss_memory.py
 
 4096 tokens, a vocabulary of 32768, forward and backward; what the process grew by beyond its inputs.
 """
@@ -10,7 +10,7 @@ import statistics
 from pathlib import Path
 
 from nanochat_cli.bench.peak_memory import peak_growth
-from nanochat_cli.bench.result_file import Result, write_results
+from nanochat_cli.bench.result_file import Result, result_place, write_results
 
 RUNS = 5
 SETUP = """
@@ -30,8 +30,9 @@ def peak_bytes(form: str) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "memory.json")
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    out = result_place("memory", arguments.out)
     runs: dict[str, list[float]] = {"chunked": [], "plain": []}
     for _ in range(RUNS):
         for form, found in runs.items():
@@ -43,7 +44,7 @@ def main() -> None:
         Result(f"{case}: plain", "peak memory", plain, "B", runs=runs["plain"]),
     ]
     print(f"plain {plain / 1e6:.0f} MB, chunked {chunked / 1e6:.0f} MB")
-    print(f"wrote {write_results(arguments.out, 'memory', results)}")
+    print(f"wrote {write_results(out, 'memory', results)}")
 
 
 if __name__ == "__main__":

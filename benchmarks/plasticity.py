@@ -1,6 +1,6 @@
 """Does FIRE help when the data changes? Train on Python, continue on Rust, four ways, paired over seeds.
 
-    python benchmarks/plasticity.py FOLDER [--steps 80] [--seeds 3] [--out benchmarks/results/plasticity.json]
+    python benchmarks/plasticity.py FOLDER [--quick] [--steps 80] [--seeds 3]
 
 FOLDER holds unpacked Rust crates (Debian's librust-*-dev packages are a source of real ones). Phase one trains on the
 Python standard library, phase two resumes that run on the Rust sources for as many steps. At the boundary:
@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from nanochat_cli.bench.result_file import Claim, Result, write_results
+from nanochat_cli.bench.result_file import Claim, Result, result_place, write_results
 from nanochat_cli.bench.statistics import seed_interval
 from nanochat_cli.config.load import resolve_config
 from nanochat_cli.config.schema import Config, FireConfig
@@ -47,6 +47,9 @@ METRICS = {
 }
 
 
+QUICK = {"steps": 4, "seeds": 1, "eval_tokens": 512, "max_bytes": 1_000_000, "rewarm": 2}
+
+
 def phase_config(arguments: argparse.Namespace, seed: int, folder: Path, path: Path, steps: int) -> Config:
     """Of the phase that trains on the data set `path` up to `steps`."""
     overrides = [
@@ -56,6 +59,7 @@ def phase_config(arguments: argparse.Namespace, seed: int, folder: Path, path: P
         f"train.total_steps={steps}",
         f"train.batch_size={arguments.batch_size}",
         f"model.n_layers={arguments.layers}",
+        *("model.dim=128", "model.ffn_dim=384", "model.n_heads=2", "model.n_kv_heads=2"),
         "train.compile=off",
         "telemetry.tensorboard=false",
         "bigram_init.steps=0",
@@ -183,12 +187,16 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--rewarm", type=int, default=10)
-    parser.add_argument("--eval-tokens", type=int, default=16384)
+    parser.add_argument("--eval-tokens", type=int, default=8192)
     parser.add_argument("--max-bytes", type=int, default=12_000_000, help="of each corpus")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "plasticity.json")
+    parser.add_argument("--quick", action="store_true", help="shows that it works, in build/bench/")
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    if arguments.quick:
+        vars(arguments).update(QUICK)
+    out = result_place("plasticity", arguments.out, quick=arguments.quick)
     torch.set_num_threads(arguments.threads)
     reporter = PlainReporter()
     limits = [f"data.max_bytes={arguments.max_bytes}", "data.val_fraction=0.05"]
@@ -204,8 +212,8 @@ def main() -> None:
             key: getattr(arguments, key)
             for key in ("steps", "layers", "batch_size", "rewarm", "threads", "eval_tokens", "set")
         }
-        write_results(arguments.out, "plasticity", *judge(runs), seeds=seed, **settings)
-    print(f"wrote {arguments.out}")
+        write_results(out, "plasticity", *judge(runs), seeds=seed, **settings)
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Training speed of the ternary model against the same model with float linears, in one process.
 
-    python benchmarks/qat_overhead.py [--quick] [--rounds 7] [--out benchmarks/results/qat_overhead.json]
+    python benchmarks/qat_overhead.py [--quick] [--rounds 7]
 
 For about 2 M and 20 M parameters: whole training steps (forward, backward, clip, optimizer, requantisation), compiled,
 the two models in turn; tokens per second of each round and their ratio, and the utilisation against the best of three
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from nanochat_cli.bench.result_file import Result, summarise, write_results
+from nanochat_cli.bench.result_file import Result, result_place, summarise, write_results
 from nanochat_cli.config.schema import ModelConfig, OptimConfig, TrainConfig
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.optim import build_optimizer
@@ -98,8 +98,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one round of the smaller model: under a minute")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "qat_overhead.json")
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    out = result_place("qat_overhead", arguments.out, quick=arguments.quick)
     rounds, batches = (1, QUICK_BATCH) if arguments.quick else (arguments.rounds, BATCH)
     results = [
         result
@@ -107,7 +108,7 @@ def main() -> None:
         for compiled in ((True, False) if name == "2M" and not arguments.quick else (True,))
         for result in compare(name, batches[name], rounds, compiled)
     ]
-    print(f"wrote {write_results(arguments.out, 'qat_overhead', results)}")
+    print(f"wrote {write_results(out, 'qat_overhead', results)}")
 
 
 if __name__ == "__main__":

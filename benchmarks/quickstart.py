@@ -1,6 +1,6 @@
 """`make quickstart` on a fresh clone in an empty virtual environment, timed; its figures as a result file.
 
-    python benchmarks/quickstart.py [--keep FOLDER] [--out benchmarks/results/quickstart.json]
+    python benchmarks/quickstart.py [--keep FOLDER]
 
 Nothing of an earlier run is used: the corpus is tokenized anew and every kernel compiled anew. pip's download cache is
 the only thing that stays. The transcript and the picture of the curve are kept in --keep.
@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from nanochat_cli.bench.result_file import Result, write_results
+from nanochat_cli.bench.result_file import Result, result_place, write_results
 
 ROOT = Path(__file__).parent.parent
 
@@ -60,8 +60,9 @@ def figures(run: Path, seconds: float) -> list[Result]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keep", type=Path, default=ROOT / "build" / "quickstart")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "quickstart.json")
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    out = result_place("quickstart", arguments.out)
     arguments.keep.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="nanochat-quickstart-") as folder:
         run, seconds = run_clean(Path(folder), arguments.keep / "transcript.txt")
@@ -70,7 +71,7 @@ def main() -> None:
         results = figures(run, seconds)
     for result in results:
         print(f"{result.metric}: {result.value:.5g} {result.unit} {result.peer or ''}")
-    print(f"wrote {write_results(arguments.out, 'quickstart', results)}")
+    print(f"wrote {write_results(out, 'quickstart', results)}")
 
 
 if __name__ == "__main__":

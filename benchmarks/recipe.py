@@ -1,6 +1,6 @@
 """Held-out bits per byte after a fixed time of training: our ternary model, its float twin, and karpathy/nanochat.
 
-    python benchmarks/recipe.py --peer PATH [--seconds 120] [--seeds 3] [--out benchmarks/results/recipe.json]
+    python benchmarks/recipe.py --peer PATH [--quick] [--seconds 120] [--seeds 3]
 
 PATH is a checkout of https://github.com/karpathy/nanochat; without it only the two forms of our own model are
 compared. Every run is a process of its own, on the embedded corpus with one tokenizer and one split, in the batch
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanochat_cli.bench.result_file import Claim, Result, write_results
+from nanochat_cli.bench.result_file import Claim, Result, result_place, write_results
 from nanochat_cli.config.load import resolve_config
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.prepare import cached_dataset
@@ -42,6 +42,9 @@ from nanochat_cli.training.shard_data import ShardData
 
 CALIBRATION_STEPS = 6
 CONTENDERS = ("ternary", "float", "nanochat")
+
+
+QUICK = {"seconds": 3.0, "seeds": 1}
 
 
 def measure(
@@ -220,17 +223,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--preset", default="quickstart")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "recipe.json")
+    parser.add_argument("--quick", action="store_true", help="shows that it works, in build/bench/")
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--one", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=1, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.quick:
+        vars(arguments).update(QUICK)
+    out = result_place("recipe", arguments.out, quick=arguments.quick)
     if arguments.one:
         one_run(arguments)
         return
     runs: dict[str, list[dict[str, Any]]] = {}
     for contender, _, found in all_runs(arguments):
         runs.setdefault(contender, []).append(found)
-    print(f"wrote {write_results(arguments.out, 'recipe', *judge(runs, arguments.seconds))}")
+    print(f"wrote {write_results(out, 'recipe', *judge(runs, arguments.seconds))}")
 
 
 def judge(runs: dict[str, list[dict[str, Any]]], seconds: float) -> tuple[list[Result], list[Claim]]:

@@ -1,6 +1,6 @@
 """What each choice of the quickstart recipe is worth: the same steps with one thing changed at a time.
 
-    python benchmarks/recipe_search.py [--steps 150] [--only NAME ...] [--out benchmarks/results/recipe_search.json]
+    python benchmarks/recipe_search.py [--quick] [--steps 100] [--only NAME ...]
 
 One seed, matched steps (not time), the embedded corpus; held-out bits per byte at the end. A difference of less than
 about 0.005 is noise at one seed. `recipe.py` judges the result against others, in time and over seeds.
@@ -10,7 +10,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from nanochat_cli.bench.result_file import Result, write_results
+from nanochat_cli.bench.result_file import Result, result_place, write_results
 from nanochat_cli.config.load import resolve_config
 from nanochat_cli.data.prepare import cached_dataset
 from nanochat_cli.data.shards import ShardReader
@@ -41,6 +41,9 @@ VARIANTS: dict[str, list[str]] = {
 }
 
 
+QUICK = {"steps": 3, "only": list(VARIANTS)[:2]}
+
+
 def bits_per_byte(overrides: list[str], steps: int, reporter: PlainReporter) -> float:
     """Held-out bits per byte of quickstart with overrides after `steps` steps."""
     fixed = [f"train.total_steps={steps}", "train.time_budget=none", "optim.warmup_steps=10"]
@@ -55,15 +58,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--only", nargs="*", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "recipe_search.json")
+    parser.add_argument("--quick", action="store_true", help="shows that it works, in build/bench/")
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    if arguments.quick:
+        vars(arguments).update(QUICK)
+    out = result_place("recipe_search", arguments.out, quick=arguments.quick)
     reporter = PlainReporter()
     results = []
     for name in arguments.only:
         value = bits_per_byte(VARIANTS[name], arguments.steps, reporter)
         print(f"{name}: {value:.4f}", flush=True)
         results.append(Result(name, f"held-out bits per byte, {arguments.steps} steps", value, "bits/byte"))
-    print(f"wrote {write_results(arguments.out, 'recipe_search', results)}")
+    print(f"wrote {write_results(out, 'recipe_search', results)}")
 
 
 if __name__ == "__main__":

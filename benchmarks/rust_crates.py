@@ -1,6 +1,6 @@
 """The whole chain on real Rust crates: tokenize, train for ten minutes on the CPU, export, llama.cpp.
 
-    python benchmarks/rust_crates.py FOLDER [--seconds 600] [--out benchmarks/results/rust.json]
+    python benchmarks/rust_crates.py FOLDER [--seconds 600]
 
 FOLDER holds unpacked crates (Debian's librust-*-dev packages are a source of real ones). Every step is the command that
 a person would type. The held-out documents are compared byte for byte after decoding, so that newlines are known to
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nanochat_cli.bench.result_file import Result, write_results
+from nanochat_cli.bench.result_file import Result, result_place, write_results
 from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.export import llama_cpp
 
@@ -45,8 +45,9 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "rust")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "rust.json")
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    out = result_place("rust", arguments.out)
     work = arguments.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     source = str(arguments.source.resolve())
@@ -74,7 +75,7 @@ def main() -> None:
         Result(case, "held-out bits per byte", value, "bits/byte", peer=name, ratio=value / own)
         for name, value in trained["baselines"].items()
     ]
-    print(f"wrote {write_results(arguments.out, 'rust', results, verification=exported['verify'], samples=samples)}")
+    print(f"wrote {write_results(out, 'rust', results, verification=exported['verify'], samples=samples)}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from nanochat_cli.bench.result_file import Result, write_results
+from nanochat_cli.bench.result_file import Result, result_place, write_results
 from nanochat_cli.evaluation.problems import load_problems
 
 MAX_LINES, MAX_CHARACTERS = 30, 900
@@ -181,8 +181,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--corpus", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "rust_functions.json")
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    out = result_place("rust_functions", arguments.out)
     if shutil.which("rustc") is None:
         parser.error("rustc was not found; install Rust (https://rustup.rs)")
     if not arguments.folder.is_dir():
@@ -199,7 +200,7 @@ def main() -> None:
         Result(case, "documents", documents, "documents"),
         Result(case, "corpus", arguments.corpus.stat().st_size, "B"),
     ]
-    print(f"wrote {arguments.corpus} and {write_results(arguments.out, 'rust_functions', results)}")
+    print(f"wrote {arguments.corpus} and {write_results(out, 'rust_functions', results)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Greedy decoding with a run's own multi-token prediction as drafter, against plain decoding of the same model.
 
-    python benchmarks/speculative.py [--steps 100] [--drafts 1 3] [--out benchmarks/results/speculative.json]
+    python benchmarks/speculative.py [--quick] [--steps 100] [--drafts 1 3]
 
 Trains the preset quickstart with `mtp.kind` heads and nextn on 512 tokens a step, then continues 50 beginnings of
 held-out text with the packed runtime on one thread. For every prompt plain decoding, the same passes without drafts,
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from nanochat_cli.bench.result_file import Result, summarise, write_results
+from nanochat_cli.bench.result_file import Result, result_place, summarise, write_results
 from nanochat_cli.config.load import load_run_config
 from nanochat_cli.data.prepare import cached_dataset
 from nanochat_cli.data.shards import ShardReader
@@ -57,6 +57,9 @@ class NoDrafts:
 
     def draft(self, hidden: torch.Tensor, next_tokens: torch.Tensor, count: int) -> list[int]:
         return []
+
+
+QUICK = {"steps": 4, "drafts": [1]}
 
 
 def train(kind: str, steps: int, runs: Path) -> subprocess.Popen[bytes]:
@@ -148,9 +151,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--drafts", type=int, nargs="+", default=[1, 3])
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "speculative.json")
+    parser.add_argument("--quick", action="store_true", help="shows that it works, in build/bench/")
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--runs", type=Path, help="a folder with the runs heads and nextn, trained before")
     arguments = parser.parse_args()
+    if arguments.quick:
+        vars(arguments).update(QUICK)
+    out = result_place("speculative", arguments.out, quick=arguments.quick)
     torch.set_num_threads(1)
     results: list[Result] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -165,7 +172,7 @@ def main() -> None:
                 results += results_of(f"{kind}, {n_drafts} drafts", measure(runs / kind, prompts, n_drafts))
                 for result in results[-5:]:
                     print(f"{result.case}: {result.metric} {result.value:.4g} {result.unit} (ratio {result.ratio})")
-    print(f"wrote {write_results(arguments.out, 'speculative', results, steps=arguments.steps)}")
+    print(f"wrote {write_results(out, 'speculative', results, steps=arguments.steps)}")
 
 
 if __name__ == "__main__":

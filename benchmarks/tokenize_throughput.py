@@ -1,6 +1,6 @@
 """How fast `nanochat tokenize` encodes, against the tokenizers library itself, and whether its memory stays flat.
 
-    python benchmarks/tokenize_throughput.py [--quick] [--out benchmarks/results/tokenize.json]
+    python benchmarks/tokenize_throughput.py [--quick]
 
 Ours is the whole encoding stage of `prepare_dataset`: starting the workers, reading and hashing the files, encoding,
 writing and syncing the shards. The peer gets every text ready in memory as one list and its result is dropped. Same
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as Backend
 
-from nanochat_cli.bench.result_file import Result, summarise, write_results
+from nanochat_cli.bench.result_file import Result, result_place, summarise, write_results
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.corpus import open_corpus
 from nanochat_cli.data.prepare import prepare_dataset
@@ -163,7 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a part of the corpus: under a minute")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "tokenize.json")
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -173,7 +173,7 @@ def main() -> None:
         limit = QUICK_BYTES if options.quick else None
         results = measure_throughput(folder, tokenizer, limit, options.repeats)
         results += measure_memory(folder, tokenizer, QUICK_MEMORY_BYTES if options.quick else MEMORY_BYTES)
-    write_results(options.out, "tokenize", results)
+    write_results(result_place("tokenize", options.out, quick=options.quick), "tokenize", results)
     for result in results:
         print(f"{result.metric}, {result.case}: {result.value:.4g} {result.unit}, {result.ratio:.3f} × {result.peer}")
 

@@ -1,6 +1,6 @@
 """Rewrites every measured number in README.md and docs/ from the result files.
 
-    python benchmarks/update_figures.py [--check]
+    python benchmarks/update_figures.py [--check]      # or: make figures
 
 A figure is a Markdown link. What it shows is the number and its unit; its target is the result file, relative to the
 page; its title says which number of that file it is, its parts separated by " | " (written " \\| " inside a table):

@@ -90,6 +90,12 @@ def _shown(result: Result) -> str:
     return f"{result.value:,.4g} {result.unit}".strip()
 
 
+def result_place(name: str, out: Path | None, *, quick: bool = False) -> Path:
+    """`out`, or where a script of `benchmarks/` writes: its committed result, which a quick run must not replace."""
+    checkout = Path(__file__).resolve().parents[2]
+    return out or checkout / ("build/bench" if quick else "benchmarks/results") / f"{name}.json"
+
+
 def write_results(
     path: Path, suite: str, results: Sequence[Result], claims: Sequence[Claim] = (), **details: Any
 ) -> Path:

@@ -4,6 +4,7 @@ Results that were measured otherwise are listed with their reason until they are
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,30 @@ def test_runs_of_a_committed_suite_are_of_one_machine_and_commit():
             if isinstance(run, dict) and run.get("environment")
         }
         assert len(places) <= 1, Path(name)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_page_says_how_to_measure_a_result_again(name):
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    if name not in rows:
+        assert f"`{name}`" in page.partition("Kept as they were measured")[2], "no command and no reason to keep it"
+        return
+    assert re.search(r"`(python benchmarks/|nanochat )[^`]+`", rows[name])
+    scripts = re.findall(r"python (benchmarks/\w+\.py)", rows[name])
+    assert all((ROOT / script).is_file() for script in scripts)
+    outs = re.findall(r"--(?:out|json|report) (benchmarks/results/\S+?)`", rows[name])
+    assert all(name.startswith(out.removeprefix("benchmarks/results/")) for out in outs)
+
+
+def test_a_quick_run_of_a_script_does_not_write_over_its_committed_result():
+    for script in sorted((ROOT / "benchmarks").glob("*.py")):
+        text = script.read_text(encoding="utf-8")
+        if '"--quick"' in text:
+            assert "result_place(" in text, script.name
+            assert 'default=Path(__file__).parent / "results"' not in text, script.name
+    assert result_file.result_place("a", None) == ROOT / "benchmarks" / "results" / "a.json"
+    assert result_file.result_place("a", None, quick=True) == ROOT / "build" / "bench" / "a.json"
 
 
 @pytest.mark.parametrize(("dirty", "words"), [(True, "measured with uncommitted changes"), (False, "")])
