@@ -14,6 +14,7 @@ ALIASES: dict[str, str] = {
     "n_kv_heads": "model.n_kv_heads",
     "ffn_mult": "model.ffn_mult",
     "max_seq_len": "model.max_seq_len",
+    "vocab_size": "model.vocab_size",
     "group_size": "model.quant.scale",
     "total_steps": "train.total_steps",
     "batch_size": "train.batch_size",

@@ -23,22 +23,15 @@ class AdamW:
         weight_decay: float = 0.0,
     ) -> None:
         self.names, self.parameters = map(list, zip(*parameters, strict=True))
+        self.weight_decay = weight_decay
         fused = not any(p.is_meta for p in self.parameters)
         self.inner = torch.optim.AdamW(self.parameters, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused)
         for p in self.parameters:  # what torch would allocate in the first step
             state = {"step": torch.zeros((), dtype=torch.float32, device=p.device)}
             self.inner.state[p] = state | {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
 
-    @property
-    def weight_decay(self) -> float:
-        return self.inner.param_groups[0]["weight_decay"]
-
-    @weight_decay.setter
-    def weight_decay(self, value: float) -> None:
-        self.inner.param_groups[0]["weight_decay"] = value
-
     def step(self, lr: float) -> None:
-        self.inner.param_groups[0]["lr"] = lr
+        self.inner.param_groups[0].update(lr=lr, weight_decay=self.weight_decay)
         self.inner.step()
 
     def state_names(self, name: str) -> frozenset[str]:
