@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat_cli.data.batches import Batch, permuted
-from nanochat_cli.data.corpus import jsonl_text
+from nanochat_cli.data.records import BadRecord, parsed, text_of
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import DataError
 
@@ -62,7 +62,10 @@ class TextStore:
         path = self.files[file]
         if not is_record:
             return _read_bytes(path, offset + skip, n_bytes)
-        text = jsonl_text(_read_bytes(path, offset, size), self.text_field, f"{path}, byte {offset}")
+        try:
+            text = text_of(parsed(_read_bytes(path, offset, size)), self.text_field)
+        except BadRecord as bad:
+            raise DataError(f"{path}, byte {offset}: {bad}; run `nanochat tokenize` again") from bad
         return text[start + skip : start + skip + n_bytes]
 
 

@@ -21,7 +21,8 @@ import numpy as np
 
 from nanochat_cli.config.schema import Config, DataConfig
 from nanochat_cli.data import split
-from nanochat_cli.data.corpus import Corpus, Document, open_corpus
+from nanochat_cli.data.corpus import NAMED, Corpus, open_corpus
+from nanochat_cli.data.documents import Document, as_named, printable
 from nanochat_cli.data.encoding import WORTH_A_WORKER, encode_documents
 from nanochat_cli.data.near_duplicates import NearDuplicates
 from nanochat_cli.data.shards import (
@@ -41,6 +42,7 @@ from nanochat_cli.data.shards import (
     staging,
     verify_files,
 )
+from nanochat_cli.data.text_files import LONG_LINE
 from nanochat_cli.data.text_sample import TextSample
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.durable import write_atomically
@@ -102,7 +104,7 @@ def cached_dataset(config: Config, reporter: Reporter) -> Path:
 
 def source_of(manifest: Manifest, data: DataConfig) -> Corpus:
     """The corpus that a data set was made from; data: has its glob. Raises DataError when it has changed since."""
-    source, field = str(manifest.settings["source"]), str(manifest.settings["data.text_field"])
+    source, field = (as_named(str(manifest.settings[key])) for key in ("source", "data.text_field"))
     corpus = open_corpus(source, data.glob, field, streaming=data.streaming)
     if _fingerprint(manifest.settings, corpus) != manifest.fingerprint:
         raise DataError(
@@ -131,8 +133,8 @@ def _settings(source: str, config: Config) -> Settings:
     """Everything but the source's content that the result depends on."""
     data, tokenizer = config.data, config.tokenizer
     settings: Settings = {
-        "source": source,
-        "data.text_field": data.text_field,
+        "source": printable(source),
+        "data.text_field": printable(data.text_field),
         "data.max_bytes": data.max_bytes,
         "data.val_fraction": data.val_fraction,
         "data.split": split.METHOD,
@@ -222,16 +224,14 @@ def _build(
             reporter.info(f"{out}: the same documents: already prepared ({_summary(manifest)})")
             return manifest
         before_replacing("the source")
-    if corpus.skipped:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(corpus.skipped.items()))
-        reporter.warn(f"{corpus.source}: left out {reasons}")
+    _say_what_was_found(corpus, reporter)
     tokenizer = _tokenizer(scan, config, reporter)
     definition = tokenizer.to_str().encode()
     with staging(out) as staged:
         write_atomically(staged / TOKENIZER, definition)
         train, val = _encode(corpus, scan, tokenizer, staged, config, reporter)
         manifest = Manifest(
-            source=corpus.source,
+            source=printable(corpus.source),
             fingerprint=fingerprint,
             content=scan.content,
             settings=settings,
@@ -245,6 +245,8 @@ def _build(
             val=val,
             near_duplicates=scan.near_duplicates,
             skipped=dict(sorted(corpus.skipped.items())),
+            left_out=[printable(f"{item.id}: {item.reason}") for item in corpus.left_out],
+            long_lines=[printable(name) for name in corpus.long_lines[:NAMED]],
         )
         _write_manifest(staged, manifest)
     install_staged(out)
@@ -254,6 +256,23 @@ def _build(
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
     write_atomically(folder / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
+
+
+def _say_what_was_found(corpus: Corpus, reporter: Reporter) -> None:
+    """What was left out, by reason and by name, and what was taken although it looks minified."""
+    if corpus.skipped:
+        names = ", ".join(f"{item.id} ({item.reason})" for item in corpus.left_out)
+        more = sum(corpus.skipped.values()) - len(corpus.left_out)
+        also = f" and {more} more" if more else ""
+        reporter.warn(printable(f"{corpus.source}: left out {corpus.reasons()}: {names}{also}"))
+    if corpus.long_lines:
+        reporter.warn(
+            printable(
+                f"{corpus.source}: took {len(corpus.long_lines)} files with lines of more than {LONG_LINE:,} bytes, "
+                f"which look minified or generated: {', '.join(corpus.long_lines[:NAMED])}"
+                f"{', …' if len(corpus.long_lines) > NAMED else ''}; choose others with --glob"
+            )
+        )
 
 
 def _scan(corpus: Corpus, out: Path, config: Config, reporter: Reporter) -> _Scan:

@@ -81,7 +81,8 @@ class Manifest(_Record):
     """What a data set holds and what it was made from.
 
     `fingerprint` covers the settings and the cheap identity of the source (names, sizes, times); `content` is the
-    sha256 over the documents' own hashes in order; `skipped` counts left-out files or rows by reason. The rule of the
+    sha256 over the documents' own hashes in order; `skipped` counts left-out files or rows by reason;
+    `left_out` and `long_lines` name the first of them and of the files that look minified. The rule of the
     split is the setting `data.split`; a data set without it was split by the hash of each document alone, and has no
     `near_duplicates`.
     """
@@ -96,6 +97,8 @@ class Manifest(_Record):
     val: SplitInfo
     near_duplicates: NearDuplicatesInfo | None = None
     skipped: dict[str, int]
+    left_out: list[str] = []
+    long_lines: list[str] = []
 
     def split(self, name: Split) -> SplitInfo:
         return self.train if name == "train" else self.val

@@ -1,6 +1,9 @@
 """Corpora: which documents a source yields, in what order, and what is said when it cannot."""
 
+import bz2
+import gzip
 import json
+import lzma
 import os
 import sysconfig
 from collections.abc import Iterator
@@ -13,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nanochat_cli.data import corpus as corpus_module
+from nanochat_cli.data import records, text_files
 from nanochat_cli.data.corpus import open_corpus
 from nanochat_cli.errors import DataError
 from tests.data.corpora import write_folder
@@ -93,7 +97,8 @@ def test_a_single_file_is_cut_at_line_ends_so_that_part_can_be_held_out(tmp_path
 def test_a_long_document_is_cut_and_a_long_bad_one_is_left_out_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus_module, "MAX_DOCUMENT", 100)
+    for module in (corpus_module, records, text_files):
+        monkeypatch.setattr(module, "MAX_DOCUMENT", 100)
     text = "".join(f"{number} é\n" for number in range(100))
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"text": text}) + "\n" + json.dumps({"text": text + "\0"}))
@@ -172,17 +177,153 @@ def test_a_row_that_has_no_utf8_is_left_out(tmp_path: Path) -> None:
     assert corpus.skipped == {"not UTF-8": 1, "empty": 1}
 
 
+def test_records_are_told_by_their_suffix_and_never_read_as_raw_text(tmp_path: Path) -> None:
+    expected = [row.encode() for row in ROWS]
+    lines = write_jsonl(tmp_path / "lines", ROWS).read_bytes()
+    array = json.dumps([{"text": row} for row in ROWS], indent=1).encode()
+    zstandard = pa.compress(lines, codec="zstd", asbytes=True)
+    for name, content in {
+        "a.jsonl": lines,
+        "A.JSONL": lines,
+        "a.ndjson": lines,
+        "a.json": array,
+        "lines.json": lines,
+        "a.jsonl.gz": gzip.compress(lines),
+        "c4.json.gz": gzip.compress(lines),
+        "a.json.gz": gzip.compress(array),
+        "a.jsonl.bz2": bz2.compress(lines),
+        "a.ndjson.xz": lzma.compress(lines),
+        "a.jsonl.zst": zstandard,
+    }.items():
+        folder = tmp_path / f"folder of {name}"
+        folder.mkdir()
+        (folder / name).write_bytes(content)
+        assert contents(folder) == expected, name
+        assert contents(folder / name) == expected, name
+    (tmp_path / "parquet").mkdir()
+    write_parquet(tmp_path / "parquet" / "A.PARQUET", [*ROWS])
+    assert contents(tmp_path / "parquet") == expected
+
+
+def test_json_that_is_no_list_of_records_is_text(tmp_path: Path) -> None:
+    for number, content in enumerate(
+        ('{"name": "x"}', '{\n "a": [{"text": 1}]\n}\n', "[1, 2]", '["x", {"text": "y"}]', "{}\n")
+    ):
+        path = tmp_path / f"{number}.json"
+        path.write_text(content)
+        assert contents(path) == [content.encode()]
+
+
+def test_a_large_array_is_read_element_by_element(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "READ_AT_A_TIME", 7)
+    rows = [f"{number} é ]," * (number % 9) + "x" for number in range(200)]
+    (tmp_path / "rows.json").write_text(json.dumps([{"text": row} for row in rows], ensure_ascii=False))
+    assert contents(tmp_path / "rows.json") == [row.encode() for row in rows]
+
+
+def test_a_nested_field_is_named_with_dots(tmp_path: Path) -> None:
+    rows = [{"meta": {"text": row}, "meta.lang": "x"} for row in ROWS]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert contents(tmp_path / "rows.jsonl", text_field="meta.text") == [row.encode() for row in ROWS]
+    assert contents(tmp_path / "rows.jsonl", text_field="meta.lang") == [b"x"] * 3
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    assert contents(tmp_path / "rows.parquet", text_field="meta.text") == [row.encode() for row in ROWS]
+    with pytest.raises(DataError, match=r"3 no field 'meta\.body'; rows\.jsonl:1: columns there: text;"):
+        contents(tmp_path / "rows.jsonl", text_field="meta.body")
+
+
+def test_a_column_of_bytes_is_text_when_it_is_utf8(tmp_path: Path) -> None:
+    table = pa.table({"text": pa.array([b"fine", "é".encode(), b"\xff"], pa.binary())})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    corpus = open_corpus(str(tmp_path / "rows.parquet"))
+    assert [document.content for document in corpus] == [b"fine", "é".encode()]
+    assert corpus.skipped == {"not UTF-8": 1}
+
+
+def test_bad_lines_are_counted_and_the_rest_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    deep = b"[" * 100_000
+    path.write_bytes(b'{"text": "a"}\n{"text": \n\xff\n{"body": "x"}\n' + deep + b'\n{"text": ["x"]}\n{"text": "b"}\n')
+    corpus = open_corpus(str(path))
+    assert [document.content for document in corpus] == [b"a", b"b"]
+    assert corpus.skipped == {"not JSON": 3, "no field 'text'": 1, "field 'text' is list, expected text": 1}
+    assert [item.id for item in corpus.left_out] == [f"rows.jsonl:{number}" for number in (2, 3, 4, 5, 6)]
+    (tmp_path / "rows.json").write_text('[{"text": "a"}, {"text": 1}, {"text": "b"}, {"text')
+    corpus = open_corpus(str(tmp_path / "rows.json"))
+    assert [document.content for document in corpus] == [b"a", b"b"]
+    assert corpus.skipped == {"field 'text' is int, expected text": 1, "not JSON from some record on": 1}
+
+
+# -- encodings and names ---------------------------------------------------------------------------------
+
+
+def test_utf16_and_utf32_with_a_byte_order_mark_are_decoded(tmp_path: Path) -> None:
+    text = "naïve ∑ 😀\r\n" * 3000
+    for encoding in ("utf-16", "utf-32", "utf-16-le", "utf-16-be", "utf-32-be"):
+        mark = "" if encoding in ("utf-16", "utf-32") else "\ufeff"
+        path = tmp_path / f"{encoding}.txt"
+        path.write_bytes((mark + text).encode(encoding))
+        pieces = contents(path)
+        assert b"".join(pieces) == text.encode(), encoding
+        assert len(pieces) > 1
+        assert all(piece.endswith(b"\n") for piece in pieces)
+
+
+def test_what_looks_like_utf16_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "le.txt").write_bytes(("plain words é\n" * 50).encode("utf-16-le"))
+    (tmp_path / "be.txt").write_bytes(("plain words é\n" * 50).encode("utf-16-be"))
+    (tmp_path / "bad.txt").write_bytes("x".encode("utf-16") + b"\x00\xd8")
+    (tmp_path / "image.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\x02\0\0\0\2" + bytes(range(256)))
+    (tmp_path / "good.txt").write_text("good")
+    corpus = open_corpus(str(tmp_path))
+    assert [document.content for document in corpus] == [b"good"]
+    assert corpus.skipped == {
+        "UTF-16 without a byte order mark": 2,
+        "binary (NUL bytes)": 1,
+        "not UTF-16, as its byte order mark says": 1,
+    }
+
+
+def test_a_line_without_an_end_is_cut_at_a_character(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (corpus_module, text_files):
+        monkeypatch.setattr(module, "MAX_DOCUMENT", 100)
+    monkeypatch.setattr(corpus_module, "SINGLE_FILE_PIECE", 50)
+    path = tmp_path / "long.txt"
+    path.write_text("é∑😀x" * 500)
+    pieces = contents(path)
+    assert b"".join(pieces) == path.read_bytes()
+    assert all(piece.decode() for piece in pieces)
+    assert max(map(len, pieces)) <= 154
+
+
+def test_files_that_look_minified_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.min.js").write_text("x=1;" * 5000)
+    (tmp_path / "b.js").write_text("x = 1;\n" * 5000)
+    corpus = open_corpus(str(tmp_path))
+    assert len(list(corpus)) == 2
+    assert corpus.long_lines == ["a.min.js"]
+
+
 # -- what cannot be read ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("rows.jsonl", b'{"text": "ok"}\n{"text": ', r"rows\.jsonl:2: not JSON: "),
-        ("rows.jsonl", b'{"text": "ok"}\n\xff\xfe\n', r"rows\.jsonl:2: not JSON: "),
-        ("rows.jsonl", b'{"id": 1, "content": "x"}\n', r"rows\.jsonl:1: no field 'text'; columns there: id, content;"),
-        ("rows.jsonl", b'["x"]\n', r"rows\.jsonl:1: a JSON list, expected an object with 'text'"),
-        ("rows.jsonl", b'{"text": 3}\n', r"rows\.jsonl:1: field 'text' is int, expected text"),
+        ("rows.jsonl", b'{"text": ', r"rows\.jsonl: no usable document \(1 not JSON; rows\.jsonl:1: Expecting value"),
+        ("rows.jsonl", b"\n\xff\xfe\n", r"no usable document \(1 not JSON; rows\.jsonl:2: .*codec can't decode"),
+        (
+            "rows.jsonl",
+            b'{"id": 1, "content": "x"}\n' * 3,
+            r"\(3 no field 'text'; rows\.jsonl:1: columns there: id, content; set data\.text_field\)",
+        ),
+        ("rows.jsonl", b'["x"]\n', r"\(1 a JSON list, expected an object with 'text'\)"),
+        ("rows.jsonl", b'{"text": 3}\n', r"\(1 field 'text' is int, expected text; .*set data\.text_field\)"),
+        ("rows.jsonl.gz", b"\x1f\x8b\x08\0 this is no gzip", r"rows\.jsonl\.gz: damaged or cut short"),
+        ("rows.jsonl.gz", b"plain", r"rows\.jsonl\.gz: damaged or cut short: Not a gzipped file"),
+        ("rows.jsonl.zst", b"plain", r"rows\.jsonl\.zst: cannot read"),
+        ("rows.jsonl.xz", b"plain", r"rows\.jsonl\.xz: damaged or cut short"),
+        ("rows.json", b'[{"text": "x" "y"}]', r"1 not JSON from some record on; rows\.json: after 0: Expecting ',' "),
         ("rows.jsonl", b"", r"rows\.jsonl: no usable document: it is empty"),
         ("rows.parquet", b"PAR1 this is not parquet", r"rows\.parquet: not a readable parquet file"),
         ("note.txt", b"", r"note\.txt: no usable document \(1 empty\)"),
@@ -201,7 +342,7 @@ def test_a_bad_source_is_named_with_the_reason_in_one_line(
 
 def test_a_parquet_file_without_the_field_lists_its_columns(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "rows.parquet", ["x"], field="code")
-    with pytest.raises(DataError, match=r"no field 'text'; columns there: id, code; set data\.text_field"):
+    with pytest.raises(DataError, match=r"no field 'text'; .*columns there: id, code; set data\.text_field"):
         contents(path)
 
 
@@ -261,7 +402,7 @@ def test_part_of_a_split_can_be_named(hub_folder: Path) -> None:
     [
         (":nope", "text", "cannot load: .*nope"),
         ("@nope", "text", "cannot load: .*nope"),
-        ("", "code", r"row 0: no field 'code'; columns there: id, text"),
+        ("", "code", r"20 no field 'code'; train:0: columns there: id, text"),
         ("-missing", "text", "cannot load"),
     ],
 )

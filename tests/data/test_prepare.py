@@ -368,4 +368,33 @@ def test_skipped_files_are_reported_and_recorded(tmp_path: Path, capsys: pytest.
     (tmp_path / "corpus" / "image.png").write_bytes(b"\x89PNG\0")
     manifest = prepare_dataset(str(tmp_path / "corpus"), tmp_path / "data", make_config(), PlainReporter())
     assert manifest.skipped == {"binary (NUL bytes)": 1}
-    assert "corpus: left out 1 binary (NUL bytes)" in capsys.readouterr().err
+    assert manifest.left_out == ["image.png: binary (NUL bytes)"]
+    assert "corpus: left out 1 binary (NUL bytes): image.png (binary (NUL bytes))\n" in capsys.readouterr().err
+    for number in range(20):
+        (tmp_path / "corpus" / f"{number:02d}.txt").write_bytes(b"\xff")
+    write_text(tmp_path / "corpus" / "a.min.js", "x=1;" * 5000)
+    manifest = prepare_dataset(str(tmp_path / "corpus"), tmp_path / "data", make_config(), PlainReporter())
+    assert manifest.skipped == {"binary (NUL bytes)": 1, "not UTF-8": 20}
+    assert manifest.left_out[0] == "00.txt: not UTF-8"
+    assert manifest.left_out[-1] == "image.png: binary (NUL bytes)"
+    assert manifest.long_lines == ["a.min.js"]
+    said = capsys.readouterr().err
+    assert "image.png (binary (NUL bytes)) and 10 more\n" in said
+    assert "took 1 files with lines of more than 10,000 bytes, which look minified or generated: a.min.js" in said
+
+
+def test_names_that_are_not_utf8_are_escaped_and_found_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = str(tmp_path / "caf\udce9")
+    write_folder(Path(source), 20)
+    (Path(source) / "bad\udcff.bin").write_bytes(b"\0")
+    (Path(source) / "long\udcff.js").write_text("x" * 20_000)
+    manifest = prepare_dataset(source, tmp_path / "data", make_config(), PlainReporter())
+    assert manifest.source.endswith("caf\\udce9")
+    assert manifest.left_out == ["bad\\udcff.bin: binary (NUL bytes)"]
+    assert manifest.long_lines == ["long\\udcff.js"]
+    json.loads((tmp_path / "data" / "manifest.json").read_bytes())
+    assert len(list(prepare.source_of(manifest, make_config().data))) == 21
+    assert cached_dataset(make_config(data={"source": source}), QuietReporter())
+    capsys.readouterr().err.encode()
