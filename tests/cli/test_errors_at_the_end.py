@@ -1,11 +1,16 @@
 """How `main` ends when a command raises: exit codes, one line, and where a traceback goes."""
 
 import errno
+import os
 import re
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from benchmarks.update_figures import ROOT
 from nanochat_cli.engine import Engine
 from nanochat_cli.errors import ConfigError, DataError, Interrupted, NanochatError, ValidationFailure
 
@@ -15,7 +20,7 @@ def failing(monkeypatch):
     """Make `nanochat tokenize` end in a given exception."""
 
     def fail_with(error: BaseException) -> None:
-        def tokenize(*arguments: object) -> None:
+        def tokenize(*arguments: object, **keywords: object) -> None:
             raise error
 
         monkeypatch.setattr(Engine, "tokenize", tokenize)
@@ -71,3 +76,14 @@ def test_verbose_shows_an_internal_fault(nanochat, failing):
 def test_a_reader_that_left_is_no_error(nanochat, failing):
     failing(BrokenPipeError(errno.EPIPE, "Broken pipe"))
     assert nanochat("tokenize").err == ""
+
+
+def test_ctrl_c_while_the_program_is_loaded_is_no_traceback(tmp_path: Path) -> None:
+    """What the command imports first gets the signal in the middle of its import."""
+    (tmp_path / "typer.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(5)\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["scripts"]["nanochat"] == "nanochat_cli.__main__:main"
+    command = [sys.executable, "-m", "nanochat_cli", "--help"]
+    child = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (child.returncode, child.stderr) == (130, "error: interrupted\n")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nanochat_cli.config.schema import ModelConfig
-from nanochat_cli.evaluation.bits_per_byte import evaluate
+from nanochat_cli.evaluation.bits_per_byte import evaluate, evaluate_groups
 from nanochat_cli.model.transformer import Transformer
 
 
@@ -25,7 +25,7 @@ def batch(seed):
 
 def test_every_measure_equals_its_definition():
     network = model()
-    token_bytes = torch.arange(32) % 5  # tokens 0, 5, 10, … stand for no text
+    token_bytes = (torch.arange(32) + 3) % 5  # tokens 2, 7, 12, … stand for no text; token 0 does
     batches = [batch(1), batch(2)]
     got = evaluate(network, batches, token_bytes, chunk=7)
 
@@ -41,14 +41,32 @@ def test_every_measure_equals_its_definition():
                     loss = -math.log(probabilities[row, t, target])
                     nats, count = nats + loss, count + 1
                     correct += int(probabilities[row, t].argmax()) == target
-                    if target % 5:
-                        text_nats, n_bytes = text_nats + loss, n_bytes + target % 5
+                    if (target + 3) % 5:
+                        text_nats, n_bytes = text_nats + loss, n_bytes + (target + 3) % 5
     assert got.tokens == count
     assert got.bytes == n_bytes
     assert got.loss == pytest.approx(nats / count, rel=1e-5)
     assert got.perplexity == pytest.approx(math.exp(nats / count), rel=1e-4)
     assert got.accuracy == pytest.approx(correct / count)
     assert got.bits_per_byte == pytest.approx(text_nats / math.log(2) / n_bytes, rel=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [4, 5, 1000])
+def test_groups_are_those_of_the_targets_that_count_wherever_others_stand_between(chunk):
+    """A group scored among others is what it is when every other target is left out."""
+    network, token_bytes = model(), 1 + torch.arange(32) % 3
+    inputs, targets = batch(3)
+    targets[0, 2:4] = targets[1, 0] = -100
+    counted = targets[targets >= 0]
+    groups = torch.arange(len(counted)) % 3
+    whole, found = evaluate_groups(network, [(inputs, targets)], token_bytes, groups, "abc", chunk=chunk)
+    assert whole.tokens == len(counted)
+    for index, name in enumerate("abc"):
+        own = targets.clone()
+        own[targets >= 0] = torch.where(groups == index, counted, -100)
+        alone = evaluate(network, [(inputs, own)], token_bytes)
+        assert (found[name].tokens, found[name].bytes) == (alone.tokens, alone.bytes)
+        assert found[name].loss == pytest.approx(alone.loss, rel=1e-6)
 
 
 def test_nothing_to_score_is_an_error():

@@ -72,6 +72,26 @@ def test_the_fit_reaches_the_entropy_of_the_bigrams_when_the_width_allows():
     assert last < 0.7 * math.log(VOCAB)
 
 
+def test_the_rate_is_flat_for_half_of_the_steps_and_then_falls_to_zero():
+    """Against torch's Adam and autograd through the definition, the rates of six steps written down."""
+    bigrams = count_bigrams([stream()], VOCAB)
+    config = BigramInitConfig(steps=6, embedding_lr=0.02, head_lr=0.05)
+    ours, plain = model(), model()
+    losses = list(fit_bigrams(ours, bigrams, config))
+    embedding, head = plain.embedding.weight, plain.unembedding
+    groups = [{"params": [embedding], "lr": 0.02}, {"params": [head], "lr": 0.05}]
+    optimizer = torch.optim.Adam(groups, betas=(0.8, 0.95), eps=1e-10)
+    for factor, loss in zip((1, 1, 1, 1, 2 / 3, 1 / 3), losses, strict=True):
+        optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = 0.02 * factor, 0.05 * factor
+        optimizer.zero_grad()
+        expected = bigram_loss(plain, bigrams)
+        assert loss == pytest.approx(float(expected.detach()), rel=1e-4)
+        expected.backward()
+        optimizer.step()
+    torch.testing.assert_close(ours.embedding.weight, embedding, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(ours.unembedding, head, rtol=1e-3, atol=1e-4)
+
+
 def test_only_embedding_and_head_change_and_no_gradient_is_left():
     network = model()
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
