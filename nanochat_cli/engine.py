@@ -50,6 +50,7 @@ class Engine:
 
         replace: whether another data set in `out` may go. Raises ConfigError where it may not, or is being trained on.
         """
+        from nanochat_cli.data.documents import printable
         from nanochat_cli.data.prepare import prepare_dataset
         from nanochat_cli.data.run_data import require_replaceable
 
@@ -61,7 +62,8 @@ class Engine:
             for name, split in (("train", manifest.train), ("val", manifest.val))
         ]
         self.reporter.table(str(out), ("split", "documents", "bytes", "tokens", "bytes per token"), rows)
-        self.reporter.result({"dataset": str(out), **manifest.model_dump(mode="json")})
+        self.reporter.info(f"next: nanochat train --set data.path={out}")
+        self.reporter.result({"dataset": printable(str(out)), **manifest.model_dump(mode="json")})
 
     def train(self, config: Config, resume: Path | None, stem: str = "run") -> Path:
         """Train a new run in `run.dir/run.name`, or continue `resume`; returns the run's folder.

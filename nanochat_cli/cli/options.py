@@ -78,4 +78,4 @@ def resolve(
     named, presets = presets, with_default_model(presets, file, default_preset)
     if len(presets) > len(named) and (named or file is not None):
         session.reporter.info(f"no preset names a model: it is {default_preset}, changed")
-    return resolve_config(presets, file, overrides, options or {}, session.reporter.warn)
+    return resolve_config(presets, file, overrides, options or {}, session.reporter.warn, session.reporter.info)

@@ -26,6 +26,7 @@ from nanochat_cli.config.overrides import parse_override
 from nanochat_cli.config.paths import find_paths
 from nanochat_cli.config.schema import Config
 from nanochat_cli.errors import ConfigError, DataError
+from nanochat_cli.nesting import parse_json
 
 CONFIG_FILE = "config.toml"
 """Name of the resolved configuration inside a run."""
@@ -44,11 +45,12 @@ def resolve_config(
     overrides: Sequence[str] = (),
     options: Mapping[str, Mapping[str, object]] = MappingProxyType({}),
     warn: Callable[[str], None] | None = None,
+    inform: Callable[[str], None] | None = None,
 ) -> Config:
-    """Compose and validate.
+    """Compose and validate. A data set (`data.path`) brings the vocabulary, unless one of the last three names another.
 
     options: command-line options that are short for keys, as option -> {key: value}; None is "not given". warn is told
-    of settings of the last three kinds that have no effect. Raises ConfigError.
+    of settings of the last three kinds that have no effect, inform of a vocabulary that gave way. Raises ConfigError.
     """
     basis = merge(_preset_layer(name) for name in presets)
     layers = []
@@ -63,6 +65,11 @@ def resolve_config(
         if key in chosen and other not in chosen:
             basis.pop(other, None)
     config = _validate(basis | chosen)
+    found = None if "model.vocab_size" in chosen else _vocabulary_of(config.data.path)
+    if found not in (None, config.model.vocab_size):
+        if inform is not None:
+            inform(f"model.vocab_size = {found}, as {config.data.path} was tokenised; it was {config.model.vocab_size}")
+        config = _validate(basis | chosen | {"model.vocab_size": Setting(found, f"data set {config.data.path}")})
     if warn is not None:
         for line in warnings(layers, config):
             warn(line)
@@ -112,6 +119,17 @@ def config_to_toml(config: Config, header: str = "") -> str:
     for name in type(config).model_fields:
         document.add(name, _table(getattr(config, name)))
     return tomlkit.dumps(document)
+
+
+def _vocabulary_of(dataset: Path | None) -> int | None:
+    """Tokens of a data set; None where there is none that can be read, which whoever reads it will say."""
+    if dataset is None:
+        return None
+    try:
+        size = parse_json((dataset / "manifest.json").read_bytes())["tokenizer"]["vocab_size"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return size if isinstance(size, int) else None
 
 
 def _preset_layer(name: str) -> Layer:

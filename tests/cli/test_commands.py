@@ -172,6 +172,45 @@ def test_tokenize_passes_its_short_options_into_the_configuration(nanochat, engi
     assert (config.model.vocab_size, config.tokenizer.path) == (512, Path("tokenizer.json"))
 
 
+def write_manifest(folder: Path, vocab_size: int) -> None:
+    folder.mkdir()
+    (folder / "manifest.json").write_text(json.dumps({"tokenizer": {"vocab_size": vocab_size}}))
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("train --preset nano-125m --set data.path=mine", 4096),
+        ("train --config shape.toml --set data.path=mine", 4096),
+        ("train --preset nano-125m --config path.toml", 4096),
+        ("train --preset nano-125m --set data.path=mine --set model.vocab_size=512", 512),
+        ("train --preset nano-125m --set data.path=mine --set vocab_size=512", 512),
+        ("train --config vocabulary.toml --set data.path=mine", 600),
+        ("train --preset nano-125m", 32768),
+    ],
+)
+def test_training_takes_the_vocabulary_of_the_data_unless_another_is_given(nanochat, engine, folder, line, expected):
+    write_manifest(folder / "mine", 4096)
+    (folder / "shape.toml").write_text("[model]\ndim = 512\n")
+    (folder / "vocabulary.toml").write_text("vocab_size = 600\n")
+    (folder / "path.toml").write_text('[data]\npath = "mine"\n')
+    outcome = nanochat(*line.split())
+    assert outcome.code == 0
+    assert engine.last[1][0].model.vocab_size == expected
+    changed = "model.vocab_size = 4096, as mine was tokenised; it was 32768" in outcome.err
+    assert changed == ("nano-125m" in line and expected == 4096)
+
+
+def test_tokenize_takes_the_vocabulary_and_the_tokenizer_of_a_preset(nanochat, engine, folder):
+    (folder / "text").mkdir()
+    nanochat("tokenize", "--source", "text", "--preset", "nano-125m")
+    config = engine.last[1][2]
+    assert config.model.vocab_size == 32768
+    assert config.tokenizer == resolve_config(["nano-125m"]).tokenizer
+    nanochat("tokenize", "--source", "text", "--preset", "nano-125m", "--vocab-size", "512")
+    assert engine.last[1][2].model.vocab_size == 512
+
+
 @pytest.mark.parametrize(
     ("source", "out"), [("stdlib", "data/stdlib"), ("hf:org/code@rust:train", "data/code"), (".", None)]
 )
