@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from nanochat_cli.errors import ConfigError, DataError
+from nanochat_cli.nesting import parse_json
 
 LOCK_FILE = ".lock"
 
@@ -126,7 +127,7 @@ def _write_holder(descriptor: int, doing: str) -> None:
 def _holder(descriptor: int) -> tuple[str, str]:
     """The holder and what it does, as the beginning of a sentence, and how to stop it."""
     try:
-        holder = json.loads(os.pread(descriptor, 4096, 0))
+        holder = parse_json(os.pread(descriptor, 4096, 0))
         pid, host, since, doing = int(holder["pid"]), holder["host"], holder["since"], holder["doing"]
     except (ValueError, KeyError, TypeError):  # it has the lock and has not written its name yet
         return "another process holds", ""

@@ -16,6 +16,7 @@ import pytest
 
 from nanochat_cli import doctor
 from nanochat_cli.doctor import Fact, anonymous, diagnose
+from nanochat_cli.training.cpp_compiler import CppCompiler
 
 
 def facts(section: list[Fact]) -> dict[str, Fact]:
@@ -70,6 +71,13 @@ def test_without_a_compiler_it_says_what_to_do(monkeypatch):
     assert (found["C"].value, found["C"].advice[:11]) == ("not here", "install one")
     assert found["CPU kernels"].value == "not built: no C compiler (cc, gcc, clang): install one, such as gcc"
     assert found["CPU kernels"].advice == "a slower form computes instead"
+
+
+def test_a_compiler_that_cannot_build_for_torch_is_told_with_its_reason(monkeypatch):
+    lacking = CppCompiler(None, "/usr/bin/g++ does not work: Python.h: No such file (package python3-dev)")
+    monkeypatch.setattr(doctor, "find_compiler", lambda: lacking)
+    advice = facts(doctor.compilers())["C++"].advice
+    assert advice == f"{lacking.obstacle}: without it training is not compiled"
 
 
 def test_a_torch_that_cannot_be_imported_is_a_finding_not_a_fault(monkeypatch):

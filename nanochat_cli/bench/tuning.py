@@ -15,6 +15,7 @@ from typing import Any
 from nanochat_cli.config.schema import Config
 from nanochat_cli.durable import write_atomically
 from nanochat_cli.errors import DataError
+from nanochat_cli.nesting import parse_json
 
 TUNING_FILE = "tuning.json"
 KEY = "optim.lr"
@@ -95,7 +96,7 @@ def load_tuned(folder: Path) -> Tuned | None:
     """None when nothing was tuned, or not to the end. Raises DataError for a file that is none of ours."""
     path = folder / TUNING_FILE
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
         tried = {name: {float(rate): bits for rate, bits in grid.items()} for name, grid in found.pop("tried").items()}
         return Tuned(**found, tried=tried)
     except FileNotFoundError:

@@ -18,6 +18,7 @@ from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.durable import write_atomically
 from nanochat_cli.errors import ConfigError, DataError, NanochatError
 from nanochat_cli.folders import holder_of
+from nanochat_cli.nesting import parse_json
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.runs import DEFAULT_FOLDER
 
@@ -61,7 +62,7 @@ def read_record(run: Path) -> DatasetRecord | None:
     """None of a run that was begun before there were records. Raises DataError for a damaged one."""
     path = run / RECORD_FILE
     try:
-        return DatasetRecord(**json.loads(path.read_text(encoding="utf-8")))
+        return DatasetRecord(**parse_json(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
