@@ -151,12 +151,11 @@ def shortened(text: str) -> str:
     lines = text.splitlines()
     for number, visible in enumerate(without_code(text).splitlines()):
         if len(lines[number]) > LONGEST_LINE:
-            for match in reversed(list(_FIGURE.finditer(visible))):
-                lines[number] = lines[number][: match.start()] + reference(match) + lines[number][match.end() :]
+            shorter = [(match, reference(match)) for match in _FIGURE.finditer(visible)]
+            for match, short in reversed(shorter):
+                lines[number] = lines[number][: match.start()] + short + lines[number][match.end() :]
     new = [f'[{label}]: {target} "{title}"' for (target, title), label in list(definitions.items())[old:]]
-    if not new:
-        return text
-    gap = [] if _DEFINITION.fullmatch(lines[-1]) else [""]
+    gap = [""] if new and not _DEFINITION.fullmatch(lines[-1]) else []
     return "\n".join([*lines, *gap, *new]) + "\n"
 
 

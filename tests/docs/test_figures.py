@@ -7,6 +7,7 @@ from typing import NamedTuple
 import pytest
 
 from benchmarks.update_figures import (
+    LONGEST_LINE,
     ROOT,
     FigureError,
     factor,
@@ -74,6 +75,12 @@ def test_titles_inside_tables_escape_their_bars(name):
     # An unescaped bar would end the cell of the table.
     for line in rows_with_figures(read(ROOT / name)):
         assert not re.search(r'\.json "[^"]*(?<!\\)\|', line), line
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_line_is_longer_than_a_reader_of_the_source_can_take(name):
+    lines = enumerate(read(ROOT / name).splitlines(), start=1)
+    assert [f"{name}:{number}" for number, line in lines if len(line) > LONGEST_LINE] == []
 
 
 @pytest.mark.parametrize(
@@ -176,7 +183,9 @@ def test_figures_of_a_long_line_move_to_the_end_of_the_page_and_stay_the_same_fi
     told = [[(f.number, f.unit, f.target, f.title) for f in figures(page, each)] for each in (text, short)]
     assert told[0] == told[1]
     assert shortened(short) == short
-    assert len(shortened(short + long + "\n").splitlines()) == len(short.splitlines()) + 1
+    again = shortened(long + "\n" + short)
+    assert len(again.splitlines()) == len(short.splitlines()) + 1
+    assert again.splitlines()[0] == short.splitlines()[2]
 
 
 def test_figures_in_code_and_comments_are_left_alone(page):
