@@ -136,7 +136,14 @@ def _references(page: Path, visible: str) -> Iterator[Figure]:
 
 
 def shortened(text: str) -> str:
-    """The page with every figure of a line longer than LONGEST_LINE as a reference, its target at the end."""
+    """The page with every figure of a line longer than LONGEST_LINE as a reference, its target at the end.
+
+    Targets that no figure refers to any more are left out.
+    """
+    used = {match["label"] for match in _REFERENCE.finditer(without_code(text))}
+    text = re.sub(
+        rf"{_DEFINITION.pattern}\n?", lambda match: match[0] * (match["label"] in used), text, flags=re.MULTILINE
+    )
     definitions = {(match["target"], _title(match)): match["label"] for match in _DEFINITION.finditer(text)}
     old, taken = len(definitions), set(definitions.values())
 

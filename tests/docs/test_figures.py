@@ -186,6 +186,7 @@ def test_figures_of_a_long_line_move_to_the_end_of_the_page_and_stay_the_same_fi
     again = shortened(long + "\n" + short)
     assert len(again.splitlines()) == len(short.splitlines()) + 1
     assert again.splitlines()[0] == short.splitlines()[2]
+    assert shortened("\n".join(short.splitlines()[2:]).replace("[s-2] |", "[s-1] |")).endswith('ratio | p"\n')
 
 
 def test_figures_in_code_and_comments_are_left_alone(page):
