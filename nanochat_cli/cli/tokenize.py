@@ -26,7 +26,7 @@ def tokenize(
         str | None, typer.Option(metavar="PATTERN", help="Files of a folder that are taken, e.g. '*.rs'.")
     ] = None,
     text_field: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Column of .jsonl, .parquet and hf: sources.")
+        str | None, typer.Option(metavar="NAME", help="Field of records; dots for one inside another.")
     ] = None,
     vocab_size: Annotated[int | None, typer.Option(help="Entries of the tokenizer; default: the preset's.")] = None,
     tokenizer: Annotated[

@@ -194,10 +194,10 @@ class DataConfig(Section):
     path: Path | None = Field(default=None, description="folder of shards written by `nanochat tokenize`")
     source: str = Field(default="stdlib", description="corpus tokenised into the cache when data.path is not given")
     glob: str = Field(default="**/*", description="files taken from a source folder")
-    text_field: str = Field(default="text", description="column of .jsonl, .parquet and hf: sources")
+    text_field: str = Field(default="text", description="field of records; dots for one inside another")
     streaming: bool = Field(default=False, description="read an hf: source without storing it first")
     max_bytes: PositiveInt | None = Field(default=None, description="stop after this many bytes of documents")
-    val_fraction: float = Field(default=0.02, gt=0, lt=0.5, description="share of documents held out, by hash")
+    val_fraction: float = Field(default=0.02, gt=0, lt=0.5, description="share held out, in whole clusters")
     workers: PositiveInt | None = Field(default=None, description="encoding processes; default: all cores")
 
 

@@ -2,7 +2,7 @@
 
 MinHash signatures by `rensa`, cut into bands, propose pairs (Leskovec, Rajaraman, Ullman, Mining of Massive Datasets,
 3.4); each is checked by its exact Jaccard similarity, and pairs that pass are joined (union-find), so a cluster is what
-chains of near-duplicates connect. Memory is some dozen bytes per document: signatures and shingles lie in unnamed
+chains of near-duplicates connect. Memory is some hundred bytes per document: signatures and shingles lie in unnamed
 files, which the system removes with the process. Knows bytes; knows nothing of splits or tokens.
 """
 

@@ -1,7 +1,7 @@
 """Prepare a data set: split a corpus, train a tokenizer on the train side, encode both sides into shards.
 
 Two passes over the source: the first counts, finds near-duplicates and samples text for the tokenizer; then it is known
-which documents are held out; the second encodes. Memory is bounded by `tokenizer.train_bytes` and some dozen bytes per
+which documents are held out; the second encodes. Memory is bounded by `tokenizer.train_bytes` and some hundred bytes a
 document in the first and by a few batches in the second. All is written beside the data set that may be there, which is
 replaced only by one that is whole; preparing again with the same settings and source is a check of file sizes.
 """

@@ -17,6 +17,8 @@ METHOD = "clusters of near-duplicates, 1"
 """Name and version of the rule; another one makes another data set."""
 # A cluster above this share of what is to be held out is trained on: one family of files must not be the measure.
 LARGEST_SHARE = 0.25
+# Sizes of files vary, so that a share of documents may be twice that of bytes: what exceeds this is trained on.
+MOST_BYTES = 1.25
 
 
 def split_key(content: bytes) -> int:
@@ -42,13 +44,33 @@ def choose_held_out(
     document_keys = np.array(keys, dtype=np.uint64)
     smallest = np.full(len(names), HASH_RANGE - 1, dtype=np.uint64)
     np.minimum.at(smallest, members, document_keys)
-    n_bytes = np.bincount(members, weights=np.array(sizes, dtype=np.float64))
+    n_bytes = np.bincount(members, weights=np.array(sizes, dtype=np.float64)).astype(np.float64)
     several = np.zeros(len(names), dtype=bool)
     several[members[document_keys != smallest[members]]] = True
     too_large = several & (n_bytes > LARGEST_SHARE * val_fraction * n_bytes.sum())
     places = np.array([split_key(key.tobytes()) for key in smallest.astype(">u8")], dtype=np.uint64)
-    eligible = places if too_large.all() else places[~too_large]
-    highest = int(places.max()) if len(eligible) == len(places) else HASH_RANGE
+    if too_large.all():
+        too_large[:] = False
+    eligible = places[~too_large]
+    highest = HASH_RANGE if too_large.any() else int(places.max())
     threshold = min(max(round(val_fraction * HASH_RANGE), int(eligible.min()) + 1), highest)
-    held_out = np.array([int(place) < threshold for place in places]) & (too_large.all() | ~too_large)
-    return set(document_keys[held_out[members]].tolist())
+    chosen = _that_fit(
+        places, n_bytes, ~too_large & np.array([int(place) < threshold for place in places]), val_fraction
+    )
+    return set(document_keys[chosen[members]].tolist())
+
+
+def _that_fit(
+    places: NDArray[np.uint64], n_bytes: NDArray[np.float64], below: NDArray[np.bool_], val_fraction: float
+) -> NDArray[np.bool_]:
+    """Of the clusters below the threshold those, by place, that keep to the share of bytes; one at least."""
+    limit = MOST_BYTES * val_fraction * n_bytes.sum()
+    chosen, used = np.zeros_like(below), 0.0
+    order = [cluster for cluster in np.argsort(places) if below[cluster]]
+    for cluster in order:
+        if used + n_bytes[cluster] <= limit:
+            chosen[cluster] = True
+            used += n_bytes[cluster]
+    if not chosen.any():
+        chosen[order[0]] = True
+    return chosen

@@ -107,6 +107,17 @@ def test_about_the_asked_share_is_held_out_and_no_cluster_is_divided() -> None:
     assert len(set(zip(clusters.tolist(), sides, strict=True))) == len(set(clusters.tolist()))
 
 
+def test_files_of_very_unequal_size_do_not_make_the_held_out_part_much_larger() -> None:
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        keys = [split_key(f"{seed} {number}".encode()) for number in range(1500)]
+        sizes = (rng.pareto(1.2, 1500) * 1000 + 100).astype(int).tolist()
+        held_out = choose_held_out(keys, sizes, np.arange(1500), 0.02)
+        assert held_out
+        share = sum(size for key, size in zip(keys, sizes, strict=True) if key in held_out) / sum(sizes)
+        assert share <= 1.25 * 0.02
+
+
 def test_a_cluster_stays_where_it_is_when_others_come() -> None:
     keys = [split_key(str(number).encode()) for number in range(2000)]
     few = choose_held_out(keys[:500], [1] * 500, np.arange(500) // 2, 0.2)
