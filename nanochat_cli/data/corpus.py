@@ -20,6 +20,7 @@ from nanochat_cli.data.records import BadRecord, holds_records, in_pieces, kind_
 from nanochat_cli.data.source_files import made_by, walk
 from nanochat_cli.data.text_files import MAX_DOCUMENT, text_documents
 from nanochat_cli.errors import ConfigError, DataError
+from nanochat_cli.hub import load_rows
 
 # A source that is one text file is cut finer, so that part of it can be held out.
 SINGLE_FILE_PIECE = 16 * 1024
@@ -167,11 +168,11 @@ def _hub_corpus(source: str, text_field: str, streaming: bool) -> Corpus:
         identity.append(_file_corpus(source, Path(name), list(walk(Path(name), "*")), text_field, []).fingerprint)
 
     def read() -> Iterator[Document | Skipped]:
-        import datasets
         from datasets.exceptions import DatasetsError
 
+        hint = "give a folder or a file that holds its text"
+        rows = load_rows(source, hint, name, config, split=split, streaming=streaming)
         try:
-            rows = datasets.load_dataset(name, config, split=split, streaming=streaming)
             yield from in_pieces(_row(f"{split}:{number}", row, text_field) for number, row in enumerate(rows))
         except (OSError, ValueError, DatasetsError) as error:
             raise DataError(f"{source}: cannot load: {' '.join(str(error).split())}") from error

@@ -12,7 +12,9 @@ from pydantic import BaseModel
 
 from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.evaluation.completions import CLOSING_STOP, cut_completion
+from nanochat_cli.evaluation.problem_files import SUFFIXES
 from nanochat_cli.evaluation.problems import Problem, Test
+from nanochat_cli.hub import load_rows
 
 PYTHON_STOP = ("\nclass ", "\ndef ", "\n#", "\n@", "\nif ", "\nprint(")
 """Statements at the margin (arXiv:2107.03374, §2.1)."""
@@ -52,16 +54,11 @@ def hub_records(source: str) -> Iterator[tuple[str, object]]:
     config = config or hub.configs[0]
     if config not in hub.configs:
         raise ConfigError(f"{source}: no configuration {config!r}; there are {', '.join(hub.configs)}")
-    import datasets
-    from datasets.exceptions import DatasetsError
-
-    try:
-        if hub.files is None:
-            rows = datasets.load_dataset(hub.path, config, split=hub.split)
-        else:
-            rows = datasets.load_dataset(hub.path, data_files=hub.files.format(config=config), split=hub.split)
-    except (OSError, ValueError, DatasetsError) as error:
-        raise DataError(f"{source}: cannot load: {' '.join(str(error).split())}") from error
+    hint = f"give a file of its problems in place of the name ({', '.join(SUFFIXES)})"
+    if hub.files is None:
+        rows = load_rows(source, hint, hub.path, config, split=hub.split)
+    else:
+        rows = load_rows(source, hint, hub.path, data_files=hub.files.format(config=config), split=hub.split)
     for number, record in enumerate(rows, 1):
         yield f"{source}: row {number}", record
 

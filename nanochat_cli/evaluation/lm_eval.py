@@ -23,12 +23,16 @@ from nanochat_cli.inference.load import load_target
 from nanochat_cli.inference.packed_model import PackedTransformer
 from nanochat_cli.inference.sampling import SamplingConfig
 from nanochat_cli.runs import find_run_or_gguf
+from nanochat_cli.training.gradient_step import is_out_of_memory
 
 _log = logging.getLogger(__name__)
 
 MAX_NEW_TOKENS = 256
 """Unless a task says otherwise with `max_gen_toks`."""
 _SAMPLING = {"do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "until", "max_gen_toks"}
+
+AUTOMATIC = 32
+"""Sequences that are scored together unless told otherwise."""
 
 Pair = tuple[Any, list[int], list[int]]
 """(what was asked, context, continuation) in tokens."""
@@ -38,7 +42,8 @@ Pair = tuple[Any, list[int], list[int]]
 class NanochatLM(TemplateLM):
     """`target`: a run, by path or name, or a .gguf file; default: the latest run.
 
-    batch_size: sequences that are scored together. seed: of tasks that sample. backend: of the kernels. device is not
+    batch_size: sequences that are scored together; `auto` and `auto:N` begin with AUTOMATIC, and whatever is too much
+    for the memory is halved. seed: of tasks that sample. backend: of the kernels. device is not
     obeyed, with a warning: the model runs on the CPU. Raises ConfigError and DataError.
     """
 
@@ -61,7 +66,9 @@ class NanochatLM(TemplateLM):
         model, tokenizer, _ = load_target(path)
         self.path, self.tokens, self.seed = path, tokenizer, seed
         self.model = PackedTransformer.from_model(model, backend)
-        self.batch_size = 8 if batch_size in (None, "", "auto") else int(batch_size)
+        self.batch_size = _rows(batch_size)
+        if max_batch_size is not None:
+            self.batch_size = min(self.batch_size, max_batch_size)
 
     @property
     def tokenizer_name(self) -> str:
@@ -76,6 +83,16 @@ class NanochatLM(TemplateLM):
     def max_length(self) -> int:
         """Tokens that the model reads at most."""
         return self.model.config.max_seq_len
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        """No template. Raises ConfigError where one is asked for."""
+        if chat_template:
+            raise ConfigError("--apply_chat_template: models of nanochat continue text and have no chat template")
+        return ""
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Raises ConfigError, as `chat_template`."""
+        return self.chat_template(True)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         return self.tokens.encode(string)
@@ -96,9 +113,16 @@ class NanochatLM(TemplateLM):
         order = sorted(range(len(requests)), key=lambda i: -len(requests[i][1]) - len(requests[i][2]))
         found: dict[int, tuple[float, bool]] = {}
         with tqdm(total=len(requests), desc="nanochat: log-likelihoods", disable=disable_tqdm) as progress:
-            for start in range(0, len(order), self.batch_size):
-                chosen = order[start : start + self.batch_size]
-                scored = self._score([requests[i][1:] for i in chosen])
+            while len(found) < len(order):
+                chosen = order[len(found) : len(found) + self.batch_size]
+                try:
+                    scored = list(self._score([requests[i][1:] for i in chosen]))
+                except (RuntimeError, MemoryError) as error:
+                    if self.batch_size == 1 or not is_out_of_memory(error):
+                        raise
+                    self.batch_size = max(1, self.batch_size // 2)
+                    _log.warning("out of memory: %d sequences together from here on", self.batch_size)
+                    continue
                 for i, answer in zip(chosen, scored, strict=True):
                     found[i] = answer
                     if requests[i][0] is not None:
@@ -149,6 +173,20 @@ class NanochatLM(TemplateLM):
             found.append(completion.text)
             self.cache_hook.add_partial("generate_until", (context, asked), completion.text)
         return found
+
+
+def _rows(asked: int | str | None) -> int:
+    """Sequences to score together. Raises ConfigError for what is no number and not automatic."""
+    text = str(asked or "auto")
+    if text.partition(":")[0] == "auto":
+        return AUTOMATIC
+    try:
+        rows = int(text)
+    except ValueError:
+        rows = 0
+    if rows < 1:
+        raise ConfigError(f"--batch_size {text}: needs a number of at least 1, or auto")
+    return rows
 
 
 def _sampling(asked: dict[str, Any]) -> SamplingConfig:

@@ -35,6 +35,12 @@ class Judged:
     reward: Reward
 
     @property
+    def ended(self) -> bool:
+        """The model came to the end of the function: it stopped, or went on to something else, which was cut off."""
+        completion = self.rollout.completion
+        return completion.finish != "length" or len(self.code) < len(completion.text)
+
+    @property
     def compiles(self) -> bool:
         """It compiles and is an answer: a rejected one (empty, a comment, a copy, trivial) does not count."""
         return self.outcome.compiled and self.reward.rejected is None

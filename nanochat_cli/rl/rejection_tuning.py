@@ -32,10 +32,15 @@ class LikelihoodObjective:
 def good_answers(
     experiences: Sequence[Experience], tokenizer: Tokenizer, *, min_reward: float, context: int
 ) -> list[Trajectory]:
-    """Each different prompt and answer once, those that the context holds, in the order of the library."""
+    """Each different prompt and answer once, those that the context holds, in the order of the library.
+
+    An answer that came to its end is learned with EOS behind it; one that was cut off by its length is not.
+    """
     found: dict[tuple[str, str], Trajectory] = {}
     for one in experiences:
         prompt, answer = tuple(encode_prompt(tokenizer, one.prompt)), tuple(tokenizer.encode(one.response))
+        if answer and one.metadata.get("ended"):
+            answer = (*answer, tokenizer.eos_id)
         if one.reward >= min_reward and answer and len(prompt) + len(answer) <= context + 1:
             found.setdefault((one.prompt, one.response), Trajectory(prompt, answer))
     return list(found.values())

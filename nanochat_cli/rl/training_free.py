@@ -69,6 +69,7 @@ def remember(library: ExperienceLibrary, group: Sequence[Judged], config: GRPOCo
                 "language": problem.language,
                 "round": round_number,
                 "solved": judged.solves,
+                "ended": judged.ended,
                 "terms": dict(judged.reward.terms),
             }
             for judged in group

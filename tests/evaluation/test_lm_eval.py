@@ -120,6 +120,39 @@ def test_what_the_model_cannot_do_is_refused(adapter):
         adapter.loglikelihood([request("loglikelihood", "x", " y" * 200)], disable_tqdm=True)
 
 
+@pytest.mark.parametrize(("asked", "rows"), [("auto", 32), ("auto:4", 32), (None, 32), ("5", 5), (7, 7)])
+def test_a_batch_size_is_a_number_or_automatic(saved, asked, rows):
+    assert NanochatLM(str(saved[0]), batch_size=asked).batch_size == rows
+
+
+def test_what_the_adapter_cannot_do_is_one_line(saved, adapter):
+    for asked in ("many", "0", "-3"):
+        with pytest.raises(ConfigError, match=f"--batch_size {asked}: needs a number"):
+            NanochatLM(str(saved[0]), batch_size=asked)
+    with pytest.raises(ConfigError, match="no chat template"):
+        adapter.chat_template(True)
+    with pytest.raises(ConfigError, match="no chat template"):
+        adapter.apply_chat_template([{"role": "user", "content": "x"}])
+
+
+def test_sequences_that_do_not_fit_the_memory_are_scored_fewer_at_a_time(saved, monkeypatch):
+    adapter = NanochatLM(str(saved[0]), batch_size=8)
+    asked = [request("loglikelihood", "a " * n, "b") for n in range(1, 8)]
+    expected = adapter.loglikelihood(asked, disable_tqdm=True)
+    score, sizes = adapter._score, []
+
+    def limited(pairs):
+        sizes.append(len(pairs))
+        if len(pairs) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return score(pairs)
+
+    monkeypatch.setattr(adapter, "_score", limited)
+    found = adapter.loglikelihood(asked, disable_tqdm=True)
+    assert sizes == [7, 4, 2, 2, 2, 1]
+    assert [one for one, _ in found] == pytest.approx([one for one, _ in expected], abs=1e-4)
+
+
 def test_a_device_is_left_aside_with_a_warning(saved, caplog):
     assert NanochatLM(str(saved[0]), device="cuda:0").model.device.type == "cpu"
     assert "this model runs on the CPU" in caplog.text

@@ -9,18 +9,21 @@ import torch
 
 from nanochat_cli.config.schema import ModelConfig
 from nanochat_cli.errors import Diverged
+from nanochat_cli.evaluation.problems import Problem
+from nanochat_cli.inference.batched import Completion
 from nanochat_cli.inference.load import load_run
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.report.metrics_log import read_metrics
 from nanochat_cli.report.reporter import QuietReporter
 from nanochat_cli.rl.experience import Experience
-from nanochat_cli.rl.judging import Judge, collect
+from nanochat_cli.rl.judging import Judge, Judged, collect
 from nanochat_cli.rl.learner import Learner, completion_log_probabilities
 from nanochat_cli.rl.policy import PolicyObjective, learn_policy, trajectories_of
 from nanochat_cli.rl.rejection_tuning import LikelihoodObjective, good_answers
-from nanochat_cli.rl.rewards import RewardConfig
-from nanochat_cli.rl.rollouts import Sampler
+from nanochat_cli.rl.rewards import Reward, RewardConfig
+from nanochat_cli.rl.rollouts import Prompt, Rollout, Sampler
 from nanochat_cli.rl.run_grpo import plain
+from nanochat_cli.rl.sandbox_limits import Outcome
 from nanochat_cli.rl.trajectories import Trajectory, batches, collate
 from nanochat_cli.training import checkpoints
 from nanochat_kernels import ternarize
@@ -200,6 +203,30 @@ def test_good_answers_are_those_with_a_large_reward_that_fit_each_once(source):
     found = good_answers(experiences, tokenizer, min_reward=0.5, context=96)
     written = [(tokenizer.decode(one.prompt), tokenizer.decode(one.completion)) for one in found]
     assert written == [("def a(x):\n", "    return x + 1\n"), ("def b(x):\n", "    return x + 1\n")]
+
+
+def test_an_answer_that_came_to_its_end_is_learned_with_the_token_that_ends_it(source):
+    _, tokenizer, _ = load_run(source)
+    answers = {"    return x + 1\n": {"ended": True}, "    return x +": {"ended": False}, "    return x + 2\n": {}}
+    experiences = [Experience("def a(x):\n", answer, 1.0, 0.1, 0.0, metadata) for answer, metadata in answers.items()]
+    found = good_answers(experiences, tokenizer, min_reward=0.5, context=96)
+    assert [one.completion[-1] == tokenizer.eos_id for one in found] == [True, False, False]
+    learned = [target for row, mask in zip(*collate(found[:1])[1:3], strict=True) for target in row[mask].tolist()]
+    assert learned == [*tokenizer.encode("    return x + 1\n"), tokenizer.eos_id]
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "code", "ended"),
+    [
+        ("    return 1\n", "eos", "    return 1\n", True),
+        ("    return 1\n", "stop", "    return 1\n", True),
+        ("    return 1 + ", "length", "    return 1 + ", False),
+        ("    return 1\ndef g", "length", "    return 1\n", True),
+    ],
+)
+def test_an_answer_that_was_cut_off_by_its_length_did_not_come_to_its_end(text, finish, code, ended):
+    rollout = Rollout(Problem("a", "python", "", ()), 0, Prompt(""), Completion(text, (1,), (0.0,), finish))
+    assert Judged(rollout, code, Outcome("ran", "ok"), Reward(1.0, {})).ended is ended
 
 
 def test_answers_to_held_out_problems_are_not_learned_though_a_library_holds_them(source, tmp_path):
