@@ -193,17 +193,25 @@ class Engine:
         if not (mhc or isometry):
             inspect_ternary(run, which, out, self.reporter)
 
-    def score(self, run: Path, which: "Which" = "latest", *, out: Path) -> None:
-        """Losses of the tokens of the run's training split, as a file for collider.scores."""
+    def score(self, run: Path, which: "Which" = "latest", *, out: Path, max_tokens: int | None = None) -> None:
+        """Losses of the tokens of the run's training split, or of those read first, as a file for collider.scores."""
         from nanochat_cli.data.run_data import open_run_data
         from nanochat_cli.training.score_file import write_scores
 
         loaded = self._open(run, which)
         config = loaded.config
         reader = open_run_data(run, config, self.reporter, ("train",))
-        mean = write_scores(loaded.model, reader, config.train.seq_len, out, self.reporter)
-        self.reporter.info(f"{out}: {len(reader.tokens('train')):,} tokens, mean loss {mean:.3f} nats")
-        self.reporter.result({"file": str(out), "mean_loss": mean})
+        count, mean = write_scores(
+            loaded.model,
+            reader,
+            config.train.seq_len,
+            out,
+            self.reporter,
+            seed=config.run.seed,
+            max_tokens=max_tokens,
+        )
+        self.reporter.info(f"{out}: {count:,} tokens, mean loss {mean:.3f} nats")
+        self.reporter.result({"file": str(out), "tokens": count, "mean_loss": mean})
 
     def generate(
         self,

@@ -19,6 +19,12 @@ def score(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where to write them; default: RUN/scores.safetensors.")
     ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Only the N tokens that a run of the same seed and sequence length reads first."
+        ),
+    ] = None,
 ) -> None:
     """Write the loss of every training token under a run's model, for collider.scores.
 
@@ -29,4 +35,4 @@ def score(
 
     found = find_run(run)
     which = which_checkpoint(found, checkpoint)
-    session_of(ctx).engine.score(found, which, out=out or found / "scores.safetensors")
+    session_of(ctx).engine.score(found, which, out=out or found / "scores.safetensors", max_tokens=max_tokens)

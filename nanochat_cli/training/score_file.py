@@ -2,6 +2,7 @@
 
 A safetensors file with `scores`, float16 [tokens of the training split]: the cross-entropy in nats of the token at each
 place, given what precedes it in its window; 0 for the first token, which nothing predicts. Its metadata names the data.
+A file of the first windows only, in the order in which a run with this seed reads them, holds NaN elsewhere.
 """
 
 from pathlib import Path
@@ -10,9 +11,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from nanochat_cli.config.schema import Config
-from nanochat_cli.data.batches import Batches, evaluation_batches
+from nanochat_cli.data.batches import IGNORE_INDEX, Batches
 from nanochat_cli.data.run_data import split_fingerprint
 from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.durable import whole
@@ -25,37 +27,66 @@ ROWS = 8
 
 
 @torch.no_grad()
-def write_scores(model: Transformer, reader: ShardReader, seq_len: int, path: Path, reporter: Reporter) -> float:
-    """Score every token of the training split in windows of seq_len; returns their mean in nats. Raises DataError."""
+def write_scores(
+    model: Transformer,
+    reader: ShardReader,
+    seq_len: int,
+    path: Path,
+    reporter: Reporter,
+    *,
+    seed: int = 0,
+    max_tokens: int | None = None,
+) -> tuple[int, float]:
+    """Score the tokens of the training split in windows of seq_len; returns how many and their mean in nats.
+
+    max_tokens: only so many (rounded up to whole windows), those that a run with this seed and seq_len reads first.
+    Raises DataError.
+    """
     stream = reader.tokens("train")
-    scores = torch.zeros(len(stream), dtype=torch.float16)
-    place = 1
-    with reporter.progress("scoring", len(stream) - 1, "tokens") as progress:
-        for inputs, targets in evaluation_batches(stream, ROWS, seq_len):
-            flat = torch.from_numpy(targets).reshape(-1)
-            hidden = model(torch.from_numpy(inputs).to(model.device)).flatten(0, 1)
+    scores = torch.full((len(stream),), float("nan"), dtype=torch.float16)
+    scores[0] = 0
+    part = max_tokens is not None and max_tokens < len(stream) - 1
+    if max_tokens is not None and part:
+        order = Batches(stream, 1, seq_len, seed)
+        chosen = sorted(order.window_order(0, min(-(-max_tokens // seq_len), order.windows)))
+    else:
+        chosen = range(-(-(len(stream) - 1) // seq_len))
+    with reporter.progress("scoring", min(len(chosen) * seq_len, len(stream) - 1), "tokens") as progress:
+        for first in range(0, len(chosen), ROWS):
+            starts = [window * seq_len for window in chosen[first : first + ROWS]]
+            rows = [torch.from_numpy(stream[start : start + seq_len + 1]) for start in starts]
+            tokens = pad_sequence(rows, batch_first=True, padding_value=IGNORE_INDEX)
+            flat = tokens[:, 1:].reshape(-1)
+            inputs = tokens[:, :-1].masked_fill(tokens[:, :-1] == IGNORE_INDEX, stream.eos_id)
+            hidden = model(inputs.to(model.device)).flatten(0, 1)
             losses, _ = token_scores(hidden, model.unembedding, flat.to(model.device))
-            found = losses.cpu()[flat >= 0]
-            scores[place : place + len(found)] = found.to(torch.float16)
-            place += len(found)
-            progress.advance(len(found))
+            places = torch.tensor(starts)[:, None] + 1 + torch.arange(inputs.shape[1])
+            scores[places.reshape(-1)[flat >= 0]] = losses.cpu()[flat >= 0].to(torch.float16)
+            progress.advance(int((flat >= 0).sum()))
+    metadata = {"train": split_fingerprint(reader, "train")}
+    if part:
+        metadata["order"] = f"the first {len(chosen)} windows of {seq_len} tokens with run.seed = {seed}"
     try:
         with whole(path) as temporary:
-            save_file({"scores": scores}, temporary, metadata={"train": split_fingerprint(reader, "train")})
+            save_file({"scores": scores}, temporary, metadata=metadata)
     except (OSError, SafetensorError) as error:
         raise DataError(f"cannot write {path}: {error}") from error
-    return float(scores[1:].float().mean())
+    known = scores[1:].float()
+    known = known[~known.isnan()]
+    return len(known), float(known.mean())
 
 
 class ScoreBatches:
     """Scores of the tokens that a step predicts, in the order of `data.batches`."""
 
     def __init__(self, path: Path, reader: ShardReader, config: Config) -> None:
-        """Raises DataError for a file that is none, or is of other data."""
+        """Raises DataError for a file that is none, is of other data, or lacks what the first step needs."""
+        self._path = path
         try:
             with safe_open(path, framework="pt") as file:
                 self._scores: Tensor = file.get_tensor("scores")
-                found = (file.metadata() or {}).get("train")
+                metadata = file.metadata() or {}
+                found, self._part = metadata.get("train"), metadata.get("order")
         except (OSError, SafetensorError) as error:
             raise DataError(f"collider.scores = {path}: not a file of nanochat score ({error})") from error
         stream = reader.tokens("train")
@@ -63,10 +94,17 @@ class ScoreBatches:
             raise DataError(f"collider.scores = {path}: scores of other data; run nanochat score on this data set")
         train = config.train
         self._batches = Batches(stream, train.batch_size * train.grad_accum, train.seq_len, config.run.seed)
+        self.batch(0)
 
     def batch(self, step: int) -> Tensor:
-        """float32 [batch_size × grad_accum, T], beside the targets of the step's batch."""
+        """float32 [batch_size × grad_accum, T], beside the targets of the step's batch. Raises DataError."""
         batches, length = self._batches, self._batches.seq_len
         windows = batches.window_order(step * batches.batch_size, batches.batch_size)
         places = torch.tensor(windows).unsqueeze(1) * length + 1 + torch.arange(length)
-        return self._scores[places].float()
+        found = self._scores[places].float()
+        if self._part is not None and bool(found.isnan().any()):
+            raise DataError(
+                f"{self._path}: it has scores of {self._part}, and step {step} needs others: "
+                "run nanochat score with more --max-tokens, or without"
+            )
+        return found

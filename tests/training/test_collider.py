@@ -12,9 +12,10 @@ from torch import nn
 
 from nanochat_cli.config.load import load_run_config, resolve_config
 from nanochat_cli.config.schema import ColliderConfig, MTPConfig, TrainConfig
+from nanochat_cli.data.batches import Batches
 from nanochat_cli.data.prepare import cached_dataset
 from nanochat_cli.data.shards import ShardReader
-from nanochat_cli.errors import ConfigError
+from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.inference.load import load_run
 from nanochat_cli.model import attention as attention_module
 from nanochat_cli.model import moe as moe_module
@@ -329,3 +330,17 @@ def test_scores_of_a_run_choose_tokens_of_another(tmp_path):
     for row, line in zip(of_step, targets, strict=True):
         starts = [s for s in range(1, len(tokens) - 31, 32) if torch.equal(tokens[s : s + 32], line)]
         assert any(torch.equal(scores[s : s + 32], row) for s in starts)
+
+    # The windows that a run of the same seed reads first, which is enough for its first step.
+    nanochat("score", "runs/reference", "--out", "part.safetensors", "--max-tokens", "70")
+    part = load_file(tmp_path / "part.safetensors")["scores"].float()
+    known = ~part.isnan()
+    assert int(known[1:].sum()) == 3 * 32
+    torch.testing.assert_close(part[known], scores[known])
+    first = Batches(stream, 1, 32, config.run.seed).window_order(0, 3)
+    assert sorted(first) == [int(start) // 32 for start in known[1:].nonzero().flatten()[::32]]
+    config.collider.scores, config.train.batch_size = tmp_path / "part.safetensors", 1
+    few = ShardData(reader, config)
+    assert not few.scores(2).isnan().any()
+    with pytest.raises(DataError, match="scores of the first 3 windows .* step 3 needs others"):
+        few.scores(3)
