@@ -342,5 +342,5 @@ def test_scores_of_a_run_choose_tokens_of_another(tmp_path):
     config.collider.scores, config.train.batch_size = tmp_path / "part.safetensors", 1
     few = ShardData(reader, config)
     assert not few.scores(2).isnan().any()
-    with pytest.raises(DataError, match="scores of the first 3 windows .* step 3 needs others"):
+    with pytest.raises(DataError, match=r"scores of the first 3 windows .* step 3 needs others"):
         few.scores(3)
