@@ -67,6 +67,15 @@ def test_a_run_holds_what_is_needed_to_repeat_it(folder, run):
     assert latest_step(run) == 3
 
 
+def test_train_says_first_where_its_file_will_run(folder, capfd):
+    more = ["data.path=data/src", "train.total_steps=1", "eval.max_tokens=64", "bigram_init.steps=0", "mhc_n_streams=2"]
+    line = ["train", *TINY, *(word for setting in more for word in ("--set", setting)), "--set", "train.compile=off"]
+    assert main([*line, "--name", "streams"]) == 0
+    said = capfd.readouterr().err
+    architecture = "GGUF architecture nanochat-ternary; runs in llama.cpp: no: it has 2 residual streams"
+    assert 0 <= said.index(architecture) < said.index("step 1/1")
+
+
 def test_train_and_eval_agree_on_the_held_out_documents(folder, run):
     trained = result(folder, "train.json")["held_out"]
     assert main(["eval", "--json", "eval.json"]) == 0
