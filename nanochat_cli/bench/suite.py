@@ -30,6 +30,7 @@ from nanochat_cli.bench.plan import (
 from nanochat_cli.bench.records import FAILED, FINISHED, INTERRUPTED, MEASURES, RunRecord, Suite, write_suite
 from nanochat_cli.bench.result_file import Result
 from nanochat_cli.bench.suite_child import read_outcome
+from nanochat_cli.bench.suite_data import load_suite_data, prepare_suite_data
 from nanochat_cli.bench.suite_runs import Place, run_in_process
 from nanochat_cli.bench.suite_view import SuiteView
 from nanochat_cli.bench.tuning import SEED, Tuned, choose, load_tuned, rates, save_tuned, tuning_notes
@@ -54,7 +55,7 @@ def begin_suite(plan: Plan, out: Path | None, reporter: Reporter, report: Path |
     `resume_suite` raises.
     """
     with _new_folder(plan, out) as folder:
-        _prepare_data(plan, folder, reporter)
+        prepare_suite_data((resolve(plan, Entry(one, 0), folder) for one in plan.contenders), folder, reporter)
         save_plan(plan, folder)
         return _run(folder, reporter, report)
 
@@ -194,7 +195,7 @@ def _result(config: str, name: str, values: dict[int, float], peers: dict[int, f
 
 
 def _run_all(plan: Plan, folder: Path, reporter: Reporter) -> None:
-    tuned = load_tuned(folder)
+    tuned, data = load_tuned(folder), load_suite_data(folder)
     order = [*(tuning_entries(plan) if tuned is None else ()), *entries(plan)]
     with StopSignals() as stop, SuiteView(reporter, [entry.name for entry in order]) as view:
         for number, entry in enumerate(order):
@@ -211,6 +212,7 @@ def _run_all(plan: Plan, folder: Path, reporter: Reporter) -> None:
                 outcome = config
                 place.record(outcome)
             else:
+                data.fix(config)
                 outcome = run_in_process(place, config, view.update, lambda: stop.requested)
             view.finish(outcome.status, outcome.reason)
             write_suite(folder, collect(plan, folder))
@@ -260,17 +262,3 @@ def _configured(plan: Plan, entry: Entry, folder: Path, tuned: Tuned | None) -> 
         return Outcome(FAILED, f"{reference.name} has not finished, so there is no training time to match")
     record = read_run(folder, reference.run, plan.baseline.name, entry.seed, outcome)
     return resolve(plan, entry, folder, record.measures["train_seconds"], rate)
-
-
-def _prepare_data(plan: Plan, folder: Path, reporter: Reporter) -> None:
-    """Encode the corpus once, before any process does. Raises DataError for data that no run could use."""
-    from nanochat_cli.data.prepare import cached_dataset
-    from nanochat_cli.data.shards import ShardReader
-
-    prepared = set()
-    for contender in plan.contenders:
-        config = resolve(plan, Entry(contender, 0), folder)
-        key = config.data.model_dump_json(), config.tokenizer.model_dump_json(), config.model.vocab_size
-        if key not in prepared:
-            prepared.add(key)
-            ShardReader(cached_dataset(config, reporter), vocab_size=config.model.vocab_size)

@@ -4,6 +4,7 @@ Importing this module registers the model. `python -m nanochat_cli.evaluation.lm
 harness with it. Knows how the harness asks; tasks, metrics and reports are the harness's.
 """
 
+import hashlib
 import logging
 import sys
 from collections.abc import Iterator, Sequence
@@ -72,8 +73,8 @@ class NanochatLM(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """Which tokenizer cached requests belong to."""
-        return str(self.path)
+        """Which tokenizer cached requests belong to: a run that is trained anew at the same place may have another."""
+        return f"{self.path}@{hashlib.sha256(self.tokens.to_str().encode()).hexdigest()[:16]}"
 
     @property
     def eot_token_id(self) -> int:

@@ -17,6 +17,7 @@ from nanochat_cli.config.schema import Config
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import DataError, Interrupted
 from nanochat_cli.evaluation.problems import Problem
+from nanochat_cli.evaluation.run_suite import fingerprint
 from nanochat_cli.inference.load import load_run, open_run
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.report.metrics_log import MetricsLog
@@ -100,6 +101,8 @@ class GRPORun:
         self.before = {problem: Score(**values) for problem, values in found["before"].items()}
         if self.before.keys() != {problem.id for problem in (*self.problems.practised, *self.problems.held_out)}:
             raise DataError(f"{self.grpo.task}: not the problems that {self.run_dir} began with; start a new run")
+        if found.get("problems", self._fingerprint()) != self._fingerprint():  # same names, asked or tested otherwise
+            raise DataError(f"{self.grpo.task}: its problems have changed since {self.run_dir} began; start a new run")
         if found["library"] is not None:
             (self.run_dir / LIBRARY_FILE).unlink(missing_ok=True)  # it may hold answers of a round that did not end
         self.library = self._open_library()
@@ -141,6 +144,10 @@ class GRPORun:
                 f"{self.grpo.task}: no problem leaves the model room to answer; train with a longer context"
             )
         return found
+
+    def _fingerprint(self) -> str:
+        """Of what is asked and how it is tested."""
+        return fingerprint((*self.problems.practised, *self.problems.held_out))
 
     def _open_library(self) -> ExperienceLibrary:
         return ExperienceLibrary(self.grpo.library or self.run_dir / LIBRARY_FILE)
@@ -288,6 +295,7 @@ class GRPORun:
         own = self.grpo.library is None
         state = {
             "before": {problem: asdict(one) for problem, one in (self.before or {}).items()},
+            "problems": self._fingerprint(),
             "library": [asdict(one) for one in self.library.experiences] if own else None,
             "lessons": self.lessons.texts,
             "learner": None if self.learner is None else self.learner.state(),

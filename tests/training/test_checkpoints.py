@@ -371,3 +371,43 @@ def test_a_checkpoint_of_another_model_names_the_first_key_or_tensor_that_differ
 def test_fingerprint_depends_on_values_and_not_on_key_order() -> None:
     assert checkpoints.fingerprint({"a": 1, "b": [2]}) == checkpoints.fingerprint({"b": [2], "a": 1})
     assert checkpoints.fingerprint({"a": 1, "b": [2]}) != checkpoints.fingerprint({"a": 1, "b": [3]})
+
+
+# --- a training that goes on ----------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_that_is_removed_while_it_is_read_is_read_anew_and_a_named_one_is_an_error(tmp_path, monkeypatch):
+    save_steps(tmp_path, 1, 2)
+    verify, moved = checkpoints._verified_document, []
+
+    def verify_late(folder: Path) -> dict[str, Any]:
+        if not moved:
+            moved.append(folder)
+            save_steps(tmp_path, 3, 4)
+            prune(tmp_path, keep_last=1)
+        return verify(folder)
+
+    monkeypatch.setattr(checkpoints, "_verified_document", verify_late)
+    found = load(tmp_path)
+    assert moved[0].name == "step-000002"
+    assert (found.step, found.state) == (4, {"data_position": 4})
+    moved.clear()
+    save_steps(tmp_path, 2, 4)  # `latest` is 4 again
+    with pytest.raises(DataError, match=r"there is no checkpoint of step 2 \(saved steps: 4\)"):
+        load(tmp_path, 2)
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_anew(tmp_path, monkeypatch):
+    save_steps(tmp_path, 1)
+    verify, replaced = checkpoints._verified_document, []
+
+    def verify_across(folder: Path) -> dict[str, Any]:
+        document = verify(folder)
+        if not replaced:
+            replaced.append(folder)
+            save(tmp_path, 1, simple(7), {"data_position": 7}, model_config=MODEL)
+            raise checkpoints._DamageError("half of it is new")
+        return document
+
+    monkeypatch.setattr(checkpoints, "_verified_document", verify_across)
+    assert load(tmp_path).state == {"data_position": 7}

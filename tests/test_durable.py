@@ -1,0 +1,90 @@
+"""What must outlive a power cut is on the disk before it has its name: checkpoints, data sets, libraries, files."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanochat_cli.data.prepare import prepare_dataset
+from nanochat_cli.durable import whole, write_atomically
+from nanochat_cli.evaluation.sample_file import SampleFile
+from nanochat_cli.report.metrics_log import MetricsLog
+from nanochat_cli.report.reporter import QuietReporter
+from nanochat_cli.report.results import add_results
+from nanochat_cli.rl.experience import Experience, ExperienceLibrary
+from nanochat_cli.training import checkpoints
+from tests.data.corpora import make_config, write_folder
+from tests.durability import record_disk_calls
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_and_its_pointers_are_named(tmp_path, monkeypatch):
+    calls = record_disk_calls(monkeypatch)
+    for _ in range(2):  # the second replaces the first
+        tensors = {"model": {"weight": torch.ones(4)}, "optimizer": {"momentum": torch.zeros(4)}}
+        checkpoints.save(tmp_path, 5, tensors, {"step": 5}, model_config={}, best=True)
+    calls.require_durable()
+    places = [place.name for _, place, _, _ in calls.renames]
+    assert places == ["step-000005", "latest", "best"] * 2
+    inside = {path.name for path in calls.renames[0][3]}
+    assert {"model.safetensors", "optimizer.safetensors", "state.json"} < inside
+
+
+def test_a_data_set_is_on_the_disk_before_its_manifest_is_named(tmp_path, monkeypatch):
+    write_folder(tmp_path / "corpus", 20)
+    calls = record_disk_calls(monkeypatch)
+    prepare_dataset(str(tmp_path / "corpus"), tmp_path / "data", make_config(), QuietReporter())
+    calls.require_durable()
+    place = calls.renames[-1][1]
+    assert place == tmp_path / "data" / "manifest.json"
+
+
+def test_an_experience_library_is_pruned_to_the_disk_and_appended_to_it(tmp_path, monkeypatch):
+    calls = record_disk_calls(monkeypatch)
+    library = ExperienceLibrary(tmp_path / "library.jsonl", clock=lambda: 10.0)
+    library.add([Experience("prompt", f"answer {number}", 1.0, 0.5, 10.0) for number in range(3)])
+    status = library.path.stat()
+    assert (status.st_dev, status.st_ino) in [identity for _, identity in calls.synced]
+    library.prune(max_size=1)
+    calls.require_durable()
+
+
+@pytest.mark.parametrize("kind", ["small", "large", "results"])
+def test_a_file_that_is_written_whole_is_on_the_disk_before_it_is_named(tmp_path, monkeypatch, kind):
+    calls = record_disk_calls(monkeypatch)
+    if kind == "small":
+        write_atomically(tmp_path / "config.toml", b"content")
+    elif kind == "large":
+        with whole(tmp_path / "model.gguf") as temporary, temporary.open("wb") as file:
+            file.write(b"content")
+    else:
+        add_results(tmp_path, export={"bytes": 1})
+    calls.require_durable()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_fails_in_between_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "config.toml"
+    write_atomically(path, b"old")
+    writing = whole(path)
+    writing.__enter__().write_bytes(b"half")
+    assert writing.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None) in (None, False)
+    assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [("config.toml", b"old")]
+
+
+def test_a_device_is_written_to_and_not_replaced(tmp_path):
+    fifo = Path("/dev/null")
+    write_atomically(fifo, b"content")
+    assert fifo.is_char_device()
+
+
+def test_lines_of_metrics_and_samples_are_synced_when_it_is_promised(tmp_path, monkeypatch):
+    calls = record_disk_calls(monkeypatch)
+    with MetricsLog(tmp_path / "run", tensorboard=False) as log:
+        log.log(1, {"loss/main": 1.0})
+        log.sync()
+    with SampleFile(tmp_path / "eval", {}, resume=False) as samples:
+        samples.append({"temperature": 0.0, "problem": "p"})
+    synced = [identity for _, identity in calls.synced]
+    for path in (tmp_path / "run" / "metrics.jsonl", tmp_path / "eval" / "samples.jsonl"):
+        status = path.stat()
+        assert (status.st_dev, status.st_ino) in synced
