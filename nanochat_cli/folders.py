@@ -11,12 +11,14 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 
 from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.nesting import parse_json
 
 LOCK_FILE = ".lock"
+ATTEMPTS = 10
 
 _held: set[int] = set()
 """Descriptors of the locks of this process."""
@@ -35,7 +37,8 @@ def held_folder(folder: Path, doing: str, *, waiting: Callable[[str], None] | No
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        with held(folder / LOCK_FILE, folder, doing, waiting=waiting):
+        descriptor = _acquire(folder / LOCK_FILE, folder, doing, waiting)
+        with _letting_go(descriptor, folder / LOCK_FILE):
             yield folder
     finally:
         for path in made:
@@ -45,15 +48,17 @@ def held_folder(folder: Path, doing: str, *, waiting: Callable[[str], None] | No
 
 @contextmanager
 def held_file(path: Path, doing: str, *, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
-    """As `held_folder`, of a file that is going to be written; it need not be there."""
-    with held(path.with_name(f".{path.name}.lock"), path, doing, waiting=waiting):
+    """As `held_folder`, of a file that is going to be written and need not be there. Raises DataError, not OSError."""
+    try:
+        descriptor = _acquire(path.with_name(f".{path.name}.lock"), path, doing, waiting)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror}; free space or choose another place") from error
+    with _letting_go(descriptor, path.with_name(f".{path.name}.lock")):
         yield
 
 
 @contextmanager
-def held(lock: Path, what: Path, doing: str, *, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold `what` by the lock file `lock`."""
-    descriptor = _acquire(lock, what, doing, waiting)
+def _letting_go(descriptor: int, lock: Path) -> Iterator[None]:
     _held.add(descriptor)
     try:
         yield
@@ -81,12 +86,14 @@ def holder_of(folder: Path) -> str | None:
 
 def _acquire(lock: Path, what: Path, doing: str, waiting: Callable[[str], None] | None) -> int:
     told = False
-    while True:
+    for attempt in count():
         lock.parent.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except FileNotFoundError:  # another has just removed the folder that it had made
-            continue
+        except FileNotFoundError:
+            if attempt < ATTEMPTS:  # another has just removed the folder that it had made
+                continue
+            raise
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -108,6 +115,7 @@ def _acquire(lock: Path, what: Path, doing: str, waiting: Callable[[str], None] 
             os.close(descriptor)
             raise
         os.close(descriptor)  # the lock of a file that its holder has removed guards nothing
+    raise AssertionError("unreachable")
 
 
 def _is_still_there(descriptor: int, lock: Path) -> bool:
@@ -120,8 +128,9 @@ def _is_still_there(descriptor: int, lock: Path) -> bool:
 def _write_holder(descriptor: int, doing: str) -> None:
     since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
     holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": since, "doing": doing}
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+    with suppress(OSError):  # on a full disk the lock is as good without a name
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
 
 
 def _holder(descriptor: int) -> tuple[str, str]:

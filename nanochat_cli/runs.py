@@ -7,7 +7,7 @@ error within milliseconds.
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -49,15 +49,19 @@ def new_run(run: RunConfig, stem: str, doing: str) -> Iterator[Path]:
     Raises ConfigError for a name that is no folder name or is taken, DataError when it cannot be written.
     """
     if run.name is None:
-        with new_folder(run.dir, stem, doing) as folder:
-            run.name = folder.name
-            yield folder
-        return
-    folder = run.dir / run.name
-    require_free(run)
-    require_writable(folder)
-    with held_folder(folder, doing):
+        claimed = new_folder(run.dir, stem, doing)
+    else:
+        require_free(run)
+        require_writable(run.dir / run.name)
+        claimed = held_folder(run.dir / run.name, doing)
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(claimed)
+        except OSError as error:
+            where = run.dir / (run.name or stem)
+            raise DataError(f"cannot write {where}: {error.strerror}; free space or choose another run.dir") from error
         require_free(run)  # another process may have been faster
+        run.name = folder.name
         yield folder
 
 

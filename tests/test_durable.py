@@ -1,5 +1,6 @@
 """What must outlive a power cut is on the disk before it has its name: checkpoints, data sets, libraries, files."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,8 @@ def test_a_checkpoint_is_on_the_disk_before_it_and_its_pointers_are_named(tmp_pa
     calls.require_durable()
     places = [place.name for _, place, _, _ in calls.renames]
     assert places == ["step-000005", "latest", "best"] * 2
+    for (number, _, root, _), (following, *_) in pairwise(calls.renames):  # a pointer never outlives what it names
+        assert any(number < at < following and found == root for at, found in calls.synced)
     inside = {path.name for path in calls.renames[0][3]}
     assert {"model.safetensors", "optimizer.safetensors", "state.json"} < inside
 

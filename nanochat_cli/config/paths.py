@@ -15,7 +15,7 @@ def anchor(config: Config, *, source: bool = True) -> None:
 
     What is no path stays: names such as stdlib and hf:…, or those of published problems.
     """
-    for section, name, path in _relative(config):
+    for section, name, path in _paths(config):
         setattr(section, name, path.absolute())
     if source and not config.data.source.startswith("hf:") and Path(config.data.source).exists():
         config.data.source = str(Path(config.data.source).absolute())
@@ -24,17 +24,22 @@ def anchor(config: Config, *, source: bool = True) -> None:
 
 
 def find_paths(config: Config, run: Path) -> None:
-    """Make a relative path that is not here absolute, if a folder around `run` has it: where the run was started."""
-    for section, name, path in _relative(config):
+    """Have paths that are not there point to where they are around `run`, if they are: it was started or is kept there.
+
+    A relative path is that of where an older run was started; the end of an absolute one also of a folder that was moved
+    as a whole, with the run in it.
+    """
+    for section, name, path in _paths(config):
         if not path.exists():
-            around = (folder / path for folder in run.resolve().parents)
+            ends = [path] if not path.is_absolute() else [Path(*path.parts[at:]) for at in range(1, len(path.parts))]
+            around = (folder / end for end in ends for folder in run.resolve().parents)
             setattr(section, name, next((place for place in around if place.exists()), path))
 
 
-def _relative(config: Config) -> Iterator[tuple[Any, str, Path]]:
+def _paths(config: Config) -> Iterator[tuple[Any, str, Path]]:
     for key in _PATHS + _GRPO_PATHS:
         section_name, _, name = key.partition(".")
         section = getattr(config, section_name)
         path = getattr(section, name)
-        if path is not None and not path.is_absolute():
+        if path is not None:
             yield section, name, path

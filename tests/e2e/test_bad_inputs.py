@@ -204,16 +204,17 @@ SHARDS = [
     Mistake("damaged manifest", TRAIN_ON_SRC, DATA, "damaged manifest", write("data/src/manifest.json", b"{")),
     Mistake("tokenizer of another data set", TRAIN_ON_SRC, DATA, "tokenizer.json: its sha256",
             replace("data/src/tokenizer.json", "data/other/tokenizer.json")),
-    Mistake("bad setting over a good data set", [*TOKENIZE_SRC, "--vocab-size", "9"], USAGE, "need at least 263"),
-    Mistake("bad source over a good data set", [*TOKENIZE, "x.txt", "--out", "data/src"], DATA, "(1 empty)",
-            write("x.txt", b"")),
+    Mistake("bad setting over a good data set", [*TOKENIZE_SRC, "--force", "--vocab-size", "9"], USAGE, "need at least 263"),
+    Mistake("bad source over a good data set", [*TOKENIZE, "x.txt", "--out", "data/src", "--force"], DATA,
+            "(1 empty)", write("x.txt", b"")),
     Mistake("no data set", [*TRAIN, "--set", "data.path=src"], DATA, "data.path = src: not a data set"),
     Mistake("another vocabulary", [*TRAIN, "--set", "data.path=data/other"], DATA, "tokenised with 280 tokens"),
     Mistake("sequence longer than the corpus",
             [*TRAIN_ON_SRC, "--set", "model.max_seq_len=100000", "--set", "train.seq_len=100000"],
             DATA, "give more text or lower train.seq_len"),
     Mistake("data set gone", ["eval", "tiny"], DATA, "data/src: no manifest.json", remove("data/src")),
-    Mistake("data set exchanged", ["eval", "tiny"], DATA, "280 tokens", replace("data/src", "data/other")),
+    Mistake("data set exchanged", ["eval", "tiny"], DATA, "has another tokenizer than runs/tiny",
+            replace("data/src", "data/other")),
 ]  # fmt: skip
 
 RUNS = [
@@ -234,8 +235,8 @@ RUNS = [
     Mistake("resume with another optimizer", [*RESUME, "--set", "optim.matrix=adamw"], DATA, "another optim.matrix"),
     Mistake("checkpoint of another model", ["generate", "tiny"], DATA, "model.vocab_size is 280 there and 300 here",
             replace("runs/tiny/checkpoints", "runs/other/checkpoints")),
-    Mistake("resume with another tokenizer", RESUME, DATA, "is not the tokenizer of data/src",
-            lambda: main([*TOKENIZE_SRC, "--set", "tokenizer.max_token_length=2"])),
+    Mistake("resume with another tokenizer", RESUME, DATA, "data/src has another tokenizer than runs/tiny",
+            lambda: main([*TOKENIZE_SRC, "--force", "--set", "tokenizer.max_token_length=2"])),
     Mistake("damaged run configuration", RESUME, USAGE, "runs/tiny/config.toml: not valid TOML",
             write("runs/tiny/config.toml", b"[model\n")),
     Mistake("evaluation of a damaged checkpoint", ["eval", "tiny"], DATA, "model.safetensors does not match its SHA",
@@ -321,6 +322,9 @@ def folder(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     """A copy of it to do harm in, as the working folder, with an empty cache."""
     folder = tmp_path / "work"
     shutil.copytree(original, folder)
+    for kept in ("config.toml", "dataset.json"):  # as if it had all been made here
+        for path in folder.glob(f"runs/*/{kept}"):
+            path.write_text(path.read_text().replace(str(original), str(folder)))
     monkeypatch.chdir(folder)
     monkeypatch.setenv("NANOCHAT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "200")

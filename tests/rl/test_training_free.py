@@ -176,11 +176,14 @@ def test_a_run_stopped_by_a_signal_continues_as_if_it_had_not_been(source, tmp_p
     assert [line for line in one.splitlines() if line[:1] == "|"] == [x for x in other.splitlines() if x[:1] == "|"]
 
 
-def test_a_run_does_not_go_on_with_other_problems(source, tmp_path):
+def test_a_run_does_not_go_on_with_other_problems(source, tmp_path, monkeypatch):
     run = grpo_run(source, tmp_path, rounds=1)
     run.run()
     with pytest.raises(DataError, match=r"not the problems that .* began with"):
         grpo_run(source, tmp_path, rounds=2, resume=True, limit=3)
+    monkeypatch.setattr("tests.rl.tiny_run.STOP", ["\ndef ", "\nclass "])  # the same names
+    with pytest.raises(DataError, match=r"its problems have changed since .* began"):
+        grpo_run(source, tmp_path, rounds=2, resume=True)
 
 
 class NothingCompiles:
