@@ -24,10 +24,10 @@ def anchor(config: Config, *, source: bool = True) -> None:
 
 
 def find_paths(config: Config, run: Path) -> None:
-    """Have paths that are not there point to where they are around `run`, if they are: it was started or is kept there.
+    """Have paths that are not there point to where they are around `run`, if they are.
 
-    A relative path is that of where an older run was started; the end of an absolute one also of a folder that was moved
-    as a whole, with the run in it.
+    A relative path is that of the folder where an older run was started; of an absolute one the end is looked for, since
+    a folder may have been moved as a whole, with the run in it.
     """
     for section, name, path in _paths(config):
         if not path.exists():

@@ -128,6 +128,13 @@ def test_a_run_of_before_with_a_relative_path_is_found_and_said_to_be_unchecked(
     assert "did not record its data" in capfd.readouterr().err
 
 
+def test_a_run_that_was_moved_with_its_data_is_measured_where_it_is(folder, tmp_path):
+    before = figure("shards")
+    shutil.copytree(folder, tmp_path / "moved")
+    shutil.rmtree(folder / "data")
+    assert figure(str(tmp_path / "moved" / "runs" / "shards")) == before
+
+
 def test_what_a_run_keeps_is_absolute(folder):
     assert load_run_config(folder / "runs" / "shards").data.path == folder / "data"
     assert load_run_config(folder / "runs" / "text").data.source == str(folder / "src")
