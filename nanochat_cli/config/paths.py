@@ -26,14 +26,16 @@ def anchor(config: Config, *, source: bool = True) -> None:
 def find_paths(config: Config, run: Path) -> None:
     """Have paths that are not there point to where they are around `run`, if they are.
 
-    A relative path is that of the folder where an older run was started; of an absolute one the end is looked for, since
-    a folder may have been moved as a whole, with the run in it.
+    A relative path is that of the folder where an older run was started. Of a data set the end of an absolute path is
+    looked for too: a folder may have been moved as a whole, with the run in it.
     """
     for section, name, path in _paths(config):
         if not path.exists():
             ends = [path] if not path.is_absolute() else [Path(*path.parts[at:]) for at in range(1, len(path.parts))]
             around = (folder / end for end in ends for folder in run.resolve().parents)
-            setattr(section, name, next((place for place in around if place.exists()), path))
+            is_data = section is config.data
+            found = (place for place in around if (place / "manifest.json" if is_data else place).exists())
+            setattr(section, name, next(found, path) if is_data or not path.is_absolute() else path)
 
 
 def _paths(config: Config) -> Iterator[tuple[Any, str, Path]]:
