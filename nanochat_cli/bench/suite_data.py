@@ -15,6 +15,7 @@ from nanochat_cli.data.run_data import DatasetRecord, record_of
 from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.durable import write_atomically
 from nanochat_cli.errors import DataError
+from nanochat_cli.nesting import parse_json
 from nanochat_cli.report.reporter import Reporter
 
 DATA_FILE = "data.json"
@@ -47,7 +48,7 @@ def load_suite_data(folder: Path) -> SuiteData:
     """Raises DataError when the record is damaged, or a data set is no longer what it was."""
     path = folder / DATA_FILE
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
         records = {key: DatasetRecord(**values) for key, values in found.items()}
     except FileNotFoundError:
         return SuiteData({})

@@ -234,6 +234,7 @@ def test_generate_passes_the_sampling_settings(nanochat, engine, folder):
         "temperature": 0.0,
         "top_k": 3,
         "top_p": 0.5,
+        "min_p": 0.0,
         "repetition_penalty": 1.5,
         "seed": 7,
         "stop": ("\n\n", "#"),
