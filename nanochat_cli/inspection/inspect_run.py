@@ -66,7 +66,7 @@ def inspect_streams(run: Path, which: Which, out: Path, reporter: Reporter) -> N
             f"{layer.post_balance:.2f}",
             f"{layer.diversity:.4f}",
             " ".join(f"{norm:.1e}" for norm in layer.gradient_norms),
-            ", ".join(layer.warnings()) or "ok",
+            ", ".join(layer.warnings()) or ("copies, as they begin" if layer.reads_copies else "ok"),
         )
         for layer in report.layers
     ]
@@ -76,7 +76,7 @@ def inspect_streams(run: Path, which: Which, out: Path, reporter: Reporter) -> N
     healthy = not any(layer.warnings() for layer in report.layers)
     reporter.info(
         f"composite gain {report.composite_gain:.4f} (1 by construction); "
-        f"{'healthy' if healthy else 'see the verdicts'}; {picture}"
+        f"{'the streams differ' if healthy else 'see the verdicts'}; {picture}"
     )
     reporter.result({"run": str(run), "mhc": report.as_dict(), "healthy": healthy})
 

@@ -111,7 +111,8 @@ def test_bits_per_byte_stands_beside_the_compressors(outcome: Outcome) -> None:
 def test_the_gguf_file_is_tq2_0_and_verified_and_its_types_are_explained(outcome: Outcome) -> None:
     types = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(outcome.run / "model.gguf").tensors}
     assert types["blk.0.attn_q.weight"] == "TQ2_0"
-    assert "verified: llama.cpp: log-probabilities" in outcome.err
+    assert re.search(r"^verified: \d+ tensors read back, [\d,]+ weights equal bit for bit$", outcome.err, re.MULTILINE)
+    assert "llama.cpp: log-probabilities" in outcome.err
     table = outcome.out[outcome.out.index("where llama.cpp has kernels for these types") :].splitlines()
     assert table[1].split() == ["type", "bits/weight", "x86", "CPU", "ARM", "CPU", "CUDA", "Metal", "Vulkan"]
     assert [line.split()[0] for line in table[2:4]] == ["tq2_0", "f16"]

@@ -70,6 +70,16 @@ def test_streams_that_stay_copies_are_reported():
     assert all("copies" in " ".join(layer.warnings()) for layer in report.layers[1:])
 
 
+@pytest.mark.parametrize("init", ["identity", "balanced", "high-entropy", "layer-dependent"])
+@pytest.mark.parametrize("streams", [2, 4])
+def test_a_model_is_healthy_wherever_its_mixing_begins(streams, init):
+    """Alpha is 0.9997, a half or one in n! there; models that train well keep it (benchmarks/stream_health.py)."""
+    model = build(f"mhc-{streams}+attention+dense+tied", mhc={"streams": streams, "init": init})
+    report = measure_streams(model, TOKENS[:, :-1], TOKENS[:, 1:])
+    assert [layer.warnings() for layer in report.layers] == [[]] * len(report.layers)
+    assert [layer.reads_copies for layer in report.layers] == [True] + [False] * (len(report.layers) - 1)
+
+
 def test_a_plain_residual_has_no_streams_to_measure():
     with pytest.raises(ValueError, match="one residual stream"):
         measure_streams(build("plain+attention+dense+tied"), TOKENS, TOKENS)
