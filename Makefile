@@ -48,7 +48,7 @@ gpu: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/gpu.py
 
 gpu-e3: $(VENV)/.installed-test
-	$(BIN)/nanochat bench e3 --profile gpu --ablations --out build/e3-gpu \
+	$(BIN)/nanochat bench e3 --profile gpu --ablations --tune --out build/e3-gpu \
 		$(if $(wildcard data/rust/manifest.json),--set data.path=data/rust)
 
 clean:
