@@ -17,10 +17,12 @@ both relative to the truth, is the smallest. Intervals resample prompts. All set
 
 import argparse
 import math
+import multiprocessing
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -29,17 +31,18 @@ import torch
 from nanochat_cli.bench.result_file import Result, write_results
 from nanochat_cli.bench.statistics import bootstrap_interval
 from nanochat_cli.data.shards import ShardReader
+from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.inference.generate import encode_prompt
 from nanochat_cli.inference.kv_cache import KVCache
 from nanochat_cli.inference.load import load_run
 from nanochat_cli.inference.packed_model import PackedTransformer
 from nanochat_cli.inference.sampling import SamplingConfig, generators, sample
-from nanochat_cli.training.samples import DEMONSTRATION, held_out_prompts
+from nanochat_cli.training.samples import HeldOutPrompt, held_out_prompts
 
 RESULT = Path(__file__).parent / "results" / "sampling.json"
 RUN_LENGTH = 4
 ORDER = 6
-TRAINING_BYTES = 3_000_000
+TRAINING_BYTES = 2_000_000
 """Read by the n-gram model."""
 PIECE = 2000
 
@@ -47,13 +50,13 @@ PIECE = 2000
 def settings() -> dict[str, SamplingConfig]:
     """By name; the grid around what people use."""
     found: dict[str, SamplingConfig] = {"greedy": SamplingConfig(temperature=0)}
-    plain = [{"temperature": t} for t in (0.5, 0.7, 0.8, 0.9, 1.0)]
+    plain = [{"temperature": t} for t in (0.7, 0.8, 1.0)]
     top_k = [{"temperature": 0.7, "top_k": 50}]
-    top_p = [{"temperature": t, "top_p": p} for t, p in ((0.7, 0.95), (0.8, 0.95), (1.0, 0.9), (1.0, 0.95))]
-    min_p = [{"temperature": t, "min_p": p} for t in (0.7, 0.8, 1.0, 1.2) for p in (0.05, 0.1)]
-    penalty = [{"temperature": 0.7, "top_k": 50, "repetition_penalty": r} for r in (1.05, 1.1, 1.2)]
+    top_p = [{"temperature": t, "top_p": 0.95} for t in (0.8, 1.0)]
+    min_p = [{"temperature": t, "min_p": p} for t, p in ((0.7, 0.05), (0.8, 0.05), (1.0, 0.05), (1.0, 0.1), (1.2, 0.1))]
+    penalty = [{"temperature": 0.7, "top_k": 50, "repetition_penalty": 1.1}]
     penalty += [{"temperature": 0.8, "min_p": 0.05, "repetition_penalty": r} for r in (1.05, 1.1)]
-    penalty += [{"temperature": 1.0, "min_p": 0.1, "repetition_penalty": r} for r in (1.05, 1.1)]
+    penalty += [{"temperature": 1.0, "min_p": 0.1, "repetition_penalty": 1.1}]
     for values in (*plain, *top_k, *top_p, *min_p, *penalty):
         name = ", ".join(f"{key.replace('_', '-')} {value:g}" for key, value in values.items())
         found[name] = SamplingConfig(**values)
@@ -148,25 +151,40 @@ def trained(seconds: int, data: Path) -> Path:
     return run
 
 
-def measure(run: Path, data: Path, count: int, length: int) -> list[Result]:
+Figures = list[tuple[float, float]]
+"""Repetition and surprise of each case on one prompt, the truth first."""
+
+
+_JUDGE: list[ByteModel] = []
+"""Of a worker, shared with the process that made it: copying it would take longer than the work."""
+
+
+def of_prompts(run: Path, numbered: Sequence[tuple[int, HeldOutPrompt]], length: int) -> list[Figures]:
     model, tokenizer, _ = load_run(run)
     packed = PackedTransformer.from_model(model)
-    reader = ShardReader(data)
-    parts = [part for document in reader.documents("val") for part in pieces(document)]
-    prompts = held_out_prompts(parts, tokenizer, length * 2, count)
-    judge = ByteModel(training_text(reader.documents("train"), TRAINING_BYTES))
-    how = settings()
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ("held-out text", *how)}
-    for number, one in enumerate(prompts):
+    found = []
+    for number, one in numbered:
         ids, truth = encode_prompt(tokenizer, one.prompt), tokenizer.encode(one.truth)[:length]
-        if len(truth) < length:
-            continue
-        drawn = continuations(packed, ids, list(how.values()), length, seed=number)
-        for name, tokens in zip(found, [truth, *drawn.tolist()], strict=True):
-            bits = judge.bits_per_byte(one.prompt.encode(), tokenizer.decode(tokens).encode())
-            found[name].append((repetition(tokens), bits))
-        print(f"{number + 1} of {len(prompts)} prompts", file=sys.stderr)
-    return results(found)
+        if len(truth) == length:
+            drawn = continuations(packed, ids, list(settings().values()), length, seed=number)
+            texts = [tokenizer.decode(tokens).encode() for tokens in (truth, *drawn.tolist())]
+            bits = [_JUDGE[0].bits_per_byte(one.prompt.encode(), text) for text in texts]
+            found.append([(repetition(t), b) for t, b in zip((truth, *drawn.tolist()), bits, strict=True)])
+    return found
+
+
+def measure(run: Path, data: Path, count: int, length: int, workers: int) -> list[Result]:
+    """Each worker takes a part of the prompts; what is drawn depends on the number of a prompt alone."""
+    reader = ShardReader(data)
+    tokenizer = Tokenizer.load(run / "tokenizer.json")
+    parts = [part for document in reader.documents("val") for part in pieces(document)]
+    prompts = list(enumerate(held_out_prompts(parts, tokenizer, length * 2, count)))
+    _JUDGE.append(ByteModel(training_text(reader.documents("train"), TRAINING_BYTES)))
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
+        tasks = [pool.submit(of_prompts, run, prompts[i::workers], length) for i in range(workers)]
+        rows = [row for task in tasks for row in task.result()]
+    names = ("held-out text", *settings())
+    return results({name: [row[place] for row in rows] for place, name in enumerate(names)})
 
 
 def results(found: dict[str, list[tuple[float, float]]]) -> list[Result]:
@@ -198,12 +216,13 @@ def main() -> None:
     parser.add_argument("run", type=Path, nargs="?", help="a run; default: train the quickstart's model")
     parser.add_argument("--data", type=Path, required=True, help="the data set that the run was trained on")
     parser.add_argument("--seconds", type=int, default=1500, help="of training, without a run")
-    parser.add_argument("--prompts", type=int, default=128)
-    parser.add_argument("--tokens", type=int, default=DEMONSTRATION.max_tokens)
+    parser.add_argument("--prompts", type=int, default=120)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
     run = arguments.run or trained(arguments.seconds, arguments.data)
-    listed = measure(run, arguments.data, arguments.prompts, arguments.tokens)
+    listed = measure(run, arguments.data, arguments.prompts, arguments.tokens, arguments.workers)
     best = min((one for one in listed if one.metric == "departure"), key=lambda one: one.value)
     command = "python benchmarks/sampling.py RUN --data DATA"
     write_results(arguments.out, "sampling", listed, command=command, run=run.name, tokens=arguments.tokens)

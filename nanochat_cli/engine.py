@@ -5,6 +5,7 @@ is imported inside the method that needs it, so that importing the Engine costs 
 """
 
 import json
+import shlex
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -75,8 +76,9 @@ class Engine:
 
         with self._run_folder(config, resume, stem) as run_dir:
             result, reader = self._fit(config, run_dir, resume=resume is not None)
-            summarise(run_dir, config, result, reader, self.reporter)
-        self.reporter.info(f"next: nanochat generate {run_dir} -p 'def '   or: nanochat export {run_dir} --gguf")
+            sample = summarise(run_dir, config, result, reader, self.reporter)
+        begin = shlex.quote(sample.beginning)
+        self.reporter.info(f"next: nanochat generate {run_dir} -p {begin}   or: nanochat export {run_dir} --gguf")
         self.reporter.result({"run": str(run_dir), **asdict(result)})
         return run_dir
 

@@ -25,6 +25,7 @@ SECTIONS = (
     "ternary",
     "plot",
     "sample",
+    "samples",
     "export",
     "verification",
 )
@@ -68,7 +69,9 @@ def read_results(run_dir: Path) -> dict[str, Any]:
 
 
 def _render(run_dir: Path, found: Mapping[str, Any]) -> Path:
-    sample = found.get("sample")
+    samples = [(one["prompt"], one["continuation"], one["truth"]) for one in found.get("samples") or ()]
+    if not samples and (old := found.get("sample")):  # of a run before samples had held-out prompts
+        samples = [(old[0], old[1], "")]
     return write_report(
         run_dir,
         config=found["config"],
@@ -78,7 +81,7 @@ def _render(run_dir: Path, found: Mapping[str, Any]) -> Path:
         baselines=found.get("baselines"),
         ternary=found.get("ternary"),
         plot=run_dir / found["plot"] if found.get("plot") else None,
-        sample=None if sample is None else (sample[0], sample[1]),
+        samples=samples,
         export=found.get("export"),
         verification=found.get("verification"),
     )

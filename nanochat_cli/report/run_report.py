@@ -54,7 +54,7 @@ def write_report(
     baselines: Mapping[str, float] | None = None,
     ternary: Mapping[str, float] | None = None,
     plot: Path | None = None,
-    sample: tuple[str, str] | None = None,
+    samples: Sequence[tuple[str, str, str]] = (),
     export: Mapping[str, Any] | None = None,
     verification: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -63,7 +63,8 @@ def write_report(
     config: the resolved configuration as plain values. parameters: name → count, `total` among them.
     results: final figures by name, see the keys of `_RESULTS`; others are shown under their own name.
     baselines: compressor → bits per byte of the same held-out files. ternary: the last `ternary/*` scalars.
-    plot: a picture, linked relative to the run. sample: prompt and continuation.
+    plot: a picture, linked relative to the run. samples: prompt, continuation, and
+    what followed in truth, if that is known.
     export, verification: what the exporter and its check found.
     """
     sections = [
@@ -77,8 +78,10 @@ def write_report(
     if ternary:
         rows = [(name.removeprefix("ternary/").replace("_", " "), value) for name, value in ternary.items()]
         sections.append("## Ternary weights\n\n" + _table(("statistic", "value"), rows))
-    if sample is not None:
-        sections.append("## Sample\n\n" + _fenced(sample[0] + sample[1]))
+    for number, (prompt, continuation, truth) in enumerate(samples, 1):
+        sections.append(f"## Sample {number}\n\n" + _fenced(prompt + continuation))
+        if truth:
+            sections.append("In truth, the held-out document goes on:\n\n" + _fenced(truth))
     if export:
         sections.append("## Export\n\n" + _table(("property", "value"), _flat(export)))
     if verification:

@@ -37,6 +37,12 @@ class Sample:
     continuation: str
     truth: str
 
+    @property
+    def beginning(self) -> str:
+        """The first word of the first line that has one, and the blank behind it: a prompt to type."""
+        words = self.prompt.split()
+        return f"{words[0]} " if words else ""
+
 
 def held_out_prompts(documents: Iterable[bytes], tokenizer: Tokenizer, context: int, count: int) -> list[HeldOutPrompt]:
     """At most `count` prompts, from documents spread over the held-out side; fewer where fewer are long enough.
@@ -57,10 +63,11 @@ def held_out_prompts(documents: Iterable[bytes], tokenizer: Tokenizer, context: 
         while start > 0 and len(tokenizer.encode("".join(lines[start - 1 : middle]))) <= room:
             start -= 1
         prompt = "".join(lines[start:middle])
-        if not prompt.strip():  # one line longer than the room
-            prompt = tokenizer.decode(tokenizer.encode("".join(lines[:middle]))[-room:])
-        truth = tokenizer.encode("".join(lines[middle:]))[: DEMONSTRATION.max_tokens]
-        found.append(HeldOutPrompt(prompt, tokenizer.decode(truth)))
+        rest = tokenizer.encode("".join(lines[middle:]))
+        if not prompt.strip():  # the lines are longer than the room
+            ids = tokenizer.encode("".join(lines))
+            prompt, rest = tokenizer.decode(ids[: len(ids) // 2][-room:]), ids[len(ids) // 2 :]
+        found.append(HeldOutPrompt(prompt, tokenizer.decode(rest[: DEMONSTRATION.max_tokens])))
     return found
 
 

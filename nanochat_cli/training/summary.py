@@ -1,4 +1,4 @@
-"""The end of a run: compressors on the same held-out files, the curve, a sample, `results.json` and the report.
+"""The end of a run: compressors on the same held-out files, the curve, samples, `results.json` and the report.
 
 Knows what a finished run is judged by; the figures come from the trainer, the drawing from `report`.
 """
@@ -10,31 +10,28 @@ from nanochat_cli.config.schema import Config
 from nanochat_cli.config.size import count_parameters
 from nanochat_cli.data.compress_baselines import compress_baselines
 from nanochat_cli.data.shards import ShardReader
-from nanochat_cli.inference.generate import generate
 from nanochat_cli.inference.load import load_run
 from nanochat_cli.inference.packed_model import PackedTransformer
-from nanochat_cli.inference.sampling import SamplingConfig
 from nanochat_cli.report.environment import environment, read_environment
 from nanochat_cli.report.metrics_log import read_metrics
 from nanochat_cli.report.plots import plot_run, text_curve
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.report.results import add_results
 from nanochat_cli.training.progress import TrainResult
+from nanochat_cli.training.samples import Sample, draw_samples, write_samples
 
 MAX_COMPRESSED_BYTES = 16_000_000
 """xz reads about a megabyte a second: larger held-out sets are not compressed."""
 CURVE_FILE = "curve.png"
-SAMPLE_PROMPT = "def "
-SAMPLE = SamplingConfig(max_tokens=96, temperature=0.7, top_k=50, seed=0)
 
 
-def summarise(run_dir: Path, config: Config, result: TrainResult, reader: ShardReader, reporter: Reporter) -> None:
-    """Write everything into the run's folder, and say the essence."""
+def summarise(run_dir: Path, config: Config, result: TrainResult, reader: ShardReader, reporter: Reporter) -> Sample:
+    """Write everything into the run's folder, and say the essence; returns the sample that was shown."""
     baselines = _baselines(reader, reporter)
     records = read_metrics(run_dir)
     own = {"all held-out files": result.held_out.bits_per_byte}
     plot_run(records, run_dir / CURVE_FILE, title=run_dir.name, baselines=own | baselines)
-    sample = _sample(run_dir, result.progress.step)
+    samples = _samples(run_dir, result.progress.step, reader)
     counts = count_parameters(config.model)
     report = add_results(
         run_dir,
@@ -55,10 +52,13 @@ def summarise(run_dir: Path, config: Config, result: TrainResult, reader: ShardR
         baselines=baselines,
         ternary=_last_ternary(records),
         plot=CURVE_FILE,
-        sample=[SAMPLE_PROMPT, sample],
+        samples=[asdict(one) for one in samples],
     )
     reporter.info(text_curve(records, baselines))
-    reporter.info(f"sample: {SAMPLE_PROMPT}{sample}")
+    shown = samples[0]
+    reporter.info(f"a held-out document, continued by the model:\n{shown.prompt}▶{shown.continuation}")
+    if shown.truth:
+        reporter.info(f"and in truth:\n{shown.prompt}▶{shown.truth}")
     rows: list[tuple[str, object]] = [(f"held-out bits per byte, {run_dir.name}", result.held_out.bits_per_byte)]
     rows += [(f"held-out bits per byte, {name}", value) for name, value in baselines.items()]
     rows += [
@@ -71,7 +71,8 @@ def summarise(run_dir: Path, config: Config, result: TrainResult, reader: ShardR
     ]
     reporter.table(str(run_dir), ("measure", "value"), rows)
     reporter.info(f"report: {report}   curve: {run_dir / CURVE_FILE}")
-    reporter.result({"baselines": baselines, "sample": SAMPLE_PROMPT + sample})
+    reporter.result({"baselines": baselines, "samples": [asdict(one) for one in samples]})
+    return shown
 
 
 def _baselines(reader: ShardReader, reporter: Reporter) -> dict[str, float]:
@@ -89,14 +90,12 @@ def _baselines(reader: ShardReader, reporter: Reporter) -> dict[str, float]:
     }
 
 
-def _sample(run_dir: Path, step: int) -> str:
-    """A continuation of SAMPLE_PROMPT by the saved model, also written to `samples/`."""
+def _samples(run_dir: Path, step: int, reader: ShardReader) -> list[Sample]:
+    """Continuations of held-out documents by the saved model, also written to `samples/`."""
     model, tokenizer, _ = load_run(run_dir)
-    text = "".join(generate(PackedTransformer.from_model(model), tokenizer, SAMPLE_PROMPT, SAMPLE))
-    folder = run_dir / "samples"
-    folder.mkdir(exist_ok=True)
-    (folder / f"step-{step:06d}.txt").write_text(SAMPLE_PROMPT + text + "\n", encoding="utf-8")
-    return text
+    samples = draw_samples(PackedTransformer.from_model(model), tokenizer, reader)
+    write_samples(run_dir, step, samples)
+    return samples
 
 
 def _last_ternary(records: list[dict[str, float]]) -> dict[str, float]:

@@ -22,7 +22,7 @@ GIVEN: dict[str, Any] = {
 EVERYTHING: dict[str, Any] = GIVEN | {
     "baselines": {"gzip -9": 2.31, "xz": 2.05},
     "ternary": {"ternary/flip_rate": 0.0125, "ternary/zero_fraction": 0.31},
-    "sample": ("def ", "f(x):\n    return ```x``` | 1\n"),
+    "samples": [("def ", "f(x):\n    return ```x``` | 1\n", "g(): pass\n"), ("fn ", "main() {\n", "")],
     "export": {"arch": "llama", "tensor_types": {f"blk.{i}": "tq2_0" for i in range(9)} | {"head": "f16"}},
     "verification": {"tensors_equal": True, "max_difference": 1.25e-4, "notes": ["a|b", "c"]},
 }
@@ -79,7 +79,10 @@ def test_everything_that_was_given_is_in_it(tmp_path: Path) -> None:
     assert tables["Configuration"]["model.quant.scale"] == "row"
     assert tables["Parameters"]["total"] == "2,100,000"
     assert tables["Environment"] == {"date": "2026-11-22", "git.commit": "abc", "git.dirty": "no", "cores": "2"}
-    assert code == {"Sample": "def f(x):\n    return ```x``` | 1\n\n"}
+    assert list(code) == ["Sample 1", "Sample 2"]
+    assert "def f(x):\n    return ```x``` | 1\n" in (tmp_path / "report.md").read_text()
+    assert "g(): pass" in code["Sample 1"]  # the last block below the heading: what followed in truth
+    assert code["Sample 2"].startswith("fn main() {")
     assert images == ["plots/curve.png"]
     assert (
         "needs 2.037 bits per byte for held-out documents (gzip -9 2.310, xz 2.050 on the same files)"
