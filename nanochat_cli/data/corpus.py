@@ -63,11 +63,16 @@ class Corpus:
                 self.skipped[item.reason] += 1
         if not usable:
             detail = next((f"; {item.id}: {item.detail}" for item in self.left_out if item.detail), "")
-            why = f" ({self.reasons()}{detail})" if self.skipped else ": it is empty"
+            why = f" ({self._reasons()}{detail})" if self.skipped else ": it is empty"
             raise DataError(printable(f"{self.source}: no usable document{why}"))
 
-    def reasons(self) -> str:
-        """How often each reason to leave something out was met."""
+    def what_was_left_out(self) -> str:
+        """How often each reason was met, and the first names."""
+        more = sum(self.skipped.values()) - len(self.left_out)
+        names = ", ".join(f"{item.id} ({item.reason})" for item in self.left_out)
+        return f"{self._reasons()}: {names}" + (f" and {more} more" if more else "")
+
+    def _reasons(self) -> str:
         return ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
 
 

@@ -261,10 +261,7 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
 def _say_what_was_found(corpus: Corpus, reporter: Reporter) -> None:
     """What was left out, by reason and by name, and what was taken although it looks minified."""
     if corpus.skipped:
-        names = ", ".join(f"{item.id} ({item.reason})" for item in corpus.left_out)
-        more = sum(corpus.skipped.values()) - len(corpus.left_out)
-        also = f" and {more} more" if more else ""
-        reporter.warn(printable(f"{corpus.source}: left out {corpus.reasons()}: {names}{also}"))
+        reporter.warn(printable(f"{corpus.source}: left out {corpus.what_was_left_out()}"))
     if corpus.long_lines:
         reporter.warn(
             printable(
@@ -293,9 +290,12 @@ def _scan(corpus: Corpus, out: Path, config: Config, reporter: Reporter) -> _Sca
                     sample.offer(key, document.content)
                 progress.advance(len(document.content))
         if min(keys) == max(keys):
+            left_out = f" (left out: {corpus.what_was_left_out()})" if corpus.skipped else ""
             raise DataError(
-                f"{corpus.source}: only one distinct document ({sum(sizes)} bytes), but one must be held out for "
-                "validation; give more text or more files"
+                printable(
+                    f"{corpus.source}: only one distinct document ({sum(sizes)} bytes){left_out}, but one must be held "
+                    "out for validation; give more text or more files"
+                )
             )
         clusters = near_duplicates.clusters()
     held_out = split.choose_held_out(keys, sizes, clusters, config.data.val_fraction)
