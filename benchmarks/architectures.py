@@ -22,7 +22,12 @@ from nanochat_cli.bench.result_file import Claim, Result, result_place, write_re
 from nanochat_cli.bench.statistics import seed_interval
 from nanochat_cli.bench.variants import VARIANTS
 
-QUICK = {"steps": 3, "seeds": 1, "variants": ["plain", "mhc-2"]}
+QUICK = {
+    "steps": 3,
+    "seeds": 1,
+    "variants": ["plain", "mhc-2"],
+    "set": ["eval.final_max_tokens=8192", "bigram_init.steps=0"],
+}
 
 
 def one_run(arguments: argparse.Namespace) -> None:

@@ -44,7 +44,7 @@ CALIBRATION_STEPS = 6
 CONTENDERS = ("ternary", "float", "nanochat")
 
 
-QUICK = {"seconds": 3.0, "seeds": 1}
+QUICK = {"seconds": 3.0, "seeds": 1, "set": ["eval.final_max_tokens=8192", "bigram_init.steps=0"]}
 
 
 def measure(
@@ -97,7 +97,7 @@ def run_ours(config: Config, data: ShardData, seconds: float) -> dict[str, Any]:
 
     steps, used = measure(step, restart, begin, seconds)
     with torch.compiler.set_stance("force_eager"):
-        held_out = evaluate(model, data.held_out(None), data.token_bytes)
+        held_out = evaluate(model, data.held_out(config.eval.final_max_tokens), data.token_bytes)
     parameters = sum(p.numel() for p in model.parameters())
     return {"bits_per_byte": held_out.bits_per_byte, "steps": steps, "seconds": used, "parameters": parameters}
 
@@ -145,7 +145,12 @@ def run_peer(config: Config, data: ShardData, seconds: float, peer: Path, lr_sca
     restart()
     steps, used = measure(step, restart, lambda: None, seconds)
     parameters = sum(p.numel() for p in model.parameters())
-    return {"bits_per_byte": peer_bits_per_byte(model, data), "steps": steps, "seconds": used, "parameters": parameters}
+    return {
+        "bits_per_byte": peer_bits_per_byte(model, data, config.eval.final_max_tokens),
+        "steps": steps,
+        "seconds": used,
+        "parameters": parameters,
+    }
 
 
 def peer_lr(step: int, total: int, warmup: int = 40, warmdown: float = 0.65, final: float = 0.05) -> float:
@@ -171,10 +176,10 @@ def peer_momentum(step: int, total: int, warmdown: float = 0.65) -> float:
 
 
 @torch.no_grad()
-def peer_bits_per_byte(model: Any, data: ShardData) -> float:
+def peer_bits_per_byte(model: Any, data: ShardData, max_tokens: int | None) -> float:
     """The definition of `evaluation.bits_per_byte` on its per-token losses."""
     nats, count = 0.0, 0
-    for inputs, targets in data.held_out(None):
+    for inputs, targets in data.held_out(max_tokens):
         losses: Tensor = model(inputs, targets.where(targets >= 0, -1), loss_reduction="none").reshape(-1).double()
         flat = targets.reshape(-1)
         lengths = torch.where(flat >= 0, data.token_bytes[flat.clamp(min=0)], 0)
