@@ -262,8 +262,10 @@ def test_a_change_prepares_again_and_equals_a_fresh_preparation(
 def test_output_inside_the_source_is_no_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     documents = write_folder(tmp_path, 20)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NANOCHAT_CACHE", str(tmp_path / "cache"))
     first = prepare_dataset(".", Path("data/mine"), make_config(), QuietReporter())
     before = files_of(Path("data/mine"))
+    cached = cached_dataset(make_config(data={"source": "."}), QuietReporter())
     # A run, a suite and another data set, as they are written, and what tools leave.
     for name in ("runs/a/config.toml", "runs/a/environment.json", "runs/a/tokenizer.json", "runs/a/samples/1.txt"):
         write_text(tmp_path / name)
@@ -275,6 +277,7 @@ def test_output_inside_the_source_is_no_part_of_it(tmp_path: Path, monkeypatch: 
     again = prepare_dataset(".", Path("data/mine"), make_config(), QuietReporter())
     assert again == first
     assert files_of(Path("data/mine")) == before
+    assert cached_dataset(make_config(data={"source": "."}), QuietReporter()) == cached
     fresh = prepare_dataset(".", Path("data/third"), make_config(), QuietReporter())
     assert fresh == first
     assert fresh.train.documents + fresh.val.documents == len(documents)
