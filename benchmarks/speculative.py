@@ -23,8 +23,7 @@ import torch
 
 from nanochat_cli.bench.result_file import Result, result_place, summarise, write_results
 from nanochat_cli.config.load import load_run_config
-from nanochat_cli.data.prepare import cached_dataset
-from nanochat_cli.data.shards import ShardReader
+from nanochat_cli.data.run_data import open_run_data
 from nanochat_cli.inference.generate import generate_tokens
 from nanochat_cli.inference.load import load_mtp, load_run
 from nanochat_cli.inference.packed_model import PackedTransformer
@@ -84,8 +83,7 @@ def train(kind: str, steps: int, runs: Path) -> subprocess.Popen[bytes]:
 
 def held_out_prompts(run: Path) -> list[list[int]]:
     """The first tokens of held-out documents that are long enough."""
-    config = load_run_config(run)
-    documents = ShardReader(cached_dataset(config, PlainReporter())).tokens("val").documents()
+    documents = open_run_data(run, load_run_config(run), PlainReporter()).tokens("val").documents()
     long_enough = (ids.tolist() for ids in documents if len(ids) >= SHORTEST_DOCUMENT)
     found = [ids[start : start + PROMPT_TOKENS] for ids in long_enough for start in (0, len(ids) // 2)]
     return found[:PROMPTS]

@@ -105,6 +105,8 @@ def cached_dataset(config: Config, reporter: Reporter) -> Path:
 def source_of(manifest: Manifest, data: DataConfig) -> Corpus:
     """The corpus that a data set was made from; data: has its glob. Raises DataError when it has changed since."""
     source, field = (as_named(str(manifest.settings[key])) for key in ("source", "data.text_field"))
+    if manifest.location is not None and Path(as_named(manifest.location)).exists():
+        source = as_named(manifest.location)  # as it was given it may be relative to another folder
     corpus = open_corpus(source, data.glob, field, streaming=data.streaming)
     if _fingerprint(manifest.settings, corpus) != manifest.fingerprint:
         raise DataError(
@@ -232,6 +234,9 @@ def _build(
         train, val = _encode(corpus, scan, tokenizer, staged, config, reporter)
         manifest = Manifest(
             source=printable(corpus.source),
+            location=printable(str(Path(corpus.source).absolute()))
+            if corpus.files and corpus.source != "stdlib"
+            else None,
             fingerprint=fingerprint,
             content=scan.content,
             settings=settings,

@@ -82,9 +82,9 @@ class Manifest(_Record):
 
     `fingerprint` covers the settings and the cheap identity of the source (names, sizes, times); `content` is the
     sha256 over the documents' own hashes in order; `skipped` counts left-out files or rows by reason;
-    `left_out` and `long_lines` name the first of them and of the files that look minified. The rule of the
-    split is the setting `data.split`; a data set without it was split by the hash of each document alone, and has no
-    `near_duplicates`.
+    `left_out` and `long_lines` name the first of them and of the files that look minified; `location` is where a local
+    source lies, absolute. The rule of the split is the setting `data.split`; a data set without it was split by the
+    hash of each document alone, and has no `near_duplicates`.
     """
 
     version: Literal[1] = FORMAT_VERSION
@@ -97,6 +97,7 @@ class Manifest(_Record):
     val: SplitInfo
     near_duplicates: NearDuplicatesInfo | None = None
     skipped: dict[str, int]
+    location: str | None = None
     left_out: list[str] = []
     long_lines: list[str] = []
 

@@ -112,6 +112,8 @@ def test_a_run_is_measured_and_resumed_from_any_folder(folder, tmp_path, monkeyp
     before = figure("shards")
     monkeypatch.chdir(tmp_path)
     assert figure(str(folder / "runs" / "shards")) == before
+    assert main(["eval", str(folder / "runs" / "shards"), "--suite", "bpb", "--json", "bpb.json"]) == 0
+    assert json.loads(Path("bpb.json").read_text())["languages"].keys() == {"python"}  # read from the source again
     assert main(["train", "--resume", str(folder / "runs" / "text"), "--set", "train.total_steps=3"]) == 0
 
 
