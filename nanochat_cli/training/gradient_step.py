@@ -81,6 +81,8 @@ class GradientStep:
 
         scores: float32 [B, T], read from a file: importance of the tokens, or what is subtracted to give it.
         """
+        counts = [counter for _, moe in self.model.mixtures() for counter in (moe.load, moe.dropped)]
+        before = [counter.clone() for counter in counts]
         while True:
             zero_grad()
             try:
@@ -89,6 +91,8 @@ class GradientStep:
                 if not is_out_of_memory(error):
                     raise
                 self._halve(error)
+                for counter, value in zip(counts, before, strict=True):  # what was done is done once more
+                    counter.copy_(value)
             finally:
                 if self.collider is not None:
                     self.collider.end()

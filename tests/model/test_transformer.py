@@ -105,6 +105,27 @@ def test_checkpointed_activations_give_the_same_gradients():
             torch.testing.assert_close(a.grad, b.grad, msg=name)
 
 
+def test_checkpointed_activations_are_not_kept_but_computed_again():
+    saved, runs = [], []
+    for checkpointing in (False, True):
+        model, size, calls = build(), [0], [0]
+        model.gradient_checkpointing = checkpointing
+        for block in model.blocks:
+            block.register_forward_pre_hook(lambda *_, calls=calls: calls.__setitem__(0, calls[0] + 1))
+
+        def keep(tensor: torch.Tensor, size: list[int] = size) -> torch.Tensor:
+            size[0] += tensor.numel() * tensor.element_size()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            found = model(tokens()).sum()
+            saved.append(size[0])  # by the forward pass alone
+            found.backward()
+        runs.append(calls[0])
+    assert runs == [2, 4], "each of two blocks once, and once more in the backward pass"
+    assert saved[1] < 0.2 * saved[0]
+
+
 def test_compiled_blocks_compute_what_eager_ones_do():
     eager, compiled = build(), build()
     for block in compiled.blocks:

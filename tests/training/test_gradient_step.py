@@ -1,5 +1,7 @@
 """Memory back-off: the global batch stays, the micro-batch halves."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -27,7 +29,7 @@ def gradients(tmp_path, limit):
     said = []
     step = Limited(model, config.train, None, said.append)
     step.limit = limit
-    step(*SyntheticData(8, 16).batch(0), lambda: model.zero_grad(set_to_none=True))
+    step(*SyntheticData(8, 16).batch(0), partial(model.zero_grad, set_to_none=True))
     return {name: p.grad for name, p in model.named_parameters()}, step.micro_batch, said
 
 
@@ -50,3 +52,39 @@ def test_not_even_one_sequence_is_a_clear_error(tmp_path):
 def test_other_runtime_errors_are_not_taken_for_lack_of_memory():
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+
+
+def test_the_balance_loss_counts_once_however_many_micro_batches_there_are(tmp_path):
+    """With equal sequences every micro-batch has the same balance loss, and its mean is that of the whole batch."""
+    found = []
+    for micro_batch in (8, 2):
+        moe = {"enabled": True, "experts": 4, "active": 2, "loss_weight": 1.0}
+        config = tiny_config(tmp_path, train={"batch_size": micro_batch, "grad_accum": 1}, model={"moe": moe})
+        torch.manual_seed(0)
+        model = Transformer(config.model)
+        step = GradientStep(model, config.train, None, lambda _: None)
+        inputs, targets = (rows[:1].expand(8, -1) for rows in SyntheticData(8, 16).batch(0))
+        step(inputs, targets, partial(model.zero_grad, set_to_none=True))
+        found.append([p.grad for name, p in model.named_parameters() if "router" in name])
+    assert found[0]
+    for whole, accumulated in zip(*found, strict=True):
+        torch.testing.assert_close(accumulated, whole, rtol=1e-4, atol=1e-7)
+
+
+def test_a_batch_that_did_not_fit_counts_the_load_of_experts_once(tmp_path):
+    class LateFailure(Limited):
+        def _forward(self, inputs, targets):
+            part = GradientStep._forward(self, inputs, targets)
+            if inputs.shape[0] > 2:  # only now: its tokens are counted already
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+            return part
+
+    for kind in (LateFailure, GradientStep):
+        moe = {"enabled": True, "experts": 4, "active": 2}
+        config = tiny_config(tmp_path, train={"batch_size": 8, "grad_accum": 1}, model={"moe": moe})
+        torch.manual_seed(0)
+        model = Transformer(config.model)
+        step = kind(model, config.train, None, lambda _: None)
+        step(*SyntheticData(8, 16).batch(0), partial(model.zero_grad, set_to_none=True))
+        for _, mixture in model.mixtures():
+            assert mixture.load.sum() == 8 * 16 * 2, kind

@@ -1,5 +1,7 @@
 """Chunked cross-entropy against the whole one, and its peak memory."""
 
+import math
+
 import pytest
 import torch
 
@@ -38,6 +40,39 @@ def test_the_reported_loss_is_torch_cross_entropy_whatever_the_objective_adds():
     for options in (LossOptions(), LossOptions(0.1, 0.01, 0.01)):
         _, reported = chunked_cross_entropy(hidden, unembedding, targets, 64, options)
         torch.testing.assert_close(reported, reference.detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.05, 0.3])
+def test_label_smoothing_is_that_of_torch(smoothing):
+    """Both forms share our formula; torch's is its own."""
+    hidden, unembedding, targets = problem(dtype=torch.float32)
+    torch_loss = torch.nn.functional.cross_entropy(hidden @ unembedding.T, targets, label_smoothing=smoothing)
+    expected = torch.autograd.grad(torch_loss, (hidden, unembedding))
+    objective, _ = chunked_cross_entropy(hidden, unembedding, targets, 64, LossOptions(label_smoothing=smoothing))
+    torch.testing.assert_close(objective, torch_loss, rtol=1e-5, atol=1e-6)
+    for a, b in zip(torch.autograd.grad(objective, (hidden, unembedding)), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("form", [cross_entropy, chunked_cross_entropy])
+def test_what_z_loss_and_entropy_bonus_add_is_computed_by_hand(form):
+    """Logits log 1, log 2, log 5: they sum to 8, so p = 1/8, 2/8, 5/8 and logsumexp = log 8."""
+    hidden = torch.tensor([1.0, 2.0, 5.0]).log().unsqueeze(0)
+    targets, identity = torch.tensor([1]), torch.eye(3)
+    p = [1 / 8, 2 / 8, 5 / 8]
+    entropy = -sum(share * math.log(share) for share in p)
+
+    def added(**options: float) -> float:
+        objective, reported = form(hidden, identity, targets, options=LossOptions(**options))
+        assert float(reported) == pytest.approx(math.log(4))
+        return float(objective) - math.log(4)
+
+    assert added(z_loss=0.1) == pytest.approx(0.1 * math.log(8) ** 2, rel=1e-5)
+    # A bonus: a prediction that is less certain costs less.
+    assert added(entropy_weight=0.2) == pytest.approx(-0.2 * entropy, rel=1e-5)
+    # ε / V on every token: 0.3 times the mean of −log p, and 0.7 of the target's.
+    mean = -sum(math.log(share) for share in p) / 3
+    assert added(label_smoothing=0.3) == pytest.approx(0.3 * (mean - math.log(4)), rel=1e-5)
 
 
 def test_only_the_unembedding_or_only_the_hidden_state_may_need_a_gradient():
