@@ -8,7 +8,7 @@ checkpoint.
 
 import shutil
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -194,10 +194,14 @@ def _result(config: str, name: str, values: dict[int, float], peers: dict[int, f
     )
 
 
+def _say_stopping(reporter: Reporter) -> Callable[[str], None]:
+    return lambda name: reporter.info(f"{name}: the current run saves and ends; Ctrl-C once more does not wait for it")
+
+
 def _run_all(plan: Plan, folder: Path, reporter: Reporter) -> None:
     tuned, data = load_tuned(folder), load_suite_data(folder)
     order = [*(tuning_entries(plan) if tuned is None else ()), *entries(plan)]
-    with StopSignals() as stop, SuiteView(reporter, [entry.name for entry in order]) as view:
+    with StopSignals(_say_stopping(reporter)) as stop, SuiteView(reporter, [entry.name for entry in order]) as view:
         for number, entry in enumerate(order):
             if entry.rate is None and tuned is None and plan.tuning is not None:
                 tuned = _finish_tuning(plan, folder, reporter)

@@ -4,6 +4,7 @@ Only Typer is imported here: `nanochat --help` costs what an empty Typer app cos
 module with a Typer app named `app`; its line in the help stands in the table below.
 """
 
+import contextlib
 import errno
 import importlib
 import io
@@ -185,6 +186,8 @@ _FILE_TROUBLE = {
 def _fail(session: Session, message: str, code: int) -> int:
     line = " ".join(message.split())
     if line:
+        with contextlib.suppress(OSError, DataError):  # standard output may be what failed
+            session.end_line()
         print(f"error: {line}", file=sys.stderr)
     try:
         session.write_json({"error": line, "exit_code": code})

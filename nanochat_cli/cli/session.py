@@ -41,6 +41,11 @@ class Session:
 
         return Engine(self.reporter)
 
+    def end_line(self) -> None:
+        """Whatever is said next begins on a line of its own."""
+        if "reporter" in vars(self):
+            self.reporter.end_line()
+
     def write_json(self, outcome: dict[str, object]) -> None:
         """Write what the command found, and `outcome` on top, where `--json` asked for it."""
         if self.json_path is not None:

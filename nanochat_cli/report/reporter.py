@@ -47,6 +47,10 @@ class Reporter(Protocol):
         """The product itself, verbatim and flushed, such as generated text."""
         ...
 
+    def end_line(self) -> None:
+        """End the line that `write` has begun, if there is one."""
+        ...
+
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """A small table; numbers are aligned right."""
         ...
@@ -67,6 +71,7 @@ class _Voice:
 
     def __init__(self, out: IO[str] | None = None, err: IO[str] | None = None) -> None:
         self.results: dict[str, object] = {}
+        self._mid_line = False
         self._out = out if out is not None else sys.stdout
         self._err = err if err is not None else sys.stderr
 
@@ -77,10 +82,16 @@ class _Voice:
         try:
             self._out.write(text)
             self._out.flush()
+            self._mid_line = not text.endswith("\n") if text else self._mid_line
         except BrokenPipeError:  # a reader such as `head` has seen enough
             raise
         except OSError as error:
             raise DataError(f"standard output cannot be written: {error.strerror}; free space") from error
+
+    def end_line(self) -> None:
+        """What is said next does not stand in the middle of the product's text."""
+        if self._mid_line:
+            self.write("\n")
 
     def result(self, values: Mapping[str, object]) -> None:
         self.results.update(values)

@@ -161,7 +161,7 @@ class GRPORun:
         self.view = RoundsView(
             self.reporter, self.grpo.rounds, title=self.run_dir.name, languages=self.problems.languages
         )
-        with StopSignals() as stop, log, self.view:
+        with StopSignals(self._say_stopping) as stop, log, self.view:
             self.stop, self.log = stop, log
             if self.before is None:
                 self.before = self._measure("before", plain)
@@ -185,6 +185,13 @@ class GRPORun:
         if self.learner is not None:
             return self.learner.updates > 0
         return len(self.library) > 0 or bool(self.lessons.texts)
+
+    def _say_stopping(self, signal_name: str) -> None:
+        saved = f"{self.round} of {self.grpo.rounds} rounds are saved" if self.before else "nothing is saved yet"
+        self.reporter.info(
+            f"{signal_name}: stopping after this problem or update ({saved}); Ctrl-C once more ends at once; "
+            f"either way nanochat grpo --resume {self.run_dir} goes on after the last whole round"
+        )
 
     def _round(self, number: int) -> None:
         problems = self.problems.of_round(self.grpo, self.config.run.seed, number)

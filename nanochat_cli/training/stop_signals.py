@@ -1,27 +1,36 @@
-"""Graceful stop: turns the first SIGINT or SIGTERM into a flag that the training loop polls between steps.
+"""Graceful stop: turns the first signal into a flag that the training loop polls between steps.
 
 Knows signals only; saving the state and raising `Interrupted` is the trainer's affair.
 """
 
+import contextlib
+import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SECOND_ENDS = (signal.SIGINT, signal.SIGTERM)
+"""Of these a second one acts at once."""
+SIGNALS = (*SECOND_ENDS, signal.SIGHUP, signal.SIGUSR1)
+"""What stops a run: Ctrl-C, a scheduler or `kill`, a terminal that was closed, a scheduler's warning."""
 
 
 class StopSignals:
-    """`with StopSignals() as stop: ... if stop.requested: ...`
+    """`with StopSignals(say) as stop: ... if stop.requested: ...`
 
-    The first signal sets `requested` and puts the previous handlers back, so that a second one acts at once as it
-    would have without us (Ctrl-C raises KeyboardInterrupt, SIGTERM ends the process). A signal that was ignored
-    (as SIGINT is under nohup) stays ignored. Outside the main thread, where Python cannot set handlers, it does
-    nothing.
+    The first signal sets `requested`, says at once what happens now (`say` is called with its name), and puts the
+    previous handlers of SECOND_ENDS back, so that another one of these acts as it would have without us (Ctrl-C raises
+    KeyboardInterrupt, SIGTERM ends the process). A terminal that is closed sends SIGHUP more than once, and what is
+    written to it afterwards goes nowhere. A signal that was ignored (as SIGHUP is under nohup) stays ignored. Outside
+    the main thread, where Python cannot set handlers, it does nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[str], None] | None = None) -> None:
+        self._say = say
         self._previous: dict[int, object] = {}
         self._received: signal.Signals | None = None
+        self._terminals: list[int] = []
 
     @property
     def requested(self) -> bool:
@@ -35,6 +44,7 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
+            self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
             for number in SIGNALS:
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
                     self._previous[number] = signal.signal(number, self._receive)
@@ -43,13 +53,27 @@ class StopSignals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._restore()
+        self._restore(*self._previous)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._received = signal.Signals(number)
-        self._restore()
+        if number == signal.SIGHUP:
+            self._leave_terminals()
+        if self._received is None:
+            self._received = signal.Signals(number)
+            self._restore(*SECOND_ENDS)
+            if self._say is not None:
+                with contextlib.suppress(OSError, RuntimeError):  # it may have come while that stream was being written
+                    self._say(self._received.name)
 
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]  # what signal.signal itself returned
-        self._previous.clear()
+    def _leave_terminals(self) -> None:
+        """Writing to one that is gone fails, and would end what has yet to save."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in self._terminals:
+            os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+
+    def _restore(self, *numbers: int) -> None:
+        for number in numbers:
+            if number in self._previous:
+                handler = self._previous.pop(number)
+                signal.signal(number, handler)  # pyright: ignore[reportArgumentType]  # what signal.signal returned

@@ -46,6 +46,16 @@ def test_ctrl_c_is_130(nanochat, failing):
     assert outcome.error == "interrupted"
 
 
+def test_the_line_of_an_error_does_not_stand_in_the_middle_of_generated_text(nanochat, monkeypatch):
+    def tokenize(engine: Engine, *arguments: object) -> None:
+        engine.reporter.write("def add(a, b):\n    ret")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Engine, "tokenize", tokenize)
+    outcome = nanochat("tokenize")
+    assert (outcome.out, outcome.error) == ("def add(a, b):\n    ret\n", "interrupted")
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
 def test_trouble_with_a_file_is_bad_data_and_names_the_file(nanochat, failing, number):
     failing(OSError(number, "the reason", "some/file"))

@@ -163,10 +163,14 @@ def test_the_report_has_every_measure_before_and_after_with_intervals(whole):
 
 
 @pytest.mark.parametrize("stop_after", [30, 50, 70])  # in the first round, in the second, in the third
-def test_a_run_stopped_by_a_signal_continues_as_if_it_had_not_been(source, tmp_path, whole, stop_after):
+def test_a_run_stopped_by_a_signal_continues_as_if_it_had_not_been(source, tmp_path, whole, stop_after, capsys):
     run = grpo_run(source, tmp_path, rounds=3, pool=StoppingPool(stop_after))
+    run.reporter = PlainReporter()
     with pytest.raises(Interrupted, match=r"stopped by SIGINT: \d of 3 rounds are saved; continue with: nanochat grpo"):
         run.run()
+    said = capsys.readouterr().err
+    assert "SIGINT: stopping after this problem or update" in said
+    assert f"nanochat grpo --resume {run.run_dir} goes on after the last whole round" in said
     resumed = grpo_run(source, tmp_path, rounds=3, resume=True)
     assert resumed.round < 3
     resumed.run()
