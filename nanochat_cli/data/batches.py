@@ -33,12 +33,20 @@ class Batches:
     """Training batches: every epoch visits all windows of `seq_len` + 1 tokens once, in a new order.
 
     Neighbouring windows share one token, so every token but the first is a target once per epoch. `batch_size` counts
-    the rows of all ranks; rank r of `world_size` gets the r-th part of them. Raises DataError when the stream is
-    shorter than one window, ConfigError when `batch_size` is not a multiple of `world_size`.
+    the rows of all ranks; rank r of `world_size` gets the r-th part of them. shift: places that the order is moved by,
+    of a run that has read a part of it in batches of another size. Raises DataError when the stream is shorter than
+    one window, ConfigError when `batch_size` is not a multiple of `world_size`.
     """
 
     def __init__(
-        self, stream: TokenStream, batch_size: int, seq_len: int, seed: int, rank: int = 0, world_size: int = 1
+        self,
+        stream: TokenStream,
+        batch_size: int,
+        seq_len: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        shift: int = 0,
     ) -> None:
         if batch_size % world_size:
             raise ConfigError(f"train.batch_size = {batch_size} must be a multiple of the {world_size} ranks")
@@ -53,7 +61,7 @@ class Batches:
         self.seq_len = seq_len
         self.seed = seed
         self.rows_per_rank = batch_size // world_size
-        self.first_row = rank * self.rows_per_rank
+        self.first_row = rank * self.rows_per_rank + shift
 
     def batch(self, index: int) -> Batch:
         """This rank's rows of global batch `index` ≥ 0: (inputs, targets), int64 [batch_size / world_size, seq_len]."""
@@ -83,9 +91,8 @@ def evaluation_batches(stream: Tokens, batch_size: int, seq_len: int, max_tokens
     its beginning may be easier or harder than the rest. What the last window and the last batch lack is padded: target
     −100, input EOS; the shape is always the same, so that a compiled model is not compiled again.
     """
-    targets = len(stream) - 1
-    windows = -(-targets // seq_len)
-    chosen = windows if max_tokens is None or max_tokens >= targets else max(1, min(windows, max_tokens // seq_len))
+    windows = evaluation_windows(stream, seq_len)
+    chosen = evaluation_windows(stream, seq_len, max_tokens)
     for first in range(0, chosen, batch_size):
         inputs = np.full((batch_size, seq_len), stream.eos_id, dtype=np.int64)
         labels = np.full((batch_size, seq_len), IGNORE_INDEX, dtype=np.int64)
@@ -95,6 +102,13 @@ def evaluation_batches(stream: Tokens, batch_size: int, seq_len: int, max_tokens
             inputs[row, : len(tokens) - 1] = tokens[:-1]
             labels[row, : len(tokens) - 1] = tokens[1:]
         yield inputs, labels
+
+
+def evaluation_windows(stream: Tokens, seq_len: int, max_tokens: int | None = None) -> int:
+    """How many windows `evaluation_batches` reads."""
+    targets = len(stream) - 1
+    windows = -(-targets // seq_len)
+    return windows if max_tokens is None or max_tokens >= targets else max(1, min(windows, max_tokens // seq_len))
 
 
 def permuted(place: int, size: int, seed: int, epoch: int) -> int:

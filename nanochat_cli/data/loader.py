@@ -7,11 +7,14 @@ from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.report.reporter import QuietReporter, Reporter
 
 
-def source_spec(reader: ShardReader, config: Config, reporter: Reporter) -> SourceSpec:
-    """What `config` trains on; indexes the text first if it is to be tokenised on the fly. Raises DataError."""
+def source_spec(reader: ShardReader, config: Config, reporter: Reporter, shift: int = 0) -> SourceSpec:
+    """What `config` trains on; indexes the text first if it is to be tokenised on the fly. Raises DataError.
+
+    shift: see `data.batches`.
+    """
     batch_size, seq_len = config.train.batch_size * config.train.grad_accum, config.train.seq_len
     if not config.loader.on_the_fly:
-        return ShardSource(reader.folder.absolute(), batch_size, seq_len, config.run.seed)
+        return ShardSource(reader.folder.absolute(), batch_size, seq_len, config.run.seed, shift)
     from nanochat_cli.data.text_index import text_index
 
     manifest = reader.manifest
@@ -25,12 +28,13 @@ def source_spec(reader: ShardReader, config: Config, reporter: Reporter) -> Sour
         batch_size=batch_size,
         seq_len=seq_len,
         seed=config.run.seed,
+        shift=shift,
     )
 
 
-def open_batches(reader: ShardReader, config: Config, reporter: Reporter | None = None) -> BatchSource:
+def open_batches(reader: ShardReader, config: Config, reporter: Reporter | None = None, shift: int = 0) -> BatchSource:
     """The training batches. Raises DataError when there is not one, before any process is started."""
-    spec = source_spec(reader, config, reporter or QuietReporter())
+    spec = source_spec(reader, config, reporter or QuietReporter(), shift)
     batches = spec.open()
     if not config.loader.enabled:
         return batches

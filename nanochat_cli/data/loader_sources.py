@@ -30,19 +30,20 @@ class SourceSpec(Protocol):
 
 @dataclass(frozen=True)
 class ShardSource:
-    """The training tokens of the data set in `folder`."""
+    """The training tokens of the data set in `folder`. shift: see `data.batches`."""
 
     folder: Path
     batch_size: int
     seq_len: int
     seed: int
+    shift: int = 0
 
     def open(self) -> Batches:
         from nanochat_cli.data.shards import Shard, TokenStream, read_manifest
 
         # The reader has verified the files; the end-of-text token is for evaluation.
         shards = [Shard(self.folder / info.file, info) for info in read_manifest(self.folder).train.shards]
-        return Batches(TokenStream(shards, eos_id=0), self.batch_size, self.seq_len, self.seed)
+        return Batches(TokenStream(shards, eos_id=0), self.batch_size, self.seq_len, self.seed, shift=self.shift)
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class TextSource:
     batch_size: int
     seq_len: int
     seed: int
+    shift: int = 0
 
     def open(self) -> BatchSource:
         from nanochat_cli.data.on_the_fly import TextBatches, TextStore
@@ -65,4 +67,4 @@ class TextSource:
 
         store = TextStore(self.index, self.files, self.text_field)
         tokenizer = Tokenizer.load(self.folder / TOKENIZER)
-        return TextBatches(store, tokenizer, self.batch_size, self.seq_len, self.seed, self.bytes_per_token)
+        return TextBatches(store, tokenizer, self.batch_size, self.seq_len, self.seed, self.bytes_per_token, self.shift)

@@ -20,7 +20,7 @@ from nanochat_cli.optim.adamw import AdamW, AdamW8bit
 from nanochat_cli.optim.galore import GaLore
 from nanochat_cli.optim.lion import Lion
 from nanochat_cli.optim.muon import Muon
-from nanochat_cli.optim.schedules import lr_multiplier, muon_momentum, weight_decay_multiplier
+from nanochat_cli.optim.schedules import WarmUps, lr_multiplier, muon_momentum, weight_decay_multiplier
 
 
 class Optimizer(Protocol):
@@ -58,13 +58,19 @@ class Optimizers:
         self.lr_factor = 1.0
         """On all learning rates, beside the schedule: below 1 while the rate climbs again after a reinitialisation."""
 
-    def step(self, step: int, total_steps: int) -> float:
-        """Update every parameter as the schedules say for this 0-based step; returns the factor on the peak rates."""
-        factor = self.lr_factor * lr_multiplier(step, total_steps, self.config)
+    def step(self, step: int, total_steps: int | None, warm_ups: WarmUps | None = None) -> float:
+        """Update every parameter as the schedules say for this 0-based step; returns the factor on the peak rates.
+
+        total_steps: None while they are not known, so that nothing decays. warm_ups: by default what fits total_steps.
+        """
+        if warm_ups is None:
+            warm_ups = WarmUps.configured(self.config)
+            warm_ups = warm_ups if total_steps is None else warm_ups.within(total_steps)
+        factor = self.lr_factor * lr_multiplier(step, total_steps, self.config, warm_ups.rate)
         decay = weight_decay_multiplier(step, total_steps, self.config)
         for group in self.groups:
             if isinstance(group.optimizer, Muon | GaLore) and self.config.matrix == "muon":
-                group.optimizer.momentum = muon_momentum(step, self.config)
+                group.optimizer.momentum = muon_momentum(step, self.config, warm_ups.momentum)
             group.optimizer.weight_decay = group.weight_decay * decay
             group.optimizer.step(group.lr * factor)
         return factor

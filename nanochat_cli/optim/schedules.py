@@ -4,27 +4,65 @@ wsd        linear warm-up, flat, then a decay over the last 1 − stable_ratio (
 two_stage  linear warm-up, linear decay towards half the peak until ½, then from a lower peak to the
            minimum; weight decay is off after ⅔ (BitNet training tips; Spectra, arXiv:2407.12327)
 cosine     linear warm-up, then half a cosine;  constant: linear warm-up, then flat
+
+Warm-ups are configured in steps, but never take more than a share of the run: a run of a dozen steps has one too.
 """
 
 import math
+from dataclasses import dataclass, replace
 
 from nanochat_cli.config.schema import OptimConfig
+
+WARM_UP_SHARE = 0.2
+"""Of a run, that the warm-up of the learning rate takes at most."""
+OTHER_SHARE = 1 / 3
+"""Of a run, that the warm-ups of Muon's momentum and of token filtering take at most."""
 
 TWO_STAGE_SWITCH = 0.5
 TWO_STAGE_DROP = 2 / 3  # second-stage peak over the value that the first stage would have there
 WEIGHT_DECAY_OFF = 2 / 3
 
 
-def lr_multiplier(step: int, total_steps: int, config: OptimConfig) -> float:
-    """The factor on every peak learning rate at `step` (0-based) of `total_steps`.
+@dataclass(frozen=True)
+class WarmUps:
+    """Steps that the warm-ups of one run take: of the learning rate, of Muon's momentum, of token filtering."""
 
-    The first step runs at 1 / warmup_steps of the peak; the last step of a decay is one step before
-    `min_lr_ratio` is reached exactly.
+    rate: float
+    momentum: float
+    filtering: float = 0.0
+
+    @classmethod
+    def configured(cls, config: OptimConfig, filtering: int = 0) -> "WarmUps":
+        """As the configuration says, while nobody knows how long the run is. filtering: collider.warmup_steps."""
+        return cls(config.warmup_steps, config.muon_momentum_warmup, filtering)
+
+    def within(self, total_steps: int) -> "WarmUps":
+        """Of a run of `total_steps`."""
+        rate = min(self.rate, int(WARM_UP_SHARE * total_steps))
+        other = int(OTHER_SHARE * total_steps)
+        return WarmUps(rate, min(self.momentum, other), min(self.filtering, other))
+
+    def after(self, step: int, past: "WarmUps") -> "WarmUps":
+        """These, where `step` steps went by `past`: no learning rate falls for it, and what is over stays over."""
+        rate = past.rate if step >= past.rate else min(self.rate, past.rate * (step + 1) / max(step, 1))
+        return replace(self, rate=rate, filtering=past.filtering if step >= past.filtering else self.filtering)
+
+
+def lr_multiplier(step: int, total_steps: int | None, config: OptimConfig, warm_up: float | None = None) -> float:
+    """The factor on every peak learning rate at `step` (0-based) of `total_steps`; None: nothing decays yet.
+
+    warm_up: its steps; by default those that fit total_steps. The first step runs at 1 / warm_up of the peak; the last
+    step of a decay is one step before `min_lr_ratio` is reached exactly.
     """
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    span = max(1, total_steps - config.warmup_steps)
-    progress = min(1.0, (step - config.warmup_steps) / span)
+    if warm_up is None:
+        asked = WarmUps.configured(config)
+        warm_up = (asked if total_steps is None else asked.within(total_steps)).rate
+    if step < warm_up:
+        return min(1.0, (step + 1) / warm_up)
+    if total_steps is None:
+        return 1.0
+    span = max(1, total_steps - warm_up)
+    progress = min(1.0, (step - warm_up) / span)
     if config.schedule == "constant":
         return 1.0
     if config.schedule == "cosine":
@@ -37,16 +75,22 @@ def lr_multiplier(step: int, total_steps: int, config: OptimConfig) -> float:
     return _between(config.min_lr_ratio, _decay((step - start) / (total_steps - start), config.decay_shape))
 
 
-def weight_decay_multiplier(step: int, total_steps: int, config: OptimConfig) -> float:
+def weight_decay_multiplier(step: int, total_steps: int | None, config: OptimConfig) -> float:
     """1, or 0 after two thirds of a two-stage run."""
-    return 0.0 if config.schedule == "two_stage" and step >= WEIGHT_DECAY_OFF * total_steps else 1.0
+    if config.schedule != "two_stage" or total_steps is None:
+        return 1.0
+    return 0.0 if step >= WEIGHT_DECAY_OFF * total_steps else 1.0
 
 
-def muon_momentum(step: int, config: OptimConfig) -> float:
-    """Muon's β at a 0-based step: linear from muon_momentum_start to muon_momentum, then flat."""
-    if config.muon_momentum_start is None or step >= config.muon_momentum_warmup:
+def muon_momentum(step: int, config: OptimConfig, warm_up: float | None = None) -> float:
+    """Muon's β at a 0-based step: linear from muon_momentum_start to muon_momentum in `warm_up` steps, then flat.
+
+    warm_up: by default muon_momentum_warmup.
+    """
+    warm_up = config.muon_momentum_warmup if warm_up is None else warm_up
+    if config.muon_momentum_start is None or step >= warm_up:
         return config.muon_momentum
-    share = step / config.muon_momentum_warmup
+    share = step / warm_up
     return config.muon_momentum_start + share * (config.muon_momentum - config.muon_momentum_start)
 
 

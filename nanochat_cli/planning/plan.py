@@ -6,7 +6,7 @@ from typing import Literal
 from nanochat_cli.config.schema import Config
 from nanochat_cli.config.size import ParameterCounts, count_parameters
 from nanochat_cli.planning.memory import Memory, training_memory
-from nanochat_cli.training.flops import model_flops_per_token
+from nanochat_cli.training.flops import training_flops_per_token
 
 TERNARY_BITS = 2.0625
 """Of TQ2_0 per weight, scales included."""
@@ -41,7 +41,7 @@ def make_plan(config: Config, *, tokens: int | None, utilisation: float, peak_fl
     """tokens: default what train.total_steps and train.time_budget allow, whichever ends first."""
     train = config.train
     counts = count_parameters(config.model)
-    flops = model_flops_per_token(config.model, train.seq_len)
+    flops = training_flops_per_token(config)
     rate = None if peak_flops is None else utilisation * peak_flops / flops
     per_step = train.batch_size * train.grad_accum * train.seq_len
     planned: int | None = tokens or train.total_steps * per_step

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 REFRESHES_PER_SECOND = 2
 LONGEST_SILENCE = 30.0
 """Seconds without a line, elsewhere than on a terminal, after which a step is worth one whatever the log interval."""
+TRAINING = "training"
+PHASE_LINE_AFTER, PHASE_LINE_EVERY = 2.0, 10.0
+"""Seconds until what is not training is worth a line, elsewhere than on a terminal, and between two such lines."""
 HISTORY = 256
 """Points of the loss curve that are kept; older ones are averaged in pairs."""
 
@@ -46,6 +49,8 @@ class Readings:
     eval_loss: float | None = None
     bits_per_byte: float | None = None
     """On held-out documents."""
+    eval_scope: str | None = None
+    """Which of them the evaluation has read: a sample, or all."""
     tokens_per_second: float | None = None
     utilisation: float | None = None
     """Model FLOP/s over the measured peak, 0 to 1."""
@@ -112,6 +117,8 @@ class LiveView:
         self._readings = Readings()
         self._history = LossHistory()
         self._live: Live | None = None
+        self._phase, self._done, self._of = TRAINING, 0, 0
+        self._phase_started = self._phase_line = self._started
 
     def __enter__(self) -> "LiveView":
         self._started = self._clock()
@@ -124,7 +131,7 @@ class LiveView:
         if self._live is not None:
             self._live.stop()
 
-    def update(self, step: int, **readings: float | None) -> None:
+    def update(self, step: int, **readings: float | str | None) -> None:
         """The run has done `step` steps; readings are fields of `Readings`, and None leaves a value as it is.
 
         Raises TypeError for a name that is not shown.
@@ -138,10 +145,30 @@ class LiveView:
                 raise TypeError(f"the live view shows {', '.join(_NAMES)}, not {name!r}")
             if value is not None:
                 setattr(self._readings, name, value)
-        if (loss := readings.get("loss")) is not None:
+        if isinstance(loss := readings.get("loss"), float):
             self._history.add(loss)
         if self._live is None:
             self._print_lines(step, evaluated=readings.get("bits_per_byte") is not None)
+
+    def phase(self, name: str = TRAINING, done: int = 0, of: int = 0) -> None:
+        """What the run is doing, and how much of it is done; nothing else moves while it does not train."""
+        now = self._clock()
+        if name != self._phase:
+            self._phase_started = now
+            self._phase_line = now + PHASE_LINE_AFTER
+        self._phase, self._done, self._of = name, done, of
+        if self._live is None and name != TRAINING and now >= self._phase_line:
+            self._phase_line = now + PHASE_LINE_EVERY
+            self._reporter.info(f"step {self._step}: {self.doing}")
+
+    @property
+    def doing(self) -> str:
+        """The phase in words, such as "evaluating 3 of 40, ETA 0:12"."""
+        if not self._of:
+            return self._phase
+        spent = self._clock() - self._phase_started
+        eta = format_duration(spent * (self._of - self._done) / self._done) if self._done else "–"
+        return f"{self._phase} {self._done} of {self._of}, ETA {eta}"
 
     def event(self, message: str) -> None:
         """Something that happened, as one line (above the panel on a terminal)."""
@@ -176,9 +203,10 @@ class LiveView:
 
     def _evaluation(self) -> list[str]:
         now = self._readings
+        scope = [] if now.eval_scope is None else [f"({now.eval_scope})"]
         return [
             f"held-out loss {_number(now.eval_loss, '.4f')}",
-            f"{_number(now.bits_per_byte, '.4f')} bits per byte",
+            " ".join([f"{_number(now.bits_per_byte, '.4f')} bits per byte", *scope]),
         ]
 
     def _speed(self) -> list[str]:
@@ -193,7 +221,8 @@ class LiveView:
     def _times(self) -> list[str]:
         eta = self.eta()
         remaining = "–" if eta is None else format_duration(eta)
-        return [f"elapsed {format_duration(self._clock() - self._started)}", f"ETA {remaining}"]
+        elapsed = f"elapsed {format_duration(self._clock() - self._started)}"
+        return [elapsed, f"ETA {remaining}" if self._phase == TRAINING else self.doing]
 
     def _panel(self) -> "RenderableType":
         from rich.panel import Panel

@@ -24,13 +24,17 @@ from nanochat_cli.optim.build import Optimizers
 from nanochat_cli.optim.fire import Change, reinitialize, relative_deviation
 from nanochat_cli.training.dormant import dormant_fraction
 
+REWARM_SHARE = 0.5
+"""Of the steps that are left after an event, that the learning rate takes at most to climb again."""
+
 
 @dataclass
 class FireState:
-    """last_step: steps that were done at the last event."""
+    """last_step: steps that were done at the last event; rewarm_steps: in which the learning rate climbs after it."""
 
     events: int = 0
     last_step: int | None = None
+    rewarm_steps: float | None = None
 
 
 @dataclass(frozen=True)
@@ -88,9 +92,11 @@ class Fire:
         }
 
     def before_step(
-        self, step: int, batch: Callable[[int], tuple[Tensor, Tensor]]
+        self, step: int, batch: Callable[[int], tuple[Tensor, Tensor]], total_steps: int
     ) -> tuple[dict[str, float], str | None]:
         """To be called with the number of steps done, before the next one. batch: what a step trains on.
+
+        total_steps: of the run; the learning rate climbs again within REWARM_SHARE of those that are left.
 
         Sets the factor on the learning rate, measures where the trigger asks for it, and reinitialises when it is due.
         Returns metrics (empty at most steps) and a line for a person, None without an event.
@@ -105,9 +111,11 @@ class Fire:
         line = None
         if reason is not None:
             report = self.apply(step, reason)
+            self.state.rewarm_steps = min(config.rewarm_steps, int(REWARM_SHARE * (total_steps - step)))
             metrics |= report.scalars()
             line = report.line()
-        self.optimizers.lr_factor = rewarm_factor(step, self.state.last_step, config.rewarm_steps)
+        rewarm = config.rewarm_steps if self.state.rewarm_steps is None else self.state.rewarm_steps
+        self.optimizers.lr_factor = rewarm_factor(step, self.state.last_step, rewarm)
         return metrics, line
 
     def _known_reason(self, step: int) -> str | None:
@@ -160,7 +168,7 @@ class Fire:
         self.data_changed = data_changed and self.config.trigger == "phase"
 
 
-def rewarm_factor(step: int, event_step: int | None, rewarm_steps: int) -> float:
+def rewarm_factor(step: int, event_step: int | None, rewarm_steps: float) -> float:
     """The factor on the learning rate of the step after `step` steps: linear from 1 / rewarm_steps to 1."""
     if event_step is None or step - event_step >= rewarm_steps:
         return 1.0

@@ -8,7 +8,7 @@ of attention count for nothing. No data sheet enters: the peak is a dense matmul
 import time
 from typing import TYPE_CHECKING
 
-from nanochat_cli.config.schema import ModelConfig
+from nanochat_cli.config.schema import Config, ModelConfig
 from nanochat_cli.config.size import count_parameters
 
 if TYPE_CHECKING:
@@ -37,6 +37,33 @@ def model_flops_per_token(config: ModelConfig, seq_len: int) -> float:
     attention = 12 * (config.n_layers - n_delta) * config.n_heads * config.resolved_head_dim * seq_len / 2
     delta = 18 * n_delta * config.delta_heads * config.delta_head_dim**2
     return 6 * matrices + attention + delta
+
+
+def training_flops_per_token(config: Config, kept: float = 1.0) -> float:
+    """FLOPs of a training step for one token: those of the model, and of multi-token prediction.
+
+    kept: share of the tokens in the backward pass, of token filtering. The forward pass, a third of the work, is that
+    of every token, but the logits of tokens further ahead are those of kept ones. What a reference model computes for
+    scores is not counted.
+    """
+    model, seq_len = config.model, config.train.seq_len
+    modules, logits = _ahead_per_token(config) if config.mtp.enabled else (0.0, 0.0)
+    with_forward = (model_flops_per_token(model, seq_len) + modules) * (1 + 2 * kept) / 3
+    return with_forward + logits * kept
+
+
+def _ahead_per_token(config: Config) -> tuple[float, float]:
+    """Of multi-token prediction, forward and backward: its modules, and its products with the unembedding."""
+    model, mtp = config.model, config.mtp
+    unembedding = 6.0 * model.vocab_size * model.dim
+    if mtp.kind == "shared":
+        return 0.0, mtp.n_tokens * unembedding
+    if mtp.kind == "heads":
+        return mtp.n_tokens * 6.0 * model.dim**2, mtp.n_tokens * unembedding
+    from nanochat_cli.model.mtp import block_config
+
+    block = model_flops_per_token(block_config(model), config.train.seq_len) - unembedding
+    return 6.0 * 2 * model.dim**2 + block, unembedding
 
 
 def measured_peak(device: "torch.device", dtype: "torch.dtype", *, sizes: tuple[int, ...] | None = None) -> float:

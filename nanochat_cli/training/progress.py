@@ -3,16 +3,23 @@
 from dataclasses import dataclass, field
 
 from nanochat_cli.evaluation.bits_per_byte import HeldOut
+from nanochat_cli.optim.schedules import WarmUps
 
 
 @dataclass
 class Progress:
-    """Where a run stands; all of it is in the checkpoint. step: steps done; seconds: spent in steps."""
+    """Where a run stands; all of it is in the checkpoint. step: steps done; seconds: spent in steps.
+
+    excess_seconds: those of them that a time budget does not count. warm_ups: None in checkpoints of older versions.
+    """
 
     total_steps: int
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    excess_seconds: float = 0.0
+    flops: float = 0.0
+    warm_ups: WarmUps | None = None
     total_is_final: bool = True
     compiled: bool = False
     micro_batch: int = 0
@@ -22,6 +29,11 @@ class Progress:
     good_step: int | None = None
     """Of the last checkpoint that was saved after a step that was taken, not while steps were skipped."""
     evaluations: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def known_total(self) -> int | None:
+        """What the learning rate may decay by; None while a time budget still decides."""
+        return self.total_steps if self.total_is_final else None
 
 
 @dataclass(frozen=True)

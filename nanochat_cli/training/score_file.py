@@ -79,7 +79,7 @@ def write_scores(
 class ScoreBatches:
     """Scores of the tokens that a step predicts, in the order of `data.batches`."""
 
-    def __init__(self, path: Path, reader: ShardReader, config: Config) -> None:
+    def __init__(self, path: Path, reader: ShardReader, config: Config, shift: int = 0) -> None:
         """Raises DataError for a file that is none, is of other data, or lacks what the first step needs."""
         self._path = path
         try:
@@ -93,13 +93,15 @@ class ScoreBatches:
         if found != split_fingerprint(reader, "train") or self._scores.shape != (len(stream),):
             raise DataError(f"collider.scores = {path}: scores of other data; run nanochat score on this data set")
         train = config.train
-        self._batches = Batches(stream, train.batch_size * train.grad_accum, train.seq_len, config.run.seed)
-        self.batch(0)
+        batch_size = train.batch_size * train.grad_accum
+        self._batches = Batches(stream, batch_size, train.seq_len, config.run.seed, shift=shift)
+        if not shift:  # else the run has begun with other batches
+            self.batch(0)
 
     def batch(self, step: int) -> Tensor:
         """float32 [batch_size × grad_accum, T], beside the targets of the step's batch. Raises DataError."""
         batches, length = self._batches, self._batches.seq_len
-        windows = batches.window_order(step * batches.batch_size, batches.batch_size)
+        windows = batches.window_order(step * batches.batch_size + batches.first_row, batches.batch_size)
         places = torch.tensor(windows).unsqueeze(1) * length + 1 + torch.arange(length)
         found = self._scores[places].float()
         if self._part is not None and bool(found.isnan().any()):

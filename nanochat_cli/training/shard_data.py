@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.async_loader import AsyncLoader
-from nanochat_cli.data.batches import Batches, evaluation_batches
+from nanochat_cli.data.batches import Batches, evaluation_batches, evaluation_windows
 from nanochat_cli.data.loader import open_batches
 from nanochat_cli.data.loader_sources import BatchSource
 from nanochat_cli.data.shards import ShardReader
@@ -30,6 +30,7 @@ class ShardData:
         self._reader, self._config, self._reporter = reader, config, reporter
         self._batches: BatchSource | None = None  # opened by the first batch: evaluation needs none
         self._scores: ScoreBatches | None = None
+        self._shift = 0
         self.token_bytes: Tensor = torch.from_numpy(reader.tokenizer.byte_lengths())
         self._train = reader.tokens("train")
         if not config.loader.on_the_fly:  # a corpus that is too short is an error before a run begins
@@ -42,9 +43,13 @@ class ShardData:
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of a step, int64 [batch_size × grad_accum, T]."""
         if self._batches is None:
-            self._batches = open_batches(self._reader, self._config, self._reporter)
+            self._batches = open_batches(self._reader, self._config, self._reporter, self._shift)
         inputs, targets = self._batches.batch(step)
         return torch.from_numpy(inputs), torch.from_numpy(targets)
+
+    def shift(self, windows: int) -> None:
+        """Before the first batch: the order is moved by so many places (see `data.batches`)."""
+        self._shift = windows
 
     def scores(self, step: int) -> Tensor | None:
         """float32 [batch_size × grad_accum, T] from collider.scores, beside the targets of a step; None without."""
@@ -52,7 +57,7 @@ class ShardData:
         if not self._config.collider.enabled or path is None:
             return None
         if self._scores is None:
-            self._scores = ScoreBatches(path, self._reader, self._config)
+            self._scores = ScoreBatches(path, self._reader, self._config, self._shift)
         return self._scores.batch(step)
 
     def is_ready(self, step: int) -> bool:
@@ -68,6 +73,10 @@ class ShardData:
         """Pair counts of the whole training split, read a piece at a time."""
         starts = range(0, len(self._train) - 1, COUNTED_AT_A_TIME)
         return count_bigrams((self._train[s : s + COUNTED_AT_A_TIME + 1] for s in starts), self._vocab_size)
+
+    def held_out_batches(self, max_tokens: int | None) -> int:
+        """How many `held_out` yields."""
+        return -(-evaluation_windows(self._held_out, self._seq_len, max_tokens) // self._rows)
 
     def held_out(self, max_tokens: int | None) -> Iterator[tuple[Tensor, Tensor]]:
         """The held-out tokens in order, int64 [eval.batch_size, T]; targets that do not count are -100."""

@@ -3,6 +3,7 @@
 Knows what a finished run is judged by; the figures come from the trainer, the drawing from `report`.
 """
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -81,7 +82,14 @@ def _baselines(reader: ShardReader, reporter: Reporter) -> dict[str, float]:
     if size > MAX_COMPRESSED_BYTES:
         reporter.info(f"gzip and xz are not measured: {size / 1e6:.0f} MB of held-out documents would take minutes")
         return {}
-    measured = compress_baselines(reader.documents("val"))
+    with reporter.progress("compressing the held-out files", size, "B") as progress:
+
+        def counted() -> Iterator[bytes]:
+            for document in reader.documents("val"):
+                yield document
+                progress.advance(len(document))
+
+        measured = compress_baselines(counted())
     return {
         "gzip -9": measured.gzip,
         "xz -9e": measured.xz,

@@ -10,31 +10,37 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from nanochat_cli.config.schema import Config, DataConfig
-from nanochat_cli.errors import DataError, Interrupted
-from nanochat_cli.evaluation.bits_per_byte import HeldOut, evaluate
+from nanochat_cli.errors import Interrupted
+from nanochat_cli.evaluation.bits_per_byte import HeldOut
 from nanochat_cli.model.mtp import build_mtp
 from nanochat_cli.model.transformer import Transformer, use_forms
 from nanochat_cli.optim import build_optimizer
+from nanochat_cli.optim.schedules import WarmUps
 from nanochat_cli.report.live import LiveView
 from nanochat_cli.report.metrics_log import MetricsLog
+from nanochat_cli.report.quantities import counted
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.training import checkpoints
+from nanochat_cli.training.announcement import announcement
 from nanochat_cli.training.bigram_init import fit_bigrams
 from nanochat_cli.training.collider import KeptShare, TokenFilter
 from nanochat_cli.training.compilation import compile_blocks, decide, run_eagerly, why_not_compiled
 from nanochat_cli.training.devices import choose_autocast, choose_device, require_float8
 from nanochat_cli.training.expert_load import forget_load, measure_load
 from nanochat_cli.training.fire import Fire
-from nanochat_cli.training.flops import measured_peak, model_flops_per_token
+from nanochat_cli.training.flops import measured_peak, training_flops_per_token
 from nanochat_cli.training.gradient_step import BatchLoss, GradientStep
+from nanochat_cli.training.held_out import score
 from nanochat_cli.training.phases import make_phases
 from nanochat_cli.training.progress import Progress, TrainResult
+from nanochat_cli.training.reference_model import reference_model
+from nanochat_cli.training.resume import require_resumable, restored_progress, shift_of
+from nanochat_cli.training.run_state import restore_tensors, tensors_of
 from nanochat_cli.training.skip_policy import SkipPolicy
 from nanochat_cli.training.staging import Staging
 from nanochat_cli.training.stop_signals import StopSignals
@@ -81,11 +87,13 @@ class Trainer:
         self.telemetry = TernaryTelemetry()
         self._save_is_due = False
         self.global_batch = config.train.batch_size * config.train.grad_accum
-        self.flops_per_token = model_flops_per_token(config.model, config.train.seq_len)
+        self.flops_per_token = training_flops_per_token(config)
         self.peak_flops = measured_peak(self.device, self.autocast_dtype or torch.float32)
         budget = config.train.time_budget
         self.budget = None if budget is None else TimeBudget(budget, config.optim, config.train.total_steps)
         self.progress = Progress(config.train.total_steps, total_is_final=self.budget is None)
+        self._asked_warm_ups = asked = WarmUps.configured(config.optim, config.collider.warmup_steps)
+        self.progress.warm_ups = asked if self.budget else asked.within(config.train.total_steps)
         if resume:
             self._restore()
         else:
@@ -100,7 +108,7 @@ class Trainer:
             reporter.warn,
             self.mtp,
             self._token_filter(),
-            self._reference(),
+            reference_model(config.collider, config.model.vocab_size, self.device),
         )
         self.gradient_step.micro_batch = self.progress.micro_batch
         self.phases = self.gradient_step.phases = make_phases(config.telemetry.phases, self.device)
@@ -114,6 +122,16 @@ class Trainer:
             title=run_dir.name,
             peak_flops=self.peak_flops,
         )
+        for line in self._announcement():
+            reporter.info(line)
+
+    def _announcement(self) -> list[str]:
+        name = f"{self.device}, {'fp32' if self.autocast_dtype is None else 'bf16'}"
+        if self.device.type == "cpu":
+            name = f"{name}, {counted(torch.get_num_threads(), 'thread')}"
+        return announcement(
+            self.config, self.progress, name, flops_per_token=self.flops_per_token, peak_flops=self.peak_flops
+        )
 
     def _token_filter(self) -> TokenFilter | None:
         """Of Collider; a compiled forward pass cannot gather a number of rows that only the run knows."""
@@ -122,21 +140,6 @@ class Trainer:
         modules = [self.model] if self.mtp is None else [self.model, self.mtp]
         linears = [layer for module in modules for _, layer in module.linears()]
         return TokenFilter(self.config.collider, linears, gather=not self.progress.compiled)
-
-    def _reference(self) -> Transformer | None:
-        """The model whose losses Collider subtracts. Raises DataError for a run that is none or has other tokens."""
-        reference = self.config.collider.reference_in_use
-        if reference is None:
-            return None
-        from nanochat_cli.inference.load import load_run
-
-        model, tokenizer, _ = load_run(reference)
-        if model.config.vocab_size != self.config.model.vocab_size:
-            raise DataError(
-                f"collider.reference = {reference}: it has {tokenizer.vocab_size} tokens and this model "
-                f"{self.config.model.vocab_size}; name a run with the same tokenizer"
-            )
-        return model.to(self.device).requires_grad_(False)
 
     def fit(self) -> TrainResult:
         """Train until `total_steps`, evaluate on the held-out documents, save, and return the figures."""
@@ -149,7 +152,8 @@ class Trainer:
         self.model.train()
         if self.progress.step == 0 and self.config.bigram_init.steps:
             self._start_from_bigrams()
-        with StopSignals() as stop, self.log, self.view:
+        with StopSignals(self._say_stopping) as stop, self.log, self.view:
+            self.view.phase("compiling, first step" if self.progress.compiled else "first step")
             while self.progress.step < self.progress.total_steps:
                 if self.fire is not None:
                     self._reinitialize(self.fire)
@@ -168,10 +172,18 @@ class Trainer:
             held_out=held_out,
             skipped=self.skip_policy.skipped,
             tokens_per_second=tokens_per_second,
-            utilisation=tokens_per_second * self.flops_per_token / self.peak_flops,
+            utilisation=self.progress.flops / max(self.progress.seconds, 1e-9) / self.peak_flops,
             peak_flops=self.peak_flops,
             parameters=sum(p.numel() for p in self.model.parameters()),
             optimizer_bytes=self.optimizers.state_bytes(),
+        )
+
+    def _say_stopping(self, signal_name: str) -> None:
+        """At once, as the step or the evaluation that goes on may take a while."""
+        lost = "everything" if self.progress.good_step is None else f"what came after step {self.progress.good_step}"
+        self.view.event(
+            f"{signal_name}: stopping after what is being done now ({self.view.doing}), then saving; "
+            f"Ctrl-C once more ends at once and loses {lost}"
         )
 
     def _start_from_bigrams(self) -> None:
@@ -193,7 +205,7 @@ class Trainer:
         inputs, targets = self.batches.batch(progress.step)
         waited = time.perf_counter() - started
         self.gradient_step.progress = progress.step / progress.total_steps
-        self.gradient_step.filtering = progress.step >= self.config.collider.warmup_steps
+        self.gradient_step.filtering = progress.step >= (progress.warm_ups or self._asked_warm_ups).filtering
         scores = self.data.scores(progress.step) if self.config.collider.scores is not None else None
         scores = None if scores is None else scores.to(self.device)
         loss = self._gradient(inputs, targets, scores)
@@ -214,7 +226,8 @@ class Trainer:
         progress.step += 1
         progress.tokens += inputs.numel()
         progress.seconds += seconds
-        self._fit_budget(seconds)
+        if self.budget is not None and not progress.total_is_final:
+            self.budget.fit(progress, self._asked_warm_ups, seconds)
         names = [f"loss/mtp_{i + 1}" for i in range(len(loss.ahead))]
         names += ["collider/kept_fraction", "collider/kept_loss"][: len(loss.filtering)]
         extra = dict(zip(names, auxiliary, strict=True)) | self._expert_load()
@@ -237,7 +250,8 @@ class Trainer:
 
     def _update(self) -> float:
         """Apply the gradients and quantise what they changed; returns the schedule's factor on the learning rate."""
-        multiplier = self.optimizers.step(self.progress.step, self.progress.total_steps)
+        progress = self.progress
+        multiplier = self.optimizers.step(progress.step, progress.known_total, progress.warm_ups)
         self.model.requantize()
         if self.mtp is not None:
             self.mtp.requantize()
@@ -248,7 +262,7 @@ class Trainer:
     def _reinitialize(self, fire: Fire) -> None:
         """Before a step: its metrics belong to that step, so that a resume logs them neither twice nor never."""
         started = time.perf_counter()
-        metrics, line = fire.before_step(self.progress.step, self.data.batch)
+        metrics, line = fire.before_step(self.progress.step, self.data.batch, self.progress.total_steps)
         if line is not None:
             self.view.event(f"after step {self.progress.step}: {line}")
         if metrics:
@@ -265,13 +279,6 @@ class Trainer:
             forget_load(mixtures)
         return metrics
 
-    def _fit_budget(self, seconds: float) -> None:
-        progress = self.progress
-        if self.budget is None or progress.total_is_final:
-            return
-        progress.total_steps = self.budget.total_steps(progress.step, progress.seconds, seconds)
-        progress.total_is_final = self.budget.must_freeze(progress.step, progress.total_steps)
-
     def _record(
         self,
         loss: float,
@@ -285,7 +292,11 @@ class Trainer:
     ) -> None:
         progress = self.progress
         rate = tokens / seconds
-        utilisation = rate * self.flops_per_token / self.peak_flops
+        kept = extra.get("collider/kept_fraction", 1.0)
+        flops = tokens * (self.flops_per_token if kept == 1 else training_flops_per_token(self.config, kept))
+        progress.flops += flops
+        utilisation = flops / seconds / self.peak_flops
+        self.view.phase()
         self.view.total_steps = progress.total_steps
         self.view.update(
             progress.step,
@@ -362,17 +373,11 @@ class Trainer:
         if self.progress.final_step != self.progress.step:  # else: a finished run was resumed
             self._log({f"final/{name}": value for name, value in held_out.as_dict().items()})
             self.progress.final_step = self.progress.step
-        self.view.update(self.progress.step, eval_loss=held_out.loss, bits_per_byte=held_out.bits_per_byte)
         self.save()
         return held_out
 
     def _score(self, max_tokens: int | None) -> HeldOut:
-        # On a CPU compiling the model once more for inference costs more than evaluating eagerly.
-        stance = "force_eager" if self.device.type == "cpu" else "default"
-        with torch.compiler.set_stance(stance):
-            return evaluate(
-                self.model, self.data.held_out(max_tokens), self.data.token_bytes, autocast_dtype=self.autocast_dtype
-            )
+        return score(self.model, self.data, self.view, self.progress.step, max_tokens, self.autocast_dtype)
 
     def _evaluate(self) -> None:
         """A periodic evaluation: the same sample of the held-out tokens every time, so that points compare."""
@@ -382,7 +387,6 @@ class Trainer:
             self._log({f"eval/{name}": value for name, value in held_out.as_dict().items()})
             where = {"step": progress.step, "tokens": progress.tokens, "seconds": progress.seconds}
             progress.evaluations.append({**held_out.as_dict(), **where})
-        self.view.update(progress.step, eval_loss=held_out.loss, bits_per_byte=held_out.bits_per_byte)
         best = progress.best_bits_per_byte if progress.best_bits_per_byte is not None else math.inf
         if held_out.bits_per_byte < best:  # false for NaN
             progress.best_bits_per_byte, progress.best_step = held_out.bits_per_byte, progress.step
@@ -391,36 +395,29 @@ class Trainer:
 
     def save(self, *, best: bool = False) -> None:
         """Write a checkpoint of everything that the next step depends on, and drop those no longer kept."""
+        self.view.phase("saving")
         self.log.sync()
         self._save_is_due = False
         good = self.skip_policy.consecutive == 0
         if good:
             self.progress.good_step = self.progress.step
-        tensors = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizers.state_dict(),
-            "telemetry": self.telemetry.state_dict(),
-            "random": checkpoints.rng_state(),
-        }
-        if self.mtp is not None:
-            tensors["mtp"] = self.mtp.state_dict()
-        if mixtures := dict(self.model.mixtures()):
-            tensors["expert_load"] = {name: {"load": m.load, "dropped": m.dropped} for name, m in mixtures.items()}
         state = {
             "progress": asdict(self.progress),
             "skip_policy": self.skip_policy.state_dict(),
             "data": data_name(self.config.data),
+            "config": self.config.model_dump(mode="json"),
         }
         if self.fire is not None:
             state["fire"] = self.fire.state_dict()
         checkpoints.save(
             self.run_dir,
             self.progress.step,
-            tensors,
+            tensors_of(self.model, self.mtp, self.optimizers, self.telemetry),
             state,
             model_config=self.config.model.model_dump(mode="json"),
             best=best,
         )
+        self.view.phase()
         best_step = self.progress.best_step if self.config.checkpoint.keep_best else None
         if good:  # else what it is saved beside may be all that is good
             checkpoints.prune(self.run_dir, self.config.checkpoint.keep_last, best_step)
@@ -428,36 +425,27 @@ class Trainer:
     def _restore(self) -> None:
         checkpoint = checkpoints.load(self.run_dir, device=self.device)
         checkpoints.require_same_model(checkpoint, self.config.model.model_dump(mode="json"), self.model.state_dict())
-        self.model.load_state_dict(checkpoint.tensors["model"])
-        self.model.requantize()
-        if self.mtp is not None:
-            if "mtp" not in checkpoint.tensors:
-                raise DataError(
-                    f"{checkpoint.path} was trained without multi-token prediction: resume with mtp.enabled = false"
-                )
-            self.mtp.load_state_dict(checkpoint.tensors["mtp"])
-            self.mtp.requantize()
-        for name, moe in self.model.mixtures():
-            saved = checkpoint.tensors["expert_load"][name]
-            moe.load.copy_(saved["load"])
-            moe.dropped.copy_(saved["dropped"])
-        self.optimizers.load_state_dict(checkpoint.tensors["optimizer"])
-        self.telemetry.load_state_dict(checkpoint.tensors["telemetry"], self.device)
-        checkpoints.restore_rng_state(checkpoint.tensors["random"])
-        self._restore_progress(checkpoint.state)
-        self.reporter.info(f"resumed at step {self.progress.step} of {self.progress.total_steps}")
-
-    def _restore_progress(self, state: Mapping[str, Any]) -> None:
-        """The saved progress; a larger total_steps in the configuration extends a run that had a fixed one."""
-        self.progress = Progress(**state["progress"])
-        if self.budget is None:
-            self.progress.total_steps = self.config.train.total_steps
-        self.skip_policy.load_state_dict(state["skip_policy"])
+        changed = require_resumable(checkpoint, self.run_dir, self.config)
+        restore_tensors(checkpoint.tensors, self.model, self.mtp, self.optimizers, self.telemetry, self.device)
+        self.skip_policy.load_state_dict(checkpoint.state["skip_policy"])
+        self.progress = restored_progress(checkpoint.state["progress"], self.config, changed, self._asked_warm_ups)
+        if "flops" not in checkpoint.state["progress"]:
+            self.progress.flops = self.progress.tokens * self.flops_per_token
+        if "train.compile" in changed:
+            self.progress.compiled = decide(self.config.train.compile, self.device, self._expected_seconds()).compile
         if not self.skip_policy.consecutive:
             self.progress.good_step = self.progress.step
+        if shift := shift_of(self.progress, self.config):
+            self.data.shift(shift)
+        if "train.seq_len" in changed:
+            self.reporter.warn(
+                f"train.seq_len = {self.config.train.seq_len}, not {changed['train.seq_len']}: the text is cut into "
+                "other windows; of this epoch some is read twice and some not at all"
+            )
         if self.fire is not None:
-            here = data_name(self.config.data)
-            self.fire.load_state_dict(state.get("fire"), data_changed=state.get("data", here) != here)
+            saved, here = checkpoint.state, data_name(self.config.data)
+            self.fire.load_state_dict(saved.get("fire"), data_changed=saved.get("data", here) != here)
+        self.reporter.info(f"resumed at step {self.progress.step} of {self.progress.total_steps}")
 
     def _expected_seconds(self) -> float:
         """From the configuration alone (no clock): a resumed run must come to the same decision."""

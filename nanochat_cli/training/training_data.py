@@ -19,6 +19,10 @@ class TrainingData(Protocol):
         """The global batch of a step."""
         ...
 
+    def shift(self, windows: int) -> None:
+        """Before the first batch: the order is moved by so many windows, of a run that read batches of another size."""
+        ...
+
     def is_ready(self, step: int) -> bool:
         """Whether the batch of a step has been read ahead."""
         ...
@@ -29,6 +33,10 @@ class TrainingData(Protocol):
 
     def scores(self, step: int) -> Tensor | None:
         """float32 [B, T], scores of the tokens to be predicted, from collider.scores; None without such a file."""
+        ...
+
+    def held_out_batches(self, max_tokens: int | None) -> int:
+        """How many `held_out` yields."""
         ...
 
     def held_out(self, max_tokens: int | None) -> Iterator[Batch]:

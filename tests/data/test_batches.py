@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat_cli.data.batches import Batches, evaluation_batches, permuted
+from nanochat_cli.data.batches import Batches, evaluation_batches, evaluation_windows, permuted
 from nanochat_cli.data.shards import Shard, ShardWriter, TokenStream
 from nanochat_cli.errors import ConfigError, DataError
 
@@ -109,6 +109,23 @@ def test_smaller_micro_batches_are_the_same_sequence_of_rows(tmp_path: Path) -> 
     for index in range(12):
         parts = np.concatenate([small.batch(3 * index + part)[0] for part in range(3)])
         np.testing.assert_array_equal(parts, large.batch(index)[0])
+
+
+def test_a_run_that_goes_on_with_other_batches_reads_what_comes_next(tmp_path: Path) -> None:
+    """Three batches of two windows were read; batch 3 of six windows is what batches 3, 4 and 5 of two would be."""
+    stream = make_stream(tmp_path, 500)
+    small, large = Batches(stream, 2, 16, seed=9), Batches(stream, 6, 16, seed=9, shift=3 * 2 - 3 * 6)
+    expected = np.concatenate([small.batch(index)[0] for index in (3, 4, 5)])
+    np.testing.assert_array_equal(large.batch(3)[0], expected)
+
+
+def test_evaluation_batches_are_as_many_as_are_announced(tmp_path: Path) -> None:
+    stream = make_stream(tmp_path, 203)
+    for bound in (None, 1, 40, 100, 10_000):
+        windows = evaluation_windows(stream, 16, bound)
+        found = list(evaluation_batches(stream, 4, 16, bound))
+        assert len(found) == -(-windows // 4)
+        assert sum(int((targets[:, 0] >= 0).sum()) for _, targets in found) == windows
 
 
 def test_the_batch_must_divide_among_the_ranks(tmp_path: Path) -> None:

@@ -150,3 +150,44 @@ def test_slow_steps_are_not_silent_until_the_interval_is_full() -> None:
             clock.now += 20.0
             view.update(step, loss=1.0)
     assert [line.split()[1] for line in log.getvalue().splitlines()] == ["2/100", "4/100"]
+
+
+def test_an_evaluation_moves_has_its_own_eta_and_says_what_it_has_read() -> None:
+    log, clock = io.StringIO(), Clock()
+    with LiveView(PlainReporter(err=log), 10, 100, clock=clock) as view:
+        view.phase("compiling, first step")
+        for step in (1, 10):
+            clock.now += 1.0
+            view.update(step, loss=3.0)
+            view.phase()
+        log.truncate(0)
+        log.seek(0)
+        for done in range(40):
+            view.phase("evaluating", done, 40)
+            clock.now += 1.0
+        view.phase()
+        view.update(10, eval_loss=3.0, bits_per_byte=1.5, eval_scope="all documents")
+    assert log.getvalue().splitlines() == [
+        "step 10: evaluating 2 of 40, ETA 0:38",
+        "step 10: evaluating 12 of 40, ETA 0:28",
+        "step 10: evaluating 22 of 40, ETA 0:18",
+        "step 10: evaluating 32 of 40, ETA 0:08",
+        "step 10  held-out loss 3.0000  1.5000 bits per byte (all documents)",
+    ]
+
+
+def test_the_panel_shows_an_evaluation_instead_of_an_eta_of_nothing() -> None:
+    reporter, screen = on_terminal()
+    clock = Clock()
+    with LiveView(reporter, 10, 5, clock=clock) as view:
+        view.update(1, loss=3.0)
+        clock.now += 9.0
+        view.update(10, loss=3.0)
+        view.phase("evaluating", 0, 40)
+        clock.now += 5.0
+        view.phase("evaluating", 10, 40)
+        assert view._live is not None
+        view._live.refresh()
+    last = screen.getvalue().rpartition("step 10 of 10")[2]
+    assert "evaluating 10 of 40, ETA 0:15" in last
+    assert "ETA 0:00" not in last

@@ -28,11 +28,17 @@ class SyntheticData:
     def scores(self, step: int) -> Tensor | None:
         return None
 
+    def shift(self, windows: int) -> None:
+        self.shifted = windows
+
     def is_ready(self, step: int) -> bool:
         return False
 
     def close(self) -> None:
         pass
+
+    def held_out_batches(self, max_tokens: int | None) -> int:
+        return 1
 
     def held_out(self, max_tokens: int | None) -> Iterator[tuple[Tensor, Tensor]]:
         yield self._sequences(10**6, 4)

@@ -80,7 +80,7 @@ def test_an_event_changes_the_block_matrices_and_nothing_else(combination, tmp_p
     train_until(trainer, 1)
     assert trainer.fire is not None
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
-    metrics, line = trainer.fire.before_step(1, trainer.data.batch)
+    metrics, line = trainer.fire.before_step(1, trainer.data.batch, 12)
     assert metrics
     assert line is not None
     chosen = {f"{name}.weight" for name, _ in trainer.model.linears()}
@@ -148,7 +148,8 @@ def test_other_data_on_resume_is_a_phase_and_the_same_data_is_not(tmp_path):
 
 def test_the_measured_triggers_fire_at_their_bound_and_are_logged(tmp_path):
     low = {"enabled": True, "trigger": "isometry", "interval": 4, "isometry_deviation": 0.01}
-    make_trainer(tiny_config(tmp_path / "low", fire=low)).fit()
+    slow = {"lr": 0.002, "warmup_steps": 2}
+    make_trainer(tiny_config(tmp_path / "low", fire=low, optim=slow)).fit()
     assert [line["step"] for line in fire_lines(tmp_path / "low" / "tiny")] == [5]  # at 8 they still are isometries
     make_trainer(tiny_config(tmp_path / "high", fire=low | {"isometry_deviation": 1e3})).fit()
     assert not fire_lines(tmp_path / "high" / "tiny")

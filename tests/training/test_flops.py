@@ -4,12 +4,17 @@ import math
 
 import pytest
 import torch
+from torch._library.custom_ops import OPDEFS
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from nanochat_cli.config.schema import ModelConfig, QuantConfig
+from nanochat_cli.config.schema import Config, ModelConfig, QuantConfig
+from nanochat_cli.model.mtp import build_mtp
 from nanochat_cli.model.transformer import Transformer
-from nanochat_cli.training.flops import measured_peak, model_flops_per_token
+from nanochat_cli.training.collider import TokenFilter
+from nanochat_cli.training.flops import measured_peak, model_flops_per_token, training_flops_per_token
+from nanochat_cli.training.gradient_step import GradientStep
 
 
 def config(**changes: object) -> ModelConfig:
@@ -51,6 +56,57 @@ def test_a_known_shape_by_hand() -> None:
     model_config = config(n_layers=1, n_heads=2, n_kv_heads=1, dim=8, head_dim=4, ffn_dim=16, vocab_size=10)
     # wq 8·8, wk and wv 8·4, wo 8·8, gate, up and down 8·16, head 8·10; QKᵀ and PV over 5 of 10 keys
     assert model_flops_per_token(model_config, 10) == 6 * (64 + 64 + 64 + 3 * 128 + 80) + 3 * (2 * 2 * 5 * 2 * 4)
+
+
+class InsideOwnOperations(TorchDispatchMode):
+    """Runs our operators as the functions that they are, so that a counter sees the products inside."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "nanochat":
+            with self:
+                return OPDEFS[func._schema.name]._init_fn(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+MTP_KINDS = {
+    "heads": {"enabled": True, "kind": "heads", "n_tokens": 2},
+    "shared": {"enabled": True, "kind": "shared", "n_tokens": 3},
+    "nextn": {"enabled": True, "kind": "nextn"},
+    "off": {},
+}
+
+
+@pytest.mark.parametrize("filtering", [False, True])
+@pytest.mark.parametrize("kind", MTP_KINDS)
+def test_a_training_step_takes_what_torch_counts_with_tokens_ahead_and_with_filtering(kind, filtering):
+    seq_len, rows = 16, 4
+    shape = config(max_seq_len=seq_len).model_dump()
+    whole = Config.model_validate(
+        {
+            "model": shape,
+            "mtp": MTP_KINDS[kind],
+            "collider": {"enabled": filtering, "sparsity": 0.25},
+            "train": {"seq_len": seq_len, "batch_size": rows, "loss_chunk": 1000},
+        }
+    )
+    torch.manual_seed(0)
+    model, mtp = Transformer(whole.model), build_mtp(whole.model, whole.mtp)
+    linears = [layer for module in (model, mtp) if module is not None for _, layer in module.linears()]
+    collider = TokenFilter(whole.collider, linears) if filtering else None
+    step = GradientStep(model, whole.train, None, lambda _: None, mtp, collider)
+    step.filtering = filtering
+    tokens = torch.randint(0, 96, (rows, seq_len + 1))
+    # Which torch does not know by itself: a product that is added in place.
+    counted = {torch.ops.aten.addmm_: lambda _, left, right, **__: 2 * left[0] * left[1] * right[1]}
+    counter = FlopCounterMode(display=False, custom_mapping=counted)
+    with sdpa_kernel(SDPBackend.MATH), counter, InsideOwnOperations():
+        step(tokens[:, :-1], tokens[:, 1:], lambda: None)
+    # Attention aside, of which the counter sees the whole square: see above.
+    attention = model_flops_per_token(whole.model, seq_len) - model_flops_per_token(whole.model, 0)
+    layers = 4 / 3 if kind == "nextn" else 1
+    kept = 0.75 if filtering else 1.0
+    expected = training_flops_per_token(whole, kept) - layers * attention * (1 + 2 * kept) / 3 + 2 * layers * attention
+    assert counter.get_total_flops() == pytest.approx(expected * rows * seq_len)
 
 
 def test_the_peak_is_a_rate_that_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:

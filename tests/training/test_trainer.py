@@ -1,15 +1,17 @@
 """The training loop: it learns, it resumes bit for bit, it skips, it stops when asked."""
 
+import itertools
 import json
 import os
 import signal
+import time
 
 import pytest
 import torch
 
 from nanochat_cli.errors import Diverged, Interrupted, NanochatError
 from nanochat_cli.report.metrics_log import read_metrics
-from nanochat_cli.report.reporter import QuietReporter
+from nanochat_cli.report.reporter import PlainReporter, QuietReporter
 from nanochat_cli.training import checkpoints
 from nanochat_cli.training.trainer import Trainer
 from tests.training.synthetic import SyntheticData, tiny_config
@@ -161,14 +163,19 @@ def test_a_run_that_is_not_finite_in_its_last_steps_ends_as_diverged(tmp_path):
     assert checkpoints.latest_step(tmp_path / "tiny") == 8
 
 
-def test_sigterm_saves_everything_and_ends_with_exit_code_130(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_saves_everything_and_ends_with_exit_code_130(tmp_path, number, capsys):
     run = trainer(tiny_config(tmp_path))
+    run.view._reporter = PlainReporter()
     step = run._step
 
     def signalled():
         step()
         if run.progress.step == 6:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
+            said = capsys.readouterr().err
+            assert f"{number.name}: stopping after what is being done now" in said
+            assert "loses what came after step 5" in said
 
     run._step = signalled
     with pytest.raises(Interrupted, match="--resume") as caught:
@@ -204,7 +211,9 @@ def test_accumulation_over_micro_batches_gives_the_gradient_of_the_whole_batch(t
             torch.testing.assert_close(other[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_a_time_budget_bounds_the_steps_and_freezes_before_the_decay(tmp_path):
+def test_a_time_budget_bounds_the_steps_and_freezes_before_the_decay(tmp_path, monkeypatch):
+    clock = itertools.count(step=0.01)
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     config = tiny_config(
         tmp_path,
         train={"total_steps": 100_000, "time_budget": 1.5},
