@@ -5,7 +5,7 @@ Knows the configuration, a rate of operations that was measured, and where the r
 
 from nanochat_cli.config.schema import Config
 from nanochat_cli.config.size import count_parameters, format_parameters
-from nanochat_cli.report.quantities import format_quantity, format_span
+from nanochat_cli.report.quantities import counted, format_quantity, format_span
 from nanochat_cli.training.progress import Progress
 
 EXPECTED_UTILISATION = 0.4
@@ -41,9 +41,10 @@ def architecture(config: Config) -> str:
     model = config.model
     delta = sum(model.delta_layers)
     kinds = [
-        f"{model.n_layers} layers of width {model.dim}",
+        f"{counted(model.n_layers, 'layer')} of width {model.dim}",
         f"{delta} of them gated DeltaNet" if delta else "",
-        f"{model.n_heads} heads" + (f" ({model.n_kv_heads} of keys)" if model.n_kv_heads != model.n_heads else ""),
+        counted(model.n_heads, "head")
+        + (f" ({model.n_kv_heads} of keys)" if model.n_kv_heads != model.n_heads else ""),
         f"{model.moe.active} of {model.moe.experts} experts" if model.moe.enabled else "",
         f"{model.mhc.streams} residual streams" if model.mhc.streams > 1 else "",
         f"{model.vocab_size:,} tokens",
