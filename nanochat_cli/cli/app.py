@@ -78,6 +78,8 @@ def _load(name: str) -> Any:
     command.name = name
     for part in [command, *getattr(command, "commands", {}).values()]:
         part.params.extend(common_parameters())
+        # Lines of the source are no lines of the terminal: each paragraph is wrapped anew.
+        part.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in (part.help or "").split("\n\n"))
     return command
 
 

@@ -4,6 +4,7 @@ import statistics
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -78,3 +79,13 @@ def test_help_costs_at_most_1_3_times_an_empty_typer_app():
         ours.append(seconds(sys.executable, "-m", "nanochat_cli.cli.app", "--help"))
         empty.append(seconds(sys.executable, "-c", EMPTY_APP, "--help"))
     assert statistics.median(ours) <= 1.3 * statistics.median(empty)
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if not COMMANDS[name].hidden])
+@pytest.mark.parametrize("columns", [80, 100])
+def test_a_description_is_wrapped_to_the_terminal_and_not_to_the_source(nanochat, monkeypatch, name, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    shown = nanochat(name, "--help").out.split("Usage:", 1)[1].split("╭", 1)[0].splitlines()
+    for line, following in pairwise(shown[1:]):
+        if line.strip() and following.strip():
+            assert len(line.strip()) + 1 + len(following.split()[0]) > columns - 4, line
