@@ -145,7 +145,8 @@ class Tokenizer:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: cannot read the tokenizer: {error}") from error
+            why = error.strerror if isinstance(error, OSError) else error
+            raise DataError(f"{path}: cannot read the tokenizer: {why}") from error
         return cls.from_str(text, where=str(path))
 
     @classmethod
