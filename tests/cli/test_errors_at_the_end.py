@@ -47,7 +47,7 @@ def test_ctrl_c_is_130(nanochat, failing):
 
 
 def test_the_line_of_an_error_does_not_stand_in_the_middle_of_generated_text(nanochat, monkeypatch):
-    def tokenize(engine: Engine, *arguments: object) -> None:
+    def tokenize(engine: Engine, *arguments: object, **options: object) -> None:
         engine.reporter.write("def add(a, b):\n    ret")
         raise KeyboardInterrupt
 
