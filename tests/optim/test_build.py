@@ -93,7 +93,7 @@ def test_every_step_of_muon_has_the_momentum_of_its_place_in_the_warm_up(galore)
     seen = []
     for step in (0, 1, 2, 3, 4, 9):
         network.logits(network(torch.zeros(1, 8, dtype=torch.int64))).sum().backward()
-        optimizers.step(step, 10)
+        optimizers.step(step, 12)
         seen.append(matrix.momentum)
         optimizers.zero_grad()
     assert seen == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9, 0.9])
