@@ -25,7 +25,7 @@ SEED = 0
 # Shingles whose signatures are computed at a time.
 BATCH_SHINGLES = 1 << 20
 # Documents of one band that a document is compared with: bounds the work on boilerplate that thousands share.
-COMPARED_IN_A_BAND = 64
+COMPARED_IN_A_BAND = 16
 
 _BLANK, _WORD, _SIGN = 0, 1, 2
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so it has an inverse modulo 2^64
@@ -131,6 +131,8 @@ class NearDuplicates:
         return np.array([_root(parents, number) for number in range(documents)], dtype=np.int64)
 
     def _join(self, members: list[int], parents: list[int], sets: NDArray[np.uint64]) -> None:
+        if len({_root(parents, number) for number in members}) == 1:  # as many copies are after their first band
+            return
         for place, number in enumerate(members):
             for other in members[max(0, place - COMPARED_IN_A_BAND) : place]:
                 roots = sorted((_root(parents, number), _root(parents, other)))
