@@ -1,6 +1,6 @@
 """AdamW against Lion for what is no matrix (embedding, head, norms), each at its own best rate.
 
-    python benchmarks/other_optimizer.py [--steps 150] [--seeds 3] [--out benchmarks/results/other_optimizer.json]
+    python benchmarks/other_optimizer.py [--steps 100] [--seeds 3] [--out benchmarks/results/other_optimizer.json]
 
 The quickstart's shape from random weights (no bigram start, which leaves little to these parameters), Muon for the
 matrices in both, steps of 512 tokens of the embedded corpus. On seed 0 each optimizer gets as many rates: factors on
@@ -24,7 +24,7 @@ from nanochat_cli.training.trainer import Trainer
 
 RATES = {"embedding_lr": 0.3, "head_lr": 0.004, "scalar_lr": 0.01}
 """The defaults of the schema, which a factor multiplies."""
-FACTORS = {"adamw": (0.3, 1.0, 3.0), "lion": (0.03, 0.1, 0.3)}
+FACTORS = {"adamw": (0.3, 1.0, 3.0), "lion": (0.1, 0.3, 1.0)}
 METRIC = "held-out bits per byte"
 
 
@@ -79,7 +79,7 @@ def judge(tuned: dict[str, dict[float, float]], runs: dict[str, list[float]], st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "other_optimizer.json")
     arguments = parser.parse_args()
