@@ -33,8 +33,10 @@ def held_folder(folder: Path, doing: str, *, waiting: Callable[[str], None] | No
     """Hold `folder`, which is made if it is missing, and removed again if nothing came to be in it.
 
     doing: what the holder does with it, such as "trains". waiting: told who holds it, and then this process waits its
-    turn; without it HeldError is raised. Raises OSError when the folder cannot be written.
+    turn; without it HeldError is raised. Raises OSError when the folder cannot be written, DataError for a file.
     """
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"cannot write into {folder}: it is no folder; choose another place")
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         descriptor = _acquire(folder / LOCK_FILE, folder, doing, waiting)

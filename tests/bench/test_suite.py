@@ -72,7 +72,7 @@ def without_timings(suite: Suite, configs: list[str]) -> list[RunRecord]:
         measures = {k: v for k, v in run.measures.items() if k not in TIMINGS and not k.endswith("_ms")}
         points = [replace(point, seconds=0.0) for point in run.evaluations]
         train = {**run.train, "seconds": []}
-        found.append(replace(run, measures=measures, evaluations=points, train=train))
+        found.append(replace(run, measures=measures, evaluations=points, train=train, environment={}))
     return found
 
 
