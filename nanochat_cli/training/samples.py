@@ -13,7 +13,7 @@ from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.inference.generate import LanguageModel, generate
 from nanochat_cli.inference.sampling import SamplingConfig
 
-DEMONSTRATION = SamplingConfig(max_tokens=96, temperature=0.7, top_k=50, seed=0)
+DEMONSTRATION = SamplingConfig(max_tokens=96, temperature=0.7, min_p=0.05, seed=0)
 SAMPLES = 3
 PROMPT_TOKENS = 64
 """Tokens of a document that a prompt may have at most; fewer where the context of the model is short."""
