@@ -12,6 +12,7 @@ from nanochat_cli.inference.sampling import (
     SamplingConfig,
     draw,
     generators,
+    keep_min_p,
     keep_top_k,
     keep_top_p,
     penalise_repetition,
@@ -161,3 +162,14 @@ def test_unused_ids_are_never_chosen_and_do_not_shift_the_others(temperature: fl
         found = int(sample(logits, config, seen, generators(seed, 1), unused))
         alone = int(sample(logits[:, [1, 3, 4]], config, seen[:, [1, 3, 4]], generators(seed, 1)))
         assert found == (1, 3, 4)[alone]
+
+
+@pytest.mark.parametrize("p", [0.0, 0.05, 0.3, 1.0])
+def test_min_p_keeps_what_is_at_least_that_share_as_probable_as_the_best(p):
+    logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(3)) * 2
+    possible = keep_min_p(logits, p).isfinite()
+    probabilities = logits.double().softmax(-1)
+    assert torch.equal(possible, probabilities >= p * probabilities.amax(-1, keepdim=True) * (1 - 1e-6))
+    seen = torch.zeros(5, 40, dtype=torch.bool)
+    drawn = sample(logits, SamplingConfig(temperature=1, min_p=p), seen, generators(1, 5))
+    assert possible.gather(1, drawn[:, None]).all()
