@@ -10,7 +10,7 @@ Three data sets with the same tokenizer, and for each seed a run of the quicksta
 
 The first two are measured on the same documents, with and without those that have a near-duplicate in the first's
 training part: what differs is what the model saw. The third holds out other documents, so that its figure shows what a
-reader will see and not what causes it. The file is written anew after each seed.
+reader will see and not what causes it. The file is written anew after each run.
 """
 
 import argparse
@@ -41,6 +41,7 @@ TWIN, ALONE = "with a near-duplicate in training", "without one"
 
 def config_of(arguments: argparse.Namespace, folder: Path, seed: int, data: Path | None) -> Config:
     overrides = [
+        f"data.source={arguments.source}",
         f"run.seed={seed}",
         f"run.dir={folder / 'runs'}",
         f"train.total_steps={arguments.steps}",
@@ -75,7 +76,7 @@ def write_dataset(folder: Path, like: ShardReader, sides: dict[bytes, str]) -> N
 
 def make_datasets(folder: Path, config: Config, documents: list[bytes]) -> tuple[set[bytes], list[Result]]:
     """The three data sets; the documents that the old rule holds out and that have a twin; what was counted."""
-    prepare_dataset("stdlib", folder / "by-cluster", config, PlainReporter())
+    prepare_dataset(config.data.source, folder / "by-cluster", config, PlainReporter())
     reader = ShardReader(folder / "by-cluster")
     with NearDuplicates(folder) as found:
         for content in documents:
@@ -102,7 +103,7 @@ def make_datasets(folder: Path, config: Config, documents: list[bytes]) -> tuple
         "bytes held out by document": (100 * sum(map(len, held_out)) / sum(map(len, documents)), "%"),
         "bytes held out by cluster": (100 * reader.manifest.val.bytes / sum(map(len, documents)), "%"),
     }
-    case = f"stdlib, similarity from {THRESHOLD} on"
+    case = f"{config.data.source}, similarity from {THRESHOLD} on"
     return twins, [Result(case, name, float(value), unit) for name, (value, unit) in counts.items()]
 
 
@@ -125,6 +126,7 @@ def measure(run: Path, data: Path, twins: set[bytes]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", default="stdlib", help="another one only to try the script")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch-size", type=int, default=8)
@@ -132,25 +134,26 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "near_duplicates.json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    documents = list(dict.fromkeys(document.content for document in open_corpus("stdlib")))
+    documents = list(dict.fromkeys(document.content for document in open_corpus(arguments.source)))
     found: dict[tuple[str, str], list[float]] = {}
     with tempfile.TemporaryDirectory(prefix="nanochat-near-duplicates-") as name:
         folder = Path(name)
         twins, counted = make_datasets(folder, config_of(arguments, folder, 0, None), documents)
+        write_results(arguments.out, "near_duplicates", counted)
+        case = f"quickstart's shape, {arguments.steps} steps of {arguments.batch_size} × 256 tokens"
         for seed in range(arguments.seeds):
             for data in ("by-document", "purged", "by-cluster"):
                 config = config_of(arguments, folder, seed, folder / data)
-                run, _, _ = Engine(PlainReporter()).fit(config, None)
+                Engine(PlainReporter()).fit(config, None)
+                run = config.run.dir / str(config.run.name)
                 for group, value in measure(run, folder / data, twins).items():
                     if data != "by-cluster" or group == "all":
                         found.setdefault((data.replace("-", " "), group), []).append(value)
-                print(f"seed {seed}, {data}: { ({key: values[-1] for key, values in found.items()}) }", flush=True)
-            case = f"quickstart's shape, {arguments.steps} steps of {arguments.batch_size} × 256 tokens"
-            results = [
-                summarise(case, f"split {data}, held-out documents, {group}", "bits/byte", runs)
-                for (data, group), runs in found.items()
-            ]
-            print(f"wrote {write_results(arguments.out, 'near_duplicates', [*counted, *results])}", flush=True)
+                results = [
+                    summarise(case, f"split {split}, held-out documents, {group}", "bits/byte", runs)
+                    for (split, group), runs in found.items()
+                ]
+                print(f"wrote {write_results(arguments.out, 'near_duplicates', [*counted, *results])}", flush=True)
 
 
 if __name__ == "__main__":
