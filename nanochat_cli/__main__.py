@@ -1,17 +1,35 @@
 """The command `nanochat`, and `python -m nanochat_cli`: Ctrl-C while the program is loaded is no traceback."""
 
+import os
+import signal
 import sys
+from types import FrameType
 
 
 def main() -> int:
-    """Run the command line of this process; returns its exit code."""
+    """Run the command line of this process; returns its exit code. SIGTERM ends a command as Ctrl-C does."""
     try:
+        _end_as_interrupted(os.getpid())
         from nanochat_cli.cli.app import main as run
 
         return run()
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return 130
+
+
+def _end_as_interrupted(pid: int) -> None:
+    """SIGTERM raises KeyboardInterrupt in this process, so that what it holds is put away; children just end."""
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != pid:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, receive)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ is imported inside the method that needs it, so that importing the Engine costs 
 
 import json
 import shlex
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -247,17 +248,22 @@ class Engine:
         if mtp is not None:
             return self._speculate(target, packed, mtp, tokenizer, prompt, settings, speculate, stream=stream)
         model = Stopwatch(packed)
-        pieces: list[str] = []
-        if stream:
-            self.reporter.write(prompt)
-        for piece in generate(model, tokenizer, prompt, settings):
-            pieces.append(piece)
-            if stream:
-                self.reporter.write(piece)
-        text = "".join(pieces)
-        self.reporter.write("\n" if stream else f"{prompt}{text}\n")
+        text = self._write_text(prompt, generate(model, tokenizer, prompt, settings), stream=stream)
         rates = {"prompt": model.prompt.tokens_per_second, "new": model.new.tokens_per_second}
         self.reporter.result({"target": str(target), "prompt": prompt, "text": text, "tokens_per_second": rates})
+        return text
+
+    def _write_text(self, prompt: str, pieces: Iterator[str], *, stream: bool) -> str:
+        """Write the prompt and its continuation; an error of the first piece comes before anything is written."""
+        found = [next(pieces, "")]
+        if stream:
+            self.reporter.write(prompt + found[0])
+        for piece in pieces:
+            found.append(piece)
+            if stream:
+                self.reporter.write(piece)
+        text = "".join(found)
+        self.reporter.write("\n" if stream else f"{prompt}{text}\n")
         return text
 
     @staticmethod
@@ -295,15 +301,7 @@ class Engine:
         ids = encode_prompt(tokenizer, prompt)
         unused = tokenizer.unused_ids
         found = speculate_tokens(model, drafter, ids, settings, n_drafts, tokenizer.eos_id, acceptance, unused)
-        pieces: list[str] = []
-        if stream:
-            self.reporter.write(prompt)
-        for piece in as_text(found, tokenizer, settings.stop):
-            pieces.append(piece)
-            if stream:
-                self.reporter.write(piece)
-        text = "".join(pieces)
-        self.reporter.write("\n" if stream else f"{prompt}{text}\n")
+        text = self._write_text(prompt, as_text(found, tokenizer, settings.stop), stream=stream)
         if acceptance.rate is not None:
             self.reporter.info(
                 f"{acceptance.accepted} of {acceptance.drafted} drafts accepted ({acceptance.rate:.0%}), "

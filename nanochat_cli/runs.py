@@ -95,6 +95,11 @@ def find_run(target: Path | None) -> Path:
             return folder
     if not target.exists():
         raise DataError(f"{target}: no such run")
+    if target.suffix == ".gguf" and target.is_file():
+        raise DataError(f"{target}: a GGUF file, and this needs the run it was exported from: name its folder")
+    inside = next((folder for folder in target.resolve().parents if (folder / CONFIG_FILE).is_file()), None)
+    if inside is not None:
+        raise DataError(f"{target}: a part of the run {inside}: name the run's folder (--checkpoint chooses a step)")
     raise DataError(f"{target}: not a run of nanochat train (it has no {CONFIG_FILE})")
 
 

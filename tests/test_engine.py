@@ -78,14 +78,14 @@ def test_train_says_first_where_its_file_will_run(folder, capfd):
 
 def test_train_and_eval_agree_on_the_held_out_documents(folder, run):
     trained = result(folder, "train.json")["held_out"]
-    assert main(["eval", "--json", "eval.json"]) == 0
+    assert main(["eval", "tiny", "--json", "eval.json"]) == 0
     measured = result(folder, "eval.json")
     assert measured["tokens"] == trained["tokens"]
     assert measured["bits_per_byte"] == pytest.approx(trained["bits_per_byte"], rel=1e-5)
 
 
 def test_generation_from_the_run_and_from_its_export_is_the_same(folder, run, capfd):
-    assert main(["export", "--gguf", "--type", "tq2_0", "--head", "f32", "--no-verify"]) == 0
+    assert main(["export", "tiny", "--gguf", "--type", "tq2_0", "--head", "f32", "--no-verify"]) == 0
     capfd.readouterr()
     texts = []
     for target in ("runs/tiny", "runs/tiny/model.gguf"):
@@ -93,6 +93,13 @@ def test_generation_from_the_run_and_from_its_export_is_the_same(folder, run, ca
         texts.append(capfd.readouterr().out)
     assert texts[0].startswith("def f")
     assert texts[0] == texts[1]
+
+
+def test_a_prompt_that_does_not_fit_is_not_written_before_the_error(run, capfd):
+    assert main(["generate", "runs/tiny", "-p", "x " * 500]) == 3
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert "shorten the prompt" in said.err
 
 
 def test_a_run_is_inspected_layer_by_layer_and_its_matrices_against_the_whole_singular_value_decomposition(folder, run):
@@ -116,7 +123,7 @@ def test_streams_of_a_plain_residual_are_refused(run, capfd):
 
 
 def test_resuming_with_more_steps_is_remembered(run):
-    assert main(["train", "--resume", "--set", "train.total_steps=4"]) == 0
+    assert main(["train", "--resume", "tiny", "--set", "train.total_steps=4"]) == 0
     assert latest_step(run) == 4
     assert load_run_config(run).train.total_steps == 4
 

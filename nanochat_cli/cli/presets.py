@@ -1,10 +1,15 @@
 """`nanochat presets`: what can be given to `--preset`, and how large it truly is."""
 
+import shutil
+import sys
 from typing import Annotated
 
 import typer
 
 from nanochat_cli.cli.session import session_of
+
+NARROW = 90
+"""Columns of a terminal below which only names and descriptions are readable."""
 
 app = typer.Typer(add_completion=False, invoke_without_command=True)
 
@@ -64,6 +69,8 @@ def _list(ctx: typer.Context) -> None:
         session.reporter.write("".join(f"{row[0]}\n" for row in rows))
     else:
         header = ("name", "parameters", "GGUF architecture", "runs in llama.cpp", "description")
+        if sys.stdout.isatty() and shutil.get_terminal_size().columns < NARROW:
+            header, rows = (header[0], header[-1]), [[row[0], row[-1]] for row in rows]
         session.reporter.table("presets", header, rows)
-        if any("no:" in str(row[3]) for row in rows):
+        if not all(entry.get("llama_cpp", True) for entry in found):
             session.reporter.info("for a file that llama.cpp runs add --preset llama-cpp after the model's preset")

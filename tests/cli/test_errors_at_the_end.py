@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -97,3 +98,22 @@ def test_ctrl_c_while_the_program_is_loaded_is_no_traceback(tmp_path: Path) -> N
     command = [sys.executable, "-m", "nanochat_cli", "--help"]
     child = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert (child.returncode, child.stderr) == (130, "error: interrupted\n")
+
+
+def test_a_termination_ends_a_command_as_ctrl_c_does_and_a_child_at_once(tmp_path: Path) -> None:
+    """What runs inside the command forks a child, which SIGTERM must end, and then gets the signal itself."""
+    (tmp_path / "typer.py").write_text(
+        "import os, signal, time\n"
+        "reader, writer = os.pipe()\n"
+        "child = os.fork()\n"
+        "if not child:\n    os.write(writer, b'.')\n    time.sleep(5)\n"
+        "os.read(reader, 1)\n"
+        "os.kill(child, signal.SIGTERM)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(5)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    command = [sys.executable, "-m", "nanochat_cli", "--help"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (ended.returncode, ended.stderr) == (130, "error: interrupted\n")
+    assert int(ended.stdout) == -signal.SIGTERM
