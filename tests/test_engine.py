@@ -70,7 +70,7 @@ def test_a_run_holds_what_is_needed_to_repeat_it(folder, run):
 def test_train_says_first_where_its_file_will_run(folder, capfd):
     more = ["data.path=data/src", "train.total_steps=1", "eval.max_tokens=64", "bigram_init.steps=0", "mhc_n_streams=2"]
     line = ["train", *TINY, *(word for setting in more for word in ("--set", setting)), "--set", "train.compile=off"]
-    assert main([*line, "--name", "streams"]) == 0
+    assert main([*line, "--name", "streams", "--set", "run.dir=elsewhere"]) == 0
     said = capfd.readouterr().err
     architecture = "GGUF architecture nanochat-ternary; runs in llama.cpp: no: it has 2 residual streams"
     assert 0 <= said.index(architecture) < said.index("step 1/1")

@@ -9,7 +9,7 @@ import typer
 from nanochat_cli.cli.session import session_of
 
 NARROW = 90
-"""Columns of a terminal below which only names and descriptions are readable."""
+"""Columns of a terminal below which only names, yes or no, and descriptions are readable."""
 
 app = typer.Typer(add_completion=False, invoke_without_command=True)
 
@@ -70,7 +70,8 @@ def _list(ctx: typer.Context) -> None:
     else:
         header = ("name", "parameters", "GGUF architecture", "runs in llama.cpp", "description")
         if sys.stdout.isatty() and shutil.get_terminal_size().columns < NARROW:
-            header, rows = (header[0], header[-1]), [[row[0], row[-1]] for row in rows]
+            header = ("name", "llama.cpp", "description")
+            rows = [[row[0], str(row[3]).partition(":")[0], row[-1]] for row in rows]
         session.reporter.table("presets", header, rows)
         if not all(entry.get("llama_cpp", True) for entry in found):
             session.reporter.info("for a file that llama.cpp runs add --preset llama-cpp after the model's preset")

@@ -74,7 +74,7 @@ def test_the_c_sources_of_the_wheel_compile(installed, tmp_path):
 
 
 def test_presets_work_outside_the_checkout(installed, tmp_path):
-    child = run_installed(installed, tmp_path, str(installed / "bin" / "nanochat"), "presets")
+    child = run_installed(installed, tmp_path, str(installed / "bin" / "nanochat"), "presets", "--quiet")
     assert (child.returncode, child.stderr) == (0, "")
     assert "quickstart" in child.stdout
     show = "from nanochat_cli.config import presets; print(presets.load('quickstart').path)"
