@@ -51,12 +51,12 @@ def evaluate_target(
     from nanochat_cli.rl.sandbox_pool import SandboxPool
 
     sandbox = Sandbox()
-    reporter.info(f"sandbox: {sandbox.isolation.description}")
     with SandboxPool(sandbox) as pool:
         # Before the model: a suite that cannot be run costs no loading of weights.
         problems = None if suite == COMPILE else problem_suite(suite, options.limit, reporter)
         for language in sorted({problem.language for problem in problems or ()}):
             sandbox.toolchain(language)
+        reporter.info(f"sandbox: {sandbox.isolation.description}")
         model, tokenizer, run = load_target(target, which)
         if run is not None:
             reporter.info(str(run))
