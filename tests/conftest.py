@@ -9,8 +9,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Several processes run tests: threads that spin while they wait would take each other's cores. Before torch.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started in the background by a shell; tests send it
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# Ignored where a shell or nohup started the tests in the background; tests and their children get them.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -8,6 +8,7 @@ surface of Rust, as `languages_rust_cases` does: what is rewritten wrongly does 
 import re
 import secrets
 from pathlib import Path
+from string import ascii_lowercase
 
 from nanochat_cli.rl.languages_rust_cases import TOKEN, closing
 
@@ -35,7 +36,7 @@ class Guard:
     """
 
     def __init__(self, source: str, support: str, given: str) -> None:
-        self._name = f"nanochat_{secrets.token_hex(8)}"
+        self._name = "nanochat_" + "".join(secrets.choice(ascii_lowercase) for _ in range(16))
         self.module = f"pub mod {self._name} {{\n{_TRAIT}\n}}\n"
         outside = _outside_braces(f"{source}\n{support}")
         self._items = {match[1] for match in _ITEM.finditer(outside)}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -68,7 +68,7 @@ def write_scores(
         metadata["order"] = f"the first {len(chosen)} windows of {seq_len} tokens with run.seed = {seed}"
     try:
         with whole(path) as temporary:
-            save_file({"scores": scores}, temporary, metadata=metadata)
+            temporary.write_bytes(save({"scores": scores}, metadata))  # save_file replaces a device by a file
     except (OSError, SafetensorError) as error:
         raise DataError(f"cannot write {path}: {error}") from error
     known = scores[1:].float()

@@ -67,9 +67,12 @@ def wait_for_step(process: "subprocess.Popen[str]", metrics: Path, step: int) ->
 
 
 def without_timings(suite: Suite, configs: list[str]) -> list[RunRecord]:
+    """What runs of equal configurations have in common; a GGUF file has the run's name in it, and so its length."""
     found = []
     for run in (run for config in configs for run in suite.of(config)):
-        measures = {k: v for k, v in run.measures.items() if k not in TIMINGS and not k.endswith("_ms")}
+        measures = {
+            k: v for k, v in run.measures.items() if k not in (*TIMINGS, "gguf_bytes") and not k.endswith("_ms")
+        }
         points = [replace(point, seconds=0.0) for point in run.evaluations]
         train = {**run.train, "seconds": []}
         found.append(replace(run, measures=measures, evaluations=points, train=train, environment={}))

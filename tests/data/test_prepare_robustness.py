@@ -128,7 +128,7 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         (tmp_path / "locked").mkdir(mode=0o555)
         targets.append(tmp_path / "locked" / "data")
     for target in targets:
-        with pytest.raises(DataError, match="cannot write the data set") as caught:
+        with pytest.raises(DataError, match="cannot write") as caught:
             prepare_dataset(str(tmp_path / "corpus"), target, make_config(), QuietReporter())
         assert "\n" not in str(caught.value)
 

@@ -279,7 +279,7 @@ GGUF = [
 ]  # fmt: skip
 
 OUTPUT = [  # root ignores permissions: nobody can write a file's children or into /proc
-    Mistake("file where the data set belongs", [*TOKENIZE, "src", "--out", "src/f1.py"], DATA, "src/f1.py: cannot"),
+    Mistake("file where the data set belongs", [*TOKENIZE, "src", "--out", "src/f1.py"], DATA, "write into src/f1.py"),
     Mistake("file above the data set", [*TOKENIZE, "src", "--out", "src/f1.py/x"], DATA, "src/f1.py is not a folder"),
     Mistake("read-only data set", [*TOKENIZE, "src", "--out", "/proc/nanochat"], DATA, "/proc/nanochat: cannot"),
     Mistake("read-only runs", [*TRAIN_ON_SRC, "--set", "run.dir=/proc/runs"], DATA, "/proc/runs/new"),

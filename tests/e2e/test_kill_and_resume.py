@@ -93,7 +93,9 @@ def checkpoint_files(run: Path) -> dict[str, bytes]:
 def saved_state(run: Path) -> dict[str, Any]:
     """The plain part of the last checkpoint: where the run stands and what it has measured."""
     text = (run / "checkpoints" / f"step-{TOTAL_STEPS:06d}" / "state.json").read_text()
-    return without_timings(json.loads(text)["state"])
+    state = without_timings(json.loads(text)["state"])
+    del state["config"]["run"]["name"]
+    return state
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])

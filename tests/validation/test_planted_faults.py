@@ -1,6 +1,7 @@
 """A fault planted into the product makes the stage that looks for it fail, with words that name the fault."""
 
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +24,8 @@ Patch = pytest.MonkeyPatch
 
 def failure(name: str, place: Workspace) -> str:
     """Text of the one outcome of a stage, which must be a failure that ends the command with exit code 4."""
+    if name == "train":  # it trains the run anew
+        shutil.rmtree(place.run)
     outcomes: list[Outcome] = run_stages([name], place)
     assert [outcome.verdict for outcome in outcomes] == ["failed"], outcomes
     with pytest.raises(ValidationFailure, match=f"^{re.escape(name)}: ") as raised:
@@ -142,7 +145,7 @@ def test_train_weights_that_never_change(place, monkeypatch):
     from nanochat_cli.optim.build import Optimizers
 
     shorter(monkeypatch, 4, 2)
-    monkeypatch.setattr(Optimizers, "step", lambda self, step, total: 1.0)
+    monkeypatch.setattr(Optimizers, "step", lambda self, *args, **kwargs: 1.0)
     text = failure("train", place)
     assert text.startswith("the training loss is 6.")
     assert text.endswith("it must fall by 2")
@@ -153,6 +156,7 @@ def resumable(place: Workspace, monkeypatch: Patch) -> None:
     from nanochat_cli.validation.tiny_run import train_run
 
     shorter(monkeypatch, 4, 2)
+    shutil.rmtree(place.run)
     train_run(place, place.run.name, 4)
 
 
