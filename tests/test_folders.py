@@ -19,9 +19,11 @@ from nanochat_cli.folders import held_folder
 with held_folder(Path(sys.argv[1]), "trains"):
     if "fork" in sys.argv:
         if os.fork() == 0:
+            print("held", flush=True)  # it has closed its copy
             sys.stdin.readline()
             os._exit(0)
-    print("held", flush=True)
+    if "fork" not in sys.argv:
+        print("held", flush=True)
     sys.stdin.readline()
     Path(sys.argv[1], "result").touch()
 """

@@ -135,7 +135,7 @@ class Tokenizer:
             show_progress=False,
         )
         words = with_short_words(texts, pre_tokenizer(PRE_TOKENIZERS[pre][0]))
-        interruptibly(lambda: backend.train_from_iterator(words, trainer), waiting)
+        interruptibly(lambda read: backend.train_from_iterator(read, trainer), words, waiting)
         return cls(backend).padded_to(vocab_size)
 
     @classmethod

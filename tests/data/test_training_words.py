@@ -90,3 +90,28 @@ def test_ctrl_c_is_heard_while_the_tokenizer_is_trained() -> None:
     # Merging alone takes minutes here.
     out, err = process.communicate(timeout=20)
     assert (out, err, process.returncode) == ("interrupted\n", "", 0)
+
+
+READ_FOR_EVER = """
+import itertools
+from nanochat_cli.data.training_words import interruptibly
+
+def work(read):
+    for number in read:
+        if number == 1000:
+            print("reads", flush=True)
+
+try:
+    interruptibly(work, itertools.count())
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+def test_an_interrupted_thread_gets_no_more_texts() -> None:
+    process = subprocess.Popen([sys.executable, "-c", READ_FOR_EVER], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "reads\n"
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=20)
+    assert (out, process.returncode) == ("interrupted\n", 0)
