@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 from types import FrameType
 
 
@@ -12,7 +13,13 @@ def main() -> int:
         _end_as_interrupted(os.getpid())
         from nanochat_cli.cli.app import main as run
 
-        return run()
+        code = run()
+        if code == 130 and threading.active_count() > 1:
+            # A thread inside a library cannot be stopped, and one that returns to an ending interpreter aborts it.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        return code
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return 130

@@ -65,7 +65,7 @@ def test_encoding_and_decoding_are_linear_in_the_longest_word_and_in_invalid_byt
 
 
 INTERRUPTED = """
-import random
+import os, random
 from nanochat_cli.data.tokenizer import Tokenizer
 
 def texts():
@@ -77,6 +77,7 @@ try:
     Tokenizer.train(texts(), 30_000)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
+    os._exit(0)  # as the command does
 """
 
 
