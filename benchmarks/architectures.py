@@ -18,9 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from nanochat_cli.bench.result_file import Claim, Result, result_place, write_results
-from nanochat_cli.bench.statistics import seed_interval
-from nanochat_cli.bench.variants import VARIANTS
+from nanochat_cli.bench.micro.variants import VARIANTS
+from nanochat_cli.report.result_file import Claim, Result, result_place, write_results
+from nanochat_cli.report.statistics import seed_interval
 
 QUICK = {
     "steps": 3,

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nanochat_cli.bench.result_file import Result, result_place, summarise, write_results
 from nanochat_cli.report.environment import environment
+from nanochat_cli.report.result_file import Result, result_place, summarise, write_results
 from nanochat_kernels import Form, LinearWeight, PackedTernary, bit_linear, quantize_input, ternarize
 
 SHAPES = [(256, 256), (256, 768), (512, 512), (512, 1536), (768, 768), (768, 2816), (1024, 3584), (2048, 2048)]

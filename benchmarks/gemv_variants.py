@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from nanochat_cli.bench.result_file import Result, result_place, summarise, write_results
+from nanochat_cli.report.result_file import Result, result_place, summarise, write_results
 from nanochat_kernels.cpu.build import FLAGS, LIBRARIES, SOURCE_FOLDER
 
 ROWS = (1, 2, 4)

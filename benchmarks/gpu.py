@@ -25,13 +25,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.gpu_kernels import check_triton, measure_table, sweep
 from benchmarks.gpu_training import PRESET, billion, measure_training, train_forms
-from nanochat_cli.bench.kernels_cuda import CUDA
-from nanochat_cli.bench.result_file import Claim, Result, write_results
+from nanochat_cli.bench.micro.kernels_cuda import CUDA
 from nanochat_cli.config.load import resolve_config
 from nanochat_cli.config.schema import Config
+from nanochat_cli.diagnose.validate.triangle import all_cases
 from nanochat_cli.errors import ConfigError, NanochatError, ValidationFailure
 from nanochat_cli.report.reporter import Reporter, open_reporter
-from nanochat_cli.validation.triangle import all_cases
+from nanochat_cli.report.result_file import Claim, Result, write_results
 from nanochat_kernels import (
     Granularity,
     fake_quantize_activations,

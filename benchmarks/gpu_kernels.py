@@ -1,9 +1,10 @@
 """The kernel sections of `benchmarks/gpu.py`: exactness, the table of products, and the sweep of configurations.
 
-Products are timed as CUDA graphs over more weights than the cache holds (`nanochat_cli.bench.kernels_cuda`), against
-cuBLAS through F.linear and against a plain copy of memory. The sweep times the product alone, with every configuration
-of a list, and compares each result with that of the committed configuration; it stops when its time is used up and
-says how far it came. Nothing here chooses: people move what it finds into `triton_kernels/configurations.py`.
+Products are timed as CUDA graphs over more weights than the cache holds (`nanochat_cli.bench.micro.kernels_cuda`),
+against cuBLAS through F.linear and against a plain copy of memory. The sweep times the product alone, with every
+configuration of a list, and compares each result with that of the committed configuration; it stops when its time is
+used up and says how far it came. Nothing here chooses: people move what it finds into
+`triton_kernels/configurations.py`.
 """
 
 import itertools
@@ -14,11 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nanochat_cli.bench.kernels import COLUMNS, Device, Product, measure, packed_copies
-from nanochat_cli.bench.result_file import Claim, Result
+from nanochat_cli.bench.micro.kernels import COLUMNS, Device, Product, measure, packed_copies
+from nanochat_cli.diagnose.validate.product_case import Case
+from nanochat_cli.diagnose.validate.triangle import CornerName, require_equal, run_triangle
 from nanochat_cli.report.reporter import Reporter
-from nanochat_cli.validation.product_case import Case
-from nanochat_cli.validation.triangle import CornerName, require_equal, run_triangle
+from nanochat_cli.report.result_file import Claim, Result
 from nanochat_kernels import quantize_activations
 from nanochat_kernels.triton_kernels.configurations import (
     GemvConfiguration,

@@ -14,10 +14,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nanochat_cli.bench.result_file import Result, summarise
 from nanochat_cli.config.schema import Config
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.optim import build_optimizer
+from nanochat_cli.report.result_file import Result, summarise
 from nanochat_cli.training.compilation import compile_blocks
 from nanochat_cli.training.flops import measured_peak, model_flops_per_token
 from nanochat_cli.training.gradient_step import GradientStep

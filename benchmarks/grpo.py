@@ -22,7 +22,7 @@ from typing import Any
 
 import tomlkit
 
-from nanochat_cli.bench.result_file import Result, write_results
+from nanochat_cli.report.result_file import Result, write_results
 from nanochat_cli.rl.before_after import Score, Scores, differences
 
 ROOT = Path(__file__).resolve().parents[1]

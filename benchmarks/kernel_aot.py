@@ -11,7 +11,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from nanochat_cli.bench.result_file import Claim, Result, result_place, write_results
+from nanochat_cli.report.result_file import Claim, Result, result_place, write_results
 
 DECODE_LIMITS = {"gemv_row_kernel": 0.8, "gemv_group_kernel": 1.4}
 METRIC = "lane-instructions per weight"

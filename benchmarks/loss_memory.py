@@ -10,7 +10,7 @@ import statistics
 from pathlib import Path
 
 from nanochat_cli.bench.peak_memory import peak_growth
-from nanochat_cli.bench.result_file import Result, result_place, write_results
+from nanochat_cli.report.result_file import Result, result_place, write_results
 
 RUNS = 5
 SETUP = """

@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nanochat_cli.bench.result_file import Result, summarise, write_results
 from nanochat_cli.config.load import resolve_config
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.batches import evaluation_batches
@@ -31,10 +30,11 @@ from nanochat_cli.data.prepare import prepare_dataset
 from nanochat_cli.data.shards import MANIFEST, SPLITS, TOKENIZER, ShardReader, ShardWriter
 from nanochat_cli.data.split import HASH_RANGE, split_key
 from nanochat_cli.engine import Engine
-from nanochat_cli.evaluation.bits_per_byte import evaluate_groups
 from nanochat_cli.evaluation.held_out import encode_held_out
-from nanochat_cli.inference.load import load_run
+from nanochat_cli.formats.open import load_run
 from nanochat_cli.report.reporter import PlainReporter
+from nanochat_cli.report.result_file import Result, summarise, write_results
+from nanochat_cli.training.bits_per_byte import evaluate_groups
 
 TWIN, ALONE = "with a near-duplicate in training", "without one"
 

@@ -24,15 +24,15 @@ from pathlib import Path
 
 import torch
 
-from nanochat_cli.bench.result_file import Claim, Result, result_place, write_results
-from nanochat_cli.bench.statistics import seed_interval
 from nanochat_cli.config.load import resolve_config
 from nanochat_cli.config.schema import Config, FireConfig
 from nanochat_cli.data.prepare import cached_dataset
 from nanochat_cli.data.shards import ShardReader
-from nanochat_cli.evaluation.bits_per_byte import evaluate
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.report.reporter import PlainReporter, QuietReporter
+from nanochat_cli.report.result_file import Claim, Result, result_place, write_results
+from nanochat_cli.report.statistics import seed_interval
+from nanochat_cli.training.bits_per_byte import evaluate
 from nanochat_cli.training.fire import Fire, FireState
 from nanochat_cli.training.shard_data import ShardData
 from nanochat_cli.training.trainer import Trainer

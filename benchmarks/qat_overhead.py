@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from nanochat_cli.bench.result_file import Result, result_place, summarise, write_results
 from nanochat_cli.config.schema import ModelConfig, OptimConfig, TrainConfig
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.optim import build_optimizer
+from nanochat_cli.report.result_file import Result, result_place, summarise, write_results
 from nanochat_cli.training.compilation import compile_blocks
 from nanochat_cli.training.flops import model_flops_per_token
 from nanochat_cli.training.gradient_step import GradientStep

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from nanochat_cli.bench.result_file import Result, result_place, write_results
+from nanochat_cli.report.result_file import Result, result_place, write_results
 
 ROOT = Path(__file__).parent.parent
 

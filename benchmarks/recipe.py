@@ -25,16 +25,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanochat_cli.bench.result_file import Claim, Result, result_place, write_results
 from nanochat_cli.config.load import resolve_config
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.prepare import cached_dataset
 from nanochat_cli.data.shards import ShardReader
-from nanochat_cli.evaluation.bits_per_byte import evaluate
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.optim import build_optimizer
 from nanochat_cli.report.reporter import PlainReporter
+from nanochat_cli.report.result_file import Claim, Result, result_place, write_results
 from nanochat_cli.training.bigram_init import fit_bigrams
+from nanochat_cli.training.bits_per_byte import evaluate
 from nanochat_cli.training.compilation import compile_blocks
 from nanochat_cli.training.cpp_compiler import find_compiler
 from nanochat_cli.training.gradient_step import GradientStep
@@ -177,7 +177,7 @@ def peer_momentum(step: int, total: int, warmdown: float = 0.65) -> float:
 
 @torch.no_grad()
 def peer_bits_per_byte(model: Any, data: ShardData, max_tokens: int | None) -> float:
-    """The definition of `evaluation.bits_per_byte` on its per-token losses."""
+    """The definition of `training.bits_per_byte` on its per-token losses."""
     nats, count = 0.0, 0
     for inputs, targets in data.held_out(max_tokens):
         losses: Tensor = model(inputs, targets.where(targets >= 0, -1), loss_reduction="none").reshape(-1).double()

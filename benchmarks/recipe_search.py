@@ -10,11 +10,11 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from nanochat_cli.bench.result_file import Result, result_place, write_results
 from nanochat_cli.config.load import resolve_config
 from nanochat_cli.data.prepare import cached_dataset
 from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.report.reporter import PlainReporter
+from nanochat_cli.report.result_file import Result, result_place, write_results
 from nanochat_cli.training.shard_data import ShardData
 from nanochat_cli.training.trainer import Trainer
 

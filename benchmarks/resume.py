@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nanochat_cli.bench.result_file import result_place
+from nanochat_cli.report.result_file import result_place
 
 ROOT = Path(__file__).resolve().parent.parent
 TEST = "tests/e2e/test_kill_and_resume.py"

@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nanochat_cli.bench.result_file import Result, result_place, write_results
 from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.export import llama_cpp
+from nanochat_cli.report.result_file import Result, result_place, write_results
 
 ROOT = Path(__file__).parent.parent
 PROMPTS = ("fn main() {\n", "impl fmt::Display for Error {\n", "use std::")

@@ -19,8 +19,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from nanochat_cli.bench.result_file import Result, result_place, write_results
 from nanochat_cli.evaluation.problems import load_problems
+from nanochat_cli.report.result_file import Result, result_place, write_results
 
 MAX_LINES, MAX_CHARACTERS = 30, 900
 DOC_LINES = 4

@@ -28,15 +28,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nanochat_cli.bench.result_file import Result, write_results
-from nanochat_cli.bench.statistics import bootstrap_interval
 from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.data.tokenizer import Tokenizer
+from nanochat_cli.formats.open import load_run
 from nanochat_cli.inference.generate import encode_prompt
-from nanochat_cli.inference.kv_cache import KVCache
-from nanochat_cli.inference.load import load_run
 from nanochat_cli.inference.packed_model import PackedTransformer
 from nanochat_cli.inference.sampling import SamplingConfig, generators, sample
+from nanochat_cli.model.cache import KVCache
+from nanochat_cli.report.result_file import Result, write_results
+from nanochat_cli.report.statistics import bootstrap_interval
 from nanochat_cli.training.samples import HeldOutPrompt, held_out_prompts
 
 RESULT = Path(__file__).parent / "results" / "sampling.json"

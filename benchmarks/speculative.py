@@ -21,15 +21,15 @@ from pathlib import Path
 
 import torch
 
-from nanochat_cli.bench.result_file import Result, result_place, summarise, write_results
 from nanochat_cli.config.load import load_run_config
-from nanochat_cli.data.run_data import open_run_data
+from nanochat_cli.formats.open import load_mtp, load_run
+from nanochat_cli.formats.run.dataset import open_run_data
 from nanochat_cli.inference.generate import generate_tokens
-from nanochat_cli.inference.load import load_mtp, load_run
 from nanochat_cli.inference.packed_model import PackedTransformer
 from nanochat_cli.inference.sampling import SamplingConfig
 from nanochat_cli.inference.speculative import Acceptance, Drafter, make_drafter, speculate_tokens
 from nanochat_cli.report.reporter import PlainReporter
+from nanochat_cli.report.result_file import Result, result_place, summarise, write_results
 
 KINDS = {"heads": 3, "nextn": 1}
 """Tokens ahead that each kind is trained on; nextn guesses further by continuing from its own state."""

@@ -14,12 +14,12 @@ from typing import get_args
 
 import torch
 
-from nanochat_cli.bench.result_file import Result, summarise, write_results
 from nanochat_cli.config.schema import Config, MHCConfig
 from nanochat_cli.data.prepare import cached_dataset
 from nanochat_cli.data.shards import ShardReader
-from nanochat_cli.inspection.streams import StreamReport, measure_streams
 from nanochat_cli.report.reporter import QuietReporter
+from nanochat_cli.report.result_file import Result, summarise, write_results
+from nanochat_cli.training.health.streams import StreamReport, measure_streams
 from nanochat_cli.training.shard_data import ShardData
 from nanochat_cli.training.trainer import Trainer
 

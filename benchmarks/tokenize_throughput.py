@@ -21,12 +21,12 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as Backend
 
-from nanochat_cli.bench.result_file import Result, result_place, summarise, write_results
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.corpus import open_corpus
 from nanochat_cli.data.prepare import prepare_dataset
 from nanochat_cli.report.environment import usable_cores
 from nanochat_cli.report.reporter import Progress, QuietReporter
+from nanochat_cli.report.result_file import Result, result_place, summarise, write_results
 
 VOCAB_SIZE = 4096
 QUICK_BYTES = 6_000_000

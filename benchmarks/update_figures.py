@@ -19,7 +19,7 @@ The third part is `value`, `ratio`, `low` or `high` (the ends of the spread) of 
 `high` (of the interval) of a claim. PEER is needed only where several results share case and metric. The unit and the
 number of decimals are the author's and stay; the unit must be the file's, with another SI prefix if one likes, % for a
 share, × for a ratio, or nothing where a table names it. Code and HTML comments are left alone. Knows the form of
-`nanochat_cli.bench.result_file` and imports nothing of it, so that it runs without an installation.
+`nanochat_cli.report.result_file` and imports nothing of it, so that it runs without an installation.
 """
 
 import argparse

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 from nanochat_cli.errors import DataError
-from nanochat_cli.runs import find_run_or_gguf
+from nanochat_cli.formats.run.find import find_run_or_gguf
 
 if TYPE_CHECKING:
     from nanochat_cli.config.schema import Config
     from nanochat_cli.data.tokenizer import Tokenizer
-    from nanochat_cli.evaluation.bits_per_byte import HeldOut
     from nanochat_cli.inference.packed_model import PackedTransformer
     from nanochat_cli.model.transformer import Transformer
+    from nanochat_cli.training.bits_per_byte import HeldOut
 
 
 class Sampling(TypedDict, total=False):
@@ -52,8 +52,8 @@ def load(
     file or is damaged, ValueError for a backend that does not exist.
     """
     path = find_run_or_gguf(None if target is None else Path(target))
-    from nanochat_cli.inference.load import load_run
-    from nanochat_cli.inference.load_gguf import load_gguf
+    from nanochat_cli.formats.gguf.read import load_gguf
+    from nanochat_cli.formats.open import load_run
     from nanochat_kernels.backends import requested_backend
 
     requested_backend(backend)  # refuses a name that does not exist before anything large is read
@@ -109,8 +109,8 @@ class Model:
         import torch
 
         from nanochat_cli.data.batches import evaluation_batches
-        from nanochat_cli.evaluation.bits_per_byte import evaluate
         from nanochat_cli.evaluation.held_out import TokenArray
+        from nanochat_cli.training.bits_per_byte import evaluate
 
         ids = self.tokenizer.encode(text)
         if not ids:

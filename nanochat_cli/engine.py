@@ -1,48 +1,41 @@
-"""Engine: the one object that every command drives.
+"""Engine: what commands do with one model, from corpus to export: tokenize, train, measure, generate, export.
 
 It knows the order of the steps and the layout of a run, and nothing of the command line. What is heavy
 is imported inside the method that needs it, so that importing the Engine costs nothing.
 """
 
-import json
 import shlex
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanochat_cli import __version__
-from nanochat_cli.config.load import CONFIG_FILE, config_to_toml
 from nanochat_cli.config.paths import anchor
 from nanochat_cli.config.schema import Config, ExportConfig
-from nanochat_cli.durable import write_atomically
-from nanochat_cli.errors import ConfigError, DataError
-from nanochat_cli.folders import held_file, held_folder
+from nanochat_cli.errors import ConfigError
+from nanochat_cli.folders import held_file
+from nanochat_cli.formats.run.create import TRAINS, create_run, provenance, run_folder, write_config
 from nanochat_cli.report.quantities import format_quantity
 from nanochat_cli.report.reporter import Reporter
-from nanochat_cli.runs import new_run
 
 if TYPE_CHECKING:
-    from nanochat_cli.data.run_data import DatasetRecord
     from nanochat_cli.data.shards import ShardReader
     from nanochat_cli.data.tokenizer import Tokenizer
-    from nanochat_cli.inference.load import LoadedRun
+    from nanochat_cli.formats.open import LoadedRun
+    from nanochat_cli.formats.run.checkpoints import Which
     from nanochat_cli.inference.packed_model import PackedTransformer
     from nanochat_cli.inference.sampling import SamplingConfig
     from nanochat_cli.model.mtp import MTP
     from nanochat_cli.model.transformer import Transformer
-    from nanochat_cli.training.checkpoints import Which
     from nanochat_cli.training.progress import TrainResult
 
-TRAINS = "trains"
 GGUF_FILE = "model.gguf"
 QUICKSTART_PROMPT = "def "
 QUICKSTART_TOKENS = 64
 
 
 class Engine:
-    """One method per command. Results go to the reporter; every error is a NanochatError."""
+    """One method per command that makes or uses a model. Results go to the reporter; every error is a NanochatError."""
 
     def __init__(self, reporter: Reporter) -> None:
         self.reporter = reporter
@@ -54,7 +47,7 @@ class Engine:
         """
         from nanochat_cli.data.documents import printable
         from nanochat_cli.data.prepare import prepare_dataset
-        from nanochat_cli.data.run_data import require_replaceable
+        from nanochat_cli.formats.run.dataset import require_replaceable
 
         manifest = prepare_dataset(
             source, out, config, self.reporter, lambda changed: require_replaceable(out, changed, force=replace)
@@ -75,7 +68,7 @@ class Engine:
         """
         from nanochat_cli.training.summary import summarise
 
-        with self._run_folder(config, resume, stem) as run_dir:
+        with run_folder(config, resume, TRAINS, stem) as run_dir:
             result, reader = self._fit(config, run_dir, resume=resume is not None)
             sample = summarise(run_dir, config, result, reader, self.reporter)
         begin = shlex.quote(sample.beginning)
@@ -85,20 +78,15 @@ class Engine:
 
     def fit(self, config: Config, resume: Path | None) -> "TrainResult":
         """As `train`, without the report at the end: the figures."""
-        with self._run_folder(config, resume, "run") as run_dir:
+        with run_folder(config, resume, TRAINS) as run_dir:
             return self._fit(config, run_dir, resume=resume is not None)[0]
-
-    @staticmethod
-    def _run_folder(config: Config, resume: Path | None, stem: str) -> AbstractContextManager[Path]:
-        """The folder of a run that begins or goes on; nobody else writes into it meanwhile."""
-        return new_run(config.run, stem, TRAINS) if resume is None else held_folder(resume, TRAINS)
 
     def _fit(self, config: Config, run_dir: Path, *, resume: bool) -> "tuple[TrainResult, ShardReader]":
         from nanochat_cli.data.prepare import cached_dataset
-        from nanochat_cli.data.run_data import record_of, require_same_tokenizer, write_record
         from nanochat_cli.data.shards import ShardReader
-        from nanochat_cli.export.architecture import destination_of
-        from nanochat_cli.training.checkpoints import is_empty
+        from nanochat_cli.formats.gguf.architecture import destination_of
+        from nanochat_cli.formats.run.checkpoints import is_empty
+        from nanochat_cli.formats.run.dataset import record_of, require_same_tokenizer, write_record
         from nanochat_cli.training.devices import choose_device, require_float8
         from nanochat_cli.training.shard_data import ShardData
         from nanochat_cli.training.trainer import Trainer
@@ -116,19 +104,19 @@ class Engine:
             require_same_tokenizer(reference, reader, ", or name another collider.reference")
         data = ShardData(reader, config, self.reporter)
         if not resumable:
-            self._create_run(run_dir, config, reader.tokenizer, record_of(reader))
+            create_run(run_dir, config, reader.tokenizer, record_of(reader))
             if resume:
                 self.reporter.warn(f"{run_dir}: no checkpoint yet; it starts from the beginning")
         trainer = Trainer(config, data, run_dir, self.reporter, resume=resumable)
         if resumable:
             write_record(run_dir, record_of(reader))
-            self._write_config(config, run_dir)  # only now: the trainer has refused what does not fit the checkpoint
+            write_config(config, run_dir)  # only now: the trainer has refused what does not fit the checkpoint
         return trainer.fit(), reader
 
     def evaluate(self, run: Path, which: "Which" = "latest") -> None:
         """Measure a checkpoint of a run on all of its held-out documents."""
-        from nanochat_cli.evaluation.bits_per_byte import evaluate
         from nanochat_cli.evaluation.held_out import open_held_out
+        from nanochat_cli.training.bits_per_byte import evaluate
         from nanochat_cli.training.shard_data import ShardData
 
         loaded = self._open(run, which)
@@ -146,59 +134,9 @@ class Engine:
         self.reporter.table(str(run), ("measure", "value"), list(held_out.as_dict().items()))
         self.reporter.result({"run": str(run), "step": loaded.step, **held_out.as_dict()})
 
-    def plan(self, config: Config, *, tokens: int | None, utilisation: float, peak_flops: float | None) -> None:
-        """Print what a configuration will take; nothing is trained."""
-        from nanochat_cli.planning.show import show_plan
-
-        show_plan(config, self.reporter, tokens=tokens, utilisation=utilisation, peak_flops=peak_flops)
-
-    def grpo(self, config: Config, resume: Path | None, stem: str = "grpo") -> None:
-        """Learn from rewards: from `grpo.source` into the new run `run.dir/run.name`, or continue `resume`.
-
-        stem: what a run without a name is named after. A run that was stopped before its first checkpoint starts from
-        the beginning.
-        """
-        from nanochat_cli.rl.problem_split import load_split
-
-        problems = load_split(config.grpo, self.reporter)  # before torch is imported
-
-        from nanochat_cli.data.run_data import read_record
-        from nanochat_cli.rl.judging import open_judge
-        from nanochat_cli.rl.run_grpo import GRPORun
-        from nanochat_cli.training.checkpoints import is_empty
-
-        anchor(config, source=False)
-        source = config.grpo.source
-        assert source is not None, "the caller names the source"
-        with (
-            self._run_folder(config, resume, stem) as run_dir,
-            open_judge(config.grpo, problems.languages, self.reporter) as judge,
-        ):
-            run = GRPORun(config, run_dir, problems, judge, self.reporter)
-            if resume is not None and not is_empty(run_dir):
-                run.resume()
-                self._write_config(config, run_dir)
-            else:
-                record = read_record(source)
-                run.begin(source, lambda tokenizer: self._create_run(run_dir, config, tokenizer, record))
-            run.run()
-        if run.learned:
-            self.reporter.info(f"next: nanochat eval {run_dir}   or: nanochat export {run_dir} --gguf")
-
-    def inspect(self, run: Path, which: "Which" = "latest", *, mhc: bool, isometry: bool, out: Path) -> None:
-        """Tables and a picture of a checkpoint: its ternary layers, residual streams, or singular values."""
-        from nanochat_cli.inspection.inspect_run import inspect_isometry, inspect_streams, inspect_ternary
-
-        if mhc:
-            inspect_streams(run, which, out, self.reporter)
-        if isometry:
-            inspect_isometry(run, which, out, self.reporter)
-        if not (mhc or isometry):
-            inspect_ternary(run, which, out, self.reporter)
-
     def score(self, run: Path, which: "Which" = "latest", *, out: Path, max_tokens: int | None = None) -> None:
         """Losses of the tokens of the run's training split, or of those read first, as a file for collider.scores."""
-        from nanochat_cli.data.run_data import open_run_data
+        from nanochat_cli.formats.run.dataset import open_run_data
         from nanochat_cli.training.score_file import write_scores
 
         loaded = self._open(run, which)
@@ -232,8 +170,8 @@ class Engine:
         backend: of the kernels (reference, cpu, triton); None: the device's own. speculate: tokens to guess ahead with
         the multi-token prediction of the run.
         """
+        from nanochat_cli.formats.open import load_target
         from nanochat_cli.inference.generate import generate
-        from nanochat_cli.inference.load import load_target
         from nanochat_cli.inference.packed_model import PackedTransformer
         from nanochat_cli.inference.sampling import SamplingConfig
         from nanochat_cli.inference.stopwatch import Stopwatch
@@ -321,7 +259,9 @@ class Engine:
 
         loaded = self._open(run, which)
         with held_file(out, "writes"):
-            found = self._export(loaded.model, loaded.tokenizer, out, export, self._provenance(run, loaded))
+            found = self._export(
+                loaded.model, loaded.tokenizer, out, export, provenance(run, loaded.config, loaded.step, self.reporter)
+            )
             add_results(run, **found)
         self.reporter.result({"run": str(run)})
 
@@ -334,9 +274,9 @@ class Engine:
         provenance: dict[str, object],
     ) -> dict[str, object]:
         """The sections of `results.json` about the file that is written here."""
-        from nanochat_cli.export.gguf import export_gguf
-        from nanochat_cli.export.tensor_types import support_table
         from nanochat_cli.export.verify import verify_gguf
+        from nanochat_cli.formats.gguf.tensor_types import support_table
+        from nanochat_cli.formats.gguf.write import export_gguf
 
         model = self._folded(model, out)
         report = export_gguf(model, tokenizer, out, export, provenance)
@@ -360,8 +300,8 @@ class Engine:
 
     def _folded(self, model: "Transformer", out: Path) -> "Transformer":
         """A model with several residual streams as a plain one where that is exact; says what happened."""
-        from nanochat_cli.export.mhc_fold import fold
-        from nanochat_cli.export.mhc_sidecar import write_sidecar
+        from nanochat_cli.formats.gguf.mhc_fold import fold
+        from nanochat_cli.formats.gguf.mhc_sidecar import write_sidecar
 
         mhc = model.config.mhc
         if mhc.streams == 1:
@@ -396,39 +336,18 @@ class Engine:
         self.reporter.info(f"done: {run / 'report.md'} has everything; {gguf} is what llama.cpp ran")
 
     def _open(self, run: Path, which: "Which") -> "LoadedRun":
-        from nanochat_cli.inference.load import open_run
+        from nanochat_cli.formats.open import open_run
 
         loaded = open_run(run, which)
         self.reporter.info(str(loaded))
         return loaded
 
-    def _create_run(
-        self, run_dir: Path, config: Config, tokenizer: "Tokenizer", record: "DatasetRecord | None"
-    ) -> None:
-        """A run's folder with all that does not change while it trains."""
-        from nanochat_cli.data.run_data import write_record
-        from nanochat_cli.report.environment import ENVIRONMENT_FILE, environment
-
-        assert config.run.name is not None, "the caller names the run"
-        described = json.dumps(environment(), indent=2, ensure_ascii=False)
-        try:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            self._write_config(config, run_dir)
-            write_atomically(run_dir / ENVIRONMENT_FILE, (described + "\n").encode())
-            tokenizer.save(run_dir / "tokenizer.json")
-            if record is not None:
-                write_record(run_dir, record)
-        except OSError as error:
-            raise DataError(
-                f"cannot write {run_dir}: {error.strerror}; free space or choose another run.dir"
-            ) from error
-
     def _data_to_go_on_with(self, run_dir: Path, config: Config) -> "ShardReader":
         """The data set that the run began with, or the one that its configuration has been given instead."""
         from nanochat_cli.config.load import load_run_config
         from nanochat_cli.data.prepare import cached_dataset
-        from nanochat_cli.data.run_data import open_run_data, require_same_tokenizer
         from nanochat_cli.data.shards import ShardReader
+        from nanochat_cli.formats.run.dataset import open_run_data, require_same_tokenizer
 
         begun = load_run_config(run_dir)
         anchor(begun, source=False)
@@ -438,25 +357,3 @@ class Engine:
         reader = ShardReader(cached_dataset(config, self.reporter), vocab_size=config.model.vocab_size)
         require_same_tokenizer(run_dir, reader, ", or start a new run")
         return reader
-
-    def _write_config(self, config: Config, run_dir: Path) -> None:
-        """Atomically: a run without its configuration could not be resumed."""
-        header = f"Resolved configuration of {run_dir.name}, written by nanochat {__version__}."
-        write_atomically(run_dir / CONFIG_FILE, config_to_toml(config, header).encode())
-
-    def _provenance(self, run: Path, loaded: "LoadedRun") -> dict[str, object]:
-        """What the exported file says about where it came from."""
-        from nanochat_cli.report.environment import read_environment
-
-        config = loaded.config
-        environment = read_environment(run)
-        if environment is None:
-            self.reporter.warn(f"{run}: no readable environment.json: the file will not name the commit it comes from")
-        return {
-            "version": __version__,
-            "git": ((environment or {}).get("git") or {}).get("commit"),
-            "run": run.name,
-            "step": loaded.step,
-            "config": config_to_toml(config),
-            "dataset": config.data.source if config.data.path is None else config.data.path.name,
-        }

@@ -8,8 +8,8 @@ import torch
 
 from nanochat_cli.cli.app import main
 from nanochat_cli.config.load import load_run_config
-from nanochat_cli.inference.load import load_run
-from nanochat_cli.training.checkpoints import latest_step
+from nanochat_cli.formats.open import load_run
+from nanochat_cli.formats.run.checkpoints import latest_step
 
 TINY = [
     *("--preset", "quickstart", "--preset", "cpu", "--set", "model.vocab_size=300", "--set", "model.n_layers=1"),

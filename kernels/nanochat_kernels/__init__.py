@@ -25,8 +25,8 @@ from nanochat_kernels.operations import (
     ternary_matmul,
     unpack,
 )
-from nanochat_kernels.packed import PackedTernary
 from nanochat_kernels.reference.activations import QuantizedActivations, fake_quantize_activations
+from nanochat_kernels.reference.packed import PackedTernary
 from nanochat_kernels.reference.packing import PLANE, pack_plane128, unpack_plane128
 from nanochat_kernels.reference.ternarize import Granularity, Ternary, fake_ternarize
 from nanochat_kernels.training import (

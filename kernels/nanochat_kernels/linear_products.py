@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from nanochat_kernels.operations import ternary_matmul
-from nanochat_kernels.packed import PackedTernary
 from nanochat_kernels.reference.activations import QuantizedActivations, group_sums
+from nanochat_kernels.reference.packed import PackedTernary
 
 FP8 = torch.float8_e4m3fn
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nanochat_kernels.operations import packed_linear, ternarize_packed
-from nanochat_kernels.packed import PackedTernary
+from nanochat_kernels.reference.packed import PackedTernary
 from nanochat_kernels.reference.ternarize import Granularity
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from nanochat_kernels.backends import dispatch
-from nanochat_kernels.packed import PackedTernary
 from nanochat_kernels.reference.activations import QuantizedActivations
+from nanochat_kernels.reference.packed import PackedTernary
 from nanochat_kernels.reference.ternarize import Granularity, Ternary
 
 

@@ -38,7 +38,7 @@ def kernels(
     Activation quantisation included; all contenders take turns in one process. Beside the times: bytes of packed
     weights per second, as a share of the read rate (CPU) or copy rate (GPU) of memory that is measured in between.
     """
-    from nanochat_cli.bench.run_kernels import run_kernels
+    from nanochat_cli.bench.micro.run_kernels import run_kernels
 
     run_kernels(session_of(ctx).reporter, quick=quick, device=device, n_threads=threads, out=out)
 
@@ -62,7 +62,7 @@ def decode(
     Without TARGET: random weights of the shape of --preset (default nano-125m), written as TQ2_0. The two sides take
     turns in processes of their own; the one that waits is stopped.
     """
-    from nanochat_cli.runs import find_run_or_gguf
+    from nanochat_cli.formats.run.find import find_run_or_gguf
 
     session = session_of(ctx)
     if target is not None and (preset or overrides):
@@ -72,7 +72,7 @@ def decode(
         config = resolve(session, preset, None, overrides, default_preset="nano-125m")
     else:
         target = find_run_or_gguf(target)
-    from nanochat_cli.bench.run_decode import run_decode
+    from nanochat_cli.bench.micro.run_decode import run_decode
 
     run_decode(
         session.reporter,
@@ -100,8 +100,8 @@ def architectures(
 
     Every variant has the width and depth of the plain model and trains in a process of its own; they take turns.
     """
-    from nanochat_cli.bench.architectures import measure_architectures
-    from nanochat_cli.bench.result_file import show_results, write_results
+    from nanochat_cli.bench.micro.architectures import measure_architectures
+    from nanochat_cli.report.result_file import show_results, write_results
 
     reporter = session_of(ctx).reporter
     variants = ["plain", "mhc-2", "mhc-4"] if quick else None
@@ -124,9 +124,9 @@ def loader(
     """
     from tempfile import TemporaryDirectory
 
-    from nanochat_cli.bench.loader import FULL, QUICK, measure_loader
-    from nanochat_cli.bench.result_file import show_results, write_results
+    from nanochat_cli.bench.micro.loader import FULL, QUICK, measure_loader
     from nanochat_cli.config.load import resolve_config
+    from nanochat_cli.report.result_file import show_results, write_results
 
     session = session_of(ctx)
     # The batch of a small GPU, whatever the preset's model is trained with; little text, as its amount changes nothing.
@@ -148,8 +148,8 @@ def optim(ctx: typer.Context, quick: Quick = False, out: Out = None) -> None:
 
     Bytes are counted for the shapes of every preset; times and losses are of small models.
     """
-    from nanochat_cli.bench.optim import measure_optim
-    from nanochat_cli.bench.result_file import show_results, write_results
+    from nanochat_cli.bench.micro.optim import measure_optim
+    from nanochat_cli.report.result_file import show_results, write_results
 
     reporter = session_of(ctx).reporter
     results, claims = measure_optim(reporter, quick=quick)
@@ -164,8 +164,8 @@ def collider(ctx: typer.Context, quick: Quick = False, out: Out = None) -> None:
 
     Three widths, five shares of filtered tokens, which take turns; also: all kept, and chosen before the forward pass.
     """
-    from nanochat_cli.bench.collider import measure_collider
-    from nanochat_cli.bench.result_file import show_results, write_results
+    from nanochat_cli.bench.micro.collider import measure_collider
+    from nanochat_cli.report.result_file import show_results, write_results
 
     reporter = session_of(ctx).reporter
     if quick:

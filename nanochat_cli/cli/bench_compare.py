@@ -24,11 +24,11 @@ def compare(
     differences to the baseline are between runs of the same seed. Writes REPORT.md, report.html, report.json,
     pictures, and hparams/ for TensorBoard. Nothing is trained.
     """
-    from nanochat_cli.bench.compare import compare_runs
-    from nanochat_cli.bench.records import write_suite
+    from nanochat_cli.bench.matched.compare import compare_runs
+    from nanochat_cli.bench.matched.records import write_suite
+    from nanochat_cli.bench.matched.report.comparison import show_comparison, write_comparison
     from nanochat_cli.folders import held_folder
-    from nanochat_cli.report.comparison import show_comparison, write_comparison
-    from nanochat_cli.runs import new_folder, require_writable
+    from nanochat_cli.formats.run.find import new_folder, require_writable
 
     reporter = session_of(ctx).reporter
     parent, doing = Path("comparisons"), "writes a comparison into"

@@ -10,10 +10,10 @@ from nanochat_cli.cli.session import Session, session_of
 from nanochat_cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from nanochat_cli.bench.plan import Plan
+    from nanochat_cli.bench.matched.plan import Plan
 
 MatchName = Literal["steps", "tokens", "time"]
-"""As `bench.plan.Match`."""
+"""As `bench.matched.plan.Match`."""
 
 Seeds = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Runs per configuration, each with its own data order.")
@@ -51,8 +51,8 @@ def e3(
     Each run is an ordinary run in a process of its own; runs of one seed follow each other. A run that diverges, fails
     or does not fit into memory is a row of the report. After Ctrl-C, --resume goes on.
     """
-    from nanochat_cli.bench.plan import plan_e3
-    from nanochat_cli.bench.profiles import load_profile, profile_of_this_machine
+    from nanochat_cli.bench.matched.plan import plan_e3
+    from nanochat_cli.bench.matched.profiles import load_profile, profile_of_this_machine
 
     session = session_of(ctx)
 
@@ -75,7 +75,7 @@ def e3(
     if not resume:
         _begin(session, plan(profile), out, report)
         return
-    from nanochat_cli.bench.suite import find_folder, resume_suite
+    from nanochat_cli.bench.matched.suite import find_folder, resume_suite
 
     folder = find_folder("e3", out)
     if profile or configs or ablations or tune or seeds or match or overrides:
@@ -100,8 +100,8 @@ def ab(
 
     Runs, measures and report are those of bench e3. Without --seeds there are three.
     """
-    from nanochat_cli.bench.plan import natural_match, plan_ab
-    from nanochat_cli.bench.profiles import every_run
+    from nanochat_cli.bench.matched.plan import natural_match, plan_ab
+    from nanochat_cli.bench.matched.profiles import every_run
     from nanochat_cli.config.load import with_default_model
 
     session = session_of(ctx)
@@ -122,7 +122,7 @@ def ab(
     if not resume:
         _begin(session, plan(), out, report)
         return
-    from nanochat_cli.bench.suite import find_folder, resume_suite
+    from nanochat_cli.bench.matched.suite import find_folder, resume_suite
 
     folder = find_folder("ab", out)
     if base or vary or seeds or match or overrides:
@@ -131,14 +131,14 @@ def ab(
 
 
 def _begin(session: Session, plan: "Plan", out: Path | None, report: Path | None) -> None:
-    from nanochat_cli.bench.suite import begin_suite
+    from nanochat_cli.bench.matched.suite import begin_suite
 
     begin_suite(plan, out, session.reporter, report)
 
 
 def _require_same(folder: Path, plan: "Plan") -> None:
     """Raise ConfigError when the options describe another suite than the one that is to be continued."""
-    from nanochat_cli.bench.plan import PLAN_FILE, load_plan
+    from nanochat_cli.bench.matched.plan import PLAN_FILE, load_plan
 
     if load_plan(folder) != plan:
         raise ConfigError(

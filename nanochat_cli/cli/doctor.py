@@ -18,7 +18,7 @@ def doctor(
 
     Ends with exit code 0 whatever it finds. `nanochat validate` tells whether what is here computes what it should.
     """
-    from nanochat_cli.doctor import diagnose
+    from nanochat_cli.diagnose.doctor import diagnose
 
     reporter = session_of(ctx).reporter
     found = diagnose()

@@ -79,7 +79,7 @@ def evaluate(
     compiled and run in a sandbox.
     """
     from nanochat_cli.evaluation.suites import BITS_PER_BYTE, SAMPLES, SuiteOptions
-    from nanochat_cli.runs import find_run_or_gguf, which_checkpoint
+    from nanochat_cli.formats.run.find import find_run_or_gguf, which_checkpoint
 
     session = session_of(ctx)
     found = find_run_or_gguf(target)

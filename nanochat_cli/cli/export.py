@@ -37,7 +37,7 @@ def export(
     are compared too.
     """
     from nanochat_cli.config.load import run_config
-    from nanochat_cli.runs import find_run, require_writable, which_checkpoint
+    from nanochat_cli.formats.run.find import find_run, require_writable, which_checkpoint
 
     session = session_of(ctx)
     folder = find_run(run)

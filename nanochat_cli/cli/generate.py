@@ -40,7 +40,7 @@ def generate(
     ] = 0,
 ) -> None:
     """Continue a prompt with a run or a GGUF file of this project. The text goes to standard output."""
-    from nanochat_cli.runs import find_run_or_gguf, which_checkpoint
+    from nanochat_cli.formats.run.find import find_run_or_gguf, which_checkpoint
 
     session = session_of(ctx)
     found = find_run_or_gguf(target)

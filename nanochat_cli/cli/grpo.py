@@ -42,7 +42,8 @@ def grpo(
 ) -> None:
     """Let a run practise problems that a sandbox judges; the result is a new run with a report of before and after."""
     from nanochat_cli.config.load import run_config
-    from nanochat_cli.runs import find_run, require_writable
+    from nanochat_cli.formats.run.find import find_run, require_writable
+    from nanochat_cli.rl.learn import learn_from_rewards
 
     session = session_of(ctx)
     found = find_run(run)
@@ -54,11 +55,11 @@ def grpo(
         given = [option for option, values in fixed.items() if None not in values.values()]
         _require_continuation(found, config, [*given, *(["--out"] if out is not None else [])])
         require_writable(found)
-        session.engine.grpo(config, found)
+        learn_from_rewards(config, found, session.reporter)
         return
     config.grpo.source = found
     stem = _place(config, found, out)
-    session.engine.grpo(config, None, stem)
+    learn_from_rewards(config, None, session.reporter, stem)
 
 
 def _require_continuation(run: Path, config: "Config", given: list[str]) -> None:
@@ -82,7 +83,7 @@ def _require_continuation(run: Path, config: "Config", given: list[str]) -> None
 
 def _place(config: "Config", source: Path, out: Path | None) -> str:
     """Say where the new run goes, beside its source unless `out` does; returns what a nameless one is named after."""
-    from nanochat_cli.runs import require_free, require_writable
+    from nanochat_cli.formats.run.find import require_free, require_writable
 
     stem = f"{source.name}-{config.grpo.mode}"
     config.run.dir, config.run.name = (source.parent, None) if out is None else (out.parent, out.name)

@@ -21,8 +21,11 @@ def inspect(
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="For the picture; default: RUN/inspect.")] = None,
 ) -> None:
     """Show the health of a run's ternary layers; --mhc: of its residual streams; --isometry: of its singular values."""
-    from nanochat_cli.runs import find_run, which_checkpoint
+    from nanochat_cli.formats.run.find import find_run, which_checkpoint
 
     found = find_run(run)
     which = which_checkpoint(found, checkpoint)
-    session_of(ctx).engine.inspect(found, which, mhc=mhc, isometry=isometry, out=out or found / "inspect")
+    from nanochat_cli.diagnose.inspect.inspect_run import inspect_run
+
+    out = out or found / "inspect"
+    inspect_run(found, which, out, session_of(ctx).reporter, mhc=mhc, isometry=isometry)

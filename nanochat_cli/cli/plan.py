@@ -30,4 +30,6 @@ def plan(
     """Print parameters, FLOPs per token, peak training memory, file, llama.cpp or not, and time of a configuration."""
     session = session_of(ctx)
     resolved = resolve(session, preset, config, overrides, default_preset="quickstart")
-    session.engine.plan(resolved, tokens=tokens, utilisation=utilisation, peak_flops=peak_flops)
+    from nanochat_cli.diagnose.plan.show import show_plan
+
+    show_plan(resolved, session.reporter, tokens=tokens, utilisation=utilisation, peak_flops=peak_flops)

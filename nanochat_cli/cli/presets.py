@@ -48,7 +48,7 @@ def _list(ctx: typer.Context) -> None:
     from nanochat_cli.config.load import resolve_config
     from nanochat_cli.config.presets import available
     from nanochat_cli.config.size import count_parameters, format_parameters
-    from nanochat_cli.export.architecture import destination_of
+    from nanochat_cli.formats.gguf.architecture import destination_of
 
     session = session_of(ctx)
     found: list[dict[str, object]] = []

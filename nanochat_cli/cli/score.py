@@ -31,7 +31,7 @@ def score(
     With collider.score = excess they are subtracted from the loss of the model that trains; with ce they choose tokens
     by themselves, before the forward pass, which then keeps less for the backward pass.
     """
-    from nanochat_cli.runs import find_run, which_checkpoint
+    from nanochat_cli.formats.run.find import find_run, which_checkpoint
 
     found = find_run(run)
     which = which_checkpoint(found, checkpoint)

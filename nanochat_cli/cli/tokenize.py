@@ -44,7 +44,7 @@ def tokenize(
     Re-running with the same input changes nothing; an interrupted run is finished. A data set of other documents or
     settings is replaced only with --force.
     """
-    from nanochat_cli.runs import require_writable
+    from nanochat_cli.formats.run.find import require_writable
 
     session = session_of(ctx)
     resolved = resolve(

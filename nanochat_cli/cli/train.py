@@ -51,7 +51,7 @@ def start(session: Session, config: "Config", *, stem: str) -> None:
 
 def require_startable(config: "Config", stem: str) -> None:
     """Raise ConfigError or DataError, within milliseconds, for a run that has no place or no data."""
-    from nanochat_cli.runs import require_free, require_writable
+    from nanochat_cli.formats.run.find import require_free, require_writable
 
     require_free(config.run)
     require_writable(config.run.dir / (config.run.name or stem))
@@ -68,7 +68,7 @@ def check_data(config: "Config") -> None:
 
 def _resume(session: Session, target: Path | None, other_config: bool, overrides: list[str]) -> None:
     from nanochat_cli.config.load import CONFIG_FILE, run_config
-    from nanochat_cli.runs import find_run, require_writable
+    from nanochat_cli.formats.run.find import find_run, require_writable
 
     run = find_run(target)
     if other_config:

@@ -21,6 +21,6 @@ def validate(
     training methods together. Needs no data and leaves nothing behind. Exit code 4 when a stage fails; a part that is
     not installed is named and fails nothing.
     """
-    from nanochat_cli.validation.stages import validate
+    from nanochat_cli.diagnose.validate.stages import validate
 
     validate(session_of(ctx).reporter, quick=quick)

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nanochat_cli.data.documents import Document, LongLines, Skipped, printable
+from nanochat_cli.data.hub import load_rows
 from nanochat_cli.data.records import BadRecord, holds_records, in_pieces, kind_of, record_documents, text_of
 from nanochat_cli.data.source_files import made_by, walk
 from nanochat_cli.data.text_files import MAX_DOCUMENT, text_documents
 from nanochat_cli.errors import ConfigError, DataError
-from nanochat_cli.hub import load_rows
 
 # A source that is one text file is cut finer, so that part of it can be held out.
 SINGLE_FILE_PIECE = 16 * 1024

@@ -12,13 +12,13 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
 from nanochat_cli.errors import DataError
+from nanochat_cli.evaluation.code_tokens import written
 from nanochat_cli.evaluation.completions import CLOSING_STOP, cut_completion
 from nanochat_cli.evaluation.humaneval import PYTHON_STOP
-from nanochat_cli.evaluation.problems import Language, Problem, assemble
+from nanochat_cli.evaluation.problem import Language, Problem, assemble
+from nanochat_cli.evaluation.rejection import rejection
 from nanochat_cli.report.reporter import Reporter
-from nanochat_cli.rl.code_tokens import written
-from nanochat_cli.rl.rejection import rejection
-from nanochat_cli.rl.sandbox_pool import SandboxPool
+from nanochat_cli.sandbox.pool import SandboxPool
 
 PROMPTS = 100
 """Functions that are asked of each language, where there are as many."""

@@ -4,18 +4,18 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanochat_cli.bench.result_file import Result, write_results
 from nanochat_cli.config.schema import Config
 from nanochat_cli.errors import DataError, Interrupted
 from nanochat_cli.evaluation.suites import BITS_PER_BYTE, COMPILE, SuiteOptions, problem_suite
 from nanochat_cli.report.quantities import counted
 from nanochat_cli.report.reporter import Reporter
+from nanochat_cli.report.result_file import Result, write_results
 
 if TYPE_CHECKING:
-    from nanochat_cli.evaluation.problems import Problem
-    from nanochat_cli.inference.load import LoadedRun
-    from nanochat_cli.rl.sandbox_pool import SandboxPool
-    from nanochat_cli.training.checkpoints import Which
+    from nanochat_cli.evaluation.problem import Problem
+    from nanochat_cli.formats.open import LoadedRun
+    from nanochat_cli.formats.run.checkpoints import Which
+    from nanochat_cli.sandbox.pool import SandboxPool
 
 RESULTS = "results.json"
 
@@ -45,10 +45,10 @@ def evaluate_target(
     from nanochat_cli.evaluation.run_suite import complete_problems, drawing, fingerprint
     from nanochat_cli.evaluation.sample_file import SampleFile
     from nanochat_cli.evaluation.suite_report import plain, results, scores, table
-    from nanochat_cli.inference.load import load_target
+    from nanochat_cli.formats.open import load_target
     from nanochat_cli.inference.packed_model import PackedTransformer
-    from nanochat_cli.rl.sandbox import Sandbox
-    from nanochat_cli.rl.sandbox_pool import SandboxPool
+    from nanochat_cli.sandbox.pool import SandboxPool
+    from nanochat_cli.sandbox.sandbox import Sandbox
 
     sandbox = Sandbox()
     with SandboxPool(sandbox) as pool:
@@ -125,7 +125,7 @@ def _held_out_functions(
 def _bits_per_byte(target: Path, which: "Which", reporter: Reporter, out: Path | None, data: Path | None) -> None:
     from nanochat_cli.evaluation.held_out import open_held_out
     from nanochat_cli.evaluation.run_bits_per_byte import bits_per_byte_results, measure_bits_per_byte
-    from nanochat_cli.inference.load import load_target
+    from nanochat_cli.formats.open import load_target
 
     model, tokenizer, run = load_target(target, which)
     if run is not None:

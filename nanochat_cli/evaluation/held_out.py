@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.prepare import bounded, source_of
-from nanochat_cli.data.run_data import open_run_data
 from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.data.split import held_out_keys, split_key
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import ConfigError, DataError
+from nanochat_cli.formats.run.dataset import open_run_data
 from nanochat_cli.report.reporter import Reporter
 
 if TYPE_CHECKING:
-    from nanochat_cli.inference.load import LoadedRun
+    from nanochat_cli.formats.open import LoadedRun
 
 LANGUAGES = {".py": "python", ".pyi": "python", ".rs": "rust"}
 """By extension; another extension is the name of its language."""

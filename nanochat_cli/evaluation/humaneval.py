@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
+from nanochat_cli.data.hub import load_rows
 from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.evaluation.completions import CLOSING_STOP, cut_completion
+from nanochat_cli.evaluation.problem import Problem, Test
 from nanochat_cli.evaluation.problem_files import SUFFIXES
-from nanochat_cli.evaluation.problems import Problem, Test
-from nanochat_cli.hub import load_rows
 
 PYTHON_STOP = ("\nclass ", "\ndef ", "\n#", "\n@", "\nif ", "\nprint(")
 """Statements at the margin (arXiv:2107.03374, §2.1)."""

@@ -19,11 +19,11 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from nanochat_cli.errors import ConfigError, DataError, NanochatError
+from nanochat_cli.formats.open import load_target
+from nanochat_cli.formats.run.find import find_run_or_gguf
 from nanochat_cli.inference.batched import continue_tokens
-from nanochat_cli.inference.load import load_target
 from nanochat_cli.inference.packed_model import PackedTransformer
 from nanochat_cli.inference.sampling import SamplingConfig
-from nanochat_cli.runs import find_run_or_gguf
 from nanochat_cli.training.gradient_step import is_out_of_memory
 
 _log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ indented line. A prompt that ends with one asks for something else than its func
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from nanochat_cli.evaluation.problems import Problem
+from nanochat_cli.evaluation.problem import Problem
 
 Encode = Callable[[str], list[int]]
 

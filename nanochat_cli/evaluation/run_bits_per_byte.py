@@ -8,16 +8,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from nanochat_cli.bench.result_file import Result
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.batches import evaluation_batches
 from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import DataError
-from nanochat_cli.evaluation.bits_per_byte import HeldOut, evaluate_groups
 from nanochat_cli.evaluation.held_out import document_languages, encode_held_out
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.report.reporter import Reporter
+from nanochat_cli.report.result_file import Result
+from nanochat_cli.training.bits_per_byte import HeldOut, evaluate_groups
 
 UNKNOWN = "unknown"
 

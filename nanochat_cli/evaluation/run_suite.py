@@ -10,15 +10,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from nanochat_cli.evaluation.problems import Problem, assemble
+from nanochat_cli.evaluation.problem import Problem, assemble
+from nanochat_cli.evaluation.rejection import rejection
 from nanochat_cli.evaluation.sample_file import SampleFile
 from nanochat_cli.evaluation.suites import SuiteOptions
 from nanochat_cli.inference.batched import Completion, sample_batch
 from nanochat_cli.inference.generate import LanguageModel, TextTokenizer, encode_prompt
 from nanochat_cli.inference.sampling import SamplingConfig
 from nanochat_cli.report.reporter import Reporter
-from nanochat_cli.rl.rejection import rejection
-from nanochat_cli.rl.sandbox_pool import SandboxPool
+from nanochat_cli.sandbox.pool import SandboxPool
 
 Draw = Callable[[Problem, float, int], list[Completion] | None]
 """(problem, temperature, seed) to its completions; None when the prompt is longer than the context of the model."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nanochat_cli.bench.statistics import LEVEL, bootstrap_interval
+from nanochat_cli.report.statistics import LEVEL, bootstrap_interval
 
 MANY = 30
 """Values from which on the bootstrap is trusted, if they spread."""

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from nanochat_cli.bench.result_file import Result
 from nanochat_cli.evaluation.pass_at_k import PassAtK, mean_pass_at_k
 from nanochat_cli.evaluation.sample_file import Key
+from nanochat_cli.report.result_file import Result
 
 Row = tuple[object, ...]
 

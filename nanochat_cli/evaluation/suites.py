@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_cli.errors import ConfigError
-from nanochat_cli.evaluation.problems import Problem, load_problems
+from nanochat_cli.evaluation.problem import Problem
+from nanochat_cli.evaluation.problems import load_problems
 from nanochat_cli.report.quantities import counted
 from nanochat_cli.report.reporter import Reporter
 

@@ -29,11 +29,11 @@ from torch import Tensor
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import ValidationFailure
 from nanochat_cli.export import llama_cpp
-from nanochat_cli.export.architecture import LLAMA, OWN, architecture_of, metadata
 from nanochat_cli.export.ggml_activations import Jitter, ggml_arithmetic
-from nanochat_cli.export.gguf_file import GGUFFile
-from nanochat_cli.export.packing import Q2_0, TERNARY_TYPES
-from nanochat_cli.export.tensor_names import gain_name, tensor_name
+from nanochat_cli.formats.gguf.architecture import LLAMA, OWN, architecture_of, metadata
+from nanochat_cli.formats.gguf.file import GGUFFile
+from nanochat_cli.formats.gguf.packing import Q2_0, TERNARY_TYPES
+from nanochat_cli.formats.gguf.tensor_names import gain_name, tensor_name
 from nanochat_cli.model.transformer import Transformer
 
 RELOAD_TOLERANCE = 1e-4
@@ -290,7 +290,7 @@ def compare_metadata(file: GGUFFile, model: Transformer, tokenizer: Tokenizer) -
 @torch.no_grad()
 def compare_with_reload(path: Path, model: Transformer, prompts: Sequence[Sequence[int]]) -> float:
     """Largest difference of logits: the file in the packed runtime, and the model with its head rounded alike."""
-    from nanochat_cli.inference.load_gguf import load_gguf
+    from nanochat_cli.formats.gguf.read import load_gguf
     from nanochat_cli.inference.packed_model import PackedTransformer
 
     loaded = load_gguf(path)[0]

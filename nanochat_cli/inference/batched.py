@@ -14,8 +14,8 @@ from torch import Tensor
 
 from nanochat_cli.errors import DataError
 from nanochat_cli.inference.generate import LanguageModel, TextStream, TextTokenizer, encode_prompt
-from nanochat_cli.inference.kv_cache import KVCache
 from nanochat_cli.inference.sampling import SamplingConfig, sample, unused_tokens
+from nanochat_cli.model.cache import KVCache
 
 MAX_ROWS = 32
 """Continuations that are drawn together; of more, one group follows the other. Bounds the key/value cache."""

@@ -8,9 +8,9 @@ capture needs CUDA. Launching costs more than computing at one token, and a repl
 import torch
 from torch import Tensor
 
-from nanochat_cli.inference.kv_cache import KVCache
 from nanochat_cli.inference.packed_model import PackedTransformer
 from nanochat_cli.model.attend import attend_one
+from nanochat_cli.model.cache import KVCache
 
 WARM_UP_STEPS = 2
 """Runs before the capture, so that kernels are compiled and their workspaces allocated."""

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from nanochat_cli.config.schema import ModelConfig
 from nanochat_cli.errors import DataError
-from nanochat_cli.inference.kv_cache import KVCache
 from nanochat_cli.inference.sampling import SamplingConfig, generators, sample, unused_tokens
+from nanochat_cli.model.cache import KVCache
 
 
 class LanguageModel(Protocol):

@@ -10,11 +10,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from nanochat_cli.inference.kv_cache import KVCache
 from nanochat_cli.inference.projections import Pack, Projection, swiglu
 from nanochat_cli.model.attend import attend, attend_cached
 from nanochat_cli.model.attention import Attention, apply_gate, split_gate
 from nanochat_cli.model.bitlinear import BitLinear
+from nanochat_cli.model.cache import KVCache
 from nanochat_cli.model.deltanet import GatedDeltaNet
 from nanochat_cli.model.feedforward import FeedForward
 from nanochat_cli.model.hyper_connections import HyperConnection, read_streams, write_streams

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from nanochat_cli.inference.kv_cache import KVCache
 from nanochat_cli.inference.packed_block import PackedBlock, PackedFeedForward
 from nanochat_cli.inference.projections import Pack, PackedProjection
+from nanochat_cli.model.cache import KVCache
 from nanochat_cli.model.hyper_connections import collapse_streams, expand_streams
 from nanochat_cli.model.norm import RMSNorm
 from nanochat_cli.model.transformer import Block, Transformer

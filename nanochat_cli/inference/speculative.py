@@ -15,9 +15,9 @@ from torch import Tensor
 
 from nanochat_cli.errors import ConfigError
 from nanochat_cli.inference.generate import LanguageModel
-from nanochat_cli.inference.kv_cache import KVCache, Snapshot
 from nanochat_cli.inference.sampling import SamplingConfig, generators, sample, unused_tokens
 from nanochat_cli.inference.stopwatch import Rate
+from nanochat_cli.model.cache import KVCache, Snapshot
 from nanochat_cli.model.mtp import MTP, block_config
 from nanochat_cli.model.rope import rope_table
 

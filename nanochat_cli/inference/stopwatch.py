@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nanochat_cli.config.schema import ModelConfig
 from nanochat_cli.inference.generate import LanguageModel
-from nanochat_cli.inference.kv_cache import KVCache
+from nanochat_cli.model.cache import KVCache
 
 
 @dataclass

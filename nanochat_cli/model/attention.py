@@ -12,7 +12,7 @@ from nanochat_cli.model.rope import apply_rope
 from nanochat_kernels import drop_filtered
 
 if TYPE_CHECKING:
-    from nanochat_cli.inference.kv_cache import KVCache
+    from nanochat_cli.model.cache import KVCache
 
 
 class Attention(nn.Module):

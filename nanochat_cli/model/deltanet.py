@@ -19,7 +19,7 @@ from nanochat_cli.model.delta_rule import chunked_delta_rule, recurrent_delta_ru
 from nanochat_cli.model.norm import RMSNorm
 
 if TYPE_CHECKING:
-    from nanochat_cli.inference.kv_cache import KVCache
+    from nanochat_cli.model.cache import KVCache
 
 STEP_RANGE = 1e-3, 1e-1
 """Initial time steps softplus(dt_bias) are spread over this range, logarithmically (arXiv:2312.00752)."""

@@ -20,7 +20,7 @@ from nanochat_cli.model.norm import RMSNorm
 from nanochat_cli.model.transformer import Block, Transformer, init_linears
 
 if TYPE_CHECKING:
-    from nanochat_cli.inference.kv_cache import KVCache
+    from nanochat_cli.model.cache import KVCache
 
 IGNORE = -100
 SMALLEST_WEIGHT = 0.01

@@ -33,7 +33,7 @@ from nanochat_cli.model.rope import rope_table
 from nanochat_kernels import PLANE, Form, choose_form
 
 if TYPE_CHECKING:
-    from nanochat_cli.inference.kv_cache import KVCache
+    from nanochat_cli.model.cache import KVCache
 
 
 class Block(nn.Module):

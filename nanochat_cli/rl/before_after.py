@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nanochat_cli.bench.result_file import Result, write_results
 from nanochat_cli.durable import write_atomically
 from nanochat_cli.errors import DataError
 from nanochat_cli.evaluation.pass_at_k import pass_at_k
 from nanochat_cli.evaluation.share_intervals import difference_interval, share_interval
+from nanochat_cli.report.result_file import Result, write_results
 from nanochat_cli.rl.judging import Judged
 
 RESULTS_FILE = "grpo.json"

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from nanochat_cli.config.grpo_schema import GRPOConfig
-from nanochat_cli.evaluation.problems import Problem, assemble
+from nanochat_cli.evaluation.problem import Problem, assemble
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.rl.rewards import Attempt, Reward, RewardConfig, load_rewards, reward
 from nanochat_cli.rl.rollouts import Prompt, Rollout, Sampler
-from nanochat_cli.rl.sandbox import Sandbox
-from nanochat_cli.rl.sandbox_limits import Outcome, ProgramLike
-from nanochat_cli.rl.sandbox_pool import SandboxPool
+from nanochat_cli.sandbox.limits import Outcome, ProgramLike
+from nanochat_cli.sandbox.pool import SandboxPool
+from nanochat_cli.sandbox.sandbox import Sandbox
 
 
 class Pool(Protocol):
-    """What judges programs: `sandbox_pool.SandboxPool`."""
+    """What judges programs: `sandbox.pool.SandboxPool`."""
 
     def judge_all(self, programs: Sequence[ProgramLike], /) -> list[Outcome]: ...
 

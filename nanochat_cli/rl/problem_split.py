@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from nanochat_cli.config.grpo_schema import GRPOConfig
 from nanochat_cli.errors import ConfigError
-from nanochat_cli.evaluation.problems import Problem, load_problems
+from nanochat_cli.evaluation.problem import Problem
+from nanochat_cli.evaluation.problems import load_problems
 from nanochat_cli.evaluation.prompt_boundary import Encode, at_token_boundaries
 from nanochat_cli.report.reporter import Reporter
 

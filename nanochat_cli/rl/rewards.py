@@ -16,8 +16,8 @@ from pygments.token import String
 
 from nanochat_cli.config.files import read_toml
 from nanochat_cli.errors import ConfigError
-from nanochat_cli.rl.code_tokens import Language, split
-from nanochat_cli.rl.rejection import Rejection, rejection
+from nanochat_cli.evaluation.code_tokens import Language, split
+from nanochat_cli.evaluation.rejection import Rejection, rejection
 
 NGRAM = 4
 """Length of the runs of words whose repetition is counted."""

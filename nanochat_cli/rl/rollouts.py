@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from nanochat_cli.data.tokenizer import Tokenizer
-from nanochat_cli.evaluation.problems import Problem
+from nanochat_cli.evaluation.problem import Problem
 from nanochat_cli.inference.batched import Completion, sample_batch
 from nanochat_cli.inference.generate import LanguageModel, encode_prompt
 from nanochat_cli.inference.packed_model import PackedTransformer

@@ -16,9 +16,10 @@ import torch
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import DataError, Interrupted
-from nanochat_cli.evaluation.problems import Problem
+from nanochat_cli.evaluation.problem import Problem
 from nanochat_cli.evaluation.run_suite import fingerprint
-from nanochat_cli.inference.load import load_run, open_run
+from nanochat_cli.formats.open import load_run, open_run
+from nanochat_cli.formats.run import checkpoints
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.report.metrics_log import MetricsLog
 from nanochat_cli.report.reporter import Reporter
@@ -34,7 +35,6 @@ from nanochat_cli.rl.rejection_tuning import good_answers, learn_answers
 from nanochat_cli.rl.rollouts import Prompt, Sampler
 from nanochat_cli.rl.rounds_view import RoundsView
 from nanochat_cli.rl.training_free import Conditioning, remember
-from nanochat_cli.training import checkpoints
 from nanochat_cli.training.devices import choose_device
 from nanochat_cli.training.stop_signals import StopSignals
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from nanochat_cli.evaluation.bits_per_byte import HeldOut, evaluate
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.report.live import LiveView
+from nanochat_cli.training.bits_per_byte import HeldOut, evaluate
 from nanochat_cli.training.training_data import TrainingData
 
 

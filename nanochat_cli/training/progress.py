@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from nanochat_cli.evaluation.bits_per_byte import HeldOut
 from nanochat_cli.optim.schedules import WarmUps
+from nanochat_cli.training.bits_per_byte import HeldOut
 
 
 @dataclass

@@ -15,7 +15,7 @@ def reference_model(collider: ColliderConfig, vocab_size: int, device: torch.dev
     reference = collider.reference_in_use
     if reference is None:
         return None
-    from nanochat_cli.inference.load import load_run
+    from nanochat_cli.formats.open import load_run
 
     model, tokenizer, _ = load_run(reference)
     if model.config.vocab_size != vocab_size:

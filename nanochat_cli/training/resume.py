@@ -12,8 +12,8 @@ from typing import Any
 from nanochat_cli.config.load import CONFIG_FILE, load_run_config
 from nanochat_cli.config.schema import Config
 from nanochat_cli.errors import ConfigError, DataError
+from nanochat_cli.formats.run.checkpoints import Checkpoint
 from nanochat_cli.optim.schedules import WarmUps
-from nanochat_cli.training.checkpoints import Checkpoint
 from nanochat_cli.training.progress import Progress
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from nanochat_cli.formats.run import checkpoints
 from nanochat_cli.model.mtp import MTP
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.optim.build import Optimizers
-from nanochat_cli.training import checkpoints
 from nanochat_cli.training.telemetry import TernaryTelemetry
 
 

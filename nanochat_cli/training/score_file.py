@@ -15,10 +15,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.batches import IGNORE_INDEX, Batches
-from nanochat_cli.data.run_data import split_fingerprint
 from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.durable import whole
 from nanochat_cli.errors import DataError
+from nanochat_cli.formats.run.dataset import split_fingerprint
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.training.losses import token_scores

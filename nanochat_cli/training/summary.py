@@ -11,7 +11,7 @@ from nanochat_cli.config.schema import Config
 from nanochat_cli.config.size import count_parameters
 from nanochat_cli.data.compress_baselines import compress_baselines
 from nanochat_cli.data.shards import ShardReader
-from nanochat_cli.inference.load import load_run
+from nanochat_cli.formats.open import load_run
 from nanochat_cli.inference.packed_model import PackedTransformer
 from nanochat_cli.report.environment import environment, read_environment
 from nanochat_cli.report.metrics_log import read_metrics

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nanochat_cli.config.schema import Config, DataConfig
 from nanochat_cli.errors import Interrupted
-from nanochat_cli.evaluation.bits_per_byte import HeldOut
+from nanochat_cli.formats.run import checkpoints
 from nanochat_cli.model.mtp import build_mtp
 from nanochat_cli.model.transformer import Transformer, use_forms
 from nanochat_cli.optim import build_optimizer
@@ -25,9 +25,9 @@ from nanochat_cli.report.live import LiveView
 from nanochat_cli.report.metrics_log import MetricsLog
 from nanochat_cli.report.quantities import counted
 from nanochat_cli.report.reporter import Reporter
-from nanochat_cli.training import checkpoints
 from nanochat_cli.training.announcement import announcement
 from nanochat_cli.training.bigram_init import fit_bigrams
+from nanochat_cli.training.bits_per_byte import HeldOut
 from nanochat_cli.training.collider import KeptShare, TokenFilter
 from nanochat_cli.training.compilation import compile_blocks, decide, run_eagerly, why_not_compiled
 from nanochat_cli.training.devices import choose_autocast, choose_device, require_float8
@@ -347,7 +347,7 @@ class Trainer:
 
     def _stream_statistics(self) -> dict[str, float]:
         """Of the hyper-connections, on one sequence of the step that comes next; changes nothing of it."""
-        from nanochat_cli.inspection.streams import measure_streams
+        from nanochat_cli.training.health.streams import measure_streams
 
         inputs, targets = (t[:1].to(self.device) for t in self.data.batch(self.progress.step))
         return measure_streams(self.model, inputs, targets).scalars()

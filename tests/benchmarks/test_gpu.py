@@ -12,13 +12,13 @@ import torch
 
 from benchmarks import gpu
 from benchmarks.gpu_kernels import check_triton, measure_table
-from nanochat_cli.bench.kernels import Product
-from nanochat_cli.bench.kernels_cpu import CPU
-from nanochat_cli.bench.result_file import Result
+from nanochat_cli.bench.micro.kernels import Product
+from nanochat_cli.bench.micro.kernels_cpu import CPU
 from nanochat_cli.config.load import resolve_config
+from nanochat_cli.diagnose.validate.product_case import Case
 from nanochat_cli.errors import ValidationFailure
 from nanochat_cli.report.reporter import QuietReporter
-from nanochat_cli.validation.product_case import Case
+from nanochat_cli.report.result_file import Result
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu.py"
 
@@ -123,8 +123,8 @@ def test_the_table_names_its_targets(monkeypatch: pytest.MonkeyPatch) -> None:
     fast, wide = Product(128, 256, 1), Product(256, 256, 1)
     monkeypatch.setattr(gpu_kernels, "TARGETS", {fast: 0.0})
     monkeypatch.setattr(gpu_kernels, "BANDWIDTH_TARGET", (wide, 1e9))
-    monkeypatch.setattr("nanochat_cli.bench.kernels_cpu.MIN_ROTATION_BYTES", 1)
-    monkeypatch.setattr("nanochat_cli.bench.kernels_cpu.last_level_cache_bytes", lambda: 1)
+    monkeypatch.setattr("nanochat_cli.bench.micro.kernels_cpu.MIN_ROTATION_BYTES", 1)
+    monkeypatch.setattr("nanochat_cli.bench.micro.kernels_cpu.last_level_cache_bytes", lambda: 1)
     results, claims = measure_table(CPU(), QuietReporter(), [fast, wide], rounds=1)
     assert {result.peer for result in results} == {None, "F.linear bf16", "F.linear fp32"}
     assert [(claim.id, claim.verdict) for claim in claims] == [
@@ -138,7 +138,7 @@ import os
 os.environ["TRITON_INTERPRET"] = "1"
 import torch
 from benchmarks.gpu_kernels import sweep
-from nanochat_cli.bench.kernels import Product
+from nanochat_cli.bench.micro.kernels import Product
 from nanochat_cli.report.reporter import PlainReporter
 
 class Interpreter:

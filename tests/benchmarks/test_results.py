@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.update_figures import ROOT
-from nanochat_cli.bench import result_file
+from nanochat_cli.report import result_file
 from nanochat_cli.report.environment import blemish
 
 RESULTS = ROOT / "benchmarks" / "results"

@@ -10,7 +10,7 @@ import pytest
 from nanochat_cli.cli.options import BackendName
 from nanochat_cli.config.load import CONFIG_FILE, config_to_toml, resolve_config
 from nanochat_cli.errors import DataError
-from nanochat_cli.runs import require_writable
+from nanochat_cli.formats.run.find import require_writable
 from nanochat_kernels.backends import BACKENDS
 
 USAGE, DATA = 2, 3

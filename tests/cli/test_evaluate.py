@@ -7,8 +7,8 @@ import pytest
 from nanochat_cli.data.prepare import prepare_dataset
 from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.data.tokenizer import Tokenizer
-from nanochat_cli.export.gguf import export_gguf
-from nanochat_cli.inference.load import load_run
+from nanochat_cli.formats.gguf.write import export_gguf
+from nanochat_cli.formats.open import load_run
 from nanochat_cli.report.reporter import QuietReporter
 from tests.data.corpora import make_config
 from tests.evaluation.saved_runs import save_run

@@ -7,7 +7,7 @@ import torch
 
 from nanochat_cli.config import presets
 from nanochat_cli.config.load import resolve_config
-from nanochat_cli.export.architecture import destination_of
+from nanochat_cli.formats.gguf.architecture import destination_of
 from nanochat_cli.model.mtp import build_mtp
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.optim import build_optimizer

@@ -8,10 +8,10 @@ import torch
 from nanochat_cli.config.schema import ExportConfig
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.export import llama_cpp
-from nanochat_cli.export.architecture import architecture_of
-from nanochat_cli.export.gguf import export_gguf
 from nanochat_cli.export.verify import compare_with_llama_cpp, verify_gguf
-from nanochat_cli.inference.load_gguf import load_gguf
+from nanochat_cli.formats.gguf.architecture import architecture_of
+from nanochat_cli.formats.gguf.read import load_gguf
+from nanochat_cli.formats.gguf.write import export_gguf
 from nanochat_cli.inference.packed_model import PackedTransformer
 from tests.architectures import COMBINATIONS, build
 from tests.conformance.conftest import VOCAB_SIZE

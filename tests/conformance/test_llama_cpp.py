@@ -12,8 +12,8 @@ from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import ValidationFailure
 from nanochat_cli.export import llama_cpp
 from nanochat_cli.export.ggml_activations import ggml_arithmetic
-from nanochat_cli.export.gguf import ExportReport, export_gguf
 from nanochat_cli.export.verify import compare_with_llama_cpp, probe_prompts, verify_gguf
+from nanochat_cli.formats.gguf.write import ExportReport, export_gguf
 from nanochat_cli.inference.generate import generate_tokens
 from nanochat_cli.inference.sampling import SamplingConfig
 from nanochat_cli.model.norm import RMSNorm
@@ -221,7 +221,7 @@ def test_an_abort_inside_llama_cpp_does_not_take_us_with_it(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Two tokens with the same text make llama.cpp call abort().
-    from nanochat_cli.export import gguf as exporter
+    from nanochat_cli.formats.gguf import write as exporter
 
     def duplicated(*args: Any) -> dict[str, Any]:
         fields = metadata(*args)

@@ -14,8 +14,8 @@ from nanochat_cli.config.schema import ExportConfig, ModelConfig
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import ValidationFailure
 from nanochat_cli.export import llama_cpp
-from nanochat_cli.export.architecture import destination_of
-from nanochat_cli.export.gguf import export_gguf
+from nanochat_cli.formats.gguf.architecture import destination_of
+from nanochat_cli.formats.gguf.write import export_gguf
 from nanochat_cli.model.transformer import Transformer
 from tests.conformance.conftest import VOCAB_SIZE
 

@@ -8,9 +8,9 @@ import torch
 
 from nanochat_cli.config.schema import ExportConfig
 from nanochat_cli.data.tokenizer import Tokenizer
-from nanochat_cli.export.gguf import export_gguf
 from nanochat_cli.export.verify import verify_gguf
-from nanochat_cli.inference.load_gguf import load_gguf
+from nanochat_cli.formats.gguf.read import load_gguf
+from nanochat_cli.formats.gguf.write import export_gguf
 from tests.conformance.conftest import VOCAB_SIZE
 from tests.inference.tiny_models import spread_model, tiny_config
 

@@ -8,14 +8,9 @@ import torch
 
 from nanochat_cli.config.schema import ExportConfig
 from nanochat_cli.data.tokenizer import Tokenizer
-from nanochat_cli.errors import DataError
-from nanochat_cli.export.gguf import export_gguf
-from nanochat_cli.export.gguf_file import GGUFFile
-from nanochat_cli.inference.load_gguf import load_gguf
-from nanochat_cli.report.reporter import QuietReporter
-from nanochat_cli.validation.product_case import Case, Results
-from nanochat_cli.validation.single_product import llama_cpp_product
-from nanochat_cli.validation.triangle import (
+from nanochat_cli.diagnose.validate.product_case import Case, Results
+from nanochat_cli.diagnose.validate.single_product import llama_cpp_product
+from nanochat_cli.diagnose.validate.triangle import (
     CORNERS,
     GRANULARITIES,
     ODD_TOKENS,
@@ -29,6 +24,11 @@ from nanochat_cli.validation.triangle import (
     run_triangle,
     special_cases,
 )
+from nanochat_cli.errors import DataError
+from nanochat_cli.formats.gguf.file import GGUFFile
+from nanochat_cli.formats.gguf.read import load_gguf
+from nanochat_cli.formats.gguf.write import export_gguf
+from nanochat_cli.report.reporter import QuietReporter
 from nanochat_kernels import PackedTernary
 from tests.conformance.conftest import VOCAB_SIZE
 from tests.inference.tiny_models import spread_model, tiny_config

@@ -21,9 +21,9 @@ from nanochat_cli.data.prepare import prepare_dataset
 from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.engine import Engine
 from nanochat_cli.errors import DataError
+from nanochat_cli.formats.run import checkpoints
 from nanochat_cli.report.metrics_log import read_metrics
 from nanochat_cli.report.reporter import QuietReporter
-from nanochat_cli.training import checkpoints
 from tests.data.loader_specs import Counting
 from tests.e2e.tiny import write_corpus
 from tests.training.synthetic import tiny_config

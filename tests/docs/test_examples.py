@@ -24,7 +24,7 @@ from nanochat_cli.config.keys import leaves
 from nanochat_cli.config.load import resolve_config
 from nanochat_cli.config.presets import names as preset_names
 from nanochat_cli.errors import ConfigError
-from nanochat_cli.export.tensor_types import SUPPORT
+from nanochat_cli.formats.gguf.tensor_types import SUPPORT
 from tests.docs.markdown import NAMES, Block, Table, blocks, having, read, tables
 
 SEPARATORS = {"|", "||", ">", ">>", "&&", ";"}

@@ -222,7 +222,7 @@ def test_units_convert_by_prefix_only(unit, wanted, expected):
 
 
 def test_a_title_is_looked_up_in_the_committed_form_of_results():
-    # The smallest file that nanochat_cli.bench.result_file would write.
+    # The smallest file that nanochat_cli.report.result_file would write.
     result = {"case": "c", "metric": "m", "value": 2.0, "unit": "s", "peer": None, "ratio": None, "spread": (1.0, 3.0)}
     assert look_up({"results": [result], "claims": []}, "c | m | high") == (3.0, "s")
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from nanochat_cli.bench.result_file import Result, write_results
+from nanochat_cli.report.result_file import Result, write_results
 from tests.e2e.processes import start
 from tests.e2e.tiny import TINY, write_corpus
 

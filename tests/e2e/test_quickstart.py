@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from nanochat_cli.cli.app import main
 from nanochat_cli.config.load import load_run_config
 from nanochat_cli.engine import QUICKSTART_PROMPT
-from nanochat_cli.training.checkpoints import latest_step
+from nanochat_cli.formats.run.checkpoints import latest_step
 from tests.e2e.tiny import TINY, write_corpus
 
 STEPS = 30

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nanochat_cli.cli.app import main
-from nanochat_cli.training.checkpoints import latest_step
+from nanochat_cli.formats.run.checkpoints import latest_step
 from tests.e2e.processes import run_together, start
 from tests.e2e.tiny import TINY, write_corpus
 

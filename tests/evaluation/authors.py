@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nanochat_cli.config.schema import ModelConfig
-from nanochat_cli.inference.kv_cache import KVCache
+from nanochat_cli.model.cache import KVCache
 
 
 class ByteTokenizer:

@@ -8,8 +8,8 @@ from typing import Any
 from nanochat_cli.config.load import config_to_toml
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.tokenizer import Tokenizer
+from nanochat_cli.formats.run import checkpoints
 from nanochat_cli.model.transformer import Transformer
-from nanochat_cli.training import checkpoints
 from tests.inference.tiny_models import spread_model, tiny_config
 
 

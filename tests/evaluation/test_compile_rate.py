@@ -8,7 +8,6 @@ from nanochat_cli.data.prepare import prepare_dataset
 from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import ConfigError, DataError
-from nanochat_cli.evaluation.bits_per_byte import evaluate
 from nanochat_cli.evaluation.compile_rate import function_problems, python_functions, rust_functions
 from nanochat_cli.evaluation.held_out import document_languages, encode_held_out, language_of, open_held_out
 from nanochat_cli.evaluation.run_bits_per_byte import bits_per_byte_results, measure_bits_per_byte
@@ -18,8 +17,9 @@ from nanochat_cli.evaluation.suite_report import results, scores
 from nanochat_cli.evaluation.suites import SuiteOptions
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.report.reporter import QuietReporter
-from nanochat_cli.rl.sandbox import Limits, Sandbox
-from nanochat_cli.rl.sandbox_pool import SandboxPool
+from nanochat_cli.sandbox.pool import SandboxPool
+from nanochat_cli.sandbox.sandbox import Limits, Sandbox
+from nanochat_cli.training.bits_per_byte import evaluate
 from tests.data.corpora import make_config
 from tests.evaluation.authors import Author, ByteTokenizer
 from tests.evaluation.programs import needs_rustc

@@ -11,7 +11,8 @@ import pytest
 
 from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.evaluation import humaneval
-from nanochat_cli.evaluation.problems import Problem, assemble, load_problems
+from nanochat_cli.evaluation.problem import Problem, assemble
+from nanochat_cli.evaluation.problems import load_problems
 from tests.evaluation.programs import needs_rustc, run_python, run_rust
 
 HUMANEVAL = {

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from nanochat_cli.errors import ConfigError, DataError
-from nanochat_cli.evaluation.problems import Problem, assemble, load_problems
-from nanochat_cli.rl.sandbox import Sandbox
+from nanochat_cli.evaluation.problem import Problem, assemble
+from nanochat_cli.evaluation.problems import load_problems
+from nanochat_cli.sandbox.sandbox import Sandbox
 from tests.evaluation.programs import compile_rust, files_with_errors, needs_rustc, run_python, run_rust
 
 PYTHON = load_problems("python")

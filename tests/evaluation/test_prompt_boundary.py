@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from nanochat_cli.data.tokenizer import Tokenizer
-from nanochat_cli.evaluation.problems import Problem, assemble, load_problems
+from nanochat_cli.evaluation.problem import Problem, assemble
+from nanochat_cli.evaluation.problems import load_problems
 from nanochat_cli.evaluation.prompt_boundary import at_token_boundaries, at_token_boundary
-from nanochat_cli.rl.rejection import rejection
+from nanochat_cli.evaluation.rejection import rejection
 
 TEXT = 'def f(a, b):\n    """Return it."""\n    return a + b\n\n\npub fn f(a: u32) -> u32 {\n    a + 1\n}\n' * 20
 PROBLEMS = load_problems("python") + load_problems("rust")

@@ -5,15 +5,16 @@ import json
 import pytest
 
 from nanochat_cli.errors import ConfigError, DataError
-from nanochat_cli.evaluation.problems import Problem, load_problems
+from nanochat_cli.evaluation.problem import Problem
+from nanochat_cli.evaluation.problems import load_problems
 from nanochat_cli.evaluation.run_suite import complete_problems, drawing, fingerprint, judge
 from nanochat_cli.evaluation.sample_file import SampleFile
 from nanochat_cli.evaluation.suite_report import results, scores, table
 from nanochat_cli.evaluation.suites import SuiteOptions, problem_suite
 from nanochat_cli.inference.batched import Completion
 from nanochat_cli.report.reporter import QuietReporter
-from nanochat_cli.rl.sandbox import Limits, Sandbox
-from nanochat_cli.rl.sandbox_pool import SandboxPool
+from nanochat_cli.sandbox.pool import SandboxPool
+from nanochat_cli.sandbox.sandbox import Limits, Sandbox
 from tests.evaluation.authors import Author, ByteTokenizer
 from tests.evaluation.programs import needs_rustc
 

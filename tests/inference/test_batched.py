@@ -6,9 +6,9 @@ import torch
 from nanochat_cli.errors import DataError
 from nanochat_cli.inference.batched import MAX_ROWS, sample_batch
 from nanochat_cli.inference.generate import generate
-from nanochat_cli.inference.kv_cache import KVCache
 from nanochat_cli.inference.packed_model import PackedTransformer
 from nanochat_cli.inference.sampling import SamplingConfig
+from nanochat_cli.model.cache import KVCache
 from tests.architectures import build
 from tests.inference.tiny_models import spread_model, tiny_config
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from nanochat_cli.inference.kv_cache import KVCache
 from nanochat_cli.inference.packed_model import PackedTransformer
+from nanochat_cli.model.cache import KVCache
 from tests.architectures import COMBINATIONS, build
 
 TOKENS = torch.randint(288, (2, 24), generator=torch.Generator().manual_seed(3))

@@ -12,10 +12,10 @@ import torch
 
 from nanochat_cli.inference.decode_graph import decode_step
 from nanochat_cli.inference.generate import generate_tokens
-from nanochat_cli.inference.kv_cache import KVCache
 from nanochat_cli.inference.packed_model import PackedTransformer
 from nanochat_cli.inference.projections import DenseProjection, PackedProjection
 from nanochat_cli.inference.sampling import SamplingConfig
+from nanochat_cli.model.cache import KVCache
 from nanochat_kernels import backends
 from nanochat_kernels.backends import Unsupported
 from tests.inference.tiny_models import spread_model, tiny_config

@@ -9,7 +9,7 @@ import torch
 
 from nanochat_kernels import backends, quantize_activations, ternary_matmul
 from nanochat_kernels.backends import Unsupported, candidates, requested_backend
-from nanochat_kernels.packed import PackedTernary
+from nanochat_kernels.reference.packed import PackedTernary
 from nanochat_kernels.reference.ternarize import ternarize
 
 CPU = torch.device("cpu")

@@ -52,7 +52,9 @@ def test_the_wheel_holds_both_packages_and_every_preset(wheel):
 
 
 def test_the_wheel_holds_the_problem_sets(wheel):
-    assert {f"nanochat_cli/tasks/{name}.jsonl" for name in ("python", "rust")} <= set(zipfile.ZipFile(wheel).namelist())
+    assert {f"nanochat_cli/evaluation/problem_sets/{name}.jsonl" for name in ("python", "rust")} <= set(
+        zipfile.ZipFile(wheel).namelist()
+    )
 
 
 def test_the_wheel_holds_the_c_sources_of_the_kernels(wheel):

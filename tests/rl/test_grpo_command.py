@@ -15,7 +15,7 @@ from nanochat_cli.evaluation.run_suite import fingerprint
 from nanochat_cli.report.reporter import PlainReporter, QuietReporter, RichReporter
 from nanochat_cli.rl.problem_split import load_split, split
 from nanochat_cli.rl.rounds_view import RoundsView
-from nanochat_cli.rl.sandbox import Sandbox
+from nanochat_cli.sandbox.sandbox import Sandbox
 from tests.e2e.tiny import TINY, write_corpus
 from tests.rl.tiny_run import NUMBERS, grpo_run, problem, write_problems
 

@@ -9,9 +9,10 @@ import torch
 
 from nanochat_cli.config.schema import ModelConfig
 from nanochat_cli.errors import Diverged
-from nanochat_cli.evaluation.problems import Problem
+from nanochat_cli.evaluation.problem import Problem
+from nanochat_cli.formats.open import load_run
+from nanochat_cli.formats.run import checkpoints
 from nanochat_cli.inference.batched import Completion
-from nanochat_cli.inference.load import load_run
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.report.metrics_log import read_metrics
 from nanochat_cli.report.reporter import QuietReporter
@@ -23,9 +24,8 @@ from nanochat_cli.rl.rejection_tuning import LikelihoodObjective, good_answers
 from nanochat_cli.rl.rewards import Reward, RewardConfig
 from nanochat_cli.rl.rollouts import Prompt, Rollout, Sampler
 from nanochat_cli.rl.run_grpo import plain
-from nanochat_cli.rl.sandbox_limits import Outcome
 from nanochat_cli.rl.trajectories import Trajectory, batches, collate
-from nanochat_cli.training import checkpoints
+from nanochat_cli.sandbox.limits import Outcome
 from nanochat_kernels import ternarize
 from tests.architectures import shape
 from tests.rl.test_training_free import StoppingPool, untimed

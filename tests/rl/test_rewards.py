@@ -17,8 +17,8 @@ from nanochat_cli.errors import ConfigError
 from nanochat_cli.evaluation.problems import load_problems
 from nanochat_cli.rl import rewards
 from nanochat_cli.rl.rewards import Attempt, RewardConfig, load_rewards, reward
-from nanochat_cli.rl.sandbox_limits import Diagnostic as SandboxDiagnostic
-from nanochat_cli.rl.sandbox_limits import Outcome as SandboxOutcome
+from nanochat_cli.sandbox.limits import Diagnostic as SandboxDiagnostic
+from nanochat_cli.sandbox.limits import Outcome as SandboxOutcome
 from tests.docs.markdown import blocks, read
 
 PYTHON = 'def largest(values: list[int], start: int) -> int:\n    """The largest of values and start."""\n'

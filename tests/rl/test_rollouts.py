@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nanochat_cli.errors import Interrupted
-from nanochat_cli.inference.load import load_run
+from nanochat_cli.formats.open import load_run
 from nanochat_cli.rl.judging import Judge, collect
 from nanochat_cli.rl.learner import completion_log_probabilities
 from nanochat_cli.rl.policy import trajectories_of

@@ -9,7 +9,8 @@ import torch
 
 from nanochat_cli.config.grpo_schema import GRPOConfig
 from nanochat_cli.errors import DataError, Interrupted
-from nanochat_cli.inference.load import load_run
+from nanochat_cli.formats.open import load_run
+from nanochat_cli.formats.run import checkpoints
 from nanochat_cli.report.metrics_log import read_metrics
 from nanochat_cli.report.reporter import PlainReporter
 from nanochat_cli.rl.before_after import Score, differences
@@ -19,9 +20,8 @@ from nanochat_cli.rl.lessons import Lessons
 from nanochat_cli.rl.rewards import RewardConfig
 from nanochat_cli.rl.rollouts import Sampler
 from nanochat_cli.rl.run_grpo import plain
-from nanochat_cli.rl.sandbox_limits import Outcome
 from nanochat_cli.rl.training_free import Conditioning, remember
-from nanochat_cli.training import checkpoints
+from nanochat_cli.sandbox.limits import Outcome
 from tests.rl.tiny_run import ReadingPool, grpo_run, problems
 
 TIMINGS = ("seconds", "throughput/")

@@ -10,7 +10,9 @@ import torch
 from nanochat_cli.config.load import CONFIG_FILE, config_to_toml
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.tokenizer import Tokenizer
-from nanochat_cli.evaluation.problems import Problem, load_problems
+from nanochat_cli.evaluation.problem import Problem
+from nanochat_cli.evaluation.problems import load_problems
+from nanochat_cli.formats.run import checkpoints
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.report.reporter import QuietReporter
 from nanochat_cli.rl.judging import Judge, Pool
@@ -19,9 +21,8 @@ from nanochat_cli.rl.problem_split import load_split
 from nanochat_cli.rl.rejection_tuning import LikelihoodObjective
 from nanochat_cli.rl.rewards import RewardConfig
 from nanochat_cli.rl.run_grpo import GRPORun
-from nanochat_cli.rl.sandbox_limits import Outcome, ProgramLike
 from nanochat_cli.rl.trajectories import Trajectory, batches, collate
-from nanochat_cli.training import checkpoints
+from nanochat_cli.sandbox.limits import Outcome, ProgramLike
 
 NUMBERS = range(2, 8)
 STOP = ["\ndef "]

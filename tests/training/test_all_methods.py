@@ -8,9 +8,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from nanochat_cli.engine import Engine
+from nanochat_cli.formats.run import checkpoints
 from nanochat_cli.report.metrics_log import read_metrics
 from nanochat_cli.report.reporter import QuietReporter
-from nanochat_cli.training import checkpoints
 from tests.e2e.tiny import write_corpus
 from tests.training.synthetic import tiny_config
 

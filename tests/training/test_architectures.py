@@ -6,9 +6,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from nanochat_cli.config.schema import ExportConfig
 from nanochat_cli.data.tokenizer import Tokenizer
-from nanochat_cli.export.gguf import export_gguf
 from nanochat_cli.export.verify import verify_gguf
-from nanochat_cli.training import checkpoints
+from nanochat_cli.formats.gguf.write import export_gguf
+from nanochat_cli.formats.run import checkpoints
 from nanochat_cli.training import trainer as trainer_module
 from nanochat_cli.training.trainer import Trainer
 from tests.architectures import COMBINATIONS, shape

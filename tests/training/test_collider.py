@@ -16,7 +16,7 @@ from nanochat_cli.data.batches import Batches
 from nanochat_cli.data.prepare import cached_dataset
 from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.errors import ConfigError, DataError
-from nanochat_cli.inference.load import load_run
+from nanochat_cli.formats.open import load_run
 from nanochat_cli.model import attention as attention_module
 from nanochat_cli.model import moe as moe_module
 from nanochat_cli.model.mtp import build_mtp, shifted_targets

@@ -6,8 +6,9 @@ import sys
 import pytest
 import torch
 
+from nanochat_cli.formats.run import checkpoints
 from nanochat_cli.report.reporter import QuietReporter
-from nanochat_cli.training import checkpoints, compilation
+from nanochat_cli.training import compilation
 from nanochat_cli.training.compilation import decide
 from nanochat_cli.training.cpp_compiler import CppCompiler, find_compiler
 from nanochat_cli.training.trainer import Trainer

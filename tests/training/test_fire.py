@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from nanochat_cli.config.schema import FireConfig
+from nanochat_cli.diagnose.inspect.isometry import measure_isometry
+from nanochat_cli.diagnose.inspect.plots import plot_isometry
 from nanochat_cli.errors import ConfigError
-from nanochat_cli.inspection.isometry import measure_isometry
-from nanochat_cli.inspection.plots import plot_isometry
+from nanochat_cli.formats.run import checkpoints
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.optim.fire import deviation_from_isometry
 from nanochat_cli.report.metrics_log import read_metrics
 from nanochat_cli.report.reporter import QuietReporter
-from nanochat_cli.training import checkpoints
 from nanochat_cli.training.dormant import dormant_fraction
 from nanochat_cli.training.fire import rewarm_factor, stacked
 from nanochat_cli.training.trainer import Trainer

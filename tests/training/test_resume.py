@@ -8,9 +8,9 @@ import pytest
 from nanochat_cli.config.keys import leaves
 from nanochat_cli.config.schema import Config
 from nanochat_cli.errors import NanochatError
+from nanochat_cli.formats.run import checkpoints
 from nanochat_cli.report.metrics_log import read_metrics
 from nanochat_cli.report.reporter import PlainReporter, QuietReporter
-from nanochat_cli.training import checkpoints
 from nanochat_cli.training.trainer import Trainer
 from tests.training.synthetic import SyntheticData, tiny_config
 from tests.training.test_trainer import trainer

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nanochat_cli.training import checkpoints
+from nanochat_cli.formats.run import checkpoints
 from nanochat_cli.training.telemetry import MARGIN_EDGES, Layer, TernaryTelemetry
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from nanochat_cli.errors import Diverged, Interrupted, NanochatError
+from nanochat_cli.formats.run import checkpoints
 from nanochat_cli.report.metrics_log import read_metrics
 from nanochat_cli.report.reporter import PlainReporter, QuietReporter
-from nanochat_cli.training import checkpoints
 from nanochat_cli.training.trainer import Trainer
 from tests.training.synthetic import SyntheticData, tiny_config
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nanochat_kernels.backends import Unsupported
 from nanochat_kernels.cpu.native import library
-from nanochat_kernels.packed import PackedTernary
+from nanochat_kernels.reference.packed import PackedTernary
 from nanochat_kernels.reference.packing import PLANE
 
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_size_t

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from nanochat_kernels.backends import Unsupported
 from nanochat_kernels.cpu.native import library
-from nanochat_kernels.packed import PackedTernary
 from nanochat_kernels.reference import matmul as reference
 from nanochat_kernels.reference.activations import QuantizedActivations
+from nanochat_kernels.reference.packed import PackedTernary
 from nanochat_kernels.reference.packing import PLANE
 from nanochat_kernels.reference.ternarize import Granularity, Ternary
 

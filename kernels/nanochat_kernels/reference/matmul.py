@@ -9,8 +9,8 @@ The integer part is exact; the float part is one expression, the same in every b
 import torch
 from torch import Tensor
 
-from nanochat_kernels.packed import PackedTernary
 from nanochat_kernels.reference.activations import QuantizedActivations, quantize_activations
+from nanochat_kernels.reference.packed import PackedTernary
 from nanochat_kernels.reference.packing import unpack_plane128
 
 EXACT_FLOAT32_INPUTS = 2**24 // 127

@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from nanochat_kernels.packed import PackedTernary
 from nanochat_kernels.reference.activations import quantize_activations, rmsnorm_quantize, swiglu_quantize
 from nanochat_kernels.reference.matmul import fp8_matmul, int8_matmul, packed_linear, ternary_matmul, unpack
+from nanochat_kernels.reference.packed import PackedTernary
 from nanochat_kernels.reference.ternarize import Granularity, ternarize
 
 __all__ = [

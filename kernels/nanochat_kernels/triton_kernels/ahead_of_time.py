@@ -24,8 +24,8 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from nanochat_kernels.packed import PackedTernary
 from nanochat_kernels.reference.activations import QuantizedActivations
+from nanochat_kernels.reference.packed import PackedTernary
 from nanochat_kernels.triton_kernels import hyper_connections, operations, sass
 from nanochat_kernels.triton_kernels.launch import Launch, record
 from nanochat_kernels.triton_kernels.small_matmul import ternary_small_matmul

@@ -23,8 +23,8 @@ import triton.language as tl
 from torch import Tensor
 
 from nanochat_kernels.backends import Unsupported
-from nanochat_kernels.packed import PackedTernary
 from nanochat_kernels.reference.activations import QuantizedActivations
+from nanochat_kernels.reference.packed import PackedTernary
 from nanochat_kernels.triton_kernels.configurations import GEMV_TOKENS, GemvConfiguration, gemv_configuration
 from nanochat_kernels.triton_kernels.group_sums import sums_per_scale
 from nanochat_kernels.triton_kernels.int8_matmul import OUTPUT_DTYPES

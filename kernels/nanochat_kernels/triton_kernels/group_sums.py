@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from nanochat_kernels.packed import PackedTernary
 from nanochat_kernels.reference.activations import QuantizedActivations
 from nanochat_kernels.reference.activations import group_sums as sums_of_codes
+from nanochat_kernels.reference.packed import PackedTernary
 
 
 def sums_per_scale(activations: QuantizedActivations, weight: PackedTernary) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from nanochat_kernels.backends import Unsupported
-from nanochat_kernels.packed import PackedTernary
 from nanochat_kernels.reference.activations import QuantizedActivations
+from nanochat_kernels.reference.packed import PackedTernary
 from nanochat_kernels.reference.ternarize import Granularity, Ternary
 from nanochat_kernels.triton_kernels.configurations import GEMV_TOKENS, PACKED_TOKENS
 from nanochat_kernels.triton_kernels.gemv import ternary_gemv

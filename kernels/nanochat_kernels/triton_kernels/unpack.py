@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from nanochat_kernels.backends import Unsupported
-from nanochat_kernels.packed import PackedTernary
+from nanochat_kernels.reference.packed import PackedTernary
 from nanochat_kernels.triton_kernels.configurations import UNPACK, UnpackConfiguration
 from nanochat_kernels.triton_kernels.launch import Launch, launch, require_device
 

@@ -1,0 +1,1 @@
+"""Matched runs: plan, run, measure and judge training runs that differ in one thing."""

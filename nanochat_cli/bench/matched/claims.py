@@ -1,0 +1,214 @@
+"""Claims about the methods, as data, and what a suite's runs say about each.
+
+`presets/e3/claims.toml` holds them. A claim is supported when the conservative end of its interval reaches what was
+expected. It is not measurable here when a run or a number that it needs is missing in any seed, or where its `only_if`
+does not hold: there it could not fail, or could not succeed. A claim about time whose end is nearer to what was
+expected than two runs of one configuration are to each other is within noise. The verdict says when there are fewer
+than ENOUGH_SEEDS seeds, and when learning rates matter and were not tuned.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from nanochat_cli.bench.matched.noise import noise_floor
+from nanochat_cli.bench.matched.records import FINISHED, MEASURES, RunRecord, Suite
+from nanochat_cli.config.files import read_toml
+from nanochat_cli.config.presets import presets_folder
+from nanochat_cli.errors import ConfigError
+from nanochat_cli.report.result_file import Claim
+from nanochat_cli.report.statistics import Estimate, Form, compare
+
+CLAIMS_FILE = "e3/claims.toml"
+ENOUGH_SEEDS = 3
+SUPPORTED, NOT_SUPPORTED, NOT_MEASURABLE = "supported", "not supported", "not measurable here"
+WITHIN_NOISE = "within noise"
+TUNING = "tuning"
+"""Key of a suite's settings: the learning rates that were tried, absent where none were."""
+_NEVER_REACHED = ("tokens_to_baseline", "seconds_to_baseline")
+
+
+class Condition(BaseModel):
+    """Where a claim can be judged at all: every run of `config` measures less than `below`. otherwise: why not."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    config: str
+    measure: str
+    below: float
+    otherwise: str
+
+
+class ClaimSpec(BaseModel):
+    """One claim of the file; its head comment explains the fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str
+    statement: str
+    source: str
+    scope: str
+    config: str
+    peer: str | None = None
+    measure: str
+    peer_measure: str | None = None
+    form: Form
+    direction: Literal["at least", "at most"]
+    low: float | None = None
+    high: float | None = None
+    only_if: Condition | None = None
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> "ClaimSpec":
+        for measure in (self.measure, self.peer_measure, self.only_if.measure if self.only_if else None):
+            if measure is not None and measure not in MEASURES:
+                raise ValueError(f"measure = {measure} is none of {', '.join(MEASURES)}")
+        if (self.peer is None) != (self.form == "value"):
+            raise ValueError(f"form = {self.form} {'needs a' if self.peer is None else 'has no'} peer")
+        if self.bound is None:
+            raise ValueError(f"direction = {self.direction} needs {'low' if self.direction == 'at least' else 'high'}")
+        return self
+
+    @property
+    def bound(self) -> float | None:
+        """What the conservative end must reach."""
+        return self.low if self.direction == "at least" else self.high
+
+    @property
+    def unit(self) -> str:
+        if self.form in ("ratio", "saving"):
+            return "×" if self.form == "ratio" else "share"
+        return MEASURES[self.measure].unit
+
+    @property
+    def expected(self) -> str:
+        """In words, shares as percentages: "10–20 %", "at least 35 %", "at most 0.01 bits/byte"."""
+        scale, unit = (100, "%") if self.unit == "share" else (1, self.unit)
+        ends = [f"{scale * end:g}" for end in (self.low, self.high) if end is not None]
+        words = "–".join(ends) if len(ends) > 1 else f"{self.direction} {ends[0]}"
+        return f"{words} {unit}".rstrip()
+
+
+def load_claims(path: Path | None = None) -> list[ClaimSpec]:
+    """The claims of a file, by default the suite's own. Raises ConfigError."""
+    path = path or presets_folder() / CLAIMS_FILE
+    tables = read_toml(path, what="claims").get("claim")
+    if not isinstance(tables, list):
+        raise ConfigError(f"{path}: has no [[claim]]")
+    found = []
+    for number, table in enumerate(tables, start=1):
+        try:
+            found.append(ClaimSpec.model_validate(table))
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(str(part) for part in problem["loc"])
+            raise ConfigError(f"{path}, claim {number}: {f'{where}: ' if where else ''}{problem['msg']}") from None
+    return found
+
+
+def judge(spec: ClaimSpec, suite: Suite) -> Claim:
+    """What the runs of a suite say about one claim, seed by seed."""
+    estimate = _unmet(spec, suite) or _estimate(spec, suite)
+    if isinstance(estimate, str):
+        return _claim(spec, measured=estimate, verdict=NOT_MEASURABLE)
+    low, high = estimate.interval or (estimate.value, estimate.value)
+    end, bound = (low if spec.direction == "at least" else high), spec.bound
+    assert bound is not None, "validated"
+    floor = noise_floor(suite, spec.measure) if MEASURES[spec.measure].timed else None
+    verdict = SUPPORTED if (end >= bound if spec.direction == "at least" else end <= bound) else NOT_SUPPORTED
+    if floor is not None and _apart(spec, end, bound) < floor:
+        verdict = WITHIN_NOISE
+    measured = _shown(estimate.value, spec.unit)
+    if floor is not None:
+        measured += f" (two runs of one configuration differ by up to {floor - 1:.1%})"
+    return _claim(spec, measured=measured, verdict=verdict + _reserve(spec, suite, estimate, floor), estimate=estimate)
+
+
+def _apart(spec: ClaimSpec, end: float, bound: float) -> float:
+    """Factor, at least 1, between two values of a claim's form as a ratio of times or rates."""
+    ratios = [1 - value if spec.form == "saving" else value for value in (end, bound)]
+    if spec.form not in ("ratio", "saving") or min(ratios) <= 0:
+        return math.inf
+    return max(ratios[0] / ratios[1], ratios[1] / ratios[0])
+
+
+def _reserve(spec: ClaimSpec, suite: Suite, estimate: Estimate, floor: float | None) -> str:
+    """What a reader of the verdict has to know, in brackets; nothing when there is nothing."""
+    reserves = []
+    if estimate.seeds < ENOUGH_SEEDS:
+        reserves.append(f"{estimate.seeds} seed{'s' if estimate.seeds > 1 else ''} only")
+    if MEASURES[spec.measure].learned and not suite.settings.get(TUNING):
+        reserves.append("learning rates not tuned")
+    if MEASURES[spec.measure].timed and floor is None:
+        reserves.append("noise not measured")
+    return f" ({'; '.join(reserves)})" if reserves else ""
+
+
+def _shown(value: float, unit: str) -> str:
+    return f"{100 * value:.4g} %" if unit == "share" else f"{value:.4g} {unit}".rstrip()
+
+
+def _unmet(spec: ClaimSpec, suite: Suite) -> str | None:
+    """Why the claim can be neither held nor broken here; None where it can, or where that is not known."""
+    if (condition := spec.only_if) is None:
+        return None
+    values = _values(condition.config, suite.of(condition.config), condition.measure)
+    if isinstance(values, str) or max(values) < condition.below:
+        return None
+    measure = MEASURES[condition.measure]
+    found = _shown(min(values), measure.unit)
+    return f"{condition.config} has {found} ({measure.title}): {condition.otherwise}"
+
+
+def _claim(spec: ClaimSpec, *, measured: str, verdict: str, estimate: Estimate | None = None) -> Claim:
+    return Claim(
+        id=spec.id,
+        statement=spec.statement,
+        source=f"{spec.source}; measured here: {spec.scope}",
+        expected=spec.expected,
+        measured=measured,
+        verdict=verdict,
+        interval=None if estimate is None else estimate.interval,
+        seeds=0 if estimate is None else estimate.seeds,
+        expected_low=spec.low,
+        expected_high=spec.high,
+        unit=spec.unit,
+    )
+
+
+def _estimate(spec: ClaimSpec, suite: Suite) -> Estimate | str:
+    """The comparison over all seeds, or why there is none, in words."""
+    sides = [(spec.config, spec.measure)]
+    if spec.peer is not None:
+        sides.append((spec.peer, spec.peer_measure or spec.measure))
+    columns: list[list[float]] = []
+    for config, measure in sides:
+        values = _values(config, suite.of(config), measure)
+        if isinstance(values, str):
+            return values
+        columns.append(values)
+    if len({len(column) for column in columns}) > 1:
+        return f"{spec.config} and {spec.peer} have not run with the same seeds"
+    smaller_is_better = MEASURES[spec.measure].smaller_is_better
+    peers = columns[1] if len(columns) > 1 else None
+    try:
+        return compare(columns[0], peers, spec.form, smaller_is_better=smaller_is_better)
+    except ValueError as error:
+        return str(error)
+
+
+def _values(config: str, runs: Sequence[RunRecord], measure: str) -> list[float] | str:
+    """Of every seed; why not, in words, when one has none: leaving it out would choose the seeds that suit."""
+    if not runs:
+        return f"{config} was not run"
+    if broken := [run for run in runs if run.status != FINISHED]:
+        return f"{config} with seed {broken[0].seed}: {broken[0].status}"
+    values = [value for run in runs if (value := run.measures.get(measure)) is not None]
+    if len(values) == len(runs):
+        return values
+    if measure in _NEVER_REACHED:
+        return f"{config} reached the baseline's bits per byte with {len(values)} of {len(runs)} seeds"
+    return f"{config}: {MEASURES[measure].title} was not measured"

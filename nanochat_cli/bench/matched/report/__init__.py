@@ -1,0 +1,1 @@
+"""The report of matched runs: tables, pictures, Markdown and HTML."""

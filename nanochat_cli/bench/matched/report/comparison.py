@@ -1,0 +1,59 @@
+"""The report of matched runs: `REPORT.md`, `report.html`, pictures and TensorBoard's HParams; and its tables on screen.
+
+Knows the order in which these are made. What they say is in `sections` and `tables`.
+"""
+
+from pathlib import Path
+
+from nanochat_cli.bench.matched.records import Suite
+from nanochat_cli.bench.matched.report import html, markdown
+from nanochat_cli.bench.matched.report.configs import read_settings
+from nanochat_cli.bench.matched.report.hparams import write_hparams
+from nanochat_cli.bench.matched.report.plots import write_pictures
+from nanochat_cli.bench.matched.report.sections import notes_of, sections_of, title_of
+from nanochat_cli.bench.matched.report.summary import summarise_configs
+from nanochat_cli.bench.matched.report.tables import Table, claims_table, runs_table, step_table, unfinished_table
+from nanochat_cli.durable import write_atomically
+from nanochat_cli.errors import DataError
+from nanochat_cli.report.reporter import Reporter
+
+
+def write_comparison(folder: Path, suite: Suite) -> list[Path]:
+    """Writes REPORT.md, report.html, the PNG files and `hparams/` into `folder`; returns the files of the report.
+
+    Configurations are read from the folders of the runs, as far as they are there. Raises DataError when something
+    cannot be written.
+    """
+    settings = read_settings(suite, folder)
+    pictures = write_pictures(folder, suite)
+    write_hparams(folder, suite, settings)
+    title, notes, sections = title_of(suite), notes_of(suite), sections_of(suite, settings, pictures)
+    pages = {
+        folder / markdown.FILE_NAME: markdown.markdown(title, notes, sections, folder),
+        folder / html.FILE_NAME: html.html(title, notes, sections),
+    }
+    for path, text in pages.items():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, text.encode())
+        except OSError as error:
+            raise DataError(f"cannot write {path}: {error.strerror}; free space or choose another place") from error
+    return [*pages, *pictures.values()]
+
+
+def show_comparison(suite: Suite, reporter: Reporter) -> None:
+    """Tables of runs, times and claims, and a warning for every note."""
+    summaries = summarise_configs(suite)
+    _show(reporter, title_of(suite), runs_table(summaries, short=True))
+    if len((step := step_table(summaries)).columns) > 1:
+        _show(reporter, "time of a step, means over seeds", step)
+    if suite.claims:
+        _show(reporter, "claims", claims_table(suite.claims, short=True))
+    if (unfinished := unfinished_table(suite)).rows:
+        _show(reporter, "runs that did not finish", unfinished)
+    for note in notes_of(suite):
+        reporter.warn(note)
+
+
+def _show(reporter: Reporter, title: str, table: Table) -> None:
+    reporter.table(title, table.columns, table.rows)

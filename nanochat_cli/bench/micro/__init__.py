@@ -1,0 +1,1 @@
+"""Measurements of parts: kernels, decoding, loaders, optimizers, single training steps."""

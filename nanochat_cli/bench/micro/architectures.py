@@ -1,0 +1,94 @@
+"""`nanochat bench architectures`: time and memory of a training step, every architecture against the plain residual.
+
+Each variant trains in a process of its own, a few compiled steps on random tokens, and the variants take turns. Peak
+memory is that of the process over its own before the model was built.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from nanochat_cli.bench.micro.variants import VARIANTS
+from nanochat_cli.bench.peak_memory import peak_memory
+from nanochat_cli.config.load import resolve_config
+from nanochat_cli.config.schema import Config
+from nanochat_cli.report.reporter import Reporter
+from nanochat_cli.report.result_file import Result, summarise
+
+WARM_UP, STEPS = 3, 10
+HONEST_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+"""glibc returns what is freed, so that the peak is of what is held."""
+
+
+def measure_architectures(
+    preset: str, overrides: Sequence[str], reporter: Reporter, *, rounds: int, variants: Sequence[str] | None = None
+) -> list[Result]:
+    """Milliseconds per step and peak bytes of each variant; ratios are plain / variant."""
+    chosen = list(variants or VARIANTS)
+    runs: dict[str, list[dict[str, float]]] = {variant: [] for variant in chosen}
+    with reporter.progress("architectures", rounds * len(chosen), "runs") as progress:
+        for _ in range(rounds):
+            for variant in chosen:
+                runs[variant].append(_in_child(preset, [*VARIANTS[variant], *overrides]))
+                progress.advance(1)
+    results = []
+    for variant, found in runs.items():
+        for metric, unit in (("step_ms", "ms"), ("peak_bytes", "B")):
+            values = [run[metric] for run in found]
+            plain = [run[metric] for run in runs["plain"]] if variant != "plain" and "plain" in runs else None
+            peer = None if plain is None else "plain"
+            results.append(summarise(variant, metric, unit, values, peer=peer, peer_runs=plain, smaller_is_better=True))
+    return results
+
+
+def _in_child(preset: str, overrides: Sequence[str]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "nanochat_cli.bench.micro.architectures", preset, *overrides]
+    finished = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **HONEST_MEMORY}
+    )
+    return json.loads(finished.stdout.splitlines()[-1])
+
+
+def time_steps(config: Config, *, compiled: bool = True, steps: int = STEPS) -> dict[str, float]:
+    """Median milliseconds of a step, and the growth of this process's peak memory in bytes."""
+    import torch
+
+    from nanochat_cli.model.mtp import build_mtp
+    from nanochat_cli.model.transformer import Transformer, use_forms
+    from nanochat_cli.optim import build_optimizer
+    from nanochat_cli.training.compilation import compile_blocks
+    from nanochat_cli.training.cpp_compiler import find_compiler
+    from nanochat_cli.training.gradient_step import GradientStep
+
+    before = peak_memory()
+    torch.manual_seed(0)
+    model, mtp = Transformer(config.model).train(), build_mtp(config.model, config.mtp)
+    model.gradient_checkpointing = config.train.gradient_checkpointing
+    model.use_forms()
+    if mtp is not None:
+        use_forms(mtp.linears())
+    if compiled and find_compiler().path is not None:
+        compile_blocks(model)
+    optimizers = build_optimizer(model, config.optim, mtp)
+    gradient = GradientStep(model, config.train, None, print, mtp)
+    tokens = torch.randint(config.model.vocab_size, (config.train.batch_size, config.train.seq_len + 1))
+    seconds = []
+    for step in range(WARM_UP + steps):
+        started = time.perf_counter()
+        gradient(tokens[:, :-1], tokens[:, 1:], optimizers.zero_grad)
+        optimizers.clip_grad_norm(config.train.grad_clip)
+        optimizers.step(step, 1000)
+        model.requantize()
+        if mtp is not None:
+            mtp.requantize()
+        seconds.append(time.perf_counter() - started)
+    return {"step_ms": 1e3 * statistics.median(seconds[WARM_UP:]), "peak_bytes": peak_memory() - before}
+
+
+if __name__ == "__main__":
+    print(json.dumps(time_steps(resolve_config([sys.argv[1]], None, sys.argv[2:]))))

@@ -1,0 +1,183 @@
+"""`nanochat bench collider`: time and memory of a training step at several shares of filtered tokens, against none.
+
+Every width has a process of its own in which the cases take turns, every round in another order; peak memory is that
+of a process that trains with one case alone. The backward pass is everything from the gradient of the hidden states
+back to the embedding, summed over the micro-batches. `gradient_ms` is what grows with the tokens: forward, choice of
+tokens, loss and backward. The step has clipping, optimizer and quantising the weights besides, which do not. Two more
+cases: `keep all` chooses, and keeps every token; `known before` makes the choice before the forward pass, which then
+saves less for the backward pass.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nanochat_cli.bench.micro.architectures import HONEST_MEMORY
+from nanochat_cli.bench.peak_memory import peak_memory
+from nanochat_cli.config.load import resolve_config
+from nanochat_cli.config.schema import Config
+from nanochat_cli.report.reporter import Reporter
+from nanochat_cli.report.result_file import Result, summarise
+
+WIDTHS = 512, 768, 1024
+SPARSITIES = 0.0, 0.2, 0.35, 0.4, 0.5
+WARM_UP, ROUNDS = 1, 5
+MICRO_BATCHES = 2
+METRICS = "backward_ms", "gradient_ms", "step_ms"
+
+
+class Case(NamedTuple):
+    """sparsity: share that is filtered; threshold: at 1e-9 every token is kept; known: before the forward pass."""
+
+    name: str
+    sparsity: float
+    threshold: float = 1.0
+    known: bool = False
+
+
+def cases_of(sparsities: Sequence[float]) -> list[Case]:
+    """One for each share, the first the peer of the others; then keep all, and the last share known before."""
+    shares = [Case(f"{share:.0%} filtered", share) for share in sparsities]
+    last = sparsities[-1]
+    return [
+        *shares,
+        Case("keep all", last, threshold=1e-9),
+        Case(f"{last:.0%} filtered, known before", last, known=True),
+    ]
+
+
+def shape(width: int) -> Config:
+    """Two layers of a width with the vocabulary of the quickstart, micro-batches of 2048 tokens."""
+    overrides = [f"model.dim={width}", "model.n_layers=2", f"model.n_heads={width // 64}", "model.n_kv_heads=4"]
+    overrides += [f"model.ffn_dim={width * 3}", "train.batch_size=8", "train.seq_len=256", "model.max_seq_len=256"]
+    return resolve_config(["quickstart"], None, [*overrides, f"train.grad_accum={MICRO_BATCHES}"])
+
+
+def measure_collider(
+    reporter: Reporter,
+    *,
+    widths: Sequence[int] = WIDTHS,
+    sparsities: Sequence[float] = SPARSITIES,
+    rounds: int = ROUNDS,
+) -> list[Result]:
+    """Milliseconds of the backward pass and of the step, and peak bytes; ratio: unfiltered / filtered."""
+    results = []
+    cases = cases_of(sparsities)
+    with reporter.progress("collider", len(widths) * (1 + len(cases)), "processes") as progress:
+        for width in widths:
+            times = _child({"width": width, "cases": cases, "rounds": rounds})
+            progress.advance(1)
+            peaks = []
+            for case in cases:
+                task = {"width": width, "cases": [case], "rounds": 1}
+                peaks.append(_child(task, HONEST_MEMORY)["peak_bytes"])
+                progress.advance(1)
+            for number, case in enumerate(cases):
+                name = f"width {width}, {case.name}"
+                peer = None if number == 0 else "nothing filtered"
+                for metric in METRICS:
+                    runs, plain = times[metric][number], times[metric][0] if peer else None
+                    results.append(
+                        summarise(name, metric, "ms", runs, peer=peer, peer_runs=plain, smaller_is_better=True)
+                    )
+                ratio = peaks[0] / peaks[number] if peer else None
+                results.append(Result(name, "peak_bytes", peaks[number], "B", peer, ratio, [peaks[number]]))
+    return results
+
+
+def _child(task: dict[str, Any], environment: dict[str, str] | None = None) -> dict[str, Any]:
+    command = [sys.executable, "-m", "nanochat_cli.bench.micro.collider", json.dumps(task)]
+    ran = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **(environment or {})}
+    )
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+def time_cases(config: Config, cases: Sequence[Case], rounds: int) -> dict[str, Any]:
+    """Per case the milliseconds of every round, taking turns; and the growth of the process's peak memory."""
+    import torch
+
+    from nanochat_cli.model.transformer import Transformer
+    from nanochat_cli.optim import build_optimizer
+    from nanochat_cli.training.collider import TokenFilter
+
+    before = peak_memory()
+    torch.manual_seed(0)
+    model = Transformer(config.model).train()
+    model.use_forms()
+    optimizers = build_optimizer(model, config.optim)
+    sequences = config.train.batch_size * config.train.grad_accum
+    tokens = torch.randint(config.model.vocab_size, (sequences, config.train.seq_len + 1))
+    scores = torch.rand(tokens[:, 1:].shape)
+    steps, timed = [], _timed_step()
+    for case in cases:
+        values: dict[str, Any] = {"enabled": True, "sparsity": case.sparsity, "threshold": case.threshold}
+        if case.known:
+            values["scores"] = Path("scores")
+        collider = type(config.collider).model_validate(values)
+        step = timed(model, config.train, None, print, None, TokenFilter(collider, [m for _, m in model.linears()]))
+        step.filtering = True
+        steps.append((step, scores if case.known else None))
+    found: dict[str, Any] = {metric: [[] for _ in cases] for metric in METRICS}
+    order = list(range(len(steps)))
+    for turn in range(WARM_UP + rounds):
+        random.Random(turn).shuffle(order)  # what a case leaves behind in memory is not always the same one's cost
+        for number in order:
+            step, given = steps[number]
+            step.backward_seconds = 0.0
+            started = time.perf_counter()
+            step(tokens[:, :-1], tokens[:, 1:], optimizers.zero_grad, given)
+            gradient = time.perf_counter() - started
+            optimizers.clip_grad_norm(1.0)
+            optimizers.step(turn, 1000)
+            model.requantize()
+            if turn >= WARM_UP:
+                seconds = step.backward_seconds, gradient, time.perf_counter() - started
+                for metric, value in zip(METRICS, seconds, strict=True):
+                    found[metric][number].append(1e3 * value)
+    return found | {"peak_bytes": peak_memory() - before}
+
+
+def _timed_step() -> type:
+    from torch import Tensor
+
+    from nanochat_cli.training.gradient_step import BatchLoss, GradientStep
+
+    class Timed(GradientStep):
+        """Sums how long backward passes took from the gradient of the hidden states on."""
+
+        backward_seconds = 0.0
+        _began: float | None = None
+
+        def _hidden_states(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, list[Tensor]]:
+            self._end()
+            hidden, ahead = super()._hidden_states(inputs, targets)
+            hidden.register_hook(self._begin)
+            return hidden, ahead
+
+        def _begin(self, gradient: Tensor) -> None:
+            self._began = time.perf_counter()
+
+        def _end(self) -> None:
+            """Of the last micro-batch: the next one begins, or all are done."""
+            if self._began is not None:
+                self.backward_seconds += time.perf_counter() - self._began
+            self._began = None
+
+        def _accumulate(self, inputs: Tensor, targets: Tensor, scores: Tensor | None) -> BatchLoss:
+            found = super()._accumulate(inputs, targets, scores)
+            self._end()
+            return found
+
+    return Timed
+
+
+if __name__ == "__main__":
+    asked = json.loads(sys.argv[1])
+    print(json.dumps(time_cases(shape(asked["width"]), [Case(*case) for case in asked["cases"]], asked["rounds"])))

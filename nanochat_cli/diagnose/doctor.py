@@ -1,0 +1,248 @@
+"""`nanochat doctor`: what is installed here, what computes, and what is missing, without a name of person or folder.
+
+Versions come from package metadata. torch is imported once, for the compiled kernels and for CUDA devices; when it
+cannot be, the report says so and goes on. Nothing is downloaded. Compiled kernels are built when they are not yet.
+"""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from nanochat_cli import __version__
+from nanochat_cli.diagnose.validate.environment import installed, requirements
+from nanochat_cli.errors import ValidationFailure
+from nanochat_cli.home import has_home
+from nanochat_cli.report import environment
+from nanochat_cli.report.quantities import format_quantity
+from nanochat_cli.training.cpp_compiler import find_compiler
+
+SIMD_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "amx_int8")
+ARM_FLAGS = ("asimd", "asimddp", "i8mm", "sve")
+COMMAND_TIMEOUT = 10.0
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One line: what, what was found, and what to do about it, empty when it is as it should be."""
+
+    name: str
+    value: str
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something that nanochat runs without. version: None when it is not here; unlocks: what it is for."""
+
+    name: str
+    version: str | None
+    unlocks: str
+    install: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """sections: facts by heading, in order."""
+
+    sections: dict[str, list[Fact]]
+    optional: list[Part]
+
+    def as_dict(self) -> dict[str, object]:
+        sections = {name: [asdict(fact) for fact in facts] for name, facts in self.sections.items()}
+        return {"sections": sections, "optional": [asdict(part) for part in self.optional], "text": self.text()}
+
+    def text(self) -> str:
+        """A block of plain lines to paste into a bug report."""
+        lines: list[str] = []
+        for heading, facts in self.sections.items():
+            lines.append(f"{heading}:")
+            lines += [f"  {f.name}: {f.value}" + (f" ({f.advice})" if f.advice else "") for f in facts]
+        lines.append("optional:")
+        lines += [f"  {part.name}: {part.version or 'not here'}" for part in self.optional]
+        return "\n".join(lines) + "\n"
+
+
+def diagnose() -> Diagnosis:
+    """Look at this machine and this installation."""
+    sections = {
+        "versions": versions(),
+        "machine": machine(),
+        "devices": devices(),
+        "compilers": compilers(),
+        "space": space(),
+    }
+    return Diagnosis(
+        {
+            name: [Fact(f.name, anonymous(f.value), anonymous(f.advice)) for f in facts]
+            for name, facts in sections.items()
+        },
+        [Part(p.name, None if p.version is None else anonymous(p.version), p.unlocks, p.install) for p in optional()],
+    )
+
+
+def anonymous(text: str) -> str:
+    """`text` with the home folder as ~, and without the name in /home/NAME and /Users/NAME."""
+    home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() raises for a user without a home
+    if home not in ("~", "/"):
+        text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
+    return re.sub(r"/(home|Users)/[^/\s:'\"]+", r"/\1/…", text)
+
+
+# --- what there is ----------------------------------------------------------------------------------------------------
+
+
+def versions() -> list[Fact]:
+    """Python, nanochat, and every package that it requires; advice for one that is missing or too old."""
+    git = environment.git_state(Path(__file__).resolve().parent)
+    changed = ", with changes" if git and git["dirty"] else ""
+    commit = f" (commit {git['commit'][:12]}{changed})" if git else ""
+    facts = [Fact("python", platform.python_version()), Fact("nanochat", f"{__version__}{commit}")]
+    try:
+        required = requirements()
+    except ValidationFailure as failure:
+        return [*facts, Fact("packages", "unknown", str(failure))]
+    for requirement in required:
+        found = installed(requirement.name)
+        fits = found is not None and requirement.specifier.contains(found, prereleases=True)
+        facts.append(Fact(requirement.name, found or "not here", "" if fits else f"pip install '{requirement}'"))
+    return facts
+
+
+def machine() -> list[Fact]:
+    """Operating system, processor, instruction sets that kernels can use, memory."""
+    flags = cpu_flags()
+    known = [flag for flag in (*SIMD_FLAGS, *ARM_FLAGS) if flag in flags]
+    total, free = environment.memory_bytes(), available_memory()
+    memory = format_quantity(total, "B") + ("" if free is None else f", {format_quantity(min(free, total), 'B')} free")
+    return [
+        Fact("system", platform.platform()),
+        Fact("processor", environment.cpu_model() or "unknown"),
+        Fact("cores", f"{environment.usable_cores()} of {os.cpu_count()}"),
+        Fact("instruction sets", ", ".join(known) or "none that kernels use"),
+        Fact("memory", memory),
+    ]
+
+
+def devices() -> list[Fact]:
+    """CUDA devices as torch sees them, and whether torch was built for CUDA at all."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return [Fact("torch", f"cannot be imported: {first_line(str(error))}", "pip install --force-reinstall torch")]
+    built = torch.version.cuda
+    if not torch.cuda.is_available():
+        present = Path("/dev/nvidia0").exists()
+        advice = "an NVIDIA device is there: install a driver and a torch that fit each other" if present else ""
+        return [Fact("cuda", f"no device; torch is built for {f'CUDA {built}' if built else 'the CPU'}", advice)]
+    facts = [Fact("cuda", f"torch is built for CUDA {built}")]
+    for index in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(index)
+        memory = format_quantity(found.total_memory, "B")
+        facts.append(Fact(f"cuda:{index}", f"{found.name}, {memory}, capability {found.major}.{found.minor}"))
+    return facts
+
+
+def compilers() -> list[Fact]:
+    """The C compiler and whether the CPU kernels build with it, the C++ compiler of torch.compile, Triton, Rust."""
+    name = os.environ.get("CC") or next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), None)
+    c = None if name is None else first_line(output(*name.split(), "--version"))
+    cxx, works = environment.compiler(), find_compiler()
+    slower = "without it training is not compiled"
+    facts = [
+        Fact("C", c or "not here", "" if c else "install one, such as gcc: without it the CPU kernels are missing"),
+        _kernels(),
+        Fact("C++", cxx or "not here", f"{works.obstacle}: {slower}" if works.path is None else ""),
+    ]
+    facts.append(Fact("triton", installed("triton") or "not here"))
+    return facts
+
+
+def _kernels() -> Fact:
+    try:
+        from nanochat_kernels.backends import Unsupported
+        from nanochat_kernels.cpu import native
+    except (ImportError, OSError) as error:
+        return Fact("CPU kernels", f"cannot be imported: {first_line(str(error))}")
+    try:
+        return Fact("CPU kernels", f"built, {native.select(None)} form")
+    except Unsupported as reason:
+        return Fact("CPU kernels", f"not built: {reason}", "a slower form computes instead")
+
+
+def space() -> list[Fact]:
+    """Free bytes where runs are written and where data sets and kernels are kept."""
+    cache = os.environ.get("NANOCHAT_CACHE") or "~/.cache/nanochat"
+    places = {"working folder": Path.cwd(), "cache": Path(cache).expanduser() if has_home() else Path.cwd()}
+    return [Fact(name, f"{format_quantity(free_bytes(path), 'B')} free") for name, path in places.items()]
+
+
+def optional() -> list[Part]:
+    """Parts that are not required, whether they are here or not."""
+    packages = (
+        (
+            "xllamacpp",
+            "llama.cpp compared with every export and in `nanochat validate`; `nanochat bench decode`",
+            "llama-cpp",
+        ),
+        ("flash-linear-attention", "a faster kernel for DeltaNet layers in training, on CUDA", "gpu"),
+        ("lm-eval", "the tasks of lm-evaluation-harness, with `nanochat` as a model", "lm-eval"),
+    )
+    parts = [Part(name, installed(name), use, f"pip install 'nanochat[{extra}]'") for name, use, extra in packages]
+    programs = (
+        ("rustc", "rustc", "Rust programs in `nanochat eval --suite rust` and `nanochat grpo`", "https://rustup.rs"),
+        (
+            "bubblewrap",
+            "bwrap",
+            "generated programs run in it, before our own namespaces",
+            "package bubblewrap of the system",
+        ),
+    )
+    return parts + [Part(name, first_line(output(run, "--version")), use, get) for name, run, use, get in programs]
+
+
+# --- how it is found out ----------------------------------------------------------------------------------------------
+
+
+def cpu_flags() -> set[str]:
+    """Features that the kernel reports; empty where it reports none."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return set()
+    match = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
+    return set(match[1].split()) if match else set()
+
+
+def available_memory() -> int | None:
+    """Bytes that can be had without swapping; None where the kernel does not say."""
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    match = re.search(r"^MemAvailable:\s*(\d+) kB$", text, re.MULTILINE)
+    return int(match[1]) * 1024 if match else None
+
+
+def free_bytes(path: Path) -> int:
+    """Free for this user on the file system of `path`, or of its nearest folder that exists."""
+    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    return shutil.disk_usage(there).free
+
+
+def output(*command: str) -> str:
+    """Standard output of a program; empty when it is not here or fails."""
+    try:
+        child = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return child.stdout if child.returncode == 0 else ""
+
+
+def first_line(text: str) -> str | None:
+    lines: Sequence[str] = text.strip().splitlines()
+    return lines[0] if lines else None

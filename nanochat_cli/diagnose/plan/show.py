@@ -1,0 +1,90 @@
+"""A plan as tables: of what it is made, what it takes, and on what device and number format its time is founded."""
+
+from dataclasses import asdict
+
+import torch
+
+from nanochat_cli.config.schema import Config
+from nanochat_cli.config.size import format_parameters
+from nanochat_cli.diagnose.plan.plan import Plan, make_plan
+from nanochat_cli.errors import ConfigError
+from nanochat_cli.formats.gguf.architecture import destination_of
+from nanochat_cli.report.environment import cpu_model
+from nanochat_cli.report.quantities import format_quantity, format_span
+from nanochat_cli.report.reporter import Reporter
+from nanochat_cli.training.devices import choose_autocast, choose_device
+from nanochat_cli.training.flops import measured_peak
+
+
+def show_plan(
+    config: Config, reporter: Reporter, *, tokens: int | None, utilisation: float, peak_flops: float | None
+) -> None:
+    """Print what a configuration will take; nothing is trained. peak_flops: default that of train.device, if here."""
+    peak, of_what = (peak_flops, "--peak-flops") if peak_flops is not None else _peak(config)
+    plan = make_plan(config, tokens=tokens, utilisation=utilisation, peak_flops=peak)
+    destination = destination_of(config.model)
+    counts = plan.parameters
+    parts = {**asdict(counts), "multi-token prediction (not in the file)": plan.mtp_parameters}
+    del parts["inactive"]
+    rows = [(name.replace("_", " "), f"{count:,}") for name, count in parts.items() if count]
+    rows += [
+        ("total of the model", format_parameters(counts.total)),
+        ("a token uses", format_parameters(counts.active)),
+    ]
+    reporter.table("parameters", ("part", "number"), rows)
+    memory = plan.memory.as_dict()
+    sizes = [(name.replace("_", " "), format_quantity(size, "B")) for name, size in memory.items() if size]
+    reporter.table("memory of a training step, eager, float32 activations", ("part", "size"), sizes)
+    founded = of_what if peak is None else f"{utilisation:.0%} of {peak:.3g} FLOP/s ({of_what})"
+    reporter.table(
+        "run",
+        ("measure", "value"),
+        [
+            ("GGUF architecture", destination.arch or "none"),
+            ("runs in llama.cpp", destination.answer),
+            ("GGUF file (TQ2_0)", format_quantity(plan.gguf_bytes, "B")),
+            ("FLOPs per token, forward and backward", f"{plan.flops_per_token:.3g}"),
+            ("ends by", _end(plan, config)),
+            ("training tokens", "not known" if plan.tokens is None else f"{plan.tokens:,}"),
+            ("training time", "not known" if plan.seconds is None else format_span(plan.seconds)),
+            ("founded on", founded),
+        ],
+    )
+    reporter.result(
+        {
+            "parameters": {**parts, "total": counts.total, "active": counts.active},
+            "memory": memory,
+            "flops_per_token": plan.flops_per_token,
+            "gguf_bytes": plan.gguf_bytes,
+            "arch": destination.arch,
+            "llama_cpp": destination.runs_in_llama_cpp,
+            "tokens": plan.tokens,
+            "seconds": plan.seconds,
+            "bound": plan.bound,
+            "peak_flops": peak,
+            "peak_of": of_what,
+        }
+    )
+
+
+def _peak(config: Config) -> tuple[float | None, str]:
+    """FLOP/s of the device that would train, and its name with the number format; None where it is not here."""
+    train = config.train
+    try:
+        device = choose_device(train.device)
+    except ConfigError:
+        return None, f"nothing: train.device = {train.device} is not in this machine; state its --peak-flops"
+    dtype = choose_autocast(train.dtype, device) or torch.float32
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model() or "the CPU of this machine"
+    threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
+    format_name = "bf16" if dtype == torch.bfloat16 else "fp32"
+    return measured_peak(device, dtype), f"{name}{threads}, {format_name}, measured"
+
+
+def _end(plan: Plan, config: Config) -> str:
+    if plan.bound == "--tokens":
+        return "--tokens"
+    if plan.bound == "train.total_steps":
+        return f"train.total_steps = {config.train.total_steps:,}"
+    fitting = "" if plan.steps is None else f", about {plan.steps:,} of at most {config.train.total_steps:,} steps"
+    return f"train.time_budget = {config.train.time_budget:g} s{fitting}"

@@ -1,0 +1,1 @@
+"""GGUF files: names, types and packing of tensors, the writer and the reader."""

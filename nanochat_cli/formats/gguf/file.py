@@ -1,0 +1,72 @@
+"""Reading a GGUF file: metadata as plain values, tensors by name, and one clear error for a bad file.
+
+A thin layer over gguf's reader, which raises whatever it stumbles over. Knows nothing of models.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFReader, ReaderTensor
+
+from nanochat_cli.errors import DataError
+from nanochat_cli.formats.gguf.packing import Q2_0
+
+MAGIC = b"GGUF"
+
+
+class GGUFFile:
+    """An open file: `fields` (metadata, plain values) and `tensors` (memory-mapped, by name). Raises DataError."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        reader = _read(path)
+        self.fields: dict[str, Any] = {}
+        try:
+            for key, entry in reader.fields.items():
+                if not key.startswith("GGUF."):
+                    self.fields[key] = entry.contents()
+        except (ValueError, IndexError, TypeError, RecursionError) as error:
+            raise DataError(f"{path}: the metadata is damaged ({error}); export or download the file again") from error
+        self.tensors: dict[str, ReaderTensor] = {tensor.name: tensor for tensor in reader.tensors}
+        _check_layout(path, reader)
+
+
+def _read(path: Path) -> GGUFReader:
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    if start != MAGIC:
+        raise DataError(f"{path} is not a GGUF file (it starts with {start!r})")
+    try:
+        return GGUFReader(path)
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, RecursionError) as error:
+        # gguf has no error of its own: a file that ends early surfaces as an index or a shape that does not fit.
+        raise DataError(
+            f"{path} is damaged or incomplete ({_first_line(error)}); export or download it again"
+        ) from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _check_layout(path: Path, reader: GGUFReader) -> None:
+    """Every tensor must end where the next begins, give or take the padding.
+
+    Files of a fork use type 42 with blocks of 128 weights in 34 bytes where ours has 64 in 18: read as Q2_0 they
+    would be noise, and only the sizes tell.
+    """
+    size = path.stat().st_size
+    ordered = sorted(reader.tensors, key=lambda tensor: tensor.data_offset)
+    ends = [int(tensor.data_offset) for tensor in ordered[1:]] + [size]
+    for tensor, end in zip(ordered, ends, strict=True):
+        room = end - int(tensor.data_offset)
+        if not tensor.n_bytes <= room < tensor.n_bytes + reader.alignment:
+            hint = " (a type-42 file with blocks of 128?)" if tensor.tensor_type == Q2_0 else ""
+            raise DataError(
+                f"{path}: tensor {tensor.name} has {room} bytes where its type needs {tensor.n_bytes}{hint}"
+            )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,91 @@
+"""A finished or interrupted run back in memory: model, tokenizer and configuration.
+
+Knows the layout of a run folder; the files themselves are read by `formats.run.checkpoints`,
+`data.tokenizer` and `config.load`. Nothing here runs the model.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nanochat_cli.config.load import load_run_config
+from nanochat_cli.config.schema import Config
+from nanochat_cli.data.tokenizer import Tokenizer
+from nanochat_cli.errors import DataError
+from nanochat_cli.formats.run import checkpoints
+from nanochat_cli.model.mtp import MTP, build_mtp
+from nanochat_cli.model.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """One checkpoint of a run: the model in float32 on the CPU, ready for inference, and all that belongs to it."""
+
+    folder: Path
+    model: Transformer
+    tokenizer: Tokenizer
+    config: Config
+    step: int
+    sha256: str
+    """Of the file of the model's tensors."""
+    parts: dict[str, Any]
+    """Tensors of the checkpoint besides the model and the optimizer: telemetry, mtp, …"""
+
+    def __str__(self) -> str:
+        """For a person: the latest run is taken where none is named, and the latest checkpoint of it."""
+        return f"{self.folder}, step {self.step}"
+
+    def mtp(self) -> MTP | None:
+        """The multi-token prediction, ready for inference; None when the run was trained without."""
+        mtp = build_mtp(self.config.model, self.config.mtp)
+        if mtp is not None:
+            checkpoints.require_same_part(self, "mtp", self.parts.get("mtp", {}), mtp.state_dict())
+            mtp.load_state_dict(self.parts["mtp"])
+            mtp.requantize()
+            mtp.eval()
+        return mtp
+
+
+def load_target(target: Path, which: checkpoints.Which = "latest") -> tuple[Transformer, Tokenizer, LoadedRun | None]:
+    """Model and tokenizer of a run's checkpoint or of a `.gguf` file; of a run also the rest."""
+    if target.suffix == ".gguf":
+        from nanochat_cli.formats.gguf.read import load_gguf
+
+        return (*load_gguf(target), None)
+    run = open_run(target, which)
+    return run.model, run.tokenizer, run
+
+
+def load_mtp(run_dir: Path, which: checkpoints.Which = "latest") -> MTP | None:
+    """The multi-token prediction of a run, ready for inference; None when it was trained without."""
+    return open_run(run_dir, which).mtp()
+
+
+def load_run(run_dir: Path, which: checkpoints.Which = "latest") -> tuple[Transformer, Tokenizer, Config]:
+    """Model, tokenizer and configuration of `open_run`."""
+    run = open_run(run_dir, which)
+    return run.model, run.tokenizer, run.config
+
+
+def open_run(run_dir: Path, which: checkpoints.Which = "latest") -> LoadedRun:
+    """A checkpoint of a run: `latest`, `best` or a step.
+
+    Raises DataError when the folder is no run, has no such checkpoint, or holds one of another model.
+    """
+    if not run_dir.is_dir():
+        raise DataError(f"{run_dir} is not a folder: name a run, that is a folder with config.toml and checkpoints/")
+    config = load_run_config(run_dir)
+    tokenizer = Tokenizer.load(run_dir / "tokenizer.json")
+    if tokenizer.vocab_size != config.model.vocab_size:
+        raise DataError(
+            f"{run_dir / 'tokenizer.json'} has {tokenizer.vocab_size} tokens and the model {config.model.vocab_size}: "
+            "not the tokenizer it was trained with; copy that of its data set"
+        )
+    saved = checkpoints.load(run_dir, which)
+    model = Transformer(config.model)
+    state = model.state_dict()
+    checkpoints.require_same_model(saved, config.model.model_dump(mode="json"), state)
+    model.load_state_dict({name: saved.tensors["model"][name] for name in state})
+    model.requantize()
+    parts = {name: tensors for name, tensors in saved.tensors.items() if name not in ("model", "optimizer")}
+    return LoadedRun(run_dir, model.eval(), tokenizer, config, saved.step, saved.sha256["model"], parts)

@@ -1,0 +1,72 @@
+"""The folder of a run that begins or goes on: held by one process, and with all that does not change while it trains.
+
+No torch, so that a folder that is taken is an error within milliseconds.
+"""
+
+import json
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nanochat_cli import __version__
+from nanochat_cli.config.load import CONFIG_FILE, config_to_toml
+from nanochat_cli.config.schema import Config
+from nanochat_cli.durable import write_atomically
+from nanochat_cli.errors import DataError
+from nanochat_cli.folders import held_folder
+from nanochat_cli.formats.run.find import new_run
+from nanochat_cli.report.environment import ENVIRONMENT_FILE, environment, read_environment
+from nanochat_cli.report.reporter import Reporter
+
+if TYPE_CHECKING:
+    from nanochat_cli.data.tokenizer import Tokenizer
+    from nanochat_cli.formats.run.dataset import DatasetRecord
+
+TRAINS = "trains"
+"""What a process does with a run that it holds, for the message to another one."""
+
+
+def run_folder(config: Config, resume: Path | None, doing: str, stem: str = "run") -> AbstractContextManager[Path]:
+    """The folder of a run that begins, or `resume`; nobody else writes into it meanwhile.
+
+    stem: what a run without a name is named after. Raises as `find.new_run` and `folders.held_folder` do.
+    """
+    return new_run(config.run, stem, doing) if resume is None else held_folder(resume, doing)
+
+
+def create_run(run_dir: Path, config: Config, tokenizer: "Tokenizer", record: "DatasetRecord | None") -> None:
+    """Write configuration, environment, tokenizer and data set record. Raises DataError when it cannot be written."""
+    from nanochat_cli.formats.run.dataset import write_record
+
+    assert config.run.name is not None, "the caller names the run"
+    described = json.dumps(environment(), indent=2, ensure_ascii=False)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        write_config(config, run_dir)
+        write_atomically(run_dir / ENVIRONMENT_FILE, (described + "\n").encode())
+        tokenizer.save(run_dir / "tokenizer.json")
+        if record is not None:
+            write_record(run_dir, record)
+    except OSError as error:
+        raise DataError(f"cannot write {run_dir}: {error.strerror}; free space or choose another run.dir") from error
+
+
+def write_config(config: Config, run_dir: Path) -> None:
+    """Atomically: a run without its configuration could not be resumed."""
+    header = f"Resolved configuration of {run_dir.name}, written by nanochat {__version__}."
+    write_atomically(run_dir / CONFIG_FILE, config_to_toml(config, header).encode())
+
+
+def provenance(run: Path, config: Config, step: int, reporter: Reporter) -> dict[str, object]:
+    """What a file exported from a run says about where it came from."""
+    environment = read_environment(run)
+    if environment is None:
+        reporter.warn(f"{run}: no readable environment.json: the file will not name the commit it comes from")
+    return {
+        "version": __version__,
+        "git": ((environment or {}).get("git") or {}).get("commit"),
+        "run": run.name,
+        "step": step,
+        "config": config_to_toml(config),
+        "dataset": config.data.source if config.data.path is None else config.data.path.name,
+    }

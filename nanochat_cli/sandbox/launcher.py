@@ -1,0 +1,257 @@
+"""Starts one program inside limits and namespaces, watches it, and ends every process that it leaves.
+
+A script of its own (`python -I -S -B launcher.py SPEC`), so that nothing has to happen between fork and
+exec of a program with threads. Three processes: the supervisor (watches time and memory; ends the tree when standard
+input closes, which is also what happens when nanochat dies), the init (process 1 of the sandbox: builds the file tree,
+reaps zombies), the program. Sees only the specification; `process` writes it and reads the report.
+"""
+
+import contextlib
+import json
+import os
+import platform
+import resource
+import select
+import shutil
+import signal
+import stat
+import sys
+import time
+
+sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 (pathlib costs start-up time)
+import namespaces as kernel  # pyright: ignore[reportImplicitRelativeImport]
+import system_calls as calls  # pyright: ignore[reportImplicitRelativeImport]
+
+POLL = 0.02
+"""Seconds between two looks at the memory of the tree."""
+FIRST_FD = 3
+"""The channels of a program follow standard input, output and error."""
+
+
+def main() -> None:
+    with open(sys.argv[1], encoding="utf-8") as file:  # noqa: PTH123
+        spec = json.load(file)
+    if len(sys.argv) > 2:
+        inside(spec, int(sys.argv[2]))
+    else:
+        supervise(spec)
+
+
+def supervise(spec: dict) -> None:
+    """Fork the sandbox, watch it, end it, report it as one JSON line."""
+    report: dict = {}
+    kernel.become_subreaper()
+    try:
+        if spec["mode"] == "namespaces":
+            kernel.enter_namespaces()
+    except OSError as error:
+        answer(spec["status"], {"error": str(error)})
+        return
+    reader, writer = os.pipe()
+    start = time.monotonic()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        enter(spec, writer)
+    os.close(writer)
+    for descriptor in [*spec["channels"], 1, 2]:
+        os.close(descriptor)
+    reason, text = watch(spec, child, reader, start)
+    end_tree(child)
+    with contextlib.suppress(ValueError):
+        report = json.loads(text.split(b"\n")[0])  # a program that does not start has the first word
+    if not report and reason is None:
+        reason = "killed"
+    answer(spec["status"], {**report, "reason": reason, "seconds": time.monotonic() - start})
+
+
+def answer(descriptor: int, values: dict) -> None:
+    os.write(descriptor, json.dumps(values).encode() + b"\n")
+
+
+def watch(spec: dict, child: int, reader: int, start: float) -> tuple[str | None, bytes]:
+    """Wait for the report of the init; returns why the tree must be killed, if so, and the report."""
+    limits, text = spec["limits"], b""
+    poller = select.poll()
+    poller.register(reader, select.POLLIN | select.POLLHUP)
+    poller.register(0, select.POLLIN | select.POLLHUP)
+    while True:
+        for descriptor, _ in poller.poll(POLL * 1000):
+            if descriptor == reader:
+                block = os.read(reader, 65536)
+                if not block:
+                    return None, text
+                text += block
+            elif not os.read(0, 1):
+                return "stopped", text
+        if text:
+            continue
+        if time.monotonic() - start > limits["wall"]:
+            return "timeout", text
+        pids = kernel.descendants(child)
+        if sum(map(kernel.memory_of, pids)) > limits["memory"]:
+            return "memory", text
+        if spec["mode"] == "limits" and not fits(spec["work"], limits, pids):
+            return "disk limit", text
+
+
+def fits(folder: str, limits: dict, pids: list[int]) -> bool:
+    """Whether the private folder is within its bounds (a tmpfs looks after itself), files without a name included.
+
+    A folder that cannot be read hides what it holds, so it does not fit.
+    """
+    size, files = kernel.unlinked_bytes(pids, folder), 0
+    faults: list[OSError] = []
+    for base, folders, names in os.walk(folder, onerror=faults.append):
+        files += len(folders) + len(names)
+        for name in names:
+            with contextlib.suppress(OSError):
+                size += os.lstat(f"{base}/{name}").st_blocks * 512
+        if files > limits["files"] or size > limits["disk"]:
+            return False
+    return size <= limits["disk"] and not any(isinstance(fault, PermissionError) for fault in faults)
+
+
+def end_tree(child: int) -> None:
+    """Kill the sandbox and whatever became our child since, until there is none."""
+    while True:
+        for pid in [child, *kernel.descendants(os.getpid())]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return
+        time.sleep(0.001)
+
+
+def enter(spec: dict, report: int) -> None:
+    """The child of the supervisor: becomes the init, or the bubblewrap that starts it. Does not return."""
+    if spec["mode"] == "bubblewrap":
+        for descriptor in [report, *spec["channels"], *filter(None, [spec["output"]])]:
+            os.set_inheritable(descriptor, True)
+        os.execv(spec["bubblewrap"][0], [*spec["bubblewrap"], str(report)])
+    kernel.die_with_parent()
+    inside(spec, report)
+
+
+def inside(spec: dict, report: int) -> None:
+    """The init: prepare the folder, run the program, reap, say how it ended. Does not return."""
+    try:
+        os.umask(0o022)
+        uid = choose_uid(spec)
+        if spec["mode"] == "namespaces":
+            kernel.build_root(spec, uid)
+        copy_files(spec, uid)
+        if spec["mode"] == "namespaces":
+            kernel.pivot(spec["root"])
+        kernel.not_dumpable()
+        program = os.fork()
+        if program == 0:
+            run(spec, report, uid)
+        for descriptor in [*spec["channels"], 0, 1, 2]:
+            os.close(descriptor)
+        status = reap(program)
+        code = os.waitstatus_to_exitcode(status)
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        if code == 0 and spec["output"] is not None:
+            copy_output(spec)
+        answer(report, {"code": code, "cpu": usage.ru_utime + usage.ru_stime})
+    except OSError as error:
+        answer(report, {"error": str(error)})
+    os._exit(0)
+
+
+def reap(program: int) -> int:
+    """Wait for the program, and for every orphan that ends before it."""
+    while True:
+        pid, status = os.waitpid(-1, 0)
+        if pid == program:
+            return status
+
+
+def choose_uid(spec: dict) -> int:
+    """The user that the program runs as: never root, and one of its own for each run when we are root."""
+    if os.getuid() != 0 or not spec["drop"]:
+        return os.getuid()
+    return spec["uid"]
+
+
+def copy_files(spec: dict, uid: int) -> None:
+    folder = spec["root"] + spec["work"] if spec["mode"] == "namespaces" else spec["work"]
+    for name, source in spec["files"].items():
+        shutil.copyfile(source, f"{folder}/{name}")
+        os.chmod(f"{folder}/{name}", 0o700)  # noqa: PTH101
+        os.chown(f"{folder}/{name}", uid, -1)
+    if spec["mode"] != "namespaces":
+        os.chown(folder, uid, -1)
+
+
+def copy_output(spec: dict) -> None:
+    """Copy the file that the program made, if it is a plain file of a permitted size, to the open `output`."""
+    name, descriptor = spec["output_name"], spec["output"]
+    source = os.open(f"{spec['work']}/{name}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    found = os.fstat(source)
+    if stat.S_ISREG(found.st_mode) and found.st_size <= spec["limits"]["file_size"]:
+        with os.fdopen(source, "rb") as reader, os.fdopen(descriptor, "wb") as writer:
+            shutil.copyfileobj(reader, writer)
+
+
+def run(spec: dict, report: int, uid: int) -> None:
+    """The program: own session, limits, no privileges, then exec. Does not return."""
+    try:
+        os.setsid()
+        os.chdir(spec["work"])
+        os.umask(0o077)
+        report = os.dup2(report, 99, inheritable=False)  # out of the way of the channels
+        place_channels(spec["channels"])
+        report = os.dup2(report, FIRST_FD + len(spec["channels"]), inheritable=False)
+        os.closerange(report + 1, os.sysconf("SC_OPEN_MAX") if sys.platform == "darwin" else 65536)
+        set_limits(spec, uid)
+        kernel.drop_privileges(uid)
+        if spec["confine"]:
+            calls.confine_writes(spec["work"])
+        if spec["filter"]:
+            calls.filter_calls(spec["signals"])
+        for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        os.execve(spec["argv"][0], spec["argv"], spec["env"])
+    except OSError as error:
+        answer(report, {"error": f"{spec['argv'][0]} does not start: {error.strerror}"})
+    os._exit(0)
+
+
+def place_channels(channels: list) -> None:
+    """Standard input from nowhere, the channels from descriptor 3 on."""
+    null = os.open("/dev/null", os.O_RDONLY)
+    os.dup2(null, 0)
+    high = [os.dup2(descriptor, 100 + i) for i, descriptor in enumerate(channels)]
+    for i, descriptor in enumerate(high):
+        os.dup2(descriptor, FIRST_FD + i, inheritable=True)
+
+
+def set_limits(spec: dict, uid: int) -> None:
+    limits = spec["limits"]
+    cpu = int(-(-limits["cpu"] // 1))
+    processes = limits["processes"]
+    if spec["mode"] == "limits":
+        processes += kernel.tasks_of(uid)  # without a namespace the kernel counts all that the user runs
+    for name, soft, hard in [
+        ("CPU", cpu, cpu + 1),
+        ("AS", limits["memory"], limits["memory"]),
+        ("FSIZE", limits["file_size"], limits["file_size"]),
+        ("NOFILE", limits["open_files"], limits["open_files"]),
+        ("NPROC", processes, processes),
+        ("STACK", 8 << 20, 8 << 20),
+        ("CORE", 0, 0),
+        ("MEMLOCK", 0, 0),
+        ("MSGQUEUE", 0, 0),
+    ]:
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (soft, hard))
+
+
+if __name__ == "__main__":
+    if platform.system() != "Linux":
+        raise SystemExit("the sandbox needs Linux")
+    main()

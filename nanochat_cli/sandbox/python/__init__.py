@@ -1,0 +1,1 @@
+"""Python programs in the sandbox: the judge, and the scripts that run inside."""

@@ -1,0 +1,1 @@
+"""Is a model healthy: what is watched while it trains and after."""

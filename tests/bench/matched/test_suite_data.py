@@ -1,0 +1,52 @@
+"""The runs of a suite have one data set, fixed when it begins: a source that grows meanwhile changes none of them."""
+
+import pytest
+
+from nanochat_cli.bench.matched.suite_data import load_suite_data, prepare_suite_data
+from nanochat_cli.config.schema import Config
+from nanochat_cli.data.prepare import prepare_dataset
+from nanochat_cli.data.shards import read_manifest
+from nanochat_cli.errors import DataError
+from nanochat_cli.report.reporter import QuietReporter
+from tests.data.corpora import make_config, write_folder
+
+
+def config(source: str) -> Config:
+    return make_config(data={"source": source})
+
+
+def test_a_run_is_trained_on_what_was_prepared_whatever_the_source_has_become(tmp_path, monkeypatch):
+    monkeypatch.setenv("NANOCHAT_CACHE", str(tmp_path / "cache"))
+    write_folder(tmp_path / "src", 20)
+    suite = tmp_path / "suite"
+    suite.mkdir()
+    prepare_suite_data([config(str(tmp_path / "src"))] * 2, suite, QuietReporter())
+    (tmp_path / "src" / "more.txt").write_text("some more text")
+    run = config(str(tmp_path / "src"))
+    load_suite_data(suite).fix(run)
+    assert run.data.path is not None
+    assert [run.data.path] == list((tmp_path / "cache" / "datasets").iterdir())
+    manifest = read_manifest(run.data.path)
+    assert manifest.train.documents + manifest.val.documents == 20
+    other = make_config(data={"source": "stdlib"})
+    load_suite_data(suite).fix(other)
+    assert other.data.path is None
+
+
+def test_a_data_set_that_was_prepared_anew_ends_a_suite_with_one_line(tmp_path):
+    write_folder(tmp_path / "src", 20)
+    prepare_dataset(str(tmp_path / "src"), tmp_path / "data", make_config(), QuietReporter())
+    suite = tmp_path / "suite"
+    suite.mkdir()
+    prepare_suite_data([make_config(data={"path": tmp_path / "data"})], suite, QuietReporter())
+    load_suite_data(suite)
+    (tmp_path / "src" / "more.txt").write_text("some more text " * 50)
+    prepare_dataset(str(tmp_path / "src"), tmp_path / "data", make_config(), QuietReporter())
+    with pytest.raises(DataError, match=r"data: is not the data set that the suite in .*suite began with"):
+        load_suite_data(suite)
+
+
+def test_a_suite_of_before_there_were_records_goes_on(tmp_path):
+    found = config("stdlib")
+    load_suite_data(tmp_path).fix(found)
+    assert found.data.path is None

@@ -1,0 +1,156 @@
+"""The plan against what really happens: peak memory of a process, parameters of the built model, size of the file."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nanochat_cli.bench.micro.architectures import HONEST_MEMORY
+from nanochat_cli.cli.app import main
+from nanochat_cli.config.load import resolve_config
+from nanochat_cli.config.schema import Config, ExportConfig
+from nanochat_cli.config.size import count_parameters
+from nanochat_cli.data.tokenizer import Tokenizer
+from nanochat_cli.diagnose.plan.memory import training_memory
+from nanochat_cli.diagnose.plan.plan import gguf_bytes, make_plan
+from nanochat_cli.formats.gguf.write import export_gguf
+from nanochat_cli.model.transformer import Transformer
+from nanochat_cli.optim import build_optimizer
+from nanochat_cli.training.gradient_step import GradientStep
+from tests.architectures import build
+
+PRESETS = {
+    "quickstart": [],
+    "nano-125m-mhc": ["model.n_layers=2", "train.seq_len=256", "train.batch_size=1"],
+    "e3/mtp-only": ["model.n_layers=2", "train.seq_len=128", "train.batch_size=2"],
+}
+"""Three presets, two of them with fewer layers and tokens: what a test can train."""
+
+SLOW = pytest.mark.slow
+CHILD = """
+import json, sys
+from nanochat_cli.bench.micro.architectures import time_steps
+from nanochat_cli.config.load import resolve_config
+warm = ["model.vocab_size=320", "model.n_layers=1", "train.batch_size=1", "train.seq_len=32"]
+time_steps(resolve_config(["quickstart"], None, warm), compiled=False, steps=1)
+print(json.dumps(time_steps(resolve_config([sys.argv[1]], None, sys.argv[2:]), compiled=False, steps=1)))
+"""
+
+
+@pytest.mark.parametrize(
+    "preset", [name if name == "quickstart" else pytest.param(name, marks=SLOW) for name in PRESETS]
+)
+def test_predicted_memory_is_within_ten_percent_of_the_measured(preset):
+    command = [sys.executable, "-c", CHILD, preset, *PRESETS[preset]]
+    environment = {**os.environ, **HONEST_MEMORY, "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    measured = json.loads(finished.stdout.splitlines()[-1])["peak_bytes"]
+    predicted = training_memory(resolve_config([preset], None, PRESETS[preset])).peak
+    assert predicted == pytest.approx(measured, rel=0.10)
+
+
+def training_step(config: Config) -> float:
+    torch.manual_seed(0)
+    model = Transformer(config.model).train()
+    model.gradient_checkpointing = config.train.gradient_checkpointing
+    optimizers = build_optimizer(model, config.optim)
+    tokens = torch.randint(config.model.vocab_size, (1, 33))
+    before = model.blocks[0].ffn_norm.weight.detach().clone()  # pyright: ignore
+    loss = GradientStep(model, config.train, None, print)(tokens[:, :-1], tokens[:, 1:], optimizers.zero_grad)
+    optimizers.step(50, 100)
+    model.requantize()
+    assert not torch.equal(before, model.blocks[0].ffn_norm.weight)  # pyright: ignore
+    return float(loss.cross_entropy)
+
+
+@pytest.mark.parametrize("preset", ["small-560m", "medium-3b"])
+def test_the_large_presets_are_built_as_counted(preset):
+    config = resolve_config([preset])
+    with torch.device("meta"):
+        whole = Transformer(config.model)
+    assert count_parameters(config.model).total == sum(p.numel() for p in whole.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["small-560m", "medium-3b"])
+def test_the_large_presets_take_a_step_at_full_width(preset):
+    config = resolve_config([preset])
+    # Full width, two layers of each kind's pattern, and the vocabulary cut so that its optimizer state fits a test.
+    pattern = {"small-560m": "DA", "medium-3b": "D"}[preset]
+    narrow = ["model.vocab_size=2048", f"model.n_layers={len(pattern)}", "model.deltanet.ratio=0.0"]
+    reduced = resolve_config([preset], None, [*narrow, f"model.deltanet.pattern={pattern}", "train.batch_size=1"])
+    assert reduced.model.dim == config.model.dim
+    assert 5 < training_step(reduced) < 15  # ln 2048 is 7.6; a tied start prefers the token it reads
+
+
+def test_the_file_has_the_predicted_size(tmp_path):
+    tokenizer = Tokenizer.train(["def f(x):\n    return x + 1\n"] * 20, 288)
+    for combination in ("plain+attention+dense+untied", "mhc-2+hybrid+moe+tied"):
+        model = build(combination)
+        report = export_gguf(model, tokenizer, tmp_path / "model.gguf", ExportConfig(), {})
+        config = Config.model_validate({"model": model.config.model_dump(), "train": {"seq_len": 64}})
+        assert gguf_bytes(config, count_parameters(model.config)) == pytest.approx(report.bytes, rel=0.02)
+
+
+def test_time_follows_from_tokens_and_the_stated_utilisation():
+    config = resolve_config(["quickstart"])
+    plan = make_plan(config, tokens=1000, utilisation=0.25, peak_flops=1e12)
+    assert plan.seconds == pytest.approx(1000 * plan.flops_per_token / 0.25e12)
+    assert plan.mtp_parameters == 0
+    assert make_plan(resolve_config(["test-mtp"]), tokens=1, utilisation=1, peak_flops=1).mtp_parameters == 3 * (
+        256**2 + 256
+    )
+
+
+def test_a_run_with_a_time_budget_is_planned_to_end_with_it():
+    plan = make_plan(resolve_config(["quickstart"]), tokens=None, utilisation=0.5, peak_flops=1e11)
+    assert (plan.bound, plan.seconds) == ("train.time_budget", 300)
+    assert plan.tokens is not None
+    assert 0 <= 300 * 0.5e11 / plan.flops_per_token - plan.tokens < 2048
+    assert plan.steps == plan.tokens // 2048
+
+
+def test_steps_that_end_before_the_time_budget_end_the_run():
+    config = resolve_config(["quickstart"], overrides=["train.total_steps=10", "train.time_budget=1e9"])
+    plan = make_plan(config, tokens=None, utilisation=0.5, peak_flops=1e11)
+    assert (plan.bound, plan.tokens) == ("train.total_steps", 20480)
+    assert plan.seconds == pytest.approx(20480 * plan.flops_per_token / 0.5e11)
+
+
+def planned(capsys: pytest.CaptureFixture[str], tmp_path: Path, *words: str) -> tuple[dict[str, Any], str]:
+    """JSON and text of `nanochat plan`."""
+    file = tmp_path / "plan.json"
+    assert main(["plan", *words, "--json", str(file)]) == 0
+    return json.loads(file.read_text()), capsys.readouterr().out
+
+
+def test_plan_takes_a_file_and_names_the_architecture_and_what_the_time_is_founded_on(capsys, tmp_path):
+    flat = tmp_path / "flat.toml"
+    flat.write_text("num_layers = 2\ntotal_steps = 100\nmhc_n_streams = 2\n")
+    found, text = planned(capsys, tmp_path, "--config", str(flat), "--peak-flops", "1e12")
+    assert found["parameters"]["embedding"] == 4096 * 256  # quickstart's
+    assert (found["tokens"], found["bound"]) == (100 * 8 * 256, "train.total_steps")
+    assert (found["arch"], found["llama_cpp"]) == ("nanochat-ternary", False)
+    assert "no: it has 2 residual streams" in text
+    assert "50% of 1e+12 FLOP/s (--peak-flops)" in text
+
+
+def test_plan_of_an_overlay_alone_is_of_quickstart_and_invents_no_speed_of_an_absent_device(capsys, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("the device is here")
+    found, text = planned(capsys, tmp_path, "--preset", "h200")
+    assert found["parameters"]["total"] == 5_507_840
+    assert (found["peak_flops"], found["tokens"], found["seconds"]) == (None, None, 300)
+    assert "train.device = cuda is not in this machine; state its --peak-flops" in text
+
+
+def test_plan_says_which_processor_and_number_format_it_measured(capsys, tmp_path):
+    found, text = planned(capsys, tmp_path, "--set", "train.device=cpu", "--set", "model.n_layers=1")
+    assert found["peak_flops"] > 0
+    assert "fp32, measured" in text
+    assert "5 min" in text
