@@ -1,10 +1,12 @@
 """The Triangle of Truth: reference, CPU kernels, Triton kernels and llama.cpp compute the same products."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 
 from nanochat_cli.config.schema import ExportConfig
 from nanochat_cli.data.tokenizer import Tokenizer
@@ -35,6 +37,14 @@ from tests.inference.tiny_models import spread_model, tiny_config
 
 LLAMA_CPP_SHAPES = [(128, 128), (256, 256), (512, 512), (2048, 2048), (127, 128), (17, 128), (33, 256), (63, 384)]
 LLAMA_CPP_SHAPES += [(65, 256), (1, 4096)]
+LARGE = 1024 * 1024
+"""Weights of a matrix that takes seconds in a corner that is slow by nature."""
+
+
+def slow_if_large(shapes: Sequence[tuple[int, int]], most: int = LARGE) -> list[ParameterSet]:
+    """The shapes as parameters; those with more than `most` weights only among the slow tests."""
+    slow = pytest.mark.slow
+    return [pytest.param(*shape, marks=[slow] if shape[0] * shape[1] > most else []) for shape in shapes]
 
 
 def of_shape(rows: int, columns: int) -> list[Case]:
@@ -47,9 +57,13 @@ def require_all_equal(cases: list[Case], *corners: CornerName) -> None:
     assert all(corner.cases > 0 for corner in found.values())
 
 
-@pytest.mark.parametrize(("rows", "columns"), SHAPES)
+@pytest.mark.parametrize(("rows", "columns"), slow_if_large(SHAPES, 8 * LARGE))
 def test_cpu_kernels_equal_the_reference(rows: int, columns: int) -> None:
     require_all_equal(of_shape(rows, columns), "cpu")
+
+
+def test_cpu_kernels_equal_the_reference_on_a_large_matrix() -> None:
+    require_all_equal([Case(4096, 11008, 1, "row")], "cpu", "llama.cpp")
 
 
 def diagonal(rows: int, columns: int) -> list[Case]:
@@ -66,9 +80,9 @@ def plain(case: Case) -> Case:
     return Case(case.rows, case.columns, case.tokens, case.granularity)
 
 
-def test_triton_kernels_equal_the_reference_in_every_shape() -> None:
-    """On the GPU where there is one, else under the interpreter on a part of the rows; in one process for all."""
-    cases = [case for rows, columns in SHAPES for case in diagonal(rows, columns)]
+def test_triton_kernels_equal_the_reference_in_every_small_shape() -> None:
+    """On the GPU where there is one, else under the interpreter; in one process for all."""
+    cases = [case for rows, columns in SHAPES if rows * columns < LARGE for case in diagonal(rows, columns)]
     assert {case.granularity for case in cases} == set(GRANULARITIES)
     require_all_equal(cases, "triton")
 
@@ -79,20 +93,24 @@ def test_triton_kernels_equal_the_reference_in_every_combination(rows: int, colu
     require_all_equal(of_shape(rows, columns), "triton")
 
 
-@pytest.mark.parametrize(("rows", "columns"), LLAMA_CPP_SHAPES)
+@pytest.mark.parametrize(("rows", "columns"), slow_if_large(LLAMA_CPP_SHAPES))
 def test_llama_cpp_equals_the_reference(rows: int, columns: int) -> None:
-    require_all_equal(of_shape(rows, columns), "llama.cpp")
+    require_all_equal(diagonal(rows, columns), "llama.cpp")
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(4096, 11008), (11008, 4096)])
-def test_llama_cpp_equals_the_reference_on_large_matrices(rows: int, columns: int) -> None:
-    require_all_equal([Case(rows, columns, 1, "row")], "llama.cpp")
+@pytest.mark.slow  # a file and a process for each of 20 products a shape
+@pytest.mark.parametrize(("rows", "columns"), [*LLAMA_CPP_SHAPES, (4096, 11008), (11008, 4096)])
+def test_llama_cpp_equals_the_reference_in_every_combination(rows: int, columns: int) -> None:
+    require_all_equal(
+        [case for case in of_shape(rows, columns) if case.tokens == 1 or rows * columns <= LARGE], "llama.cpp"
+    )
 
 
 @pytest.mark.parametrize("corner", CORNERS)
 def test_special_values_are_equal_everywhere(corner: CornerName) -> None:
     """All-zero and all-±1 weights, zero activations, scales of 1e-5 and 65504."""
-    require_all_equal([*special_cases(65, 256, 7), *special_cases(63, 384, 3)], corner)
+    few = [] if corner == "triton" else special_cases(65, 256, 7)  # the interpreter's take seconds each
+    require_all_equal([*few, *special_cases(63, 384, 3)], corner)
 
 
 def test_the_cases_are_those_that_were_promised() -> None:

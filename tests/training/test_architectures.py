@@ -1,5 +1,7 @@
 """Every combination of architectures trains, resumes bit for bit, and exports what it trained."""
 
+import itertools
+
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -57,7 +59,25 @@ def assert_equal_trees(one, other) -> None:
 TRAIN = {"total_steps": 3, "batch_size": 2, "grad_accum": 2}
 
 
-@pytest.mark.parametrize("combination", COMBINATIONS)
+EVERY_PAIR = {
+    *("plain+attention+dense+tied", "plain+attention+moe+untied", "plain+hybrid+moe+untied", "plain+hybrid+dense+tied"),
+    *("mhc-2+attention+moe+tied", "mhc-2+hybrid+dense+untied", "mhc-4+attention+dense+untied", "mhc-4+hybrid+moe+tied"),
+}
+"""Of any two choices each pair is here; the other combinations are among the slow tests."""
+
+
+def test_any_two_choices_of_an_architecture_meet_in_the_default_suite():
+    def pairs(combinations):
+        return {
+            frozenset(two) for each in combinations for two in itertools.combinations(enumerate(each.split("+")), 2)
+        }
+
+    assert pairs(EVERY_PAIR) == pairs(COMBINATIONS)
+
+
+@pytest.mark.parametrize(
+    "combination", [pytest.param(c, marks=[] if c in EVERY_PAIR else [pytest.mark.slow]) for c in COMBINATIONS]
+)
 def test_three_steps_resume_bit_for_bit_and_export(tmp_path, combination):
     model = shape(combination, max_seq_len=16, n_heads=2, n_kv_heads=1)
     run = assert_resumes(tmp_path, model=model, train=TRAIN)

@@ -2,14 +2,13 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from nanochat_cli.cli.app import main
 from nanochat_cli.config.load import load_run_config, resolve_config
 from nanochat_cli.config.schema import ColliderConfig, MTPConfig, TrainConfig
 from nanochat_cli.data.batches import Batches
@@ -303,15 +302,12 @@ def test_a_threshold_that_lets_the_share_decide_is_no_matter(tmp_path):
     assert any("6" in line and "% of the tokens kept" in line for line in lines)
 
 
-def test_scores_of_a_run_choose_tokens_of_another(tmp_path):
+def test_scores_of_a_run_choose_tokens_of_another(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     write_corpus(tmp_path / "corpus")
 
     def nanochat(*words):
-        ran = subprocess.run(
-            [sys.executable, "-m", "nanochat_cli", *words], cwd=tmp_path, capture_output=True, text=True
-        )
-        assert ran.returncode == 0, ran.stderr
-        return ran
+        assert main(list(words)) == 0
 
     data = ["--set", f"data.source={tmp_path / 'corpus'}", "--set", "eval.max_tokens=64"]
     nanochat("train", *TINY, *data, "--set", "train.total_steps=2", "--set", "run.name=reference")

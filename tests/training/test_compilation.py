@@ -94,9 +94,10 @@ def test_a_run_with_a_compiler_that_does_not_work_is_eager_and_ends_well(fake, s
 def test_a_run_that_cannot_be_compiled_after_all_goes_on_eagerly(compiler, monkeypatch, tmp_path):
     """The check passed, and inductor fails all the same: the run is the eager one, bit for bit, and says why once."""
     from torch._inductor import config as inductor
+    from torch._inductor.utils import fresh_cache
 
     monkeypatch.setattr(inductor.cpp, "cxx", None)  # restored after the test
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    torch._dynamo.reset()  # what another test compiled would be taken, and nothing could fail
     compiler(CppCompiler(str(write_broken_compilers(tmp_path / "bin") / "g++")))
     weights, said = [], []
     for setting in ("on", "off"):
@@ -106,7 +107,8 @@ def test_a_run_that_cannot_be_compiled_after_all_goes_on_eagerly(compiler, monke
         reporter = QuietReporter()
         lines: list[str] = []
         monkeypatch.setattr(reporter, "info", lines.append)
-        Trainer(config, SyntheticData(config.train.batch_size, config.train.seq_len), folder, reporter).fit()
+        with fresh_cache():
+            Trainer(config, SyntheticData(config.train.batch_size, config.train.seq_len), folder, reporter).fit()
         weights.append(checkpoints.load(folder))
         said.append([line for line in lines if "cannot be compiled" in line])
     assert len(said[0]) == 1
