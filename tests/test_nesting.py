@@ -2,7 +2,7 @@
 
 import pytest
 
-from nanochat_cli.config.files import parse_toml
+from nanochat_cli.config.toml import parse_toml
 from nanochat_cli.nesting import MAX_DEPTH, parse_json
 
 

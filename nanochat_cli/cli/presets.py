@@ -31,16 +31,19 @@ def list_presets(ctx: typer.Context) -> None:
 def show(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="As in the list.")],
-    resolved: Annotated[bool, typer.Option("--resolved", help="With the defaults of every other key.")] = False,
+    resolved: Annotated[
+        bool, typer.Option("--resolved", help="With every other key, from its base or by default.")
+    ] = False,
 ) -> None:
-    """Show a preset's file."""
+    """Show a preset's file; --resolved adds the keys of its base and all defaults."""
     from nanochat_cli.config.load import config_to_toml, resolve_config
     from nanochat_cli.config.presets import load
 
     session = session_of(ctx)
     preset = load(name)
     config = resolve_config([name])
-    session.reporter.result({"name": preset.name, "config": config.model_dump(mode="json")})
+    base = preset.base and preset.base.name
+    session.reporter.result({"name": preset.name, "base": base, "config": config.model_dump(mode="json")})
     session.reporter.write(config_to_toml(config) if resolved else preset.path.read_text(encoding="utf-8"))
 
 
@@ -54,7 +57,8 @@ def _list(ctx: typer.Context) -> None:
     found: list[dict[str, object]] = []
     rows: list[list[object]] = []
     for preset in available():
-        entry: dict[str, object] = {"name": preset.name, "kind": "overlay", "parameters": None}
+        entry: dict[str, object] = {"name": preset.name, "base": preset.base and preset.base.name}
+        entry |= {"kind": "overlay", "parameters": None}
         columns: list[object] = [preset.name, "overlay", "", ""]
         if not preset.is_overlay:
             model = resolve_config([preset.name]).model

@@ -1,6 +1,6 @@
-"""Spellings of keys that other programs use: those of this family's published configs, and those only understood.
+"""Names of keys in other programs: those of this family's published configs, which are accepted, and others.
 
-Knows only names: what a spelling means. Reading, merging and reporting are left to `config.layers`.
+Reading, merging and reporting are left to `config.sources`.
 """
 
 ALIASES: dict[str, str] = {
@@ -56,7 +56,7 @@ ALIASES: dict[str, str] = {
     "galore_rank": "optim.galore.rank",
     "galore_update_freq": "optim.galore.update_freq",
 }
-"""Flat key -> dotted key of the schema."""
+"""Accepted flat key -> dotted key of the schema."""
 
 KNOWN_ELSEWHERE: dict[str, str] = {
     "weight_tied": "model.tie_embeddings",
@@ -101,4 +101,4 @@ KNOWN_ELSEWHERE: dict[str, str] = {
     "data_dir": "data.path",
     "dataset": "data.source",
 }
-"""Names of transformers, karpathy's programs and others -> the key to advise; they are not accepted."""
+"""Names in transformers, karpathy's programs and others -> the key to suggest. They are not accepted."""

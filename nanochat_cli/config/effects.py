@@ -1,7 +1,7 @@
-"""Settings that were given and that nothing reads, because what they belong to is off or something else was chosen.
+"""Settings that were given but have no effect, because their feature is off or another option was chosen.
 
-One table says which keys need which other key to have which value. Presets are not asked: an overlay may turn off
-what a model preset describes. A shipped preset by itself has no such key (tests/config/test_effects.py).
+One table says which keys need which value of which other key. Presets are not checked, since an overlay may turn off
+what a model preset configures; a shipped preset by itself has no such key (tests/config/test_effects.py).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,13 +10,13 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from nanochat_cli.config.keys import format_value, leaves
-from nanochat_cli.config.layers import Layer
 from nanochat_cli.config.schema import Config
+from nanochat_cli.config.sources import Settings
 
 
 @dataclass(frozen=True)
 class Need:
-    """keys: patterns of dotted keys, which have an effect only where `switch` has one of `values`."""
+    """keys: patterns of dotted keys that have an effect only if the key `switch` has one of `values`."""
 
     keys: str
     switch: str
@@ -26,17 +26,17 @@ class Need:
         return key != self.switch and any(fnmatchcase(key, pattern) for pattern in self.keys.split())
 
     def fails(self, config: Config) -> str | None:
-        """What would have to be otherwise; None where the keys have their effect."""
-        found = value_of(config, self.switch)
-        if found in self.values:
+        """What the keys need, unless they have an effect."""
+        value = value_of(config, self.switch)
+        if value in self.values:
             return None
         wanted = " or ".join(format_value(value) for value in self.values)
-        return f"needs {self.switch} = {wanted}, not {format_value(found)}"
+        return f"needs {self.switch} = {wanted}, not {format_value(value)}"
 
 
 @dataclass(frozen=True)
 class Rule:
-    """As Need, for what takes more than one key to say."""
+    """Like Need, for a condition that one key cannot express."""
 
     keys: str
     holds: Callable[[Config], bool]
@@ -106,28 +106,28 @@ RULES: tuple[Need | Rule, ...] = (
 
 def value_of(config: Config, key: str) -> Any:
     """The value of a dotted key."""
-    found: Any = config
+    value: Any = config
     for name in key.split("."):
-        found = getattr(found, name)
-    return found
+        value = getattr(value, name)
+    return value
 
 
 def why_without_effect(key: str, config: Config) -> str | None:
-    """What `key` needs and does not have; None when it has an effect."""
+    """What `key` needs and does not have, unless it has an effect."""
     failures = (rule.fails(config) for rule in RULES if rule.covers(key))
     return next((failure for failure in failures if failure is not None), None)
 
 
-def warnings(given: Sequence[Layer], config: Config) -> Iterator[str]:
-    """A line for each reason that keys of these layers (a file, `--set`, options) have no effect.
+def warnings(given: Sequence[Settings], config: Config) -> Iterator[str]:
+    """One line per reason why keys of these sources (a file, `--set`, options) have no effect.
 
-    A layer that sets most keys there are is the record of a run, of which nobody expects that all are read.
+    Records of runs are passed over: they have every key, whether it has an effect or not.
     """
     by_reason: dict[str, dict[str, str]] = {}
-    for layer in given:
-        if is_record(layer.settings):
+    for source in given:
+        if is_record(source):
             continue
-        for key, setting in layer.settings.items():
+        for key, setting in source.items():
             reason = None if setting.value is None else why_without_effect(key, config)
             if reason is not None:
                 by_reason.setdefault(reason, {})[key] = setting.origin
@@ -137,5 +137,5 @@ def warnings(given: Sequence[Layer], config: Config) -> Iterator[str]:
 
 
 def is_record(keys: Iterable[str]) -> bool:
-    """Whether a layer with these keys is a whole configuration, as `config.toml` of a run is."""
+    """Whether a source with these keys is a whole configuration, such as the `config.toml` of a run."""
     return 2 * len(list(keys)) > len(leaves())

@@ -1,6 +1,6 @@
-"""The keys of the schema by dotted name: which exist, what each takes, which is closest to a typo.
+"""The keys of the schema by dotted name: which exist, what each takes, and which is closest to a typo.
 
-Derived from `config.schema` by introspection, so a new field is known here as soon as it is declared.
+Derived from `config.schema` by introspection, so that a new field is known here as soon as it is declared.
 """
 
 import difflib
@@ -49,10 +49,10 @@ def join(prefix: str, name: str) -> str:
 
 
 def closest_key(key: str) -> str | None:
-    """The valid key that `key` most likely meant; None when nothing is near.
+    """The valid key that `key` most likely stands for, if any is close.
 
-    In this order: a name that other programs use, the same name in another section, a near spelling in the section
-    that was written, a near spelling of the whole, a near name anywhere.
+    Tried in this order: the name in another program, the same name in another section, a similar name in the section
+    as written, a similar dotted key, a similar name in any section.
     """
     section, _, name = key.rpartition(".")
     by_name: dict[str, str] = {}
@@ -72,7 +72,7 @@ def closest_key(key: str) -> str | None:
 def _of_a_section(name: str) -> str | None:
     """`use_fire` or `fire_enabled` -> `fire.enabled`; `galore_scale` -> `optim.galore.scale`.
 
-    A section without `enabled` has its first key for a switch.
+    The first key of a section without `enabled` is its switch.
     """
     by_part = {dotted.rpartition(".")[2]: dotted for dotted in sections() if dotted}
     for part, dotted in by_part.items():
@@ -85,7 +85,7 @@ def _of_a_section(name: str) -> str | None:
 
 
 def _nearest(name: str, candidates: Iterable[str]) -> str | None:
-    """The candidate of nearest spelling, or with a word of it (`stpes`: `total_steps`); None when none is near."""
+    """The candidate that `name`, or one word of it, resembles most (`stpes`: `total_steps`), if any is close."""
 
     def similarity(candidate: str) -> float:
         words = candidate.split("_") if "_" in candidate else []
@@ -108,12 +108,12 @@ def is_literal(key: str) -> bool:
 
 
 def tuple_length(key: str) -> int:
-    """How many values the array `key` has."""
+    """The number of values in the array `key`."""
     return len(get_args(leaves()[key].annotation))
 
 
 def kind_of(value: object) -> str:
-    """The kind of a TOML value, in TOML's own words."""
+    """The kind of a TOML value, in TOML's own terms."""
     if value is None:
         return "none"
     for python_type, kind in _KIND_OF_TYPE.items():

@@ -1,8 +1,9 @@
 """From presets, a file and `--set` to one validated Config, and from a Config back to TOML.
 
-The order is: presets left to right, the file, every `--set`, the short options; later wins key by key. A key of the
-last three also takes the place of what a preset says with another key about the same thing (`SUPERSEDES`). Each error
-is one line with the key, its value, where it came from, and what is allowed.
+The order is: the base of the file, presets left to right, the file, every `--set`, the short options; later ones win
+key by key. The base of a preset comes right before it. A key of the last three, or of a preset with a base, also
+displaces an earlier preset's key for the same thing (`SUPERSEDES`). Each error is one line with the key, its value,
+where it came from, and what is allowed.
 """
 
 import difflib
@@ -19,12 +20,12 @@ from tomlkit.items import Table
 
 from nanochat_cli.config import presets as preset_files
 from nanochat_cli.config.effects import is_record, warnings
-from nanochat_cli.config.files import read_toml
 from nanochat_cli.config.keys import format_value, leaves, tuple_length
-from nanochat_cli.config.layers import Layer, Setting, merge, nest, read_layer
 from nanochat_cli.config.overrides import parse_override
 from nanochat_cli.config.paths import find_paths
 from nanochat_cli.config.schema import Config
+from nanochat_cli.config.sources import Setting, Settings, nest, read_source
+from nanochat_cli.config.toml import read_toml
 from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.nesting import parse_json
 
@@ -36,7 +37,7 @@ SUPERSEDES = {
     "model.deltanet.pattern": "model.deltanet.ratio",
     "train.total_steps": "train.time_budget",
 }
-"""A key that is given -> the key of a preset that would make it mean nothing."""
+"""A key that is given -> the key that would leave it without effect if a preset sets it."""
 
 
 def resolve_config(
@@ -47,49 +48,48 @@ def resolve_config(
     warn: Callable[[str], None] | None = None,
     inform: Callable[[str], None] | None = None,
 ) -> Config:
-    """Compose and validate. A data set (`data.path`) brings the vocabulary, unless one of the last three names another.
+    """Compose and validate. A data set (`data.path`) sets the vocabulary, unless one of the last three does.
 
-    options: command-line options that are short for keys, as option -> {key: value}; None is "not given". warn is told
-    of settings of the last three kinds that have no effect, inform of a vocabulary that gave way. Raises ConfigError.
+    options: command-line options that stand for keys, as option -> {key: value}; None is "not given". warn is told of
+    settings of the last three that have no effect, inform of a vocabulary that was replaced. Raises ConfigError.
     """
-    basis = merge(_preset_layer(name) for name in presets)
-    layers = []
+    named = [preset_files.load(name) for name in presets]
+    sources = []
     if file is not None:
-        layers.append(read_layer(read_toml(file, what="config"), str(file)))
-    layers.extend(read_layer(parse_override(text), "--set") for text in overrides)
+        base, own = _read_file(file)
+        named[:0] = base
+        sources.append(own)
+    sources.extend(read_source(parse_override(text), "--set") for text in overrides)
     for option, values in options.items():
-        given = {key: value for key, value in values.items() if value is not None}
-        layers.append(read_layer(given, option))
-    chosen = merge(layers)
-    for key, other in SUPERSEDES.items():
-        if key in chosen and other not in chosen:
-            basis.pop(other, None)
-    config = _validate(basis | chosen)
-    found = None if "model.vocab_size" in chosen else _vocabulary_of(config.data.path)
-    if found not in (None, config.model.vocab_size):
+        sources.append(read_source({key: value for key, value in values.items() if value is not None}, option))
+    basis = {key: setting for preset in named for key, setting in _preset_settings(preset).items()}
+    chosen = {key: setting for source in sources for key, setting in source.items()}
+    settings = _displace(basis, chosen)
+    config = _validate(settings)
+    size = None if "model.vocab_size" in chosen else _vocabulary_of(config.data.path)
+    if size not in (None, config.model.vocab_size):
         if inform is not None:
-            inform(f"model.vocab_size = {found}, as {config.data.path} was tokenised; it was {config.model.vocab_size}")
-        config = _validate(basis | chosen | {"model.vocab_size": Setting(found, f"data set {config.data.path}")})
+            inform(f"model.vocab_size = {size}, as {config.data.path} was tokenised; it was {config.model.vocab_size}")
+        config = _validate(settings | {"model.vocab_size": Setting(size, f"data set {config.data.path}")})
     if warn is not None:
-        for line in warnings(layers, config):
+        for line in warnings(sources, config):
             warn(line)
     return config
 
 
 def with_default_model(presets: Sequence[str], file: Path | None, default: str) -> list[str]:
-    """The presets, after `default` where nothing names a model: overlays alone, or a file of some keys.
+    """The presets, preceded by `default` if nothing names a model: overlays alone, or a file of some keys.
 
-    A file with most keys there are, such as the config.toml of a run, is a model by itself. Raises ConfigError.
+    A file names a model by its base, or by most keys there are, as the config.toml of a run. Raises ConfigError.
     """
-    if any(not preset_files.load(name).is_overlay for name in presets):
-        return list(presets)
-    if file is not None and is_record(read_layer(read_toml(file, what="config"), str(file)).settings):
+    base, own = ([], {}) if file is None else _read_file(file)
+    if base or is_record(own) or any(not preset_files.load(name).is_overlay for name in presets):
         return list(presets)
     return [default, *presets]
 
 
 def load_run_config(run_dir: Path) -> Config:
-    """The resolved configuration of a run. Raises DataError when `run_dir` is not a run."""
+    """The resolved configuration of a run. Raises DataError if `run_dir` is not a run."""
     path = run_dir / CONFIG_FILE
     if not path.is_file():
         raise DataError(f"{run_dir}: not a run of nanochat train (it has no {CONFIG_FILE})")
@@ -102,7 +102,7 @@ def run_config(
     options: Mapping[str, Mapping[str, object]] = MappingProxyType({}),
     warn: Callable[[str], None] | None = None,
 ) -> Config:
-    """The configuration of the run in `run_dir` with changes; a path that it has from where it was started is found."""
+    """The configuration of the run in `run_dir`, with changes; paths in it are found even if the run was moved."""
     config = resolve_config(file=run_dir / CONFIG_FILE, overrides=overrides, options=options, warn=warn)
     find_paths(config, run_dir)
     return config
@@ -121,8 +121,30 @@ def config_to_toml(config: Config, header: str = "") -> str:
     return tomlkit.dumps(document)
 
 
+def _read_file(file: Path) -> tuple[list[preset_files.Preset], Settings]:
+    """The base of a --config file, if it has one, and its own settings."""
+    table = read_toml(file, what="config")
+    base = preset_files.take_base(table, file)
+    return ([] if base is None else [base]), read_source(table, str(file))
+
+
+def _preset_settings(preset: preset_files.Preset) -> Settings:
+    """The settings of a preset on top of its bases; origins name the file that sets a key."""
+    settings: Settings = {}
+    for one in preset.lineage():
+        origin = f"preset {one.name}" + ("" if one is preset else f", base of {preset.name}")
+        settings = _displace(settings, read_source(one.values, origin))
+    return settings
+
+
+def _displace(basis: Settings, chosen: Settings) -> Settings:
+    """Both, `chosen` winning, without the keys of `basis` that it supersedes."""
+    displaced = {other for key, other in SUPERSEDES.items() if key in chosen}
+    return {key: setting for key, setting in basis.items() if key not in displaced} | chosen
+
+
 def _vocabulary_of(dataset: Path | None) -> int | None:
-    """Tokens of a data set; None where there is none that can be read, which whoever reads it will say."""
+    """Tokens in the vocabulary of a data set, if it can be read; if not, opening it will say why."""
     if dataset is None:
         return None
     try:
@@ -130,11 +152,6 @@ def _vocabulary_of(dataset: Path | None) -> int | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return size if isinstance(size, int) else None
-
-
-def _preset_layer(name: str) -> Layer:
-    preset = preset_files.load(name)
-    return read_layer(preset.values, f"preset {preset.name}")
 
 
 def _validate(settings: Mapping[str, Setting]) -> Config:
@@ -158,7 +175,7 @@ def _explain(problem: Any, settings: Mapping[str, Setting]) -> str:
 
 
 def _requirement(key: str, problem: Any, value: object) -> str:
-    """What pydantic wanted, as a sentence that starts with "must"."""
+    """What pydantic requires, in words that follow the key: mostly "must …"."""
     if problem["type"] == "literal_error":
         expected = str(problem["ctx"]["expected"])
         choices = re.findall(r"'([^']*)'", expected)
@@ -171,7 +188,7 @@ def _requirement(key: str, problem: Any, value: object) -> str:
 
 
 def _explain_relation(section: str, problem: Any, settings: Mapping[str, Setting]) -> str:
-    """A rule between several keys: the rule's own words, and where each key that it names was set."""
+    """A violated rule between several keys, in its own words, and where each key that it names was set."""
     message = str(problem["msg"]).removeprefix("Value error, ")
     words = set(re.findall(r"[\w.]+", message))
     named = [

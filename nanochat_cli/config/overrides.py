@@ -1,21 +1,21 @@
-"""`--set a.b=c`: one assignment of the command line to a nested table.
+"""`--set a.b=c`: one assignment on the command line as a table.
 
-The value is read as TOML; what is not TOML is a string, so that `--set optim.schedule=cosine` needs no
+The value is read as TOML, or as a string if it is not valid TOML, so that `--set optim.schedule=cosine` needs no
 quotes in the shell. A bare `none` unsets a key that may be absent.
 """
 
 import re
 
 from nanochat_cli.config.aliases import ALIASES
-from nanochat_cli.config.files import parse_toml
 from nanochat_cli.config.keys import accepted_kinds, leaves
+from nanochat_cli.config.toml import parse_toml
 from nanochat_cli.errors import ConfigError
 
 _KEY = re.compile(r"[\w-]+(\.[\w-]+)*")
 
 
 def parse_override(text: str) -> dict[str, object]:
-    """`"model.dim=512"` -> `{"model.dim": 512}`. Raises ConfigError when it is no assignment."""
+    """`"model.dim=512"` -> `{"model.dim": 512}`. Raises ConfigError if `text` is not an assignment."""
     key, separator, value = text.partition("=")
     key, value = key.strip(), value.strip()
     if not separator:
@@ -25,7 +25,7 @@ def parse_override(text: str) -> dict[str, object]:
     parsed = _parse_value(value)
     target = key if key in leaves() else ALIASES.get(key, "")
     if target in leaves() and accepted_kinds(target) <= {"string", "none"} and parsed is not None:
-        # A name such as 2024 or true is meant as text where only text fits.
+        # 2024 or true is a name where the key takes only text.
         parsed = parsed if isinstance(parsed, str) else value
     return {key: parsed}
 

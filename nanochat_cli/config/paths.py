@@ -1,4 +1,4 @@
-"""The paths of a configuration: absolute in what a run keeps, found again in what older runs kept."""
+"""The paths in a configuration: made absolute for a new run, and found again for an older or moved one."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,14 +6,13 @@ from typing import Any
 
 from nanochat_cli.config.schema import Config
 
-_PATHS = ("data.path", "tokenizer.path", "collider.reference", "collider.scores")
-_GRPO_PATHS = ("grpo.source", "grpo.library", "grpo.rewards")
+_PATHS = "data.path tokenizer.path collider.reference collider.scores grpo.source grpo.library grpo.rewards".split()
 
 
 def anchor(config: Config, *, source: bool = True) -> None:
     """Make every path absolute, so that the run can be used from any folder. source: a local `data.source` too.
 
-    What is no path stays: names such as stdlib and hf:…, or those of published problems.
+    Names such as stdlib, hf:… or those of published problem sets stay as they are.
     """
     for section, name, path in _paths(config):
         setattr(section, name, path.absolute())
@@ -24,22 +23,22 @@ def anchor(config: Config, *, source: bool = True) -> None:
 
 
 def find_paths(config: Config, run: Path) -> None:
-    """Have paths that are not there point to where they are around `run`, if they are.
+    """Look for missing paths in the folders around `run`, and replace those that are found.
 
-    A relative path is that of the folder where an older run was started. Of a data set the end of an absolute path is
-    looked for too: a folder may have been moved as a whole, with the run in it.
+    Older runs recorded paths relative to the folder that they were started in. For a data set, the tail of an absolute
+    path is tried too, since a folder may have been moved as a whole, with the run in it.
     """
     for section, name, path in _paths(config):
         if not path.exists():
             ends = [path] if not path.is_absolute() else [Path(*path.parts[at:]) for at in range(1, len(path.parts))]
             around = (folder / end for end in ends for folder in run.resolve().parents)
             is_data = section is config.data
-            found = (place for place in around if (place / "manifest.json" if is_data else place).exists())
-            setattr(section, name, next(found, path) if is_data or not path.is_absolute() else path)
+            existing = (place for place in around if (place / "manifest.json" if is_data else place).exists())
+            setattr(section, name, next(existing, path) if is_data or not path.is_absolute() else path)
 
 
 def _paths(config: Config) -> Iterator[tuple[Any, str, Path]]:
-    for key in _PATHS + _GRPO_PATHS:
+    for key in _PATHS:
         section_name, _, name = key.partition(".")
         section = getattr(config, section_name)
         path = getattr(section, name)

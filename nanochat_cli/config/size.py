@@ -1,7 +1,7 @@
 """How many parameters a model has, from its configuration alone.
 
-Closed form, no torch: `nanochat presets` counts every preset in milliseconds. That it equals the
-model that is built is a test (tests/config/test_size.py).
+A closed form without torch, so that `nanochat presets` counts every preset in milliseconds. A test compares it with
+the model as built (tests/config/test_size.py).
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class ParameterCounts:
 
     embedding: int
     head: int
-    """0 when the head is tied to the embedding."""
+    """0 if the head is tied to the embedding."""
     attention: int
     deltanet: int
     """Projections of the DeltaNet layers."""
@@ -24,15 +24,15 @@ class ParameterCounts:
     """Dense feed-forwards, or all experts."""
     router: int
     other: int
-    """Of the DeltaNet layers: all that is no ternary projection (gates, convolution, decay)."""
+    """What DeltaNet layers have besides ternary projections: gates, convolution, decay."""
     hyper_connections: int
     norms: int
     inactive: int
-    """Part of feed_forward that a token does not go through: experts not chosen."""
+    """The part of feed_forward that a token does not use: the experts that were not chosen."""
 
     @property
     def matrices(self) -> int:
-        """Linear layers of the blocks: the ones that are ternary."""
+        """Linear layers of the blocks, which are ternary."""
         return self.attention + self.deltanet + self.feed_forward
 
     @property
@@ -42,7 +42,7 @@ class ParameterCounts:
 
     @property
     def active(self) -> int:
-        """Parameters that one token goes through."""
+        """Parameters that one token uses."""
         return self.total - self.inactive
 
 
@@ -91,9 +91,3 @@ def format_parameters(count: int) -> str:
             value = count / factor
             return f"{value:.2f}{suffix}" if value < 10 else f"{value:.1f}{suffix}"
     return str(count)
-
-
-def parse_parameters(label: str) -> float:
-    """`"125M"` -> `125e6`. Raises ValueError on anything else."""
-    factors = {"K": 1e3, "M": 1e6, "B": 1e9}
-    return float(label[:-1]) * factors[label[-1]] if label[-1:] in factors else float(label)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from nanochat_cli.config.grpo_schema import GRPOConfig
+from nanochat_cli.config.sections.grpo import GRPOConfig
 from nanochat_cli.evaluation.problem import Problem, assemble
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.rl.rewards import Attempt, Reward, RewardConfig, load_rewards, reward

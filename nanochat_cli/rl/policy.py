@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from nanochat_cli.config.grpo_schema import GRPOConfig
+from nanochat_cli.config.sections.grpo import GRPOConfig
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.inference.generate import encode_prompt
 from nanochat_cli.model.transformer import Transformer

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nanochat_cli.config.grpo_schema import GRPOConfig
+from nanochat_cli.config.sections.grpo import GRPOConfig
 from nanochat_cli.errors import ConfigError
 from nanochat_cli.evaluation.problem import Problem
 from nanochat_cli.evaluation.problems import load_problems

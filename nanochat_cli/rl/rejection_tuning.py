@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from nanochat_cli.config.grpo_schema import GRPOConfig
+from nanochat_cli.config.sections.grpo import GRPOConfig
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.inference.generate import encode_prompt
 from nanochat_cli.rl.experience import Experience

@@ -14,7 +14,7 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pygments.token import String
 
-from nanochat_cli.config.files import read_toml
+from nanochat_cli.config.toml import read_toml
 from nanochat_cli.errors import ConfigError
 from nanochat_cli.evaluation.code_tokens import Language, split
 from nanochat_cli.evaluation.rejection import Rejection, rejection

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nanochat_cli.config.grpo_schema import GRPOConfig
+from nanochat_cli.config.sections.grpo import GRPOConfig
 from nanochat_cli.evaluation.problem import Problem
 from nanochat_cli.rl.experience import Experience, ExperienceLibrary, few_shot_prompt
 from nanochat_cli.rl.judging import Judged

@@ -26,6 +26,7 @@ MISTAKES = [
     ("train --config broken.toml", USAGE, "broken.toml: not valid TOML"),
     ("train --config binary.toml", USAGE, "binary.toml: not UTF-8 text"),
     ("train --config typo.toml", USAGE, "did you mean train.batch_size?"),
+    ("train --config base.toml", USAGE, 'base = "d21" (base.toml): no such preset; did you mean d20?'),
     ("train --set model.n_headz=3", USAGE, "did you mean model.n_heads?"),
     ("train --set train.batch_size=eight", USAGE, "must be an integer, not a string"),
     ("train --set train.batch_size=0", USAGE, "must be greater than 0"),
@@ -75,6 +76,7 @@ def mistakes(folder: Path) -> Path:
     (folder / "broken.toml").write_text("[train\n")
     (folder / "binary.toml").write_bytes(bytes(range(128, 256)))
     (folder / "typo.toml").write_text("[train]\nbatchsize = 3\n")
+    (folder / "base.toml").write_text('base = "d21"\n')
     (folder / "empty").mkdir()
     taken = folder / "runs" / "taken"
     taken.mkdir(parents=True)

@@ -301,6 +301,7 @@ def test_presets_json_has_exact_counts(nanochat, folder):
     found = {entry["name"]: entry for entry in json.loads((folder / "presets.json").read_text())["presets"]}
     assert found["nano-125m"]["parameters"] == 121_916_160
     assert found["cpu"]["parameters"] is None
+    assert (found["d20-mtp"]["base"], found["d20"]["base"]) == ("d20", None)
 
 
 def test_presets_show_is_the_file_and_resolved_is_everything(nanochat):

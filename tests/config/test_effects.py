@@ -7,8 +7,8 @@ import pytest
 from nanochat_cli.config import presets
 from nanochat_cli.config.effects import RULES, why_without_effect
 from nanochat_cli.config.keys import leaves
-from nanochat_cli.config.layers import read_layer
 from nanochat_cli.config.load import config_to_toml, resolve_config
+from nanochat_cli.config.sources import read_source
 
 IDLE = {
     "optim.lion_lr_mult=0.2": 'needs optim.other = "lion", not "adamw"',
@@ -89,7 +89,7 @@ SHIPPED = [preset for preset in presets.available() if preset.name != "llama-cpp
 @pytest.mark.parametrize("preset", SHIPPED, ids=lambda preset: preset.name)
 def test_every_key_of_a_preset_has_an_effect(preset):
     config = resolve_config(["quickstart", preset.name] if preset.is_overlay else [preset.name])
-    given = read_layer(preset.values, preset.name).settings
+    given = {key for one in preset.lineage() for key in read_source(one.values, one.name)}
     assert {key: why for key in given if (why := why_without_effect(key, config)) is not None} == {}
 
 

@@ -10,7 +10,7 @@ import tomlkit
 from nanochat_cli.config import presets
 from nanochat_cli.config.load import resolve_config
 from nanochat_cli.config.schema import ModelConfig
-from nanochat_cli.config.size import count_parameters, format_parameters, parse_parameters
+from nanochat_cli.config.size import count_parameters, format_parameters
 from nanochat_cli.errors import ConfigError
 
 MODELS = [preset for preset in presets.available() if not preset.is_overlay]
@@ -23,7 +23,7 @@ def names(found: list[presets.Preset]) -> list[str]:
 
 def test_the_promised_presets_exist():
     promised = {"quickstart", "nano-125m", "nano-125m-mhc", "small-560m", "medium-3b", "d20", "d20-mtp", "d20-e3-full"}
-    promised |= {"test-mtp", "test-8bit", "test-collider", "test-async-loader", "test-galore-muon"}
+    promised |= {"test-plain", "test-mtp", "test-8bit", "test-collider", "test-async-loader", "test-galore-muon"}
     e3 = "baseline mtp-only muon-8bit galore2 full collider-only async-only 8bit-only galore-only".split()
     assert promised | {f"e3/{name}" for name in e3} <= set(names(MODELS))
     assert {"llama-cpp", "bitnet", "cpu", "h200"} <= set(names(OVERLAYS))
@@ -33,7 +33,7 @@ def test_the_promised_presets_exist():
 def test_a_label_is_within_five_percent_of_the_parameters(preset):
     total = count_parameters(resolve_config([preset.name]).model).total
     assert preset.label is not None
-    assert total == pytest.approx(parse_parameters(preset.label), rel=0.05)
+    assert total == pytest.approx(float(preset.label[:-1]) * {"M": 1e6, "B": 1e9}[preset.label[-1]], rel=0.05)
 
 
 @pytest.mark.parametrize("preset", MODELS, ids=names(MODELS))
@@ -100,7 +100,9 @@ def test_preset_names_are_unique():
 def test_preset_files_hold_only_sections_and_their_description():
     for preset in presets.available():
         table = tomlkit.parse(preset.path.read_text(encoding="utf-8")).unwrap()
-        assert all(isinstance(value, dict) for key, value in table.items() if key not in ("description", "label"))
+        assert all(
+            isinstance(value, dict) for key, value in table.items() if key not in ("description", "label", "base")
+        )
 
 
 def test_parameters_of_a_model_small_enough_to_count_by_hand():

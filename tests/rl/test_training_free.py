@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 
-from nanochat_cli.config.grpo_schema import GRPOConfig
+from nanochat_cli.config.sections.grpo import GRPOConfig
 from nanochat_cli.errors import DataError, Interrupted
 from nanochat_cli.formats.open import load_run
 from nanochat_cli.formats.run import checkpoints

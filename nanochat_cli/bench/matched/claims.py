@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from nanochat_cli.bench.matched.noise import noise_floor
 from nanochat_cli.bench.matched.records import FINISHED, MEASURES, RunRecord, Suite
-from nanochat_cli.config.files import read_toml
 from nanochat_cli.config.presets import presets_folder
+from nanochat_cli.config.toml import read_toml
 from nanochat_cli.errors import ConfigError
 from nanochat_cli.report.result_file import Claim
 from nanochat_cli.report.statistics import Estimate, Form, compare

@@ -15,10 +15,10 @@ from typing import Any, Literal, get_args
 from nanochat_cli.bench.matched.noise import REPEAT
 from nanochat_cli.bench.matched.tuning import Tuning, rates, same_training, shorten
 from nanochat_cli.config.effects import why_without_effect
-from nanochat_cli.config.layers import read_layer
 from nanochat_cli.config.load import resolve_config
 from nanochat_cli.config.overrides import parse_override
 from nanochat_cli.config.schema import Config, TrainConfig
+from nanochat_cli.config.sources import read_source
 from nanochat_cli.durable import write_atomically
 from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.nesting import parse_json
@@ -149,7 +149,7 @@ def plan_ab(
         if key in LENGTHS:
             raise ConfigError(f"--vary {text}: --match makes the length of runs equal; change it for all with --set")
         settings = (*common, text)
-        (written,) = read_layer(parse_override(text), "--vary").settings
+        (written,) = read_source(parse_override(text), "--vary")
         if (reason := why_without_effect(written, resolve_config(base, None, settings))) is not None:
             raise ConfigError(f"--vary {text} changes nothing: it {reason}")
         contenders.append(Contender(text, tuple(base), settings))

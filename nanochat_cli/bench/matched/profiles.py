@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat_cli.bench.matched.tuning import Tuning
-from nanochat_cli.config.files import read_toml
 from nanochat_cli.config.presets import presets_folder
+from nanochat_cli.config.toml import read_toml
 from nanochat_cli.errors import ConfigError
 
 PROFILES_FILE = "e3/profiles.toml"

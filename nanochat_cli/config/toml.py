@@ -10,7 +10,7 @@ from nanochat_cli.nesting import require_shallow
 
 
 def read_toml(path: Path, *, what: str) -> dict[str, object]:
-    """The tables of a TOML file as plain dicts. Raises ConfigError when it cannot be read."""
+    """The tables of a TOML file as plain dicts. Raises ConfigError if it cannot be read or parsed."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -26,7 +26,7 @@ def read_toml(path: Path, *, what: str) -> dict[str, object]:
 
 
 def parse_toml(text: str) -> dict[str, object]:
-    """Plain dicts. Raises ValueError for text that is no TOML, or nests deeper than `nesting` allows."""
+    """TOML text as plain dicts. Raises ValueError if it is invalid or nested deeper than `nesting` allows."""
     try:
         found = tomlkit.parse(text).unwrap()
     except TOMLKitError as error:

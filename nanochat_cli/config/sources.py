@@ -1,11 +1,11 @@
-"""Layers of settings: nested tables to canonical dotted keys, each with the place that it came from.
+"""Sources of settings: nested tables become canonical dotted keys, each with the place that it came from.
 
-A layer is one preset, one file or one `--set`. Here aliases are resolved, keys that do not exist are
-refused with the closest that does, and kinds of value are checked. What a value means is left to
-`config.schema`; the order of the layers to `config.load`.
+A source is one preset, one file, one `--set` or one option. Here aliases are resolved, unknown keys are refused with
+the closest one that exists, and kinds of value are checked. What a value means is left to `config.schema`, the order
+of the sources to `config.load`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from nanochat_cli.config.aliases import ALIASES
@@ -30,16 +30,13 @@ class Setting:
     origin: str
 
 
-@dataclass(frozen=True)
-class Layer:
-    """Canonical settings of one place."""
-
-    settings: dict[str, Setting]
+Settings = dict[str, Setting]
+"""By canonical key."""
 
 
-def read_layer(table: Mapping[str, object], origin: str) -> Layer:
-    """Canonicalise a nested table. Raises ConfigError for unknown keys, doubled keys and wrong kinds."""
-    settings: dict[str, Setting] = {}
+def read_source(table: Mapping[str, object], origin: str) -> Settings:
+    """Canonicalise a nested table. Raises ConfigError for unknown keys, keys set twice and wrong kinds of value."""
+    settings: Settings = {}
     spelled: dict[str, str] = {}
     for written, value in _flatten(table):
         key = _canonical_key(written, value, origin)
@@ -50,15 +47,7 @@ def read_layer(table: Mapping[str, object], origin: str) -> Layer:
         _check_kind(key, written, value, origin)
         settings[key] = Setting(value, origin)
         spelled[key] = written
-    return Layer(settings)
-
-
-def merge(layers: Iterable[Layer]) -> dict[str, Setting]:
-    """Later layers win, key by key."""
-    merged: dict[str, Setting] = {}
-    for layer in layers:
-        merged.update(layer.settings)
-    return merged
+    return settings
 
 
 def nest(settings: Mapping[str, Setting]) -> dict[str, object]:
@@ -76,7 +65,7 @@ def nest(settings: Mapping[str, Setting]) -> dict[str, object]:
 
 
 def _flatten(table: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Leaves of a nested table; an empty table is a leaf, so that an unknown empty section is noticed."""
+    """Leaves of a nested table; an empty table counts as one, so that an unknown empty section is noticed."""
     for name, value in table.items():
         key = join(prefix, name)
         if isinstance(value, Mapping) and value:
@@ -94,7 +83,7 @@ def _canonical_key(written: str, value: object, origin: str) -> str | None:
             return None
         raise ConfigError(f"{written} = {format_value(value)} ({origin}): {written} is a section, not a value")
     prefix, _, name = written.rpartition(".")
-    # An alias counts at the top level and inside any existing section, e.g. [model] hidden_dim.
+    # An alias is accepted at the top level and inside any section, e.g. [model] hidden_dim.
     if name in ALIASES and prefix in sections():
         return ALIASES[name]
     for leaf in leaves():
@@ -104,6 +93,8 @@ def _canonical_key(written: str, value: object, origin: str) -> str | None:
 
 
 def _advice(written: str, prefix: str) -> str:
+    if written == "base":
+        return "a file names its base; here, name it with --preset"
     if suggestion := closest_key(written):
         return f"did you mean {suggestion}?"
     if prefix in sections():
@@ -113,7 +104,7 @@ def _advice(written: str, prefix: str) -> str:
 
 
 def _check_kind(key: str, written: str, value: object, origin: str) -> None:
-    """Refuse what pydantic would coerce ("12" for 12, 1 for true) and what it would explain badly."""
+    """Refuse what pydantic would coerce ("12" to 12, 1 to true) or explain badly."""
     kind, accepted = kind_of(value), accepted_kinds(key)
     if is_literal(key) or kind in accepted:
         return

@@ -1,0 +1,26 @@
+"""`[data]` and `[tokenizer]`: the text that is trained on, and its byte-level BPE of `model.vocab_size` entries."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, PositiveInt
+
+from nanochat_cli.config.sections.section import Section
+
+
+class DataConfig(Section):
+    path: Path | None = Field(default=None, description="folder of shards written by `nanochat tokenize`")
+    source: str = Field(default="stdlib", description="corpus to tokenise into the cache if data.path is not set")
+    glob: str = Field(default="**/*", description="which files of a source folder are read")
+    text_field: str = Field(default="text", description="field of a record that holds its text; dots for a nested one")
+    streaming: bool = Field(default=False, description="read an hf: source without storing it first")
+    max_bytes: PositiveInt | None = Field(default=None, description="stop after this many bytes of documents")
+    val_fraction: float = Field(default=0.02, gt=0, lt=0.5, description="share held out, by cluster of near-duplicates")
+    workers: PositiveInt | None = Field(default=None, description="encoding processes; default: one per core")
+
+
+class TokenizerConfig(Section):
+    pre: Literal["gpt-2", "llama3", "qwen2"] = Field(default="gpt-2", description="pre-tokenizer, named by llama.cpp")
+    max_token_length: PositiveInt = Field(default=24, le=32, description="longest token, in bytes")
+    train_bytes: PositiveInt = Field(default=32_000_000, description="bytes of the corpus that BPE training reads")
+    path: Path | None = Field(default=None, description="an existing tokenizer.json to use instead of training one")

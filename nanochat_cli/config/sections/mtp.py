@@ -1,0 +1,18 @@
+"""`[mtp]`: multi-token prediction, an auxiliary loss on tokens further ahead (arXiv:2404.19737, 2412.19437)."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat
+
+from nanochat_cli.config.sections.section import Section
+
+
+class MTPConfig(Section):
+    enabled: bool = Field(default=False, description="also train on tokens beyond the next one")
+    kind: Literal["heads", "shared", "nextn"] = Field(
+        default="heads",
+        description="heads: a small one per token; shared: the model's own logits; nextn: one more block",
+    )
+    n_tokens: int = Field(default=3, ge=1, le=4, description="tokens beyond the next one (nextn: always 1)")
+    weight: NonNegativeFloat = Field(default=0.2, description="weight of all auxiliary losses together")
+    decay: float = Field(default=0.5, gt=0, le=1, description="weight of a token over that of the one before")

@@ -1,0 +1,41 @@
+"""`[train]`: batches, steps, the objective, and how they are computed."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from nanochat_cli.config.sections.section import Section
+
+
+class TrainConfig(Section):
+    total_steps: PositiveInt = Field(default=1000, description="optimizer steps of the run")
+    time_budget: PositiveFloat | None = Field(
+        default=None, description="seconds of training; after a few timed steps total_steps is lowered to what fits"
+    )
+    batch_size: PositiveInt = Field(default=8, description="sequences per micro-batch")
+    grad_accum: PositiveInt = Field(default=1, description="micro-batches per step")
+    seq_len: PositiveInt = Field(default=256, description="tokens per sequence")
+    grad_clip: NonNegativeFloat = Field(default=1.0, description="limit of the global gradient norm; 0: off")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="label smoothing of the objective")
+    z_loss: NonNegativeFloat = Field(default=0.0, description="weight of the squared log-sum-exp (arXiv:2204.02311)")
+    entropy_weight: NonNegativeFloat = Field(default=0.0, description="weight of an entropy bonus in the objective")
+    loss_chunk: PositiveInt = Field(default=512, description="tokens whose logits are held at once")
+    device: str = Field(default="auto", description="cpu, cuda or cuda:N; auto: CUDA if there is a GPU")
+    dtype: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="auto: bf16 autocast on CUDA, else fp32")
+    compile: Literal["auto", "on", "off"] = Field(
+        default="auto", description="auto: if a compiler exists and the run is long enough"
+    )
+    forward: Literal["auto", "float", "int8"] = Field(
+        default="auto",
+        description="how ternary layers multiply: in int8 kernels or exact floats, equal in value; auto: the faster",
+    )
+    grad_input: Literal["exact", "fp8"] = Field(
+        default="exact",
+        description="fp8: input gradients of ternary layers in float8 (compute capability 8.9 or later; not measured)",
+    )
+    gradient_checkpointing: bool = Field(default=False, description="recompute blocks in backward: less memory, slower")
+    log_interval: PositiveInt = Field(default=10, description="steps between lines of metrics")
+    spike_factor: PositiveFloat = Field(
+        default=4.0, description="skip a step whose gradient norm exceeds this multiple of its running mean"
+    )
+    max_skipped_steps: PositiveInt = Field(default=20, description="non-finite steps in a row that end the run")
