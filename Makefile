@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint bench figures validate gpu gpu-e3 clean
+.PHONY: help quickstart test lint bench figures keys validate gpu gpu-e3 clean
 
 help:
 	@echo 'make quickstart   train, measure and export a small ternary model on this machine, then run it in llama.cpp'
@@ -12,6 +12,7 @@ help:
 	@echo 'make lint         ruff and basedpyright'
 	@echo 'make bench        the benchmarks in their short form: they work here, and roughly how fast (build/bench/)'
 	@echo 'make figures      write the numbers of benchmarks/results/ into README and docs (CHECK=1: only say what differs)'
+	@echo 'make keys         write the tables of configuration keys in docs from the schema (CHECK=1: only say what differs)'
 	@echo 'make validate     check the whole chain end to end, against llama.cpp too'
 	@echo 'make gpu          check the kernels and measure training on a CUDA device'
 	@echo 'make gpu-e3       the E3 methods side by side on a CUDA device, on data/rust when it is there (nanochat tokenize)'
@@ -40,6 +41,9 @@ bench: $(VENV)/.installed-test
 # Needs no installation: it reads JSON and writes Markdown.
 figures:
 	$(PYTHON) benchmarks/update_figures.py $(if $(CHECK),--check)
+
+keys: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.update_keys $(if $(CHECK),--check)
 
 # `make test` runs it too, in its quick form.
 validate: $(VENV)/.installed-llama-cpp
