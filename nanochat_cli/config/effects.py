@@ -27,11 +27,11 @@ class Need:
 
     def fails(self, config: Config) -> str | None:
         """What the keys need, unless they have an effect."""
-        value = value_of(config, self.switch)
-        if value in self.values:
+        actual = value_of(config, self.switch)
+        if actual in self.values:
             return None
         wanted = " or ".join(format_value(value) for value in self.values)
-        return f"needs {self.switch} = {wanted}, not {format_value(value)}"
+        return f"needs {self.switch} = {wanted}, not {format_value(actual)}"
 
 
 @dataclass(frozen=True)

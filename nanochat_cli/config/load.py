@@ -54,7 +54,7 @@ def resolve_config(
     settings of the last three that have no effect, inform of a vocabulary that was replaced. Raises ConfigError.
     """
     named = [preset_files.load(name) for name in presets]
-    sources = []
+    sources: list[Settings] = []
     if file is not None:
         base, own = _read_file(file)
         named[:0] = base
