@@ -122,7 +122,7 @@ class LiveView:
 
     def __enter__(self) -> "LiveView":
         self._started = self._clock()
-        self._live = start_live(self._reporter, self._panel)
+        self._live = start_live(self._reporter, self.panel)
         return self
 
     def __exit__(
@@ -224,7 +224,8 @@ class LiveView:
         elapsed = f"elapsed {format_duration(self._clock() - self._started)}"
         return [elapsed, f"ETA {remaining}" if self._phase == TRAINING else self.doing]
 
-    def _panel(self) -> "RenderableType":
+    def panel(self) -> "RenderableType":
+        """What stays in place on a terminal."""
         from rich.panel import Panel
         from rich.progress_bar import ProgressBar
         from rich.table import Table

@@ -53,7 +53,7 @@ def tables(text: str) -> list[Table]:
 
 
 def links(text: str) -> Iterator[str]:
-    """Targets of links and pictures outside code, and those that stand at the end of a page for references."""
+    """Targets of links and pictures outside code, and those at the foot of a page."""
     text = without_code(text)
     return (match["target"] for pattern in (_LINK, _TARGET) for match in pattern.finditer(text))
 
@@ -65,7 +65,7 @@ def anchors(text: str) -> set[str]:
 
 
 def prose(text: str) -> str:
-    """What a reader takes for the authors' own words: no code, no figures, no link targets, no configuration tables."""
-    text = without_figures(without_code(text))
+    """What a reader takes for the authors' own words: no code, figures, link targets or configuration tables."""
+    text = without_figures(text)
     text = re.sub(r"\]\([^()\s]+\)", "]", text)
     return _TABLE.sub(lambda match: "\n" if re.match(r"\| *key *\|", match[0]) else match[0], text)
