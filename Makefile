@@ -4,18 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint bench figures keys validate gpu gpu-e3 clean
+.PHONY: help quickstart test lint bench figures keys docs validate gpu gpu-e3 clean
 
 help:
 	@echo 'make quickstart   train, measure and export a small ternary model on this machine, then run it in llama.cpp'
-	@echo 'make test         run the tests'
-	@echo 'make lint         ruff and basedpyright'
-	@echo 'make bench        the benchmarks in their short form: they work here, and roughly how fast (build/bench/)'
-	@echo 'make figures      write the numbers of benchmarks/results/ into README and docs (CHECK=1: only say what differs)'
-	@echo 'make keys         write the tables of configuration keys in docs from the schema (CHECK=1: only say what differs)'
+	@echo 'make test         run the tests, except the slow ones'
+	@echo 'make lint         ruff, import-linter and basedpyright'
+	@echo 'make bench        short forms of the benchmarks: they work here, and roughly how fast (build/bench/)'
+	@echo 'make figures      write numbers and tables of README and docs from benchmarks/results/ (CHECK=1: only compare)'
+	@echo 'make keys         write the tables of configuration keys in docs from the schema (CHECK=1: only compare)'
+	@echo 'make docs         build the documentation as a site (build/site/)'
 	@echo 'make validate     check the whole chain end to end, against llama.cpp too'
 	@echo 'make gpu          check the kernels and measure training on a CUDA device'
-	@echo 'make gpu-e3       the E3 methods side by side on a CUDA device, on data/rust when it is there (nanochat tokenize)'
+	@echo 'make gpu-e3       compare the E3 methods on a CUDA device, on data/rust if it exists (nanochat tokenize)'
 	@echo 'make clean        remove what builds and tests leave behind (not runs/, data/ or $(VENV))'
 
 quickstart: $(VENV)/.installed-llama-cpp
@@ -44,6 +45,9 @@ figures:
 
 keys: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.update_keys $(if $(CHECK),--check)
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m mkdocs build --strict
 
 # `make test` runs it too, in its quick form.
 validate: $(VENV)/.installed-llama-cpp

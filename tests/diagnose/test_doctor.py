@@ -131,7 +131,7 @@ def test_every_extra_for_users_unlocks_code_that_is_here_and_is_advised():
         assert f"nanochat[{extra}]" in advised[package]
 
 
-DEVELOPERS = ("test", "dev")
+DEVELOPERS = ("docs", "test", "dev")
 
 
 @pytest.mark.parametrize(

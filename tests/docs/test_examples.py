@@ -96,6 +96,15 @@ def test_every_make_target_exists(name, target):
     assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE)
 
 
+def test_make_help_tells_of_every_target_and_of_no_other():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    told = re.findall(r"^\t@echo 'make (\S+) +\S", makefile, re.MULTILINE)
+    rules = re.findall(r"^([\w-]+):(?!=)", makefile, re.MULTILINE)
+    (phony,) = re.findall(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)
+    assert sorted(told) == sorted(set(rules) - {"help"})
+    assert sorted(phony.split()) == sorted(rules)
+
+
 @pytest.mark.parametrize(("name", "script"), SCRIPTS)
 def test_every_script_exists(name, script):
     assert (ROOT / script).is_file()
