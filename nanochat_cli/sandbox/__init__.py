@@ -1,1 +1,1 @@
-"""Running untrusted programs: limits, isolation, processes, and the two languages whose programs are judged."""
+"""Running untrusted programs: limits, isolation, processes, and a judge for each of two languages."""

@@ -1,9 +1,9 @@
-"""Starts one program inside limits and namespaces, watches it, and ends every process that it leaves.
+"""Starts one program inside limits and namespaces, watches it, and kills every process that it leaves behind.
 
-A script of its own (`python -I -S -B launcher.py SPEC`), so that nothing has to happen between fork and
-exec of a program with threads. Three processes: the supervisor (watches time and memory; ends the tree when standard
-input closes, which is also what happens when nanochat dies), the init (process 1 of the sandbox: builds the file tree,
-reaps zombies), the program. Sees only the specification; `process` writes it and reads the report.
+A separate script (`python -I -S -B launcher.py SPEC`), so that nothing has to happen between fork and exec in the host,
+which has threads. Three processes: the supervisor (watches time and memory; kills the tree when standard input closes,
+as it does when nanochat dies), the init (process 1 of the sandbox: builds the file tree, reaps zombies), the program.
+Sees only the specification; `process` writes it and reads the report.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ import namespaces as kernel  # pyright: ignore[reportImplicitRelativeImport]
 import system_calls as calls  # pyright: ignore[reportImplicitRelativeImport]
 
 POLL = 0.02
-"""Seconds between two looks at the memory of the tree."""
+"""Seconds between two checks of the tree's memory."""
 FIRST_FD = 3
 """The channels of a program follow standard input, output and error."""
 
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def supervise(spec: dict) -> None:
-    """Fork the sandbox, watch it, end it, report it as one JSON line."""
+    """Fork the sandbox, watch it, kill what is left, and report one JSON line."""
     report: dict = {}
     kernel.become_subreaper()
     try:
@@ -59,7 +59,7 @@ def supervise(spec: dict) -> None:
     reason, text = watch(spec, child, reader, start)
     end_tree(child)
     with contextlib.suppress(ValueError):
-        report = json.loads(text.split(b"\n")[0])  # a program that does not start has the first word
+        report = json.loads(text.split(b"\n")[0])  # a program that cannot start reports before the init
     if not report and reason is None:
         reason = "killed"
     answer(spec["status"], {**report, "reason": reason, "seconds": time.monotonic() - start})
@@ -70,7 +70,7 @@ def answer(descriptor: int, values: dict) -> None:
 
 
 def watch(spec: dict, child: int, reader: int, start: float) -> tuple[str | None, bytes]:
-    """Wait for the report of the init; returns why the tree must be killed, if so, and the report."""
+    """Wait for the report of the init. Returns the reason to kill the tree, if there is one, and the report."""
     limits, text = spec["limits"], b""
     poller = select.poll()
     poller.register(reader, select.POLLIN | select.POLLHUP)
@@ -96,9 +96,9 @@ def watch(spec: dict, child: int, reader: int, start: float) -> tuple[str | None
 
 
 def fits(folder: str, limits: dict, pids: list[int]) -> bool:
-    """Whether the private folder is within its bounds (a tmpfs looks after itself), files without a name included.
+    """Whether the private folder, unlinked files included, is within its limits where no tmpfs enforces them.
 
-    A folder that cannot be read hides what it holds, so it does not fit.
+    An unreadable folder may hide anything, so it does not fit.
     """
     size, files = kernel.unlinked_bytes(pids, folder), 0
     faults: list[OSError] = []
@@ -113,7 +113,7 @@ def fits(folder: str, limits: dict, pids: list[int]) -> bool:
 
 
 def end_tree(child: int) -> None:
-    """Kill the sandbox and whatever became our child since, until there is none."""
+    """Kill the sandbox and every process that becomes our child, until none is left."""
     while True:
         for pid in [child, *kernel.descendants(os.getpid())]:
             with contextlib.suppress(ProcessLookupError):
@@ -127,7 +127,7 @@ def end_tree(child: int) -> None:
 
 
 def enter(spec: dict, report: int) -> None:
-    """The child of the supervisor: becomes the init, or the bubblewrap that starts it. Does not return."""
+    """Become the init, or the bubblewrap that starts it. Does not return."""
     if spec["mode"] == "bubblewrap":
         for descriptor in [report, *spec["channels"], *filter(None, [spec["output"]])]:
             os.set_inheritable(descriptor, True)
@@ -137,7 +137,7 @@ def enter(spec: dict, report: int) -> None:
 
 
 def inside(spec: dict, report: int) -> None:
-    """The init: prepare the folder, run the program, reap, say how it ended. Does not return."""
+    """Be the init: prepare the folder, run the program, reap, report how it ended. Does not return."""
     try:
         os.umask(0o022)
         uid = choose_uid(spec)
@@ -164,7 +164,7 @@ def inside(spec: dict, report: int) -> None:
 
 
 def reap(program: int) -> int:
-    """Wait for the program, and for every orphan that ends before it."""
+    """Wait for the program, reaping every orphan that ends before it."""
     while True:
         pid, status = os.waitpid(-1, 0)
         if pid == program:
@@ -172,7 +172,7 @@ def reap(program: int) -> int:
 
 
 def choose_uid(spec: dict) -> int:
-    """The user that the program runs as: never root, and one of its own for each run when we are root."""
+    """The user that the program runs as: our own, or for `drop` as root the one of the specification."""
     if os.getuid() != 0 or not spec["drop"]:
         return os.getuid()
     return spec["uid"]
@@ -189,17 +189,17 @@ def copy_files(spec: dict, uid: int) -> None:
 
 
 def copy_output(spec: dict) -> None:
-    """Copy the file that the program made, if it is a plain file of a permitted size, to the open `output`."""
+    """Copy the program's output, if it is a regular file of permitted size, to the open descriptor `output`."""
     name, descriptor = spec["output_name"], spec["output"]
     source = os.open(f"{spec['work']}/{name}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    found = os.fstat(source)
-    if stat.S_ISREG(found.st_mode) and found.st_size <= spec["limits"]["file_size"]:
+    status = os.fstat(source)
+    if stat.S_ISREG(status.st_mode) and status.st_size <= spec["limits"]["file_size"]:
         with os.fdopen(source, "rb") as reader, os.fdopen(descriptor, "wb") as writer:
             shutil.copyfileobj(reader, writer)
 
 
 def run(spec: dict, report: int, uid: int) -> None:
-    """The program: own session, limits, no privileges, then exec. Does not return."""
+    """Become the program: new session, limits, no privileges, then exec. Does not return."""
     try:
         os.setsid()
         os.chdir(spec["work"])
@@ -207,7 +207,7 @@ def run(spec: dict, report: int, uid: int) -> None:
         report = os.dup2(report, 99, inheritable=False)  # out of the way of the channels
         place_channels(spec["channels"])
         report = os.dup2(report, FIRST_FD + len(spec["channels"]), inheritable=False)
-        os.closerange(report + 1, os.sysconf("SC_OPEN_MAX") if sys.platform == "darwin" else 65536)
+        os.closerange(report + 1, 65536)
         set_limits(spec, uid)
         kernel.drop_privileges(uid)
         if spec["confine"]:
@@ -223,7 +223,7 @@ def run(spec: dict, report: int, uid: int) -> None:
 
 
 def place_channels(channels: list) -> None:
-    """Standard input from nowhere, the channels from descriptor 3 on."""
+    """Standard input from /dev/null, the channels from descriptor 3 on."""
     null = os.open("/dev/null", os.O_RDONLY)
     os.dup2(null, 0)
     high = [os.dup2(descriptor, 100 + i) for i, descriptor in enumerate(channels)]
@@ -236,7 +236,7 @@ def set_limits(spec: dict, uid: int) -> None:
     cpu = int(-(-limits["cpu"] // 1))
     processes = limits["processes"]
     if spec["mode"] == "limits":
-        processes += kernel.tasks_of(uid)  # without a namespace the kernel counts all that the user runs
+        processes += kernel.tasks_of(uid)  # here the kernel counts everything that the user runs
     for name, soft, hard in [
         ("CPU", cpu, cpu + 1),
         ("AS", limits["memory"], limits["memory"]),

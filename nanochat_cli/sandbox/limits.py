@@ -1,8 +1,7 @@
-"""What one run may use, and what came of it. Knows nothing of processes or languages."""
+"""The data of a run: its limits, the program with its tests, the outcome. Knows nothing of processes or languages."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 MIB = 1024**2
 
@@ -22,11 +21,11 @@ Status = Literal[
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of one process tree. A tree that passes one of them is killed whole.
+    """Bounds of one process tree, which is killed whole when it exceeds one of them.
 
-    `wall` and `cpu` are seconds (`cpu` of one process; rounded up), sizes are bytes. `memory` bounds the address
-    space of each process and the private resident memory of the tree; `disk` and `files` the private folder;
-    `output` standard output and standard error together.
+    `wall` and `cpu` are seconds (`cpu` of each process; rounded up), sizes are bytes. `memory` bounds the address
+    space of each process and the private resident memory of the tree; `disk` and `files` bound the private folder;
+    `output` bounds standard output and standard error together.
     """
 
     wall: float = 10.0
@@ -43,46 +42,23 @@ class Limits:
 COMPILE_LIMITS = Limits(
     wall=30.0, cpu=30.0, memory=2048 * MIB, file_size=64 * MIB, disk=128 * MIB, processes=48, open_files=256
 )
-"""What rustc and its linker may use."""
+"""Limits of rustc and its linker."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One test: source expressions in the language of the program. It passes when both have the same value."""
+    """One test: two expressions in the program's language. It passes when neither fails and both have equal values."""
 
     call: str
     expected: str
 
 
-class CaseLike(Protocol):
-    """A `Case`, or whatever has its fields."""
-
-    @property
-    def call(self) -> str: ...
-    @property
-    def expected(self) -> str: ...
-
-
-class ProgramLike(Protocol):
-    """A `Program`, or whatever has its fields."""
-
-    @property
-    def language(self) -> str: ...
-    @property
-    def source(self) -> str: ...
-    @property
-    def support(self) -> str: ...
-    @property
-    def tests(self) -> Sequence[CaseLike]: ...
-    @property
-    def given(self) -> str: ...
-
-
 @dataclass(frozen=True)
 class Program:
-    """Source to judge, and its tests as data. `support` is test code that the expressions of the tests may use.
+    """Source to judge, and its tests as data. There is no `main`.
 
-    given: the beginning of the source that was not to be written; what it defines is not taken from the program.
+    support: code that the tests may use, evaluated after the source. given: the beginning of the source, which the
+    model did not write; tests use its definitions and not the program's.
     """
 
     language: str
@@ -94,7 +70,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Diagnostic:
-    """What a compiler or a test said. `line` counts from 1 in the program, None when it is elsewhere."""
+    """A message of a compiler or of a failed test. `line` counts from 1; None: not a line of the program."""
 
     level: str
     message: str
@@ -103,9 +79,9 @@ class Diagnostic:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a program. `passed` of `total` tests passed; `seconds` is wall-clock time without waiting.
+    """How far a program came. `passed` of `total` tests passed; `seconds` is its wall-clock time, without queueing.
 
-    `status` is "ok" when the program ended by itself and without a fault, whether or not its tests passed.
+    `status` is "ok" when the program ended by itself and without an error, whether or not its tests passed.
     """
 
     stage: Stage
@@ -120,7 +96,7 @@ class Outcome:
 
     @property
     def compiled(self) -> bool:
-        """The program by itself compiles."""
+        """The program compiles without its tests."""
         return self.stage != "not compiled"
 
     @property

@@ -1,4 +1,4 @@
-"""What the launcher asks of the Linux kernel: namespaces, mounts, privileges, the process tree.
+"""The launcher's calls of the Linux kernel: namespaces, mounts, privileges, the process tree.
 
 Imported by the launcher script under `python -I -S`: standard library only, nothing of nanochat.
 """
@@ -22,9 +22,9 @@ AT_FDCWD, AT_RECURSIVE = -100, 0x8000
 ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV = 1, 2, 4
 
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store", "/etc/ld.so.cache")
-"""What a sandbox sees of the system, read-only, where it exists."""
+"""Paths of the system that a sandbox sees read-only, where they exist."""
 LINKER = ("/etc/alternatives",)
-"""What finding `cc` may need besides."""
+"""Further paths that finding `cc` may need."""
 DEVICES = ("null", "zero", "full", "random", "urandom")
 
 
@@ -35,22 +35,22 @@ def _check(result: int, what: str) -> None:
 
 
 def become_subreaper() -> None:
-    """Orphans below us become our children."""
+    """Make orphaned descendants our children."""
     _check(_libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "subreaper")
 
 
 def die_with_parent() -> None:
-    """SIGKILL when the supervisor ends."""
+    """Ask for SIGKILL when the supervisor ends."""
     _check(_libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "parent death signal")
 
 
 def not_dumpable() -> None:
-    """No process of the same user may trace us or read our memory."""
+    """Forbid processes of the same user to trace us or read our memory."""
     _check(_libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "dumpable")
 
 
 def enter_namespaces() -> None:
-    """New process, network, IPC and host-name spaces; for a user who is not root, in a new user namespace."""
+    """Enter new process, network, IPC and host-name namespaces; unless we are root, in a new user namespace."""
     uid, gid = os.getuid(), os.getgid()
     flags = NEWPID | NEWNET | NEWIPC | NEWUTS
     _check(_libc.unshare(flags if uid == 0 else flags | NEWUSER), "unshare")
@@ -66,7 +66,7 @@ def _mount(source: str | None, target: str, kind: str | None, flags: int, data: 
 
 
 def _restrict(target: str, attributes: int, flags: int = AT_RECURSIVE) -> None:
-    """mount_setattr(2): add attributes to a mount and what is mounted below it."""
+    """Add attributes to a mount and those below it (mount_setattr(2))."""
     words = (ctypes.c_uint64 * 4)(attributes, 0, 0, 0)
     _check(
         _libc.syscall(SYS_MOUNT_SETATTR, AT_FDCWD, target.encode(), flags, ctypes.byref(words), ctypes.sizeof(words)),
@@ -84,7 +84,7 @@ def _bind(source: str, target: str) -> None:
 
 
 def build_root(spec: dict, uid: int) -> None:
-    """A file tree of its own at `root`: system and toolchains read-only, a bounded tmpfs as the private folder."""
+    """Build an isolated file tree at `root`: system and toolchains read-only, a bounded tmpfs as the private folder."""
     root, limits = spec["root"], spec["limits"]
     _check(_libc.unshare(NEWNS), "unshare mounts")
     _mount(None, "/", None, MS_REC | MS_PRIVATE)
@@ -107,7 +107,7 @@ def build_root(spec: dict, uid: int) -> None:
 
 
 def pivot(root: str) -> None:
-    """Make `root` the root of this process and forget the old one."""
+    """Make `root` the root of this process and unmount the old one."""
     if SYS_PIVOT_ROOT is None:
         raise OSError(f"no pivot_root on {platform.machine()}")
     os.chdir(root)
@@ -118,10 +118,10 @@ def pivot(root: str) -> None:
 
 
 def drop_privileges(uid: int) -> None:
-    """Become `uid` for good: no capability, none to gain by exec."""
+    """Become `uid` irrevocably, with no capability and no way to gain one by exec."""
     if os.geteuid() == 0:
         for capability in range(64):
-            _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)  # numbers that this kernel lacks are refused
+            _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)  # fails for numbers that this kernel lacks
     if uid != os.getuid():
         os.setgroups([])
         os.setresgid(uid, uid, uid)
@@ -130,50 +130,50 @@ def drop_privileges(uid: int) -> None:
 
 
 def descendants(pid: int) -> list[int]:
-    """Processes below `pid`, as this process sees them."""
-    found, front = [], [pid]
+    """Processes below `pid`, by the ids that this process sees."""
+    below, front = [], [pid]
     while front:
         parent = front.pop()
         with contextlib.suppress(OSError):
             for task in os.listdir(f"/proc/{parent}/task"):  # noqa: PTH208
                 with open(f"/proc/{parent}/task/{task}/children", encoding="ascii") as file:  # noqa: PTH123
                     children = [int(word) for word in file.read().split()]
-                found += children
+                below += children
                 front += children
-    return found
+    return below
 
 
 def memory_of(pid: int) -> int:
-    """Resident bytes of a process that no file backs, 0 when it has ended; of shared memory its share."""
-    found = _sizes(f"/proc/{pid}/status")
-    shared = found.get("RssShmem", 0)
+    """Resident bytes of a process that no file backs, with its share of shared memory; 0 when it has ended."""
+    sizes = _sizes(f"/proc/{pid}/status")
+    shared = sizes.get("RssShmem", 0)
     if shared:
         shared = _sizes(f"/proc/{pid}/smaps_rollup").get("Pss_Shmem", shared)
-    return found.get("RssAnon", found.get("VmRSS", 0)) + shared
+    return sizes.get("RssAnon", sizes.get("VmRSS", 0)) + shared
 
 
 def _sizes(path: str) -> dict[str, int]:
-    """Entries in kB of a file of /proc, in bytes; none when the process has ended or forbids it."""
-    found = {}
+    """The kB entries of a /proc file, in bytes; empty when the process has ended or forbids reading."""
+    sizes = {}
     with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123
         for line in file:
             if line.endswith(" kB\n"):
                 name, _, size = line[:-4].partition(":")
-                found[name] = int(size) * 1024
-    return found
+                sizes[name] = int(size) * 1024
+    return sizes
 
 
 def unlinked_bytes(pids: list[int], folder: str) -> int:
-    """Bytes on disk of files without a name that these processes hold: open, or mapped from below `folder`."""
+    """Bytes on disk of unlinked files that these processes hold open, or have mapped from below `folder`."""
     held: dict[tuple[str, int], int] = {}
     for pid in pids:
         with contextlib.suppress(OSError):
             for name in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208
                 with contextlib.suppress(OSError):
-                    found = os.stat(f"/proc/{pid}/fd/{name}")  # noqa: PTH116
-                    if stat.S_ISREG(found.st_mode) and found.st_nlink == 0:
-                        device = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}"
-                        held[device, found.st_ino] = found.st_blocks * 512
+                    status = os.stat(f"/proc/{pid}/fd/{name}")  # noqa: PTH116
+                    if stat.S_ISREG(status.st_mode) and status.st_nlink == 0:
+                        device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+                        held[device, status.st_ino] = status.st_blocks * 512
             with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as file:  # noqa: PTH123
                 for line in file:
                     if line.endswith(" (deleted)\n") and folder in line:
@@ -184,7 +184,7 @@ def unlinked_bytes(pids: list[int], folder: str) -> int:
 
 
 def tasks_of(uid: int) -> int:
-    """Threads that a user runs on this machine."""
+    """Number of threads that a user runs on this machine."""
     count = 0
     for name in filter(str.isdigit, os.listdir("/proc")):  # noqa: PTH208
         with contextlib.suppress(OSError):

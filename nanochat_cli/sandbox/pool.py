@@ -1,8 +1,8 @@
-"""Many programs at once: threads that wait for sandboxes, and a cache of what came of a program.
+"""Judge many programs at once: threads that wait for sandboxes, and a cache of verdicts.
 
-A verdict depends on program, tests, limits, isolation and toolchain; a program that was judged under all of these
-before is not run again. What a clock or the machine decided (timeouts, kills) is not kept. A program that something
-killed is judged once more when all others are done, so that no neighbour decides about it.
+A verdict depends on program, tests, limits, isolation and toolchain; a program already judged under all of these is
+not run again. Verdicts that the machine's load may have decided (timeouts, kills) are not kept. A program that was
+killed from outside is judged once more after all others, so that its neighbours do not decide its verdict.
 """
 
 import hashlib
@@ -18,20 +18,20 @@ from typing import Any
 from nanochat_cli.errors import DataError
 from nanochat_cli.nesting import parse_json
 from nanochat_cli.report.reporter import Reporter
-from nanochat_cli.sandbox.limits import Diagnostic, Outcome, ProgramLike
+from nanochat_cli.sandbox.limits import Diagnostic, Outcome, Program
 from nanochat_cli.sandbox.sandbox import Sandbox
 
 FORMAT = 3
-"""Changes when verdicts of the same program may change."""
+"""Raised when the same program may get another verdict."""
 _DISTURBED = "killed"
 _NOT_KEPT = ("timeout", _DISTURBED)
 
 
 class SandboxPool:
-    """Judges programs with `workers` sandboxes at a time; by default one for each core. A context manager.
+    """Judges programs in `workers` threads, by default one per core. A context manager.
 
-    `cache` is a folder for verdicts that are kept between processes (JSON, one file each); without it they last as
-    long as the pool. `judged` counts the programs that were run, `reused` those that were not.
+    `cache` is a folder that keeps verdicts between processes (JSON, one file each); without it they last as long as
+    the pool. `judged` counts the programs that were run, `reused` the verdicts that were known already.
     """
 
     def __init__(self, sandbox: Sandbox, workers: int | None = None, cache: Path | None = None) -> None:
@@ -45,9 +45,7 @@ class SandboxPool:
             try:
                 cache.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise DataError(
-                    f"{cache}: the cache cannot be made: {error.strerror}; choose another folder"
-                ) from error
+                raise DataError(f"{cache}: cannot create the cache: {error.strerror}; choose another folder") from error
 
     def __enter__(self) -> "SandboxPool":
         return self
@@ -55,31 +53,31 @@ class SandboxPool:
     def __exit__(self, *_: object) -> None:
         self._executor.shutdown(cancel_futures=True)
 
-    def judge_all(self, programs: Sequence[ProgramLike], reporter: Reporter | None = None) -> list[Outcome]:
-        """Outcomes in the order of `programs`; equal programs are run once. Raises what `Sandbox.judge` raises."""
+    def judge_all(self, programs: Sequence[Program], reporter: Reporter | None = None) -> list[Outcome]:
+        """Outcomes in the order of `programs`; equal programs run once. Raises what `Sandbox.judge` raises."""
         keys = [self.key(program) for program in programs]
         first = dict(zip(keys, programs, strict=True))
         futures = {key: self._executor.submit(self._outcome, key, program) for key, program in first.items()}
         try:
             if reporter is None:
-                found = {key: future.result() for key, future in futures.items()}
+                outcomes = {key: future.result() for key, future in futures.items()}
             else:
-                found = {}
+                outcomes = {}
                 with reporter.progress("judging programs", total=len(first), unit="programs") as progress:
                     for key, future in futures.items():
-                        found[key] = future.result()
+                        outcomes[key] = future.result()
                         progress.advance()
         finally:
             for future in futures.values():
                 future.cancel()
-        for key, outcome in found.items():
+        for key, outcome in outcomes.items():
             if outcome.status == _DISTURBED:
-                found[key] = self._outcome(key, first[key])
+                outcomes[key] = self._outcome(key, first[key])
         self.reused += len(programs) - len(first)
-        return [found[key] for key in keys]
+        return [outcomes[key] for key in keys]
 
-    def key(self, program: ProgramLike) -> str:
-        """SHA-256 over all that a verdict depends on."""
+    def key(self, program: Program) -> str:
+        """SHA-256 of everything that a verdict depends on."""
         content = {
             "format": FORMAT,
             "language": program.language,
@@ -93,7 +91,7 @@ class SandboxPool:
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def _outcome(self, key: str, program: ProgramLike) -> Outcome:
+    def _outcome(self, key: str, program: Program) -> Outcome:
         kept = self._known.get(key) or self._read(key)
         if kept is not None:
             with self._lock:
@@ -110,7 +108,7 @@ class SandboxPool:
         return outcome
 
     def _read(self, key: str) -> Outcome | None:
-        """A verdict of the folder; one that cannot be read counts as none."""
+        """The verdict in the folder, unless it is missing or unreadable."""
         if self._folder is None:
             return None
         try:
@@ -120,7 +118,7 @@ class SandboxPool:
             return None
 
     def _write(self, key: str, outcome: Outcome) -> None:
-        """Whole or not at all. Not synced: a verdict that a power cut takes is made again."""
+        """Atomic but not synced: a verdict lost in a power cut is computed again."""
         if self._folder is None:
             return
         temporary = self._folder / f".{key}.{os.getpid()}-{threading.get_ident()}"
@@ -128,7 +126,7 @@ class SandboxPool:
             temporary.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
             temporary.replace(self._folder / f"{key}.json")
         except OSError as error:
-            raise DataError(f"{self._folder}: a verdict cannot be kept: {error.strerror}; free space") from error
+            raise DataError(f"{self._folder}: cannot write a verdict: {error.strerror}; free space") from error
 
 
 def _outcome_of(values: dict[str, Any]) -> Outcome:

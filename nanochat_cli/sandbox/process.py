@@ -1,6 +1,6 @@
-"""One sandboxed process as its host sees it: start the launcher, read bounded output, collect how it ended.
+"""The host's side of a sandboxed process: start the launcher, read bounded output, find out how the process ended.
 
-Knows limits and isolation, nothing of languages and tests.
+Knows limits and isolation, not languages or tests.
 """
 
 import itertools
@@ -26,20 +26,19 @@ from nanochat_cli.sandbox.limits import Limits, Status
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
 WORK = "/work"
-"""The private folder, inside a file tree of its own."""
+"""The private folder in an isolated file tree."""
 TAIL = 4096
-"""Bytes kept of each stream, unless a command says otherwise."""
+"""Bytes kept from the end of each output stream; the default of `Command.tail`."""
 GRACE = 5.0
 """Seconds that a supervisor may take beyond the wall-clock limit to end a tree."""
 
 FIRST_UID = 2_000_000_000
-"""Users of runs that root starts: a block for each process, in each block one user after the other."""
+"""Root starts each run as another user: every process has a block of user ids and takes them in turn."""
 BLOCK = 100_000
-_LAST_OF_SYSTEM = 999
-"""Users up to here belong to the system; where few others exist (in a container), those are taken in turn."""
-_FEW = 1000
-_DEADLY = (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
-"""Signals that no fault of a program sends: whoever ends by one was ended by another."""
+_LAST_SYSTEM_UID = 999
+_MIN_USERS = 1000
+_EXTERNAL = (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+"""Signals that no error of a program raises: a program that dies of one was killed from outside."""
 _runs = itertools.count()
 
 Mode = Literal["namespaces", "bubblewrap", "limits"]
@@ -47,7 +46,7 @@ Mode = Literal["namespaces", "bubblewrap", "limits"]
 
 @dataclass(frozen=True)
 class Isolation:
-    """How programs are kept apart on this machine. `drop`: each runs as a user of its own, not root."""
+    """How programs are kept apart on this machine. `drop`: each runs as another unprivileged user."""
 
     mode: Mode
     drop: bool
@@ -55,7 +54,7 @@ class Isolation:
 
     @property
     def shared(self) -> bool:
-        """Programs share a user and see each other: they may not signal others, and run one at a time."""
+        """Programs share a user and see each other, so they may signal no other process and run one at a time."""
         return self.mode == "limits" and not self.drop
 
 
@@ -70,23 +69,21 @@ class Ended:
 
     @property
     def status(self) -> Status:
-        """The end in the words of `Outcome`."""
+        """How it ended, as a status of `Outcome`."""
         if self.reason in ("timeout", "memory", "output limit", "disk limit", "killed"):
             return self.reason  # type: ignore[return-value]  # narrowed by the test above
         if self.error is not None:
             return "killed"
-        if self.code == -24:  # SIGXCPU
+        if self.code == -signal.SIGXCPU or (self.code == -signal.SIGKILL and self.reason == "cpu"):
             return "timeout"
-        if self.code == -9 and self.reason == "cpu":
-            return "timeout"
-        if self.code is not None and -self.code in _DEADLY:
+        if self.code is not None and -self.code in _EXTERNAL:
             return "killed"
         return "ok" if self.code == 0 else "runtime error"
 
 
 @dataclass
 class Command:
-    """What to run: `argv` in the private folder, which gets `files` (name there → path here).
+    """`argv`, to run in the private folder with copies of `files` (name in the folder → path on the host).
 
     `channels` become descriptors 3, 4, …; `visible` are folders that the program may read besides the system;
     `output` names a file that is copied to the given path when the program ends with code 0.
@@ -107,8 +104,8 @@ class Running:
     def __init__(self, command: Command, isolation: Isolation) -> None:
         self._limits, self._keep = command.limits, command.tail
         self.tails = {"stdout": bytearray(), "stderr": bytearray()}
-        self._read = 0
-        self._too_much = False
+        self._bytes_read = 0
+        self._too_much_output = False
         self._report = bytearray()
         self._started = time.monotonic()
         self._folder = tempfile.TemporaryDirectory(prefix="nanochat-sandbox-", ignore_cleanup_errors=True)
@@ -149,7 +146,7 @@ class Running:
         self._folder.cleanup()
 
     def stop(self) -> None:
-        """End the tree, if it has not ended; returns when the supervisor has."""
+        """End the tree if it still runs, and wait for its supervisor."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
@@ -159,7 +156,7 @@ class Running:
             self._process.wait()
 
     def register(self, selector: selectors.BaseSelector) -> None:
-        """Watch the output and the report of this tree; the data of each key is what to call when it is ready."""
+        """Watch the output and the report of this tree; the data of each key is the function that takes its bytes."""
         assert self._process.stdout is not None
         assert self._process.stderr is not None
         for name, descriptor in [("stdout", self._process.stdout.fileno()), ("stderr", self._process.stderr.fileno())]:
@@ -167,12 +164,12 @@ class Running:
         selector.register(self._status, selectors.EVENT_READ, self._report.extend)
 
     def _take(self, name: str, block: bytes) -> None:
-        self._read += len(block)
+        self._bytes_read += len(block)
         tail = self.tails[name]
         tail += block
         del tail[: -self._keep]
-        if self._read > self._limits.output and not self._too_much:
-            self._too_much = True
+        if self._bytes_read > self._limits.output and not self._too_much_output:
+            self._too_much_output = True
             assert self._process.stdin is not None
             self._process.stdin.close()
 
@@ -183,28 +180,28 @@ class Running:
 
     @property
     def overdue(self) -> bool:
-        """The supervisor has missed its own wall-clock limit."""
+        """The supervisor should have ended the tree by now."""
         return time.monotonic() - self._started > self._limits.wall + GRACE
 
     def end(self) -> Ended:
-        """How it ended; call after `stop` or when `ended`. Raises ConfigError when the sandbox could not start."""
+        """How the tree ended; call it after `stop` or when `ended`."""
         try:
             values: dict[str, Any] = json.loads(bytes(self._report))
         except ValueError:
             values = {"reason": "killed"}
-        reason = "output limit" if self._too_much else values.get("reason")
+        reason = "output limit" if self._too_much_output else values.get("reason")
         code = values.get("code")
-        if code == -9 and values.get("cpu", 0) >= self._limits.cpu:
+        if code == -signal.SIGKILL and values.get("cpu", 0) >= self._limits.cpu:
             reason = "cpu"
         return Ended(code, reason, values.get("error"), values.get("seconds", 0.0))
 
     def tail(self, name: Literal["stdout", "stderr"]) -> str:
-        """The last characters of a stream."""
+        """The end of an output stream."""
         return self.tails[name].decode(errors="replace")
 
 
 def drive(runs: Sequence[Running], until: Running, channel: tuple[int, bytearray, int] | None = None) -> None:
-    """Read all streams until `until` has ended. `channel` is (descriptor, where its bytes go, most bytes)."""
+    """Read the streams of `runs` until `until` has ended. channel: (descriptor, buffer for its bytes, most bytes)."""
     with selectors.DefaultSelector() as selector:
         for run in runs:
             run.register(selector)
@@ -239,7 +236,7 @@ def run(command: Command, isolation: Isolation) -> tuple[Ended, str, str]:
 
 
 def interpreter() -> tuple[list[str], list[str]]:
-    """The Python of this process without site packages: its command, and the folders that it needs to read."""
+    """The command of this process's Python without site packages, and the folders that it must be able to read."""
     return _python(), [sys.base_prefix]
 
 
@@ -248,7 +245,7 @@ def _python() -> list[str]:
 
 
 def _specification(command: Command, isolation: Isolation, base: Path, status: int, output: int | None) -> Path:
-    """Write the launcher's orders into the run's folder."""
+    """Write the launcher's specification into the run's folder."""
     work = base / "work"
     work.mkdir(mode=0o700)
     (base / "root").mkdir()
@@ -258,7 +255,7 @@ def _specification(command: Command, isolation: Isolation, base: Path, status: i
     home = WORK if inner else str(work)
     python = _python()
     limits = asdict(command.limits)
-    limits["disk"] += sum(path.stat().st_size for path in command.files.values())  # what we put there is not its doing
+    limits["disk"] += sum(path.stat().st_size for path in command.files.values())  # our own files do not count
     values = {
         "mode": isolation.mode,
         "drop": isolation.drop,
@@ -291,24 +288,24 @@ def _specification(command: Command, isolation: Isolation, base: Path, status: i
 
 
 def _uid() -> int:
-    """A user that no other run has now: it cannot signal the others, and the kernel counts processes by user."""
+    """A user id that no other run has now, so that runs cannot signal each other and process limits count one run."""
     users = _users()
-    start = os.getpid() * 97 if users.start < FIRST_UID else 0  # of a few users, each process begins elsewhere
+    start = os.getpid() * 97 if users.start < FIRST_UID else 0  # without blocks, processes start at different ids
     return users[(start + next(_runs)) % len(users)]
 
 
 @lru_cache(maxsize=1)
 def _users() -> range:
-    """Users that root may become here (uid_map of user_namespaces(7)) and that are nobody else; empty if too few."""
+    """Unused user ids that root may take here (uid_map of user_namespaces(7)); empty if there are too few."""
     first = FIRST_UID + os.getpid() % 1000 * BLOCK
     best = range(0)
     for line in Path("/proc/self/uid_map").read_text(encoding="ascii").splitlines():
         start, _, count = map(int, line.split())
         if start <= first and first + BLOCK <= start + count:
             return range(first, first + BLOCK)
-        found = range(max(start, start + count // 2, _LAST_OF_SYSTEM + 1), min(start + count, 65534))
-        best = max(best, found, key=len)
-    return best if len(best) >= _FEW else range(0)
+        upper_half = range(max(start + count // 2, _LAST_SYSTEM_UID + 1), min(start + count, 65534))
+        best = max(best, upper_half, key=len)
+    return best if len(best) >= _MIN_USERS else range(0)
 
 
 def _bubblewrap(visible: Sequence[str], base: Path, disk: int, python: Sequence[str]) -> list[str]:
@@ -321,22 +318,8 @@ def _bubblewrap(visible: Sequence[str], base: Path, disk: int, python: Sequence[
             words += ["--ro-bind-try", path, path]
     words += ["--ro-bind", str(LAUNCHER.parent), "/launcher", "--ro-bind", str(base / "inputs"), "/inputs"]
     words += ["--ro-bind", str(base / "spec.json"), "/spec.json"]
-    words += [
-        "--proc",
-        "/proc",
-        "--dev",
-        "/dev",
-        "--remount-ro",
-        "/dev",
-        "--size",
-        str(disk),
-        "--tmpfs",
-        WORK,
-        "--symlink",
-        WORK,
-        "/tmp",
-    ]
-    words += ["--remount-ro", "/"]
+    words += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
+    words += ["--size", str(disk), "--tmpfs", WORK, "--symlink", WORK, "/tmp", "--remount-ro", "/"]
     return [*words, *python, f"/launcher/{LAUNCHER.name}", "/spec.json"]
 
 
@@ -346,10 +329,7 @@ def _in_system(path: str) -> bool:
 
 @lru_cache(maxsize=1)
 def isolation() -> Isolation:
-    """The strongest isolation that works here: each is tried with a program that does nothing.
-
-    Raises ConfigError when not even a limited process starts.
-    """
+    """The strongest isolation that can run an empty program here. Raises ConfigError when none can."""
     problems = []
     root = os.getuid() == 0
     for candidate in _candidates(root):
@@ -378,6 +358,6 @@ def _candidates(root: bool) -> list[Isolation]:
 
 
 def _open_world(user: str) -> str:
-    """What limits alone leave open to a program that runs as `user`."""
+    """The description of limits alone, for a program that runs as `user`."""
     writes = "only its own folder" if system_calls.can_confine() else f"wherever {user} may"
     return f"resource limits only: each program runs as {user}, reads what that user may, writes {writes}, has network"

@@ -1,9 +1,8 @@
-"""What a program may ask of the kernel: a filter of system calls (seccomp), and where it may write (Landlock).
+"""Restrictions on what a program may ask of the kernel: a filter of system calls (seccomp), and writes (Landlock).
 
-The filter closes what limits do not measure or namespaces would undo: memory behind handles that no process maps
-(memfd, System V segments and queues, keys), new namespaces and mounts, other processes' memory. Imported by the
-launcher script under `python -I -S`: standard library only, nothing of nanochat. Sources: seccomp(2), landlock(7),
-Linux `asm/unistd.h`.
+The filter blocks what limits cannot measure or what undoes namespaces: memory that no process maps (memfd, System V
+segments and queues, keys), new namespaces and mounts, other processes' memory. Imported by the launcher script under
+`python -I -S`: standard library only, nothing of nanochat. Sources: seccomp(2), landlock(7), Linux `asm/unistd.h`.
 """
 
 import ctypes
@@ -18,14 +17,14 @@ PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _KILL, _FAIL = 0x7FFF0000, 0x80000000, 0x00050000
 _NUMBER, _ARCHITECTURE, _FIRST, _SECOND = 0, 4, 16, 24
-"""Offsets in `struct seccomp_data`; of arguments the lower half, since both machines are little-endian."""
+"""Offsets in `struct seccomp_data`; arguments by their lower half, since both architectures are little-endian."""
 _NAMESPACES = 0x7E020000
 """CLONE_NEW* in the flags of clone(2)."""
 _X32 = 0x40000000
 _SET_OWNER, _SET_SIGNAL, _SET_OWNER_EX = 8, 10, 15
-"""fcntl(2) commands that make the kernel send a signal to a process of choice."""
+"""fcntl(2) commands that make the kernel signal any process."""
 
-# Name: (x86_64, aarch64). From 424 on both are the same.
+# Name: (x86_64, aarch64). From 424 on both have the same numbers.
 _REFUSED = {
     "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195), "semget": (64, 190), "msgget": (68, 186),
     "memfd_create": (319, 279), "memfd_secret": (447, 447), "unshare": (272, 97), "setns": (308, 268),
@@ -47,24 +46,24 @@ _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _WRITE_FILE = 1 << 1
 _WRITES = (_WRITE_FILE | 0x1FF0, 1 << 13, 1 << 14)
-"""Access rights that change files: of version 1, and those that versions 2 (REFER) and 3 (TRUNCATE) add."""
+"""Access rights that change files: those of version 1, and what versions 2 (REFER) and 3 (TRUNCATE) add."""
 
 
 def can_filter() -> bool:
-    """Whether system calls of this kind of machine are known."""
+    """Whether the system call numbers of this architecture are known."""
     return platform.machine() in _MACHINES
 
 
 def can_confine() -> bool:
-    """Whether this kernel can confine where a process writes (Landlock, Linux 5.13)."""
+    """Whether this kernel has Landlock (Linux 5.13)."""
     return _landlock_version() > 0
 
 
 def filter_calls(signals: bool) -> None:
     """Refuse system calls in this process and all that it starts; needs no_new_privs. Raises OSError.
 
-    signals: whether other processes may be signalled; without it a process may signal the one that calls this and no
-    other, where a program shares its user with the host.
+    signals: whether other processes may be signalled. False where a program shares its user with the host: then it may
+    signal only the process that calls this.
     """
     column, architecture = _MACHINES[platform.machine()]
     refuse = (_RETURN, 0, 0, _FAIL | errno.EPERM)
@@ -74,7 +73,7 @@ def filter_calls(signals: bool) -> None:
     refused = _REFUSED if signals else _REFUSED | _BY_HANDLE
     for numbers in refused.values():
         code += [(_EQUAL, 0, 1, numbers[column]), refuse]
-    code += [(_EQUAL, 0, 1, _CLONE3[column]), (_RETURN, 0, 0, _FAIL | errno.ENOSYS)]  # its flags are out of reach
+    code += [(_EQUAL, 0, 1, _CLONE3[column]), (_RETURN, 0, 0, _FAIL | errno.ENOSYS)]  # its flags are in memory
     allow = (_RETURN, 0, 0, _ALLOW)
     code += [(_EQUAL, 0, 4, _CLONE[column]), (_LOAD, 0, 0, _FIRST), (_ANY_BIT, 0, 1, _NAMESPACES), refuse, allow]
     if not signals:
@@ -93,7 +92,7 @@ def filter_calls(signals: bool) -> None:
 
 
 def confine_writes(folder: str) -> None:
-    """From now on this process writes only below `folder` and to /dev/null and the like. Raises OSError."""
+    """Let this process write only below `folder` and to devices like /dev/null from now on. Raises OSError."""
     version = _landlock_version()
     rights = sum(_WRITES[: max(0, min(version, 3))])
     ruleset = _call(_CREATE_RULESET, struct.pack("=Q", rights), 8, 0)

@@ -1,8 +1,8 @@
-"""Evaluates tests in a process of its own, and calls the program under test as if it were here.
+"""Evaluates tests in a separate process, where proxies stand for the objects of the program under test.
 
 A script that runs in a second sandbox: descriptor 3 leads to the program, 4 to the host, 5 holds the tests. The
 program never sees a test or an expected value, only the calls of its functions; what it returns becomes plain data
-before it is compared, and expected values know no name of the program. So it cannot pass without computing the answers.
+before it is compared, and expected values use no name of the program. So it cannot pass without computing the answers.
 """
 
 import ast
@@ -19,7 +19,7 @@ import plain_values as values  # pyright: ignore[reportImplicitRelativeImport]
 
 PR_SET_DUMPABLE = 4
 MOST_ITEMS = 10_000
-"""Of an iterator of the program that a test walks through."""
+"""Most items that a test may read from an iterator of the program at once."""
 ENDED = "the program ended before its tests"
 
 
@@ -28,18 +28,18 @@ class Ended(Exception):
 
 
 class Raised(Exception):
-    """The program raised something that is no built-in exception."""
+    """The program raised an exception that is not built in."""
 
 
 class NotPlain(BaseException):
-    """A test depends on what an object of the program says of itself; no `except Exception` of a test takes this."""
+    """A test depends on what an object of the program claims. No `except Exception` of a test catches this."""
 
 
 class Link:
-    """The way to the program: one question, one answer.
+    """The connection to the program: one question, one answer.
 
-    refused: why the test in hand cannot pass, whatever else it finds. allowed: numbers that are not finite which it
-    may get, since it names them.
+    refused: why the current test cannot pass, whatever else it does. allowed: the non-finite numbers that it may get,
+    since it names them.
     """
 
     def __init__(self):
@@ -65,7 +65,7 @@ class Link:
         if "value" in reply:
             value = values.decode(reply["value"], lambda number: Remote(self, number))
             for odd in set(not_finite(value)).difference(self.allowed):
-                self.refused = self.refused or f"the program gives {odd}, which decides no comparison"
+                self.refused = self.refused or f"the program returned {odd}, which the test does not name"
             return value
         raise self.exception(reply)
 
@@ -74,7 +74,7 @@ class Link:
         raise NotPlain(reason)
 
     def exception(self, reply):
-        """The first built-in class that the program's exception has."""
+        """The program's exception as the first built-in class among its bases."""
         message = str(reply.get("message"))
         for name in reply.get("raised", []):
             kind = getattr(builtins, str(name), None)
@@ -95,7 +95,7 @@ class Link:
 
 
 def not_finite(value):
-    """Names of the numbers that are not finite in a plain value."""
+    """Names of the non-finite numbers in a plain value."""
     kind = type(value)
     if kind is float or kind is complex:
         text = repr(value)
@@ -125,9 +125,9 @@ def _refusal(name):
 
 
 class Remote:
-    """An object of the program: can be called, asked for attributes and items, and walked through to its end.
+    """A proxy for an object of the program: can be called, iterated, and asked for attributes, items and its length.
 
-    Whatever would take its word for being right (operators, truth, text, its class) is refused.
+    Everything that would let the program decide a test (operators, truth, text, its class) is refused.
     """
 
     __class__ = property(_refusal("class"))  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -166,21 +166,20 @@ for _name in _OPERATIONS:
 
 
 class Identities(ast.NodeTransformer):
-    """`a is b` asks our function, since an object of the program is not None whatever it holds."""
+    """Turns `a is b` into a call of our function, since a proxy is not None whatever it stands for."""
 
     def visit_Compare(self, node):
         self.generic_visit(node)
         if len(node.ops) != 1 or not isinstance(node.ops[0], ast.Is | ast.IsNot):
             return node
         call = ast.Call(ast.Name("__nanochat_same__", ast.Load()), [node.left, node.comparators[0]], [])
-        found = call if isinstance(node.ops[0], ast.Is) else ast.UnaryOp(ast.Not(), call)
-        return ast.copy_location(found, node)
+        replacement = call if isinstance(node.ops[0], ast.Is) else ast.UnaryOp(ast.Not(), call)
+        return ast.copy_location(replacement, node)
 
 
 def main():
-    ctypes.CDLL(None).prctl(
-        PR_SET_DUMPABLE, 0, 0, 0, 0
-    )  # where both share a process space: no debugger, no /proc/PID/fd
+    # Where both share a process namespace, the program must not debug us or read /proc/PID/fd.
+    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
     with os.fdopen(5, "rb") as file:
         tests = json.load(file)
     link = Link()
@@ -197,7 +196,7 @@ def main():
     values.write(report, {"run": True})
     try:
         graded = Tests(tests, names, link)
-    except SyntaxError as error:  # of the support
+    except SyntaxError as error:  # in the support
         for case in tests["cases"]:
             values.write(report, {"passed": False, "message": f"{case['call']}: {describe(error)}"})
         return
@@ -209,8 +208,8 @@ def main():
 class Tests:
     """The tests of a program, and the names that they may use.
 
-    given: what stands before the part that was to be written. Its functions, constants and imports are taken from
-    there and not from the program, except where it defines classes, whose objects only the program understands.
+    given: the beginning of the program, which the model did not write. Its functions, constants and imports are
+    evaluated here and not taken from the program, unless it defines classes, whose objects only the program knows.
     """
 
     def __init__(self, tests, names, link):
@@ -222,7 +221,7 @@ class Tests:
 
     @staticmethod
     def _given(text):
-        """Names that the source defines by itself, without the definition at its end, which is not whole."""
+        """The names that the source defines, except for the unfinished definition at its end."""
         try:
             tree = ast.parse(text)
             last = getattr(tree.body.pop(), "name", None) if tree.body else None
@@ -242,7 +241,7 @@ class Tests:
         return one is other
 
     def _modules(self, call):
-        """Modules of the standard library that a test takes something from, whatever the program calls so."""
+        """Standard-library modules whose attributes a test uses, whatever the program means by their names."""
         nodes = [*ast.walk(ast.parse(call.strip())), *ast.walk(ast.parse(self.support_text))]
         bases = {
             node.value.id for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
@@ -250,7 +249,7 @@ class Tests:
         return {name: importlib.import_module(name) for name in bases & sys.stdlib_module_names}
 
     def expected(self, text):
-        """The value of an expression that sees nothing of the program."""
+        """The value of an expression that cannot see the program."""
         namespace = {**self._modules(text), **self.given, "__nanochat_same__": self._same}
         try:
             exec(self.support, namespace)
@@ -258,28 +257,28 @@ class Tests:
             namespace = {**self._modules(text), **self.given}
         return eval(text.strip(), namespace)
 
-    def found(self, call):
-        """The value of an expression with the names of the program."""
+    def actual(self, call):
+        """The value of an expression that can use the names of the program."""
         namespace = {name: value for name, value in self.names.items() if not hidden(name, call)}
         namespace |= {**self._modules(call), **self.trusted, "__nanochat_same__": self._same}
         exec(self.support, namespace)
         return eval(self._compiled(call, "eval"), namespace)
 
     def judge(self, case):
-        """Whether a test passes, and what to say when it does not."""
+        """Whether a test passes, and a message if it fails."""
         link, call = self.link, case["call"]
         text = f"{call} {case['expected']} {self.support_text}".lower()
         nan, infinite = re.search(r"\b(is)?nan\b", text), re.search(r"\b(is)?inf(inity|inite)?\b|\bisfinite\b", text)
         link.refused, link.allowed = None, ("nan", "inf") if nan else ("inf",) if infinite else ()
         try:
             expected = self.expected(case["expected"])
-            found = self.found(call)
-            if type(found) is Remote:
-                kind = link.ask("type", link.number(found))
+            actual = self.actual(call)
+            if type(actual) is Remote:
+                kind = link.ask("type", link.number(actual))
                 return False, f"{call} is an object of type {kind}, expected {expected!r}"[:1000]
-            passed = bool(found == expected)
+            passed = bool(actual == expected)
             if link.refused is None:
-                return passed, "" if passed else f"{call} is {found!r}, not {expected!r}"[:1000]
+                return passed, "" if passed else f"{call} is {actual!r}, not {expected!r}"[:1000]
         except NotPlain:
             pass
         except Exception as error:  # noqa: BLE001 (a test that fails in any way has failed)
@@ -288,7 +287,7 @@ class Tests:
 
 
 def hidden(name, call):
-    """A program's name hides a built-in one only where the test is a call of just that, and no yes-or-no question."""
+    """Whether a built-in hides the program's name: unless the test is one call of it, and always for a predicate."""
     if not hasattr(builtins, name):
         return False
     tree = ast.parse(call.strip(), mode="eval").body

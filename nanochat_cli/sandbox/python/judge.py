@@ -1,6 +1,6 @@
-"""Python programs: compiled and run by the interpreter of this process, without its site packages.
+"""Python programs: compiled and run by the interpreter of this process, without site packages.
 
-With tests there are two sandboxes, joined by a socket: the program in one, the tests in the other.
+Tests need two sandboxes, joined by a socket: the program runs in one, the tests in the other.
 """
 
 import json
@@ -12,17 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nanochat_cli.sandbox.limits import MIB, Diagnostic, Limits, Outcome, ProgramLike
+from nanochat_cli.sandbox.limits import MIB, Diagnostic, Limits, Outcome, Program
 from nanochat_cli.sandbox.process import Command, Ended, Isolation, Running, drive, interpreter
 
 _HERE = Path(__file__).parent
 PROGRAM, GRADER, VALUES = (_HERE / f"{name}.py" for name in ("program_host", "grader", "plain_values"))
-_MESSAGES = 4 * MIB
-"""Most bytes that are read of a report."""
+_MOST_BYTES = 4 * MIB
+"""Of a report; the rest is not read."""
 
 
 def compile_program(source: str, limits: Limits, isolation: Isolation) -> Outcome:
-    """Compile only."""
     return _alone(source, "compile", limits, isolation)
 
 
@@ -39,19 +38,19 @@ def _alone(source: str, what: str, limits: Limits, isolation: Isolation) -> Outc
         Running(_program(folder, what, theirs, limits), isolation) as running,
     ):
         theirs.close()
-        drive([running], running, (ours.fileno(), received, _MESSAGES))
+        drive([running], running, (ours.fileno(), received, _MOST_BYTES))
         ended = running.end()
         outcome = _outcome(ended, running)
-    said = _messages(received)
-    if not said or not said[0].get("compiled"):
-        return _not_compiled(outcome, said, ended)
-    found = _diagnostics(said[0])
+    messages = _messages(received)
+    if not messages or not messages[0].get("compiled"):
+        return _not_compiled(outcome, messages, ended)
+    diagnostics = _diagnostics(messages[0])
     if what == "compile":
-        return replace(outcome, stage="compiled", diagnostics=found)
-    return replace(outcome, stage="ran", diagnostics=(*found, *_fault(outcome)))
+        return replace(outcome, stage="compiled", diagnostics=diagnostics)
+    return replace(outcome, stage="ran", diagnostics=(*diagnostics, *_fault(outcome)))
 
 
-def judge(program: ProgramLike, limits: Limits, isolation: Isolation) -> Outcome:
+def judge(program: Program, limits: Limits, isolation: Isolation) -> Outcome:
     """Compile, run as a module, and count the tests that pass."""
     cases = [{"call": case.call, "expected": case.expected} for case in program.tests]
     received = bytearray()
@@ -59,7 +58,7 @@ def judge(program: ProgramLike, limits: Limits, isolation: Isolation) -> Outcome
         _folder(program.source) as folder,
         _pair() as (ours, theirs),
         _pair() as (program_end, grader_end),
-        tempfile.TemporaryFile() as tests,  # has no name, so that no program can find it
+        tempfile.TemporaryFile() as tests,  # unlinked, so that no program can find it
     ):
         tests.write(json.dumps({"cases": cases, "support": program.support, "given": program.given}).encode())
         tests.seek(0)
@@ -76,7 +75,7 @@ def judge(program: ProgramLike, limits: Limits, isolation: Isolation) -> Outcome
             theirs.close()
             with Running(_program(folder, "serve", program_end, limits), isolation) as running:
                 program_end.close()
-                drive([running, judging], judging, (ours.fileno(), received, _MESSAGES))
+                drive([running, judging], judging, (ours.fileno(), received, _MOST_BYTES))
                 if not running.ended:
                     running.stop()
                     drive([running], running)
@@ -85,60 +84,61 @@ def judge(program: ProgramLike, limits: Limits, isolation: Isolation) -> Outcome
                 graded = judging.end()
     judged = _judged(outcome, ended, _messages(received), len(cases))
     if judged.status in ("ok", "runtime error") and graded.status in ("killed", "timeout", "memory"):
-        return replace(judged, status=graded.status)  # the grader's end says nothing of the program
+        return replace(judged, status=graded.status)  # no verdict about the program
     return judged
 
 
-def _judged(outcome: Outcome, ended: Ended, said: list[dict[str, Any]], total: int) -> Outcome:
-    """The outcome, from what the grader said: compiled, run, then one message for each test."""
-    if not said or not said[0].get("compiled"):
-        return replace(_not_compiled(outcome, said, ended), total=total, results=(False,) * total)
-    found = list(_diagnostics(said[0]))
+def _judged(outcome: Outcome, ended: Ended, messages: list[dict[str, Any]], total: int) -> Outcome:
+    """The outcome from the grader's messages: whether it compiled, whether it ran, then one for each test."""
+    if not messages or not messages[0].get("compiled"):
+        return replace(_not_compiled(outcome, messages, ended), total=total, results=(False,) * total)
+    diagnostics = list(_diagnostics(messages[0]))
     status = outcome.status
-    tests = said[2:] if said[1:] and said[1].get("run") else []
-    results = [message.get("passed") is True for message in tests[:total]]
-    found += [Diagnostic("failure", str(message.get("message"))) for message in tests if not message.get("passed")]
-    if said[1:] and not said[1].get("run"):
-        found.append(Diagnostic("error", str(said[1].get("message")), said[1].get("line")))
+    run = messages[1] if len(messages) > 1 else None
+    tests = messages[2:] if run and run.get("run") else []
+    results = [test.get("passed") is True for test in tests[:total]]
+    diagnostics += [Diagnostic("failure", str(test.get("message"))) for test in tests if not test.get("passed")]
+    if run is not None and not run.get("run"):
+        diagnostics.append(Diagnostic("error", str(run.get("message")), run.get("line")))
         status = "runtime error" if status == "ok" else status
-    elif len(results) < total or any("the program ended before" in str(m.get("message")) for m in tests):
+    elif len(results) < total or any("the program ended before" in str(test.get("message")) for test in tests):
         status = "runtime error" if status == "ok" else status
     results += [False] * (total - len(results))
     return replace(
         outcome,
         stage="ran",
-        status=_memory(status, found),
-        diagnostics=tuple(found),
+        status=_memory(status, diagnostics),
+        diagnostics=tuple(diagnostics),
         passed=sum(results),
         total=total,
         results=tuple(results),
     )
 
 
-def _memory(status: Any, found: list[Diagnostic]) -> Any:
-    """A MemoryError that ended the run of the module is the limit's doing."""
-    out = any(item.level == "error" and item.message.startswith("MemoryError") for item in found)
+def _memory(status: Any, diagnostics: list[Diagnostic]) -> Any:
+    """A MemoryError while the module runs means that it reached the limit."""
+    out = any(item.level == "error" and item.message.startswith("MemoryError") for item in diagnostics)
     return "memory" if status == "runtime error" and out else status
 
 
-def _not_compiled(outcome: Outcome, said: list[dict[str, Any]], ended: Ended) -> Outcome:
+def _not_compiled(outcome: Outcome, messages: list[dict[str, Any]], ended: Ended) -> Outcome:
     limited = ended.error is not None or ended.reason not in (None, "stopped")
-    disturbed = not said and outcome.status == "killed"  # none of the program has run: it cannot be its own doing
+    disturbed = not messages and outcome.status == "killed"  # before the program ran, so from outside
     status = outcome.status if limited or disturbed else "compile error"
-    found = _diagnostics(said[0]) if said else ()
-    if not found:
-        found = (Diagnostic("error", ended.error or f"the compiler ended without a word ({outcome.status})"),)
-    return replace(outcome, stage="not compiled", status=status, diagnostics=found)
+    diagnostics = _diagnostics(messages[0]) if messages else ()
+    if not diagnostics:
+        diagnostics = (Diagnostic("error", ended.error or f"the compiler ended without a message ({outcome.status})"),)
+    return replace(outcome, stage="not compiled", status=status, diagnostics=diagnostics)
 
 
 def _outcome(ended: Ended, running: Running) -> Outcome:
-    """How the process ended, in the words of an outcome that knows nothing of tests yet."""
+    """The outcome of the process before tests are counted."""
     stderr = running.tail("stderr")
     status = "ok" if ended.reason == "stopped" else ended.status
     if status == "runtime error" and stderr.rstrip().rpartition("\n")[2].startswith("MemoryError"):
         status = "memory"
-    found = (Diagnostic("error", f"the sandbox: {ended.error}"),) if ended.error else ()
-    return Outcome("ran", status, found, stdout=running.tail("stdout"), stderr=stderr, seconds=ended.seconds)
+    errors = (Diagnostic("error", f"the sandbox: {ended.error}"),) if ended.error else ()
+    return Outcome("ran", status, errors, stdout=running.tail("stdout"), stderr=stderr, seconds=ended.seconds)
 
 
 def _fault(outcome: Outcome) -> tuple[Diagnostic, ...]:
@@ -154,8 +154,8 @@ def _program(folder: Path, what: str, channel: socket.socket, limits: Limits) ->
 
 
 def _messages(received: bytearray) -> list[dict[str, Any]]:
-    """Whole lines of JSON objects; what comes behind a line that is none is left out."""
-    found = []
+    """The JSON objects of whole lines, up to the first line that is not one."""
+    messages = []
     for line in bytes(received).split(b"\n")[:-1]:
         try:
             message = json.loads(line)
@@ -163,12 +163,12 @@ def _messages(received: bytearray) -> list[dict[str, Any]]:
             break
         if not isinstance(message, dict):
             break
-        found.append(message)
-    return found
+        messages.append(message)
+    return messages
 
 
-def _diagnostics(said: dict[str, Any]) -> tuple[Diagnostic, ...]:
-    return tuple(Diagnostic(level, message, line) for level, message, line in said.get("diagnostics", []))
+def _diagnostics(report: dict[str, Any]) -> tuple[Diagnostic, ...]:
+    return tuple(Diagnostic(level, message, line) for level, message, line in report.get("diagnostics", []))
 
 
 @contextmanager

@@ -1,26 +1,26 @@
-"""How values cross between a program under test and its grader: JSON with tags, plain data only.
+"""The messages between a program under test and its grader: tagged JSON, plain data only.
 
-Copied into the sandbox beside both scripts; standard library only. What comes out of `decode` is made of built-in
-types, so that no method of the program (`__eq__`, `__class__`) takes part in a comparison.
+Copied into the sandbox beside both scripts; standard library only. `decode` returns built-in types, so that no method
+of the program (`__eq__`, `__class__`) takes part in a comparison.
 """
 
 import json
 from typing import Any
 
 LONGEST = 1 << 20
-"""Bytes of one message."""
+"""Most bytes of a message."""
 
 _NUMBERS: Any = ((int, lambda value: hex(int.__index__(value))), (float, float.__repr__), (complex, complex.__repr__))
 _MANY: Any = ((list, list.__iter__), (tuple, tuple.__iter__), (set, set.__iter__), (frozenset, frozenset.__iter__))
-"""Types with the functions of their own, which a subclass cannot replace."""
+"""Types with accessors that a subclass cannot override."""
 
 
 class Refused(Exception):
-    """A message that is too long, or no message."""
+    """A message that is too long or malformed."""
 
 
 def encode(value: Any, refer: Any) -> Any:
-    """JSON form of a value. `refer` gives a number to what is not plain data."""
+    """The JSON form of a value. `refer` numbers an object that is not plain data."""
     kind = type(value)
     if value is None or kind is bool or kind is str:
         return value
@@ -40,7 +40,7 @@ def encode(value: Any, refer: Any) -> Any:
 
 
 def decode(form: Any, resolve: Any) -> Any:
-    """The value of a JSON form. `resolve` gives the object behind a number. Raises Refused, TypeError, ValueError."""
+    """The value of a JSON form. `resolve` returns the object of a number. Raises Refused, TypeError, ValueError."""
     if form is None or isinstance(form, (bool, str)):
         return form
     if not isinstance(form, list) or len(form) != 2:
@@ -60,7 +60,7 @@ def decode(form: Any, resolve: Any) -> Any:
 
 
 def write(stream: Any, message: dict[str, Any]) -> None:
-    """One message. Raises OSError."""
+    """Send one message. Raises OSError."""
     stream.write(json.dumps(message).encode() + b"\n")
     stream.flush()
 

@@ -1,8 +1,8 @@
-"""Compiles a Python program and answers what its grader asks. A script that runs in the sandbox.
+"""Compiles a Python program and answers its grader's questions. A script that runs in the sandbox.
 
-`-I -S -B program_host.py WHAT` with WHAT compile, execute (as `__main__`) or serve; the program is
-program.py beside it, messages go over descriptor 3. What it says about compiling is said before the program runs; of
-everything later only values count, since the program can change all that is in this process.
+`-I -S -B program_host.py WHAT` with WHAT compile, execute (as `__main__`) or serve; the program is program.py beside
+it, messages use descriptor 3. The report on compiling is sent before the program runs; of later messages only values
+count, since the program can change everything in this process.
 """
 
 import os
@@ -31,8 +31,7 @@ def main(what):
 
 
 def load(channel):
-    """Compile the program; says {"compiled", "diagnostics"} and returns the code, or None."""
-    found = []
+    """Compile the program and report {"compiled", "diagnostics"}. Returns the code, or None."""
     code = None
     try:
         with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), NAME), "rb") as file:  # noqa: PTH100, PTH118, PTH120, PTH123
@@ -40,17 +39,17 @@ def load(channel):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             code = compile(source, NAME, "exec", dont_inherit=True)
-        found = [["warning", str(item.message), item.lineno] for item in caught]
+        diagnostics = [["warning", str(item.message), item.lineno] for item in caught]
     except SyntaxError as error:
-        found = [["error", error.msg, error.lineno]]
+        diagnostics = [["error", error.msg, error.lineno]]
     except (ValueError, RecursionError, MemoryError, OverflowError) as error:
-        found = [["error", str(error) or type(error).__name__, None]]
-    values.write(channel, {"compiled": code is not None, "diagnostics": found})
+        diagnostics = [["error", str(error) or type(error).__name__, None]]
+    values.write(channel, {"compiled": code is not None, "diagnostics": diagnostics})
     return code
 
 
 def serve(code, channel_in, channel_out):
-    """Run the program as the module `program`, then answer until the grader has no more questions."""
+    """Run the program as the module `program`, then answer questions until the grader closes the channel."""
     objects = []
     namespace = {"__name__": "program", "__builtins__": __builtins__}
 

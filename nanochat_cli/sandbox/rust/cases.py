@@ -1,4 +1,4 @@
-"""Tests of Rust programs as text: which crates evaluate them, and how their reports are read.
+"""Rust tests as text: builds the crates that evaluate them, and reads their reports.
 
 Knows the surface of Rust (brackets, strings, comments), not its grammar: a test that is split wrongly does not compile.
 """
@@ -35,7 +35,7 @@ fn main() {{
 
 @dataclass(frozen=True)
 class Check:
-    """`call` must have the value of `expected`, of the type `kind` if it is known; part of the test number `case`."""
+    """`call` must have the value of `expected`, whose type is `kind` where known; part of test number `case`."""
 
     case: int
     call: str
@@ -44,9 +44,9 @@ class Check:
 
 
 def checks_of(tests: Sequence[tuple[str, str]], support: str, source: str) -> list[Check] | None:
-    """The checks of (call, expected) pairs; calls of functions of assertions in the support become their assertions.
+    """The checks of (call, expected) tests; a call of an assertion function in the support becomes its assertions.
 
-    None when there is a support that does more than assert.
+    None when the support does more than assert.
     """
     checks: list[Check] = []
     for number, (call, expected) in enumerate(tests):
@@ -62,7 +62,7 @@ def checks_of(tests: Sequence[tuple[str, str]], support: str, source: str) -> li
 
 
 def _check(case: int, call: str, expected: str, source: str) -> Check:
-    """With the type that the called function returns, when the whole call is one of a function of the program."""
+    """A check with the function's return type, where the test is exactly one call of a function of the program."""
     name = _whole_call(call)
     if name is None:
         return Check(case, call, expected)
@@ -75,7 +75,7 @@ def _check(case: int, call: str, expected: str, source: str) -> Check:
 
 
 def _whole_call(text: str) -> str | None:
-    """The function of which the text is one call; None when it is anything else."""
+    """The name of the function, if the text is exactly one call."""
     match = re.match(r"\s*(\w+)\s*(\()", text)
     return match[1] if match is not None and closing(text, match.start(2)) == len(text.rstrip()) - 1 else None
 
@@ -91,7 +91,7 @@ def closing(text: str, start: int) -> int | None:
 
 
 def _split(text: str, separator: str) -> list[str]:
-    """Parts between separators that are in no bracket, string or comment; comments are dropped."""
+    """Split at separators outside brackets, strings and comments; drops comments."""
     parts, depth, position, part = [], 0, 0, ""
     while position < len(text):
         token = TOKEN.match(text, position)
@@ -109,7 +109,7 @@ def _split(text: str, separator: str) -> list[str]:
 
 
 def _assertions(name: str, support: str) -> list[tuple[str, str]] | None:
-    """(value, expected) of each assertion of a function that has only `let` and assertions; None for any other."""
+    """(value, expected) of each assertion of a function made of `let` and assertions only; None for any other."""
     start = re.search(rf"\bfn\s+{name}\s*\(\)\s*\{{", support)
     end = closing(support, start.end() - 1) if start else None
     if start is None or end is None:
@@ -134,7 +134,7 @@ def _assertions(name: str, support: str) -> list[tuple[str, str]] | None:
 
 
 def _with(lets: Sequence[str], aliases: dict[str, str], expression: str) -> str:
-    """The expression behind the `let`s that it needs, other names of functions replaced."""
+    """The expression after the `let`s that it needs, with aliases of functions resolved."""
     needed: list[str] = []
     text = expression
     for statement in reversed(lets):
@@ -149,7 +149,7 @@ def _with(lets: Sequence[str], aliases: dict[str, str], expression: str) -> str:
 
 
 class TestGuard(Protocol):
-    """What makes tests independent of what a program says of itself: `plain.Guard`."""
+    """Keeps the program's own types from deciding tests: `plain.Guard`."""
 
     module: str
 
@@ -160,7 +160,7 @@ class TestGuard(Protocol):
 def crate_of(source: str, support: str, checks: Sequence[Check], inside: bool, guard: TestGuard) -> str:
     """The program, the support, and a main that reports the value of each call.
 
-    `inside` puts the program into a module, one line lower: it has a `main` or attributes of its own.
+    inside: put the program into a module, one line lower, since it has its own `main` or crate attributes.
     """
     cases = "\n".join(
         f'pub fn case_{i}() -> ::std::string::String {{ ::std::format!("{{:?}}", '
@@ -191,23 +191,23 @@ def _main(count: int, module: str) -> str:
 
 
 def reports(received: bytes) -> dict[int, str | None]:
-    """The values that a main reported, by number; None for a panic. Stops at what is no report."""
-    found: dict[int, str | None] = {}
+    """The reported values by number, None for a panic, up to the first malformed report."""
+    values: dict[int, str | None] = {}
     while received:
         head, _, rest = received.partition(b"\n")
         match = re.fullmatch(rb"(\d{1,9}) (\d{1,9}|panic)", head)
         if match is None:
             break
         if match[2] == b"panic":
-            found[int(match[1])] = None
+            values[int(match[1])] = None
             received = rest
             continue
         length = int(match[2])
         if rest[length : length + 1] != b"\n":
             break
-        found[int(match[1])] = rest[:length].decode(errors="replace")
+        values[int(match[1])] = rest[:length].decode(errors="replace")
         received = rest[length + 1 :]
-    return found
+    return values
 
 
 def canonical(text: str) -> str:

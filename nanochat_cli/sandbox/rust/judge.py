@@ -1,9 +1,8 @@
 """Rust programs: rustc with JSON diagnostics, then the binary; both in the sandbox.
 
-The crate with the program holds the calls of the tests and sends the `Debug` text of each value to the host. The
-expected values are made by a second crate that holds nothing of the program, and the host compares. So a program that
-replaces types, macros or `main`, or reads its own sources, still has to compute the answers. Needs rustc and a C
-linker.
+The program's crate makes the calls of the tests and sends the `Debug` text of each value to the host. A second crate
+without the program computes the expected values, and the host compares. So a program that replaces types, macros or
+`main`, or reads its own sources, still has to compute the answers. Needs rustc and a C linker.
 """
 
 import os
@@ -19,8 +18,8 @@ from typing import Any
 
 from nanochat_cli.errors import ConfigError
 from nanochat_cli.nesting import parse_json
-from nanochat_cli.sandbox.limits import MIB, Diagnostic, Limits, Outcome, ProgramLike
-from nanochat_cli.sandbox.process import Command, Ended, Isolation, Running, drive, run
+from nanochat_cli.sandbox.limits import MIB, Diagnostic, Limits, Outcome, Program
+from nanochat_cli.sandbox.process import Command, Isolation, Running, drive, run
 from nanochat_cli.sandbox.rust.cases import Check, canonical, checks_of, crate_of, expected_crate, reports
 from nanochat_cli.sandbox.rust.plain import Guard
 
@@ -30,37 +29,37 @@ _OWN_ROOT = re.compile(r"\bfn\s+main\s*\(|^\s*#!\[", re.MULTILINE)
 
 @lru_cache(maxsize=1)
 def toolchain() -> tuple[str, str]:
-    """Paths of rustc itself (not of rustup's proxy) and of its toolchain. Raises ConfigError without one."""
-    found = shutil.which("rustc")
-    if found is None:
+    """Paths of rustc itself (not of rustup's proxy) and of its toolchain. Raises ConfigError without rustc."""
+    rustc = shutil.which("rustc")
+    if rustc is None:
         raise ConfigError("rustc was not found; install Rust (https://rustup.rs) to judge Rust programs")
-    answer = subprocess.run([found, "--print", "sysroot"], capture_output=True, text=True, check=False)
+    answer = subprocess.run([rustc, "--print", "sysroot"], capture_output=True, text=True, check=False)
     if answer.returncode != 0:
-        raise ConfigError(f"{found} does not work: {answer.stderr.strip().splitlines()[-1:]}; repair the installation")
+        reason = answer.stderr.strip().rpartition("\n")[2]
+        raise ConfigError(f"{rustc} does not work: {reason}; repair the installation")
     root = os.path.realpath(answer.stdout.strip())
     return f"{root}/bin/rustc", root
 
 
 @lru_cache(maxsize=1)
 def version() -> str:
-    """What rustc says of itself. Raises ConfigError without one."""
+    """The answer of `rustc --version`. Raises ConfigError without rustc."""
     return subprocess.run([toolchain()[0], "--version"], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def compile_program(source: str, limits: Limits, isolation: Isolation) -> Outcome:
-    """Check the program as a library; no machine code is made and nothing runs.
+    """Check the program as a library; generates no machine code and runs nothing.
 
-    As far as MIR: lints that forbid what always overflows or panics come after the metadata.
+    Compiles as far as MIR, since the lints against certain overflows and panics come after the metadata.
     """
-    outcome, _ = _rustc(source, ["--crate-type", "lib", "--emit=mir"], None, limits, isolation)
-    return outcome
+    return _rustc(source, ["--crate-type", "lib", "--emit=mir"], None, limits, isolation)
 
 
 def execute(source: str, limits: Limits, compile_limits: Limits, isolation: Isolation) -> Outcome:
     """Compile and run `main`."""
     with tempfile.TemporaryDirectory(prefix="nanochat-sandbox-") as name:
         binary = Path(name) / "main"
-        compiled, _ = _rustc(source, [], binary, compile_limits, isolation)
+        compiled = _rustc(source, [], binary, compile_limits, isolation)
         if compiled.status != "ok":
             return compiled
         outcome, _ = _run(binary, limits, isolation)
@@ -71,7 +70,7 @@ def execute(source: str, limits: Limits, compile_limits: Limits, isolation: Isol
     )
 
 
-def judge(program: ProgramLike, limits: Limits, compile_limits: Limits, isolation: Isolation) -> Outcome:
+def judge(program: Program, limits: Limits, compile_limits: Limits, isolation: Isolation) -> Outcome:
     """Compile the program with the calls of its tests, run them, compare with the expected values."""
     total = len(program.tests)
     tests = tuple((case.call, case.expected) for case in program.tests)
@@ -95,11 +94,11 @@ def judge(program: ProgramLike, limits: Limits, compile_limits: Limits, isolatio
         inside = bool(_OWN_ROOT.search(program.source))
         guard = Guard(program.source, support, program.given)
         crate = crate_of(program.source, support, checks, inside, guard)
-        compiled, _ = _rustc(crate, [], binary, compile_limits, isolation)
+        compiled = _rustc(crate, [], binary, compile_limits, isolation)
         if compiled.status != "ok":
             return replace(_blame(program.source, compiled, compile_limits, isolation), **failed)
-        outcome, found = _run(binary, limits, isolation)
-    passed, failures = _compare(checks, values, found, total)
+        outcome, reported = _run(binary, limits, isolation)
+    passed, failures = _compare(checks, values, reported, total)
     last = program.source.count("\n") + 1
     warnings = [
         replace(item, line=item.line - inside)
@@ -117,7 +116,7 @@ def judge(program: ProgramLike, limits: Limits, compile_limits: Limits, isolatio
 
 
 def _blame(source: str, together: Outcome, limits: Limits, isolation: Isolation) -> Outcome:
-    """Program and tests do not compile together: whose fault is it?"""
+    """Tell whether the program or its tests are at fault when both do not compile together."""
     alone = compile_program(source, limits, isolation)
     if not alone.compiled:
         return alone
@@ -126,22 +125,22 @@ def _blame(source: str, together: Outcome, limits: Limits, isolation: Isolation)
 
 
 def _compare(
-    checks: Sequence[Check], values: Sequence[str], found: dict[int, str | None], total: int
+    checks: Sequence[Check], values: Sequence[str], reported: dict[int, str | None], total: int
 ) -> tuple[list[bool], list[Diagnostic]]:
-    """Which tests passed: those of which every check has the expected value."""
+    """Which tests passed, since each of their checks has the expected value, and the failures of the others."""
     passed, failures = [True] * total, []
     for number, (check, value) in enumerate(zip(checks, values, strict=True)):
-        answer = found.get(number, "")
-        if answer is not None and number in found and canonical(answer) == canonical(value):
+        answer = reported.get(number, "")
+        if answer is not None and number in reported and canonical(answer) == canonical(value):
             continue
         passed[check.case] = False
-        said = "panics" if answer is None else f"is {answer}, not {value}" if number in found else "did not end"
-        failures.append(Diagnostic("failure", f"{check.call} {said}"[:1000]))
+        reason = "panics" if answer is None else f"is {answer}, not {value}" if number in reported else "did not end"
+        failures.append(Diagnostic("failure", f"{check.call} {reason}"[:1000]))
     return passed, failures
 
 
 class _Undecided(Exception):
-    """A clock or another process ended the making of expected values: nothing is known, nothing to be kept."""
+    """Computing the expected values was killed or timed out, so that there is no verdict to keep."""
 
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(outcome.status)
@@ -150,26 +149,24 @@ class _Undecided(Exception):
 
 @lru_cache(maxsize=4096)
 def _expected(crate: str, limits: Limits, isolation: Isolation) -> tuple[str, ...] | None:
-    """The `Debug` texts of expected values; None when they cannot be made without the program. Raises _Undecided."""
+    """The `Debug` texts of expected values; None if they need the program. Raises _Undecided."""
     with tempfile.TemporaryDirectory(prefix="nanochat-sandbox-") as name:
         binary = Path(name) / "main"
-        compiled, _ = _rustc(crate, [], binary, limits, isolation)
+        compiled = _rustc(crate, [], binary, limits, isolation)
         if compiled.status in ("killed", "timeout"):
             raise _Undecided(compiled)
         if compiled.status != "ok":
             return None
-        outcome, found = _run(binary, replace(limits, wall=10, cpu=10), isolation)
+        outcome, reported = _run(binary, replace(limits, wall=10, cpu=10), isolation)
     if outcome.status in ("killed", "timeout"):
         raise _Undecided(outcome)
-    values = [found[number] for number in sorted(found)]
+    values = [reported[number] for number in sorted(reported)]
     if outcome.status != "ok" or None in values:
         return None
     return tuple(str(value) for value in values)
 
 
-def _rustc(
-    source: str, flags: Sequence[str], binary: Path | None, limits: Limits, isolation: Isolation
-) -> tuple[Outcome, Ended]:
+def _rustc(source: str, flags: Sequence[str], binary: Path | None, limits: Limits, isolation: Isolation) -> Outcome:
     rustc, root = toolchain()
     with tempfile.TemporaryDirectory(prefix="nanochat-sandbox-") as name:
         file = Path(name) / "program.rs"
@@ -185,22 +182,21 @@ def _rustc(
         ended, _, errors = run(command, isolation)
     diagnostics = tuple(_diagnostics(errors))
     if ended.status == "ok":
-        return Outcome("compiled", "ok", diagnostics, seconds=ended.seconds), ended
-    said = any(item.level == "error" for item in diagnostics)
+        return Outcome("compiled", "ok", diagnostics, seconds=ended.seconds)
     status = "compile error" if ended.status == "runtime error" else ended.status
     if status == "compile error" and re.search(
         r"memory allocation of \d+ bytes failed|LLVM ERROR: out of memory", errors
     ):
         status = "memory"
-    if not said:
-        message = errors.strip().rpartition("\n")[2] or "rustc ended without a word"
+    if not any(item.level == "error" for item in diagnostics):
+        message = errors.strip().rpartition("\n")[2] or "rustc ended without a message"
         diagnostics = (*diagnostics, Diagnostic("error", f"{status}: {ended.error or message[:500]}"))
-    return Outcome("not compiled", status, diagnostics, seconds=ended.seconds), ended
+    return Outcome("not compiled", status, diagnostics, seconds=ended.seconds)
 
 
 def _diagnostics(errors: str) -> list[Diagnostic]:
     """rustc's JSON lines (https://doc.rust-lang.org/rustc/json.html) without its closing summary."""
-    found = []
+    diagnostics = []
     for line in errors.splitlines():
         try:
             item = parse_json(line)
@@ -213,12 +209,12 @@ def _diagnostics(errors: str) -> list[Diagnostic]:
         if spans or code or (item.get("level") == "error" and not item["message"].startswith("aborting due to")):
             label = f"{code['code']}: " if code else ""
             start = spans[0]["line_start"] if spans else None
-            found.append(Diagnostic(item["level"], f"{label}{item['message']}"[:1000], start))
-    return found
+            diagnostics.append(Diagnostic(item["level"], f"{label}{item['message']}"[:1000], start))
+    return diagnostics
 
 
 def _run(binary: Path, limits: Limits, isolation: Isolation) -> tuple[Outcome, dict[int, str | None]]:
-    """Run a compiled crate; its outcome and what it reported for each check (None: it panicked)."""
+    """Run a compiled crate. Returns its outcome and the value that it reported for each check (None: it panicked)."""
     received = bytearray()
     reader, writer = os.pipe()
     try:
@@ -236,8 +232,8 @@ def _run(binary: Path, limits: Limits, isolation: Isolation) -> tuple[Outcome, d
     status = ended.status
     if status == "runtime error" and re.search(r"^memory allocation of \d+ bytes failed", stderr, re.MULTILINE):
         status = "memory"
-    found = (Diagnostic("error", f"the sandbox: {ended.error}"),) if ended.error else ()
-    return Outcome("ran", status, found, stdout=stdout, stderr=stderr, seconds=ended.seconds), reports(bytes(received))
+    errors = (Diagnostic("error", f"the sandbox: {ended.error}"),) if ended.error else ()
+    return Outcome("ran", status, errors, stdout=stdout, stderr=stderr, seconds=ended.seconds), reports(bytes(received))
 
 
 def _fault(outcome: Outcome) -> tuple[Diagnostic, ...]:

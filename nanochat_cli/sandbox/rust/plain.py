@@ -1,8 +1,8 @@
-"""What a test of a Rust program may use of it: values of the standard library's types, no trait or macro of its own.
+"""Restricts a Rust test to plain values of the program (standard-library types), without its traits and macros.
 
-In `f(x) != y` a type of the program would decide by its own `ne`. So inside a test each call of a function is wrapped
-into one that takes plain types only, which is a trait in a module whose name the program cannot know. Knows the
-surface of Rust, as `cases` does: what is rewritten wrongly does not compile.
+In `f(x) != y` a type of the program would decide through its own `ne`. So each function call inside a test is wrapped
+in one that takes only types with the trait `Plain`, whose module has a name that the program cannot know. Knows the
+surface of Rust, as `cases` does: a test that is rewritten wrongly does not compile.
 """
 
 import re
@@ -30,9 +30,9 @@ _TRAIT = Path(__file__).with_suffix(".rs").read_text(encoding="utf-8")
 
 
 class Guard:
-    """Rewrites the tests of one crate; `module` goes to its root. given: what the program was begun with.
+    """Rewrites the tests of one crate; `module` goes to its root. given: the beginning that the model did not write.
 
-    Functions that `given` itself declares to return a type of `given` are left alone, and its traits stay usable.
+    Functions that `given` declares to return one of its own types are left alone, and its traits stay usable.
     """
 
     def __init__(self, source: str, support: str, given: str) -> None:
@@ -48,7 +48,7 @@ class Guard:
         self._free = free | {match[1] for match in re.finditer(r"\bfn\s+(\w+)", support)} | _KEYWORDS
 
     def imports(self, call: str) -> str:
-        """What a test takes from the program: the items that it names, and no trait that the model wrote."""
+        """The `use` lines of a test: items of the program that it names, and no trait that the model wrote."""
         names = self._items & set(re.findall(r"(?<![\w.:])\w+", call))
         taken = [f"use super::{name};" for name in sorted(names)] + [
             f"use super::{name} as _;" for name in self._traits
@@ -59,10 +59,10 @@ class Guard:
         return " ".join(f"#[allow(unused_imports)] {one}" for one in (*taken, "use ::std::collections::*;"))
 
     def wrapped(self, text: str, about: str = "", *, whole: bool = False) -> str:
-        """The source of a test, its macros those of the standard library, each call of a function guarded.
+        """The source of a test, with the standard library's macros and every function call guarded.
 
-        whole: the text is one call, whose value goes to the host as it is. about: where else the test may say that it
-        expects numbers that are not finite.
+        whole: the text is one call, whose value goes to the host as it is. about: other text of the test, which may
+        name non-finite numbers.
         """
         kind = "any" if _NOT_FINITE.search(f"{text} {about}") else "finite"
         code = _code(text)
@@ -83,14 +83,14 @@ class Guard:
 
 
 def _code(text: str) -> str:
-    """The text with blanks for strings and comments."""
+    """The text with strings and comments blanked."""
     return TOKEN.sub(lambda token: " " * len(token[0]) if token["skip"] else token[0], text)
 
 
 def _outside_braces(text: str) -> str:
-    """What stands in no braces."""
-    depth, found = 0, []
+    """The text with braces and everything between them blanked."""
+    depth, visible = 0, []
     for character in _code(text):
         depth += (character == "{") - (character == "}")
-        found.append(character if depth == 0 else " ")
-    return "".join(found)
+        visible.append(character if depth == 0 else " ")
+    return "".join(visible)

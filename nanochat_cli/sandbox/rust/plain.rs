@@ -1,5 +1,5 @@
-// Which values may decide a test: those of the standard library's types. `plain.py` wraps this into a module
-// whose name no program can know, so that none can implement the trait for a type of its own.
+// The types whose values may decide a test: those of the standard library. `plain.py` wraps this in a module
+// whose name no program can know, so that none can implement the trait for its own types.
 
 pub trait Plain {
     /// Whether every number in it is finite.
