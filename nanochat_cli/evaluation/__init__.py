@@ -1,1 +1,1 @@
-"""Measures of a model on held-out documents."""
+"""How good a model is: bits per byte on held-out documents, and the problems that it solves."""

@@ -1,7 +1,7 @@
-"""The code of a prompt and of its completion as tokens: comments, doc strings and white space are gone.
+"""The code of a prompt and its completion as tokens, without comments, docstrings and white space.
 
-Lexed together by Pygments, since a prompt may end within a string or a name. Knows the surface of Python and Rust; what
-an answer is worth is left to `rewards`.
+Pygments lexes both together, since a prompt may end within a string or a name. Knows the surface of Python and Rust,
+not what an answer is worth.
 """
 
 import ast
@@ -10,13 +10,14 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from pygments.lexer import Lexer
 from pygments.lexers import PythonLexer, RustLexer
 from pygments.token import Comment, Keyword, Name, String, Token, _TokenType
 
-Language = Literal["python", "rust"]
+from nanochat_cli.evaluation.problem import Language
+
 LEXERS: dict[Language, type[Lexer]] = {"python": PythonLexer, "rust": RustLexer}
 
 
@@ -29,23 +30,22 @@ class CodeToken(NamedTuple):
 
 @dataclass(frozen=True)
 class Code:
-    """Tokens of the code on both sides of the place where the model began, and what it wrote as attributes."""
+    """Code tokens before and after the point where the model began, and the attributes that it wrote."""
 
     prompt: tuple[CodeToken, ...]
     completion: tuple[CodeToken, ...]
     attributes: tuple[str, ...]
-    """Rust attributes (`#[…]`) in the completion, which the compiler obeys and which compute nothing."""
+    """Rust attributes (`#[…]`) in the completion, which steer the compiler and compute nothing."""
 
 
 class Body(NamedTuple):
-    """What the completion wrote of the function that its prompt began."""
+    """The part of a completion that belongs to the function that its prompt began, and the function's parameters."""
 
     tokens: tuple[CodeToken, ...]
     parameters: frozenset[str]
 
 
 def lex(language: Language, text: str) -> tuple[CodeToken, ...]:
-    """The code of a text."""
     return tuple(token for token in _tokens(language, text) if _is_code(token))
 
 
@@ -60,7 +60,7 @@ def split(language: Language, prompt: str, completion: str) -> Code:
 
 
 def body(language: Language, prompt: str, completion: str) -> Body:
-    """The body as far as the completion wrote it; the whole completion when the prompt began no function."""
+    """The function's body in the completion; the whole completion when the prompt began no function."""
     code = split(language, prompt, completion)
     return _python_body(prompt, completion, code) if language == "python" else _rust_body(code)
 
@@ -69,7 +69,7 @@ def python_function(prompt: str, completion: str) -> ast.FunctionDef | ast.Async
     """The last function that the prompt began, or the whole module; None when the program does not parse."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an odd escape in generated code is no news for a person
+            warnings.simplefilter("ignore")  # such as invalid escapes in generated code
             module = ast.parse(prompt + completion)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
@@ -79,13 +79,13 @@ def python_function(prompt: str, completion: str) -> ast.FunctionDef | ast.Async
         for node in ast.walk(module)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and node.lineno <= first
-        and ((node.end_lineno or 0) >= first or not written(node))
+        and ((node.end_lineno or 0) >= first or not body_statements(node))
     ]
     return max(unfinished, key=lambda node: node.lineno, default=module)
 
 
-def written(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Module) -> list[ast.stmt]:
-    """The statements of a body, its doc string left out."""
+def body_statements(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Module) -> list[ast.stmt]:
+    """The statements of a body without its docstring."""
     return node.body[1:] if ast.get_docstring(node, clean=False) is not None else node.body
 
 
@@ -118,7 +118,7 @@ def _rust_body(code: Code) -> Body:
 
 
 def _rust_parameters(signature: list[CodeToken]) -> frozenset[str]:
-    """`self` and every name between the first parenthesis and the result that is not a type's."""
+    """`self` and every name that is not a type's between the first parenthesis and the return type."""
     texts = [token.text for token in signature]
     start = texts.index("(") if "(" in texts else len(texts)
     end = next((index for index, text in enumerate(texts) if text in ("->", "{")), len(texts))
@@ -126,7 +126,7 @@ def _rust_parameters(signature: list[CodeToken]) -> frozenset[str]:
 
 
 def _until_closed(tokens: Iterator[CodeToken]) -> Iterator[CodeToken]:
-    """Tokens up to the brace that closes the block that is open."""
+    """Tokens up to the brace that closes the open block."""
     depth = 1
     for token in tokens:
         depth += _is_brace(token, "{") - _is_brace(token, "}")
@@ -153,12 +153,12 @@ def _is_code(token: CodeToken) -> bool:
 
 
 def is_name(token: CodeToken) -> bool:
-    """A name, also one that the language reserves for a type or a function; no keyword, no literal."""
+    """Whether a token is a name, built-in types and functions included."""
     return token.kind in Name or token.kind in Keyword.Type
 
 
 def is_operand(token: CodeToken) -> bool:
-    """Something that has a value: a name that is no type, a literal, a closing bracket."""
+    """Whether a token ends a value: a literal, a closing bracket, or a name that is not a type's."""
     if token.kind in Token.Literal or token.text in (")", "]", "self"):
         return True
     return token.kind in Name and not token.text[:1].isupper()

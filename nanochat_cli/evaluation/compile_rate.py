@@ -1,8 +1,8 @@
-"""The suite `compile`: the beginnings of held-out functions, whose completions have to compile.
+"""The suite `compile`: the beginnings of held-out functions, whose completions must compile.
 
-A prompt is what stands before the first statement of a function at the margin of a held-out file: signature, and doc
-string or doc comments. Only functions whose own text compiles alone are asked, so that a right answer exists; a Rust
-function that names types of its crate is none. Knows sources as text; the compiler is the sandbox's.
+A prompt is the source of a top-level function up to its first statement: signature, and docstring or doc comments. Only
+functions that compile alone are used, so that a right answer exists; that leaves out Rust functions that name types of
+their crate. Knows sources as text; the sandbox compiles them.
 """
 
 import ast
@@ -12,16 +12,16 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
 from nanochat_cli.errors import DataError
-from nanochat_cli.evaluation.code_tokens import written
-from nanochat_cli.evaluation.completions import CLOSING_STOP, cut_completion
+from nanochat_cli.evaluation.code_tokens import body_statements
+from nanochat_cli.evaluation.cut_completion import CLOSING_STOP, cut_completion
 from nanochat_cli.evaluation.humaneval import PYTHON_STOP
 from nanochat_cli.evaluation.problem import Language, Problem, assemble
-from nanochat_cli.evaluation.rejection import rejection
+from nanochat_cli.evaluation.rejection_reason import rejection_reason
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.sandbox.pool import SandboxPool
 
 PROMPTS = 100
-"""Functions that are asked of each language, where there are as many."""
+"""Most functions per language."""
 _RUST_FUNCTION = re.compile(
     r"""(?:^(?:///|\#\[)[^\n]*\n)*
     ^(?:pub(?:\([^)\n]*\))?\ )?(?:const\ |async\ |unsafe\ )*fn\ \w[^{};]*\{[ ]*\n""",
@@ -32,23 +32,23 @@ _RUST_FUNCTION = re.compile(
 def function_problems(
     documents: Iterable[tuple[str, str]], limit: int, pool: SandboxPool, reporter: Reporter
 ) -> list[Problem]:
-    """At most `limit` problems of each language, of (language, source) documents; problems without tests.
+    """At most `limit` problems per language, without tests, from (language, source) documents.
 
     Functions are taken in the order of their hashes, so that the same documents give the same ones. Raises DataError
-    when no document holds a function that can be asked.
+    when no document holds a usable function.
     """
-    found: dict[Language, dict[str, Problem]] = {"python": {}, "rust": {}}
+    by_hash: dict[Language, dict[str, Problem]] = {"python": {}, "rust": {}}
     for language, source in documents:
         if language in ("python", "rust"):
             split = python_functions if language == "python" else rust_functions
             for prompt, completion in split(source):
                 name = hashlib.blake2b(prompt.encode(), digest_size=8).hexdigest()
                 stop = PYTHON_STOP if language == "python" else (CLOSING_STOP,)
-                found[language][name] = Problem(
+                by_hash[language][name] = Problem(
                     f"held-out/{language}/{name}", language, prompt, (), solution=completion, stop=stop
                 )
     problems = []
-    for candidates in found.values():
+    for candidates in by_hash.values():
         ordered = [candidates[name] for name in sorted(candidates)]
         problems += _that_compile(ordered, limit, pool, reporter)
     if not problems:
@@ -57,29 +57,29 @@ def function_problems(
 
 
 def _that_compile(candidates: Sequence[Problem], limit: int, pool: SandboxPool, reporter: Reporter) -> list[Problem]:
-    """The first `limit` candidates whose own text compiles and is no trivial answer."""
+    """The first `limit` candidates whose own text compiles and is not rejected."""
     kept: list[Problem] = []
     start = 0
     with reporter.progress("functions that compile by themselves", limit, "functions") as progress:
         while len(kept) < min(limit, len(candidates)) and start < len(candidates):
-            some = candidates[start : start + max(8, limit - len(kept))]
-            start += len(some)
-            fitting = [one for one in some if rejection(one.language, one.prompt, one.solution or "") is None]
-            outcomes = pool.judge_all([assemble(one, one.solution or "") for one in fitting])
-            good = [one for one, outcome in zip(fitting, outcomes, strict=True) if outcome.compiled]
-            good = good[: limit - len(kept)]
-            kept += good
-            progress.advance(len(good))
+            batch = candidates[start : start + max(8, limit - len(kept))]
+            start += len(batch)
+            sound = [one for one in batch if rejection_reason(one.language, one.prompt, one.solution or "") is None]
+            outcomes = pool.judge_all([assemble(one, one.solution or "") for one in sound])
+            compiling = [one for one, outcome in zip(sound, outcomes, strict=True) if outcome.compiled]
+            compiling = compiling[: limit - len(kept)]
+            kept += compiling
+            progress.advance(len(compiling))
     return kept
 
 
 def python_functions(source: str) -> Iterator[tuple[str, str]]:
-    """(prompt, completion) of every function at the margin; nothing of a file that does not parse."""
-    if "\r" in source:  # the lines of the parser would be others
+    """(prompt, completion) of every top-level function; nothing if the file does not parse."""
+    if "\r" in source:  # the parser would count other lines
         return
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an odd escape in a source is no news for a person
+            warnings.simplefilter("ignore")  # such as invalid escapes in others' code
             module = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return
@@ -87,9 +87,9 @@ def python_functions(source: str) -> Iterator[tuple[str, str]]:
     for node in module.body:
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
-        body = written(node)
+        body = body_statements(node)
         if not body or not _starts_line(body[0], lines):
-            continue  # nothing but a doc string, or all on one line: there is no beginning to give
+            continue  # only a docstring, or all on one line: no beginning to use as a prompt
         start, first = _first_line(node), _first_line(body[0])
         yield "\n".join(lines[start:first]) + "\n", "\n".join(lines[first : node.end_lineno]) + "\n"
 
@@ -104,7 +104,7 @@ def _starts_line(node: ast.stmt, lines: Sequence[str]) -> bool:
 
 
 def rust_functions(source: str) -> Iterator[tuple[str, str]]:
-    """(prompt, completion) of every function at the margin whose brace closes."""
+    """(prompt, completion) of every top-level function that ends."""
     for match in _RUST_FUNCTION.finditer(source):
         prompt, rest = match[0], source[match.end() :]
         completion = cut_completion("rust", prompt, rest)

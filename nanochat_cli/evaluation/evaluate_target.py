@@ -1,6 +1,7 @@
-"""`nanochat eval --suite`: a run or a GGUF file through one suite, to a table and `results.json`."""
+"""`nanochat eval --suite`: one suite on a run or a GGUF file, with a table and `results.json` as its results."""
 
 import hashlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,17 +35,17 @@ def evaluate_target(
 ) -> None:
     """Evaluate a checkpoint of a run or a GGUF file.
 
-    which: of a run, `latest`, `best` or a step. out: a folder for completions and results, by default beside the
-    target. data: a data set for the suites of held-out documents, by default that of the run. Raises ConfigError and
+    which: the checkpoint of a run: `latest`, `best` or a step. out: the folder for completions and results, by default
+    beside the target. data: the data set for suites on held-out documents, by default the run's. Raises ConfigError and
     DataError.
     """
     if suite == BITS_PER_BYTE:
         _bits_per_byte(target, which, reporter, out, data)
         return
+    from nanochat_cli.evaluation.complete_problems import complete_problems, drawing, fingerprint
     from nanochat_cli.evaluation.prompt_boundary import at_token_boundaries
-    from nanochat_cli.evaluation.run_suite import complete_problems, drawing, fingerprint
     from nanochat_cli.evaluation.sample_file import SampleFile
-    from nanochat_cli.evaluation.suite_report import plain, results, scores, table
+    from nanochat_cli.evaluation.suite_report import results, scores, table
     from nanochat_cli.formats.open import load_target
     from nanochat_cli.inference.packed_model import PackedTransformer
     from nanochat_cli.sandbox.pool import SandboxPool
@@ -52,7 +53,7 @@ def evaluate_target(
 
     sandbox = Sandbox()
     with SandboxPool(sandbox) as pool:
-        # Before the model: a suite that cannot be run costs no loading of weights.
+        # Before weights are loaded, so that a suite that cannot run fails at once.
         problems = None if suite == COMPILE else problem_suite(suite, options.limit, reporter)
         for language in sorted({problem.language for problem in problems or ()}):
             sandbox.toolchain(language)
@@ -72,28 +73,30 @@ def evaluate_target(
             try:
                 complete_problems(problems, drawing(packed, tokenizer, options), pool, options, file, reporter, suite)
             except KeyboardInterrupt as error:
-                raise Interrupted(f"stopped; {file.path} has what is done: go on with --resume") from error
-            found = scores(file.records, options.ks, options.temperatures)
-    too_long = found[0].too_long
+                raise Interrupted(f"stopped; finished problems are in {file.path}: continue with --resume") from error
+            scored = scores(file.records, options.ks, options.temperatures)
+    too_long = scored[0].too_long
     if too_long:
         reporter.warn(
             f"{too_long} of {len(problems)} prompts are longer than the context of {packed.config.max_seq_len} tokens; "
             "they count as failed"
         )
-    reporter.table(f"{target}: {suite}, {counted(options.samples, 'completion')} of each problem", *table(suite, found))
-    details = {"settings": settings, "isolation": sandbox.isolation.description, "scores": plain(found)}
-    _finish(target, suite, folder, results(suite, found), details, reporter)
+    title = f"{target}: {suite}, {counted(options.samples, 'completion')} of each problem"
+    reporter.table(title, *table(suite, scored))
+    values = [asdict(score) for score in scored]
+    details = {"settings": settings, "isolation": sandbox.isolation.description, "scores": values}
+    _finish(target, suite, folder, results(suite, scored), details, reporter)
 
 
 def identity_of(target: Path, run: "LoadedRun | None") -> dict[str, Any]:
-    """Which weights: the SHA-256 of the file that holds them, and the step of a run."""
+    """The identity of the weights: the SHA-256 of their file, and the step of a run."""
     if run is not None:
         return {"target": target.name, "step": run.step, "sha256": run.sha256}
     try:
         with target.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise DataError(f"{target}: cannot be read: {error.strerror}") from error
+        raise DataError(f"{target}: cannot read: {error.strerror}") from error
     return {"target": target.name, "step": None, "sha256": digest}
 
 
@@ -154,5 +157,5 @@ def _finish(
 
 
 def results_as_values(results: list[Result]) -> list[dict[str, Any]]:
-    """JSON values of the figures, without what is empty in them."""
+    """The results as JSON values, without the fields that are not set here."""
     return [{"case": one.case, "metric": one.metric, "value": one.value, "unit": one.unit} for one in results]

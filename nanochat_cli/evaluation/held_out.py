@@ -1,7 +1,7 @@
-"""The held-out documents of a data set: their bytes, and their languages by the extensions of the files they are from.
+"""The held-out documents of a data set, and their languages by file extension.
 
-Shards hold no names, so the source is read once more, and has to be what the data set was made from. Text whose source
-has no files (records, the hub) is of the language `other`.
+Shards hold no file names, so the source is read again and must be unchanged. Text without files (records, the hub) has
+the language `other`.
 """
 
 import re
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from nanochat_cli.formats.open import LoadedRun
 
 LANGUAGES = {".py": "python", ".pyi": "python", ".rs": "rust"}
-"""By extension; another extension is the name of its language."""
+"""By extension; any other extension is itself the name of the language."""
 OTHER = "other"
 _PIECE = re.compile(r"@\d+\Z")
 
 
 @dataclass(frozen=True)
 class TokenArray:
-    """Token ids of documents in a row, each ended by EOS; read like a `TokenStream`. ids: int64 [n]."""
+    """Concatenated token ids of documents, each ended by EOS; read like a `TokenStream`. ids: int64 [n]."""
 
     ids: NDArray[np.int64]
     eos_id: int
@@ -48,7 +48,7 @@ class TokenArray:
 
 
 def open_held_out(target: Path, run: "LoadedRun | None", data: Path | None, reporter: Reporter) -> ShardReader:
-    """The data set in the folder `data`, or else that of a run. Raises ConfigError when there is neither, DataError."""
+    """The data set in the folder `data`, or else the run's. Raises DataError, and ConfigError when there is neither."""
     if data is not None:
         return ShardReader(data)
     if run is None:
@@ -68,7 +68,7 @@ def language_of(document: str) -> str:
 def document_languages(reader: ShardReader, config: Config, reporter: Reporter) -> list[str]:
     """The language of every held-out document, in the order of the shards; `config.data` has the glob.
 
-    Raises DataError when the source is no longer what the data set was made from.
+    Raises DataError when the source has changed since the data set was made.
     """
     manifest = reader.manifest
     corpus = source_of(manifest, config.data)
@@ -82,12 +82,12 @@ def document_languages(reader: ShardReader, config: Config, reporter: Reporter) 
                 n_bytes += len(document.content)
             progress.advance(len(document.content))
     if len(languages) != manifest.val.documents or n_bytes != manifest.val.bytes:
-        raise DataError(f"{corpus.source}: holds other documents than the data set; run `nanochat tokenize` again")
+        raise DataError(f"{corpus.source}: changed since the data set was made; run `nanochat tokenize` again")
     return languages
 
 
 def encode_held_out(reader: ShardReader, tokenizer: Tokenizer) -> TokenArray:
-    """The held-out documents in the tokens of another tokenizer; those of the shards when it is the same one."""
+    """The held-out documents in the tokens of `tokenizer`; those of the shards when they have the same one."""
     if tokenizer.to_str() == reader.tokenizer.to_str():
         stream = reader.tokens("val")
         return TokenArray(stream[:], stream.eos_id, tuple(len(document) + 1 for document in stream.documents()))

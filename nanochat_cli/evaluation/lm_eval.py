@@ -1,7 +1,7 @@
 """The model `nanochat` of lm-evaluation-harness (the extra [lm-eval]): a run or a GGUF file on the packed runtime.
 
-Importing this module registers the model. `python -m nanochat_cli.evaluation.lm_eval` is the command line of the
-harness with it. Knows how the harness asks; tasks, metrics and reports are the harness's.
+Importing this module registers the model. `python -m nanochat_cli.evaluation.lm_eval` is the harness's command line
+with it. Knows the harness's requests; tasks, metrics and reports are the harness's own.
 """
 
 import hashlib
@@ -29,23 +29,23 @@ from nanochat_cli.training.gradient_step import is_out_of_memory
 _log = logging.getLogger(__name__)
 
 MAX_NEW_TOKENS = 256
-"""Unless a task says otherwise with `max_gen_toks`."""
+"""For tasks that do not set `max_gen_toks`."""
 _SAMPLING = {"do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "until", "max_gen_toks"}
 
 AUTOMATIC = 32
-"""Sequences that are scored together unless told otherwise."""
+"""Sequences scored together at first, where no number was given."""
 
 Pair = tuple[Any, list[int], list[int]]
-"""(what was asked, context, continuation) in tokens."""
+"""(request, tokens of the context, tokens of the continuation)."""
 
 
 @register_model("nanochat")
 class NanochatLM(TemplateLM):
     """`target`: a run, by path or name, or a .gguf file; default: the latest run.
 
-    batch_size: sequences that are scored together; `auto` and `auto:N` begin with AUTOMATIC, and whatever is too much
-    for the memory is halved. seed: of tasks that sample. backend: of the kernels. device is not
-    obeyed, with a warning: the model runs on the CPU. Raises ConfigError and DataError.
+    batch_size: sequences scored together; `auto` and `auto:N` start with AUTOMATIC. It is halved when memory runs out.
+    seed: for tasks that sample. backend: of the kernels. device: ignored with a warning, since the model runs on the
+    CPU. Raises ConfigError and DataError.
     """
 
     def __init__(
@@ -60,9 +60,7 @@ class NanochatLM(TemplateLM):
     ) -> None:
         super().__init__()
         if device not in (None, "", "cpu"):
-            _log.warning(
-                "device = %s (the harness's default is cuda:0) is left aside: this model runs on the CPU", device
-            )
+            _log.warning("device = %s (the harness's default is cuda:0) is ignored: this model runs on the CPU", device)
         path = find_run_or_gguf(None if target is None else Path(target))
         model, tokenizer, _ = load_target(path)
         self.path, self.tokens, self.seed = path, tokenizer, seed
@@ -73,7 +71,7 @@ class NanochatLM(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """Which tokenizer cached requests belong to: a run that is trained anew at the same place may have another."""
+        """The tokenizer that cached requests belong to: a run retrained at the same path may have another."""
         return f"{self.path}@{hashlib.sha256(self.tokens.to_str().encode()).hexdigest()[:16]}"
 
     @property
@@ -82,24 +80,24 @@ class NanochatLM(TemplateLM):
 
     @property
     def max_length(self) -> int:
-        """Tokens that the model reads at most."""
+        """Most tokens that the model reads."""
         return self.model.config.max_seq_len
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """No template. Raises ConfigError where one is asked for."""
+        """Empty, since there is no template. Raises ConfigError when one is requested."""
         if chat_template:
             raise ConfigError("--apply_chat_template: models of nanochat continue text and have no chat template")
         return ""
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Raises ConfigError, as `chat_template`."""
+        """Raises ConfigError, like `chat_template`."""
         return self.chat_template(True)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         return self.tokens.encode(string)
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Both in the tokens of the whole text; where a token spans the border, each by itself."""
+        """Both in the tokens of the whole text; encoded separately where a token spans their border."""
         stripped = context.rstrip()
         context, continuation = stripped, context[len(stripped) :] + continuation
         before, whole = self.tok_encode(context), self.tok_encode(context + continuation)
@@ -110,12 +108,12 @@ class NanochatLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: list[Pair], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
-        """(log-probability of the continuation in nats, whether it is the greedy one)."""
+        """For each request (log-probability of the continuation in nats, whether greedy decoding yields it)."""
         order = sorted(range(len(requests)), key=lambda i: -len(requests[i][1]) - len(requests[i][2]))
-        found: dict[int, tuple[float, bool]] = {}
+        answers: dict[int, tuple[float, bool]] = {}
         with tqdm(total=len(requests), desc="nanochat: log-likelihoods", disable=disable_tqdm) as progress:
-            while len(found) < len(order):
-                chosen = order[len(found) : len(found) + self.batch_size]
+            while len(answers) < len(order):
+                chosen = order[len(answers) : len(answers) + self.batch_size]
                 try:
                     scored = list(self._score([requests[i][1:] for i in chosen]))
                 except (RuntimeError, MemoryError) as error:
@@ -125,22 +123,22 @@ class NanochatLM(TemplateLM):
                     _log.warning("out of memory: %d sequences together from here on", self.batch_size)
                     continue
                 for i, answer in zip(chosen, scored, strict=True):
-                    found[i] = answer
+                    answers[i] = answer
                     if requests[i][0] is not None:
                         self.cache_hook.add_partial("loglikelihood", requests[i][0], answer)
                 progress.update(len(chosen))
-        return [found[i] for i in range(len(requests))]
+        return [answers[i] for i in range(len(requests))]
 
     @torch.no_grad()
     def _score(self, pairs: Sequence[tuple[list[int], list[int]]]) -> Iterator[tuple[float, bool]]:
-        """Sequences of several lengths are padded on the right, where no earlier position looks."""
+        """Score pairs in one batch, padded on the right, where no earlier position attends."""
         inputs = []
         for context, continuation in pairs:
             if len(continuation) > self.max_length:
                 raise DataError(
                     f"a continuation has {len(continuation)} tokens and the model reads at most {self.max_length}"
                 )
-            inputs.append((context + continuation)[-self.max_length - 1 : -1])  # the beginning of the context goes
+            inputs.append((context + continuation)[-self.max_length - 1 : -1])  # drops the context's beginning
         width = max(len(ids) for ids in inputs)
         padded = [ids + [self.eot_token_id] * (width - len(ids)) for ids in inputs]
         hidden = self.model(torch.tensor(padded, dtype=torch.int64, device=self.model.device))
@@ -152,32 +150,32 @@ class NanochatLM(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Log-probability of each whole text in nats, in windows of the context that share no predicted token."""
-        found = []
+        totals = []
         for request in requests:
             text = request.args[0]
             windows = get_rolling_token_windows(self.tok_encode(text), self.eot_token_id, self.max_length, 1)
             pairs: list[Pair] = [(None, *make_disjoint_window(window)) for window in windows]
             total = sum(nats for nats, _ in self._loglikelihood_tokens(pairs, disable_tqdm=True))
-            found.append(float(total))
-            self.cache_hook.add_partial("loglikelihood_rolling", (text,), found[-1])
-        return found
+            totals.append(float(total))
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), totals[-1])
+        return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Continuations up to `until`, greedy unless a task asks to sample."""
-        found = []
+        texts = []
         for request in tqdm(requests, desc="nanochat: generating", disable=disable_tqdm):
             context, asked = cast("tuple[str, dict[str, Any]]", request.args)
             settings = _sampling(asked)
             ids = self.tok_encode(context) or [self.eot_token_id]
-            kept = max(self.max_length - settings.max_tokens, self.max_length // 2)  # of a context that is too long
+            kept = max(self.max_length - settings.max_tokens, self.max_length // 2)  # of too long a context
             (completion,) = continue_tokens(self.model, self.tokens, ids[-kept:], settings, [self.seed])
-            found.append(completion.text)
+            texts.append(completion.text)
             self.cache_hook.add_partial("generate_until", (context, asked), completion.text)
-        return found
+        return texts
 
 
 def _rows(asked: int | str | None) -> int:
-    """Sequences to score together. Raises ConfigError for what is no number and not automatic."""
+    """Sequences to score together. Raises ConfigError unless it is a number or automatic."""
     text = str(asked or "auto")
     if text.partition(":")[0] == "auto":
         return AUTOMATIC
@@ -191,9 +189,9 @@ def _rows(asked: int | str | None) -> int:
 
 
 def _sampling(asked: dict[str, Any]) -> SamplingConfig:
-    """The settings of a task. Raises ConfigError for one that we do not have."""
+    """The settings of a task. Raises ConfigError for an unknown one."""
     if unknown := sorted(asked.keys() - _SAMPLING):
-        raise ConfigError(f"generation_kwargs {unknown[0]}: there are {', '.join(sorted(_SAMPLING))}")
+        raise ConfigError(f"generation_kwargs {unknown[0]}: unknown; choose from {', '.join(sorted(_SAMPLING))}")
     until = asked.get("until") or []
     temperature = float(asked.get("temperature") or 0.0)
     if asked.get("do_sample") and temperature == 0:

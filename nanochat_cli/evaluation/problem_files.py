@@ -1,6 +1,6 @@
 """Files of records: JSON lines, plain or gzipped, and Parquet; each record with its place, for messages.
 
-Knows nothing of what the records say.
+Knows nothing of what the records mean.
 """
 
 import gzip
@@ -17,7 +17,7 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 def records(path: Path) -> Iterator[tuple[str, object]]:
     """(where, record) of a .jsonl, .jsonl.gz or .parquet file; `where` is FILE:LINE. Empty lines are skipped.
 
-    Raises DataError for a file that cannot be read and for a line that is no JSON.
+    Raises DataError for a file that cannot be read and for a line that is not JSON.
     """
     try:
         if path.suffix == ".parquet":
@@ -27,7 +27,7 @@ def records(path: Path) -> Iterator[tuple[str, object]]:
             try:
                 rows = parquet.read_table(path).to_pylist()
             except pa.ArrowException as error:
-                raise DataError(f"{path}: no Parquet file: {' '.join(str(error).split())}") from error
+                raise DataError(f"{path}: not a Parquet file: {' '.join(str(error).split())}") from error
             for number, row in enumerate(rows, 1):
                 yield f"{path}: row {number}", row
             return

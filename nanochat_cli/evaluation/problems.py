@@ -1,6 +1,6 @@
 """Sets of programming problems by name: the built-in ones (`problem_sets`), published benchmarks, and files.
 
-Knows the file format of our own problems; those of published benchmarks are read by `humaneval`.
+Knows our own file format; `humaneval` reads those of published benchmarks.
 """
 
 from collections.abc import Iterable
@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.evaluation import humaneval
-from nanochat_cli.evaluation.problem import Language, Problem, Test
+from nanochat_cli.evaluation.problem import Language, Problem
 from nanochat_cli.evaluation.problem_files import SUFFIXES, records
+from nanochat_cli.sandbox.limits import Case
 
 BUILT_IN: tuple[Language, ...] = ("python", "rust")
 _BUILT_IN_FOLDER = Path(__file__).with_name("problem_sets")
@@ -21,8 +22,8 @@ def load_problems(source: str | Path) -> list[Problem]:
     """The problems of `python` or `rust` (built in), of a published set (`humaneval.HUB`), or of a file.
 
     A file is .jsonl, .jsonl.gz or .parquet, in our format or in one of the published ones, told apart by their fields.
-    Raises ConfigError for a name that is neither, and DataError, with file and line, for a bad record, an id that comes
-    twice, or no problem at all.
+    Raises ConfigError for an unknown name, and DataError, with file and line, for a bad record, a repeated id, or an
+    empty set.
     """
     name = str(source)
     if name in BUILT_IN:
@@ -35,12 +36,12 @@ def load_problems(source: str | Path) -> list[Problem]:
     if path.name.endswith(SUFFIXES):
         raise DataError(f"{path}: no such file")
     known = ", ".join([*BUILT_IN, *humaneval.HUB])
-    raise ConfigError(f"no problem set {name!r}; there are {known}, and files ({', '.join(SUFFIXES)})")
+    raise ConfigError(f"no problem set {name!r}; choose from {known}, or name a file ({', '.join(SUFFIXES)})")
 
 
 def problems_of(rows: Iterable[tuple[str, object]], source: str) -> list[Problem]:
     """Problems of (where, record) pairs; raises DataError as `load_problems` does."""
-    found: dict[str, Problem] = {}
+    problems: dict[str, Problem] = {}
     for where, record in rows:
         if not isinstance(record, dict):
             raise DataError(f"{where}: a problem must be an object with named fields, not {type(record).__name__}")
@@ -50,12 +51,12 @@ def problems_of(rows: Iterable[tuple[str, object]], source: str) -> list[Problem
             first = error.errors(include_url=False)[0]
             field = ".".join(str(part) for part in first["loc"])
             raise DataError(f"{where}: {field}: {first['msg'][:1].lower()}{first['msg'][1:]}") from error
-        if problem.id in found:
-            raise DataError(f"{where}: the id {problem.id!r} comes twice; ids must be unique")
-        found[problem.id] = problem
-    if not found:
-        raise DataError(f"{source}: no problems in it")
-    return list(found.values())
+        if problem.id in problems:
+            raise DataError(f"{where}: the id {problem.id!r} is repeated; ids must be unique")
+        problems[problem.id] = problem
+    if not problems:
+        raise DataError(f"{source}: it holds no problems")
+    return list(problems.values())
 
 
 class _TestRecord(BaseModel):
@@ -80,7 +81,7 @@ class _Record(BaseModel):
     support: str = ""
 
     def problem(self) -> Problem:
-        tests = tuple(Test(test.call, test.expected) for test in self.tests)
+        tests = tuple(Case(test.call, test.expected) for test in self.tests)
         return Problem(
             self.id, self.language, self.prompt, tests, self.level, self.solution, tuple(self.stop), self.support
         )

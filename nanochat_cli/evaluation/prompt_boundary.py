@@ -1,7 +1,7 @@
-"""Where a prompt may end for a tokenizer: what it joins with the text that follows belongs to the completion.
+"""Ends prompts where a token ends: white space that the tokenizer joins with the next line belongs to the completion.
 
-A tokenizer that joins a line break with the indentation behind it never showed the model a line break alone before an
-indented line. A prompt that ends with one asks for something else than its function, most often for nothing.
+Where a tokenizer joins a line break with the indentation after it, the model has never seen a bare line break before an
+indented line. A prompt that ends with one asks for something other than its function, most often for nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,10 +13,10 @@ Encode = Callable[[str], list[int]]
 
 
 def at_token_boundary(problem: Problem, encode: Encode) -> Problem:
-    """The same program to write, of which the prompt ends where a token ends.
+    """The same problem with a prompt that ends where a token ends.
 
-    White space that `encode` joins with an indented line moves from the end of the prompt to the start of the solution;
-    where it joins nothing, as with tokenizers that end a token at each line break, the problem stays as it is.
+    White space that `encode` joins with an indented line moves from the end of the prompt to the start of the solution.
+    Tokenizers that end a token at each line break join nothing; with them the problem stays as it is.
     """
     prompt = problem.prompt.rstrip()
     space = problem.prompt[len(prompt) :]

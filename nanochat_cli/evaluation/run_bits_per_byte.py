@@ -1,6 +1,6 @@
 """The suite `bpb`: bits per byte of a model on held-out documents, all of them and by language.
 
-Every document keeps its place among the others, so that the figures of the languages are parts of that of the whole.
+Documents keep their places in the stream, so that the figures of the languages are parts of that of the whole.
 """
 
 from collections.abc import Iterator
@@ -25,10 +25,10 @@ UNKNOWN = "unknown"
 def measure_bits_per_byte(
     model: Transformer, tokenizer: Tokenizer, reader: ShardReader, config: Config | None, reporter: Reporter
 ) -> tuple[HeldOut, dict[str, HeldOut]]:
-    """Of all held-out documents, and of each language.
+    """Measure all held-out documents, and each language.
 
-    Windows have the length that the run was trained with (config), without a run the context of the model. Where the
-    source has changed since, languages are unknown, with a warning; the documents themselves are in the shards.
+    Windows are as long as in the run's training (config), or without a run as the model's context. Where the source has
+    changed, languages are unknown, with a warning; the documents themselves are in the shards.
     """
     seq_len = model.config.max_seq_len
     if config is None:
@@ -42,8 +42,8 @@ def measure_bits_per_byte(
         languages = [UNKNOWN] * reader.manifest.val.documents
     tokens = encode_held_out(reader, tokenizer)
     names = sorted(set(languages))
-    of_documents = torch.tensor([names.index(language) for language in languages])
-    groups = of_documents.repeat_interleave(torch.tensor(tokens.lengths))[1:]  # the first token is no target
+    by_document = torch.tensor([names.index(language) for language in languages])
+    groups = by_document.repeat_interleave(torch.tensor(tokens.lengths))[1:]  # the first token is not a target
     with reporter.progress("held-out documents", len(tokens) - 1, "tokens") as progress:
 
         def counted() -> Iterator[tuple[Tensor, Tensor]]:
@@ -56,15 +56,15 @@ def measure_bits_per_byte(
 
 
 def bits_per_byte_results(whole: HeldOut, languages: dict[str, HeldOut]) -> list[Result]:
-    """The figures in the form of result files."""
+    """The figures as results of a result file."""
     named = {"all": whole, **languages}
     return [
         Result(f"held-out documents, {name}", metric, value, unit)
-        for name, found in named.items()
+        for name, held_out in named.items()
         for metric, value, unit in (
-            ("bits per byte", found.bits_per_byte, "bits/byte"),
-            ("loss", found.loss, "nats per token"),
-            ("accuracy", found.accuracy, "share"),
-            ("bytes", float(found.bytes), "B"),
+            ("bits per byte", held_out.bits_per_byte, "bits/byte"),
+            ("loss", held_out.loss, "nats per token"),
+            ("accuracy", held_out.accuracy, "share"),
+            ("bytes", float(held_out.bytes), "B"),
         )
     ]

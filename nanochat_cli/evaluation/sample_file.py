@@ -1,7 +1,7 @@
-"""The completions of an evaluation on disk: one JSON line for each problem and temperature, and what they depend on.
+"""The completions of an evaluation on disk: one JSON line per problem and temperature, and the settings behind them.
 
-A line is synced when it is complete; one that a crash left unfinished is dropped. So a killed evaluation goes on with
-the next problem, and what it has counts as if it had never stopped. One process at a time writes.
+Every line is synced; a last line that a crash left unfinished is dropped. So a killed evaluation continues with the
+next problem as if it had never stopped. Only one process may write.
 """
 
 import fcntl
@@ -25,8 +25,8 @@ Key = tuple[float, str]
 class SampleFile:
     """The lines of `folder`, by key; a context manager that holds the file.
 
-    settings: what the completions depend on. Raises ConfigError when there are completions already and `resume` is off,
-    or when they were drawn under other settings, and DataError when the files cannot be read or written.
+    settings: everything that the completions depend on. Raises ConfigError when there are completions already and
+    `resume` is off, or when they were drawn with other settings, and DataError when files cannot be read or written.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
@@ -66,7 +66,7 @@ class SampleFile:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise DataError(f"{self.path}: another evaluation writes it; wait for it or choose another --out") from None
+            raise DataError(f"{self.path}: another evaluation writes to it; wait or choose another --out") from None
 
     def _read(self) -> None:
         self._file.seek(0)
@@ -78,7 +78,7 @@ class SampleFile:
                 record = parse_json(line.decode("utf-8", "surrogatepass"))
                 self.records[record["temperature"], record["problem"]] = record
             except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{self.path}:{number}: no completions of a problem ({error}); remove it") from error
+                raise DataError(f"{self.path}:{number}: not a line of completions ({error}); remove it") from error
 
     def _check(self, settings: dict[str, Any], resume: bool) -> None:
         path = self.folder / SETTINGS
@@ -88,14 +88,14 @@ class SampleFile:
                     f"{self.folder} holds an evaluation: continue it with --resume, or choose another --out"
                 )
             try:
-                found = parse_json(path.read_text(encoding="utf-8"))
+                saved = parse_json(path.read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
                 raise DataError(f"{path}: cannot be read ({error}); choose another --out") from error
             for key, value in settings.items():
-                if found.get(key) != value:
+                if saved.get(key) != value:
                     raise ConfigError(
-                        f"{self.folder} was evaluated with {key} = {found.get(key)}, not {value}: "
-                        "give the same, or choose another --out"
+                        f"{self.folder} was evaluated with {key} = {saved.get(key)}, not {value}: "
+                        "use the same value, or choose another --out"
                     )
             return
         try:

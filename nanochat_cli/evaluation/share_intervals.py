@@ -1,8 +1,8 @@
-"""95 % intervals of means of shares over problems, and of their paired differences; never narrower than is known.
+"""95 % intervals of means of shares over problems, and of their paired differences.
 
-Resampling problems that all failed says that they always will. So where there are few problems, or nothing but 0 and 1,
-or no spread, the score interval of a proportion is taken, with a problem as the unit: among values between 0 and 1 of
-the same mean, 0 and 1 spread the most, so that it is rather too wide than too narrow. Knows numbers only.
+Resampling problems that all failed claims that they always will. So with few problems, only zeros and ones, or no
+spread, the score interval of a proportion is used, with a problem as the unit: of all values in 0..1 with one mean,
+zeros and ones spread the most, so that it is rather too wide than too narrow. Knows numbers only.
 """
 
 import math
@@ -14,12 +14,12 @@ import numpy as np
 from nanochat_cli.report.statistics import LEVEL, bootstrap_interval
 
 MANY = 30
-"""Values from which on the bootstrap is trusted, if they spread."""
+"""From this many values on the bootstrap is trusted, if they spread."""
 _Z = statistics.NormalDist().inv_cdf((1 + LEVEL) / 2)
 
 
 def wilson_interval(mean: float, count: int) -> tuple[float, float]:
-    """Score interval of a proportion (Wilson 1927, doi:10.1080/01621459.1927.10502953, eq. 5) among `count` ≥ 1."""
+    """Score interval of a proportion (Wilson 1927, doi:10.1080/01621459.1927.10502953, eq. 5) of `count` ≥ 1 values."""
     square = _Z**2 / count
     middle = (mean + square / 2) / (1 + square)
     half = _Z / (1 + square) * math.sqrt(mean * (1 - mean) / count + square / (4 * count))
@@ -27,7 +27,7 @@ def wilson_interval(mean: float, count: int) -> tuple[float, float]:
 
 
 def share_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Of the mean of values in 0..1, one for each problem; None with fewer than two."""
+    """The interval of the mean of values in 0..1, one per problem; None for fewer than two."""
     if len(values) < 2:
         return None
     if _resampled(values):
@@ -36,10 +36,10 @@ def share_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def difference_interval(after: Sequence[float], before: Sequence[float]) -> tuple[float, float] | None:
-    """Of mean(after) − mean(before), values in 0..1 of the same problems; None with fewer than two.
+    """The interval of mean(after) − mean(before), values in 0..1 of the same problems; None for fewer than two.
 
-    Of few problems: from the intervals of both sides and their correlation (Newcombe 1998, Statistics in Medicine
-    17:2635, method 10); its correction of the correlation keeps pairs that all agree from saying that they always will.
+    With few problems: from the intervals of both sides and their correlation (Newcombe 1998, Statistics in Medicine
+    17:2635, method 10), whose corrected correlation does not conclude from pairs that all agree that they always will.
     """
     if len(after) < 2:
         return None
@@ -60,7 +60,7 @@ def _resampled(values: Sequence[float]) -> bool:
 
 
 def _correlation(one: Sequence[float], other: Sequence[float]) -> float:
-    """Of a table of two by two, (ad − bc − n/2) / √…, not below 0 if ad > bc; 0 where a side does not spread."""
+    """For a two-by-two table (ad − bc − n/2) / √…, not below 0 if ad > bc; 0 where a side does not spread."""
     count = len(one)
     spread = float(np.std(one) * np.std(other))
     if spread == 0:

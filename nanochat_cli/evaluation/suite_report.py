@@ -1,11 +1,11 @@
 """Figures of an evaluation from its lines: pass@k with intervals over problems, as a table and as a result file.
 
-Knows what stands in a line (`run_suite`), not where completions came from.
+Knows the content of a line (`complete_problems`), not where completions came from.
 """
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from nanochat_cli.evaluation.pass_at_k import PassAtK, mean_pass_at_k
@@ -17,7 +17,7 @@ Row = tuple[object, ...]
 
 @dataclass(frozen=True)
 class Score:
-    """Of the problems of a group at a temperature. Shares are of all completions, each problem counting the same.
+    """Figures of a group of problems at a temperature. Shares are of all completions, with equal weight per problem.
 
     compiled: the program compiles; rejected: empty, a comment, a copy or trivial; cut: ended by --max-tokens or the
     context. too_long: problems whose prompt does not fit, which count as failed.
@@ -35,7 +35,7 @@ class Score:
 
 def scores(records: Mapping[Key, dict[str, Any]], ks: Sequence[int], temperatures: Sequence[float]) -> list[Score]:
     """By temperature: all problems, then each language and each level where there are several."""
-    found = []
+    scored = []
     for temperature in temperatures:
         chosen = [record for record in records.values() if record["temperature"] == temperature]
         groups = {"all": chosen}
@@ -43,17 +43,17 @@ def scores(records: Mapping[Key, dict[str, Any]], ks: Sequence[int], temperature
             values = sorted({record[field] for record in chosen if record[field] is not None})
             if len(values) > 1:
                 groups |= {called.format(value): [one for one in chosen if one[field] == value] for value in values}
-        found += [_score(group, temperature, members, ks) for group, members in groups.items()]
-    return found
+        scored += [_score(group, temperature, members, ks) for group, members in groups.items()]
+    return scored
 
 
-def table(suite: str, found: Sequence[Score]) -> tuple[tuple[str, ...], list[Row]]:
-    """Columns and rows for a person."""
+def table(suite: str, scored: Sequence[Score]) -> tuple[tuple[str, ...], list[Row]]:
+    """The columns and rows of the table that is printed."""
     columns = ["temperature", "of", "problems"]
-    for one in found[0].passes:
+    for one in scored[0].passes:
         columns += [metric(suite, one.k), "95 % interval"]
     rows = []
-    for score in found:
+    for score in scored:
         cells: list[object] = [score.temperature, score.group, score.problems]
         for one in score.passes:
             cells += [one.value, "—" if one.interval is None else "{:.3f} – {:.3f}".format(*one.interval)]
@@ -61,10 +61,10 @@ def table(suite: str, found: Sequence[Score]) -> tuple[tuple[str, ...], list[Row
     return (*columns, "compiled", "rejected", "cut"), rows
 
 
-def results(suite: str, found: Sequence[Score]) -> list[Result]:
-    """The figures in the form of result files; the ends of an interval are results of their own."""
+def results(suite: str, scored: Sequence[Score]) -> list[Result]:
+    """The figures as results of a result file; the ends of an interval are separate results."""
     listed = []
-    for score in found:
+    for score in scored:
         group = "" if score.group == "all" else f", {score.group}"
         case = f"{suite}{group}, temperature {score.temperature:g}"
         for one in score.passes:
@@ -84,15 +84,10 @@ def results(suite: str, found: Sequence[Score]) -> list[Result]:
 
 
 def metric(suite: str, k: int) -> str:
-    """What pass@k is called in a suite: that of `compile` is the compile rate."""
+    """The name of pass@k in a suite; in `compile` it is the compile rate."""
     if suite != "compile":
         return f"pass@{k}"
     return "compile rate" if k == 1 else f"compile@{k}"
-
-
-def plain(found: Sequence[Score]) -> list[dict[str, Any]]:
-    """JSON values."""
-    return [asdict(score) for score in found]
 
 
 def _score(group: str, temperature: float, members: Sequence[dict[str, Any]], ks: Sequence[int]) -> Score:

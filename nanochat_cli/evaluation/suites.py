@@ -1,4 +1,4 @@
-"""What `nanochat eval --suite` can ask, by name, and the settings of sampling suites. Imports no torch.
+"""The suites of `nanochat eval --suite` by name, and the settings of those that sample. Imports no torch.
 
 Suites of problems ask for programs that pass tests; `compile` asks for programs that compile; `bpb` draws nothing.
 """
@@ -24,9 +24,9 @@ SAMPLES = 10
 
 @dataclass(frozen=True)
 class SuiteOptions:
-    """How completions are drawn and counted. Raises ConfigError for what makes no sense.
+    """How completions are drawn and counted. Raises ConfigError for values that make no sense.
 
-    samples: completions of each problem at each temperature; limit: problems at most.
+    samples: completions of each problem at each temperature; limit: most problems.
     """
 
     samples: int = SAMPLES
@@ -53,33 +53,34 @@ class SuiteOptions:
             raise ConfigError("--k and --temperature take each value once")
         if 0 in self.temperatures and self.samples > 1:
             raise ConfigError(
-                f"--temperature 0 draws the same completion {self.samples} times: give --samples 1, or a temperature "
+                f"--temperature 0 draws the same completion {self.samples} times: use --samples 1, or a temperature "
                 "above 0"
             )
 
     def drawn(self) -> dict[str, Any]:
-        """What completions depend on; of the rest, other figures can be made of the same completions."""
+        """The options that completions depend on; the others only decide which figures are computed from them."""
         values = asdict(self)
         del values["ks"], values["limit"]
         return {**values, "temperatures": list(self.temperatures)}
 
 
 def problem_suite(name: str, limit: int | None, reporter: Reporter) -> list[Problem]:
-    """The first `limit` problems of a suite: a name of NAMED, or whatever `load_problems` reads.
+    """The first `limit` problems of a suite: a name of NAMED, or anything that `load_problems` reads.
 
-    Problems that no completion can pass are left out, and it is said how many. Raises ConfigError for a name that is
-    neither, and what `load_problems` raises.
+    Leaves out problems that no completion can pass, with a warning. Raises ConfigError for an unknown name, and what
+    `load_problems` raises.
     """
     try:
         problems = load_problems(NAMED.get(name, name))
     except ConfigError as error:
         if NAMED.get(name, name) == name and not Path(name).exists():
-            raise ConfigError(f"--suite {name}: there are {_names()}; {error}") from error
+            raise ConfigError(f"--suite {name}: choose from {_names()}; {error}") from error
         raise
     needy = [problem for problem in problems if problem.needs]
     if needy:
         reporter.warn(
-            f"{name}: left out: {counted(len(needy), 'problem')}; {needy[0].id} needs {' and '.join(needy[0].needs)}"
+            f"{name}: left out {counted(len(needy), 'problem')}; for example, {needy[0].id} needs "
+            f"{' and '.join(needy[0].needs)}"
         )
     return [problem for problem in problems if not problem.needs][:limit]
 

@@ -14,7 +14,7 @@ from nanochat_cli.evaluation.problem import Problem, assemble
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.rl.rewards import Attempt, Reward, RewardConfig, load_rewards, reward
 from nanochat_cli.rl.rollouts import Prompt, Rollout, Sampler
-from nanochat_cli.sandbox.limits import Outcome, ProgramLike
+from nanochat_cli.sandbox.limits import Outcome, Program
 from nanochat_cli.sandbox.pool import SandboxPool
 from nanochat_cli.sandbox.sandbox import Sandbox
 
@@ -22,7 +22,7 @@ from nanochat_cli.sandbox.sandbox import Sandbox
 class Pool(Protocol):
     """What judges programs: `sandbox.pool.SandboxPool`."""
 
-    def judge_all(self, programs: Sequence[ProgramLike], /) -> list[Outcome]: ...
+    def judge_all(self, programs: Sequence[Program], /) -> list[Outcome]: ...
 
 
 @dataclass(frozen=True)

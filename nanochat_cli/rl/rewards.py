@@ -1,7 +1,7 @@
 """What an answer is worth: terms in [0, 1], each a function of an attempt, and their weighted mean times two guards.
 
 Prompt and completion were judged together by a sandbox, whose outcome is an input here; nothing is run. Weights come
-from the table `[rewards]` of a TOML file. Answers without work in them score 0 (`rejection`).
+from the table `[rewards]` of a TOML file. Answers without work in them score 0 (`rejection_reason`).
 """
 
 import difflib
@@ -16,8 +16,9 @@ from pygments.token import String
 
 from nanochat_cli.config.toml import read_toml
 from nanochat_cli.errors import ConfigError
-from nanochat_cli.evaluation.code_tokens import Language, split
-from nanochat_cli.evaluation.rejection import Rejection, rejection
+from nanochat_cli.evaluation.code_tokens import split
+from nanochat_cli.evaluation.problem import Language
+from nanochat_cli.evaluation.rejection_reason import Rejection, rejection_reason
 
 NGRAM = 4
 """Length of the runs of words whose repetition is counted."""
@@ -107,7 +108,7 @@ def reward(attempt: Attempt, config: RewardConfig) -> Reward:
     terms = {name: term(attempt) for name, term in TERMS.items()}
     present = {name: value for name, value in terms.items() if value is not None}
     guards = {"length": length(attempt, config.max_characters), "repetition": repetition(attempt)}
-    reason = rejection(
+    reason = rejection_reason(
         attempt.language, attempt.prompt, attempt.completion, examples=attempt.examples, solved=attempt.solved
     )
     if reason is not None:

@@ -16,8 +16,8 @@ import torch
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import DataError, Interrupted
+from nanochat_cli.evaluation.complete_problems import fingerprint
 from nanochat_cli.evaluation.problem import Problem
-from nanochat_cli.evaluation.run_suite import fingerprint
 from nanochat_cli.formats.open import load_run, open_run
 from nanochat_cli.formats.run import checkpoints
 from nanochat_cli.model.transformer import Transformer

@@ -71,5 +71,5 @@ class Sandbox:
 
 def _known(language: str) -> str:
     if language not in LANGUAGES:
-        raise ConfigError(f"the sandbox cannot run {language!r}; choose {' or '.join(LANGUAGES)}")
+        raise ConfigError(f"the sandbox cannot run {language!r}; choose from {', '.join(LANGUAGES)}")
     return language

@@ -64,9 +64,9 @@ def test_a_suite_is_evaluated_once_and_goes_on_with_resume(nanochat, run, folder
 
 
 def test_a_stop_says_how_to_go_on(nanochat, run, monkeypatch):
-    from nanochat_cli.evaluation import run_suite
+    from nanochat_cli.evaluation import complete_problems
 
-    draw, calls = run_suite.sample_batch, []
+    draw, calls = complete_problems.sample_batch, []
 
     def stopped_at_the_third(*arguments):
         calls.append(arguments)
@@ -74,13 +74,13 @@ def test_a_stop_says_how_to_go_on(nanochat, run, monkeypatch):
             raise KeyboardInterrupt
         return draw(*arguments)
 
-    monkeypatch.setattr(run_suite, "sample_batch", stopped_at_the_third)
+    monkeypatch.setattr(complete_problems, "sample_batch", stopped_at_the_third)
     outcome = nanochat("eval", *SMALL)
     assert outcome.code == 130
-    assert "go on with --resume" in outcome.err
+    assert "continue with --resume" in outcome.err
     resumed = nanochat("eval", *SMALL, "--resume")
     assert resumed.code == 0, resumed.err
-    assert "of 4 are in" in resumed.err
+    assert "of 4 are already in" in resumed.err
 
 
 def test_held_out_documents_of_a_run_and_of_a_file(nanochat, run, folder, dataset):
@@ -115,7 +115,7 @@ def test_the_compile_rate_asks_for_held_out_functions(nanochat, run, dataset):
         ("--suite python --samples 4 --k 1,5", "--samples 4 is too few for pass@5: draw at least 5"),
         ("--suite python --k many", "--k many: needs numbers with commas between them, such as 1,5,10"),
         ("--suite python --temperature 0,1", "--temperature 0 draws the same completion 10 times"),
-        ("--suite pyton", "--suite pyton: there are bpb, compile, python"),
+        ("--suite pyton", "--suite pyton: choose from bpb, compile, python"),
         ("--samples 3", "--samples: bits per byte draw no completions"),
         ("--suite bpb --k 2", "--k: bits per byte draw no completions"),
     ],

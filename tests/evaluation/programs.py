@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nanochat_cli.evaluation.problem import Program
+from nanochat_cli.sandbox.limits import Program
 
 needs_rustc = pytest.mark.skipif(shutil.which("rustc") is None, reason="rustc is not installed: no Rust is compiled")
 

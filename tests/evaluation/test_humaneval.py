@@ -120,7 +120,7 @@ def test_rust_problems_that_one_function_cannot_solve_say_so(tmp_path):
     ("row", "message"),
     [
         ({**MULTIPL_E, "language": "lua"}, "the language 'lua' cannot be run"),
-        ({**MULTIPL_E, "tests": "}\n"}, r"'tests' must define main\(\) once, it does 0 times"),
+        ({**MULTIPL_E, "tests": "}\n"}, r"'tests' must define main\(\) once, not 0 times"),
         ({**X_PYTHON, "test": "def check(gaps):\n    pass\n"}, "the last line of 'test' must call check"),
         ({**X_RUST, "test": "fn main() {}"}, "'test' must be a module with unit tests"),
         ({**X_RUST, "task_id": "Go/1"}, "the language 'Go' cannot be run"),
@@ -166,5 +166,5 @@ def test_sets_are_loaded_by_name_through_datasets(tmp_path, offline_hub):
 def test_a_set_that_cannot_be_loaded_is_named(offline_hub):
     with pytest.raises(DataError, match="humaneval-x@python: cannot load: "):
         load_problems("humaneval-x@python")
-    with pytest.raises(ConfigError, match="no configuration 'go'; there are rust, python"):
+    with pytest.raises(ConfigError, match="no configuration 'go'; choose from rust, python"):
         load_problems("humaneval-x@go")

@@ -173,7 +173,7 @@ def test_a_file_of_problems_is_read_plain_and_compressed(tmp_path):
     [
         ("{", r"mine.jsonl:2: not JSON"),
         ("[1]", r"mine.jsonl:2: a problem must be an object with named fields, not list"),
-        (RECORD, r"mine.jsonl:2: the id 'mine/one' comes twice"),
+        (RECORD, r"mine.jsonl:2: the id 'mine/one' is repeated"),
         ({**RECORD, "language": "lua"}, r"mine.jsonl:2: language: input should be 'python' or 'rust'"),
         ({**RECORD, "level": 6}, r"mine.jsonl:2: level: "),
         ({**RECORD, "tests": []}, r"mine.jsonl:2: tests: "),
@@ -192,7 +192,7 @@ def test_a_bad_line_is_named_in_one_line(tmp_path, second, message):
 def test_files_that_cannot_be_read_are_refused(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         load_problems(tmp_path / "absent.jsonl")
-    with pytest.raises(DataError, match="no problems in it"):
+    with pytest.raises(DataError, match="it holds no problems"):
         load_problems(write(tmp_path / "empty.jsonl", ""))
     (tmp_path / "latin.jsonl").write_bytes(b'{"id": "\xe9"}\n')
     with pytest.raises(DataError, match=r"latin.jsonl:1: not UTF-8"):
@@ -207,7 +207,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ConfigError, match="no problem set 'pyton'; there are python, rust, humaneval, multipl-e"):
+    with pytest.raises(ConfigError, match="no problem set 'pyton'; choose from python, rust, humaneval, multipl-e"):
         load_problems("pyton")
 
 

@@ -8,7 +8,7 @@ from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.evaluation.problem import Problem, assemble
 from nanochat_cli.evaluation.problems import load_problems
 from nanochat_cli.evaluation.prompt_boundary import at_token_boundaries, at_token_boundary
-from nanochat_cli.evaluation.rejection import rejection
+from nanochat_cli.evaluation.rejection_reason import rejection_reason
 
 TEXT = 'def f(a, b):\n    """Return it."""\n    return a + b\n\n\npub fn f(a: u32) -> u32 {\n    a + 1\n}\n' * 20
 PROBLEMS = load_problems("python") + load_problems("rust")
@@ -78,7 +78,7 @@ def test_answers_are_assembled_and_rejected_as_before(language: str, joins: Toke
                 assert other.source == one.source
                 for solved in (True, False):
                     verdicts = [
-                        rejection(problem.language, p.prompt, program.source[len(p.prompt) :], solved=solved)
+                        rejection_reason(problem.language, p.prompt, program.source[len(p.prompt) :], solved=solved)
                         for p, program in ((problem, one), (moved, other))
                     ]
                     assert verdicts[0] == verdicts[1], (problem.id, answer, stopped, solved)

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from nanochat_cli.errors import ConfigError, DataError
+from nanochat_cli.evaluation.complete_problems import complete_problems, drawing, fingerprint, judge_completions
 from nanochat_cli.evaluation.problem import Problem
 from nanochat_cli.evaluation.problems import load_problems
-from nanochat_cli.evaluation.run_suite import complete_problems, drawing, fingerprint, judge
 from nanochat_cli.evaluation.sample_file import SampleFile
 from nanochat_cli.evaluation.suite_report import results, scores, table
 from nanochat_cli.evaluation.suites import SuiteOptions, problem_suite
@@ -108,7 +108,7 @@ def test_other_problems_or_a_second_writer_are_refused(pool, tmp_path):
         evaluated(tmp_path, problems[:1], solutions(problems), pool, resume=True)
     with (
         SampleFile(tmp_path, {}, resume=True),
-        pytest.raises(DataError, match="another evaluation writes it"),
+        pytest.raises(DataError, match="another evaluation writes to it"),
     ):
         SampleFile(tmp_path, {}, resume=True)
 
@@ -124,7 +124,7 @@ def test_a_prompt_that_does_not_fit_counts_as_failed(pool, tmp_path):
 def test_the_brace_of_rust_is_put_back_only_where_generation_stopped_at_it(pool):
     asked = Problem("f", "rust", "fn f(a: i32) -> i32 {\n", (), stop=("\n}",))
     for finish in ("stop", "length", "eos"):
-        (found,) = judge(asked, [Completion("    a + 1", (1,), (0.0,), finish)], pool)
+        (found,) = judge_completions(asked, [Completion("    a + 1", (1,), (0.0,), finish)], pool)
         assert found["compiled"] == found["passed"] == (finish == "stop"), finish
 
 
@@ -152,5 +152,5 @@ def test_problems_that_nothing_can_pass_are_left_out_and_an_unknown_suite_is_nam
     path.write_text(f"{json.dumps(row)}\n{json.dumps(ours)}\n")
     reporter = QuietReporter()
     assert [problem.id for problem in problem_suite(str(path), None, reporter)] == ["a"]
-    with pytest.raises(ConfigError, match="--suite humanevil: there are bpb, compile, python, rust, humaneval-python"):
+    with pytest.raises(ConfigError, match="--suite humanevil: choose from bpb, compile, python, rust, humaneval"):
         problem_suite("humanevil", None, reporter)

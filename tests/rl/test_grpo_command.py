@@ -10,8 +10,8 @@ from rich.console import Console
 
 from nanochat_cli.cli.app import main
 from nanochat_cli.config.load import load_run_config
+from nanochat_cli.evaluation.complete_problems import fingerprint
 from nanochat_cli.evaluation.problems import load_problems
-from nanochat_cli.evaluation.run_suite import fingerprint
 from nanochat_cli.report.reporter import PlainReporter, QuietReporter, RichReporter
 from nanochat_cli.rl.problem_split import load_split, split
 from nanochat_cli.rl.rounds_view import RoundsView
@@ -120,7 +120,7 @@ def test_a_trained_run_practises_built_in_problems_and_is_evaluated(nanochat, fo
 MISTAKES = [
     ("grpo nowhere --task python", 3, "nowhere: no such run"),
     ("grpo source", 2, "--task: name the problems to practise"),
-    ("grpo source --task pyton", 2, "no problem set 'pyton'; there are python, rust"),
+    ("grpo source --task pyton", 2, "no problem set 'pyton'; choose from python, rust"),
     ("grpo source --task missing.jsonl", 3, "missing.jsonl: no such file"),
     ("grpo source --task bad.jsonl", 3, "bad.jsonl:1: not JSON"),
     ("grpo source --task p.jsonl --mode polic", 2, 'grpo.mode = "polic" (--mode): must be'),

@@ -22,7 +22,7 @@ from nanochat_cli.rl.rejection_tuning import LikelihoodObjective
 from nanochat_cli.rl.rewards import RewardConfig
 from nanochat_cli.rl.run_grpo import GRPORun
 from nanochat_cli.rl.trajectories import Trajectory, batches, collate
-from nanochat_cli.sandbox.limits import Outcome, ProgramLike
+from nanochat_cli.sandbox.limits import Outcome, Program
 
 NUMBERS = range(2, 8)
 STOP = ["\ndef "]
@@ -100,11 +100,11 @@ class ReadingPool:
     def __init__(self) -> None:
         self.seen = 0
 
-    def judge_all(self, programs: Sequence[ProgramLike]) -> list[Outcome]:
+    def judge_all(self, programs: Sequence[Program]) -> list[Outcome]:
         self.seen += len(programs)
         return [self._judge(program) for program in programs]
 
-    def _judge(self, program: ProgramLike) -> Outcome:
+    def _judge(self, program: Program) -> Outcome:
         number = program.source.partition("(")[0].removeprefix("def add_")
         total = len(program.tests)
         if f"return x + {number}\n" in program.source:

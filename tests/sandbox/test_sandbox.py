@@ -239,7 +239,7 @@ def test_without_rustc_the_message_says_what_to_do(monkeypatch, sandbox):
 
 
 def test_an_unknown_language_is_refused(sandbox):
-    with pytest.raises(ConfigError, match="choose python or rust"):
+    with pytest.raises(ConfigError, match="choose from python, rust"):
         sandbox.compile("cobol", "")
 
 

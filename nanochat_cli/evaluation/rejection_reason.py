@@ -1,6 +1,6 @@
-"""Reasons for which an answer scores nothing whatever the compiler says: there is no work of the model in it.
+"""Reasons to give an answer no credit whatever the compiler says: it holds no work of the model.
 
-Knows the text of an attempt and whether its tests all passed. The terms of the reward are in `rewards`.
+Knows the text of an answer and whether all its tests passed.
 """
 
 import ast
@@ -14,36 +14,27 @@ from pygments.token import Name, String
 from nanochat_cli.evaluation.code_tokens import (
     Body,
     CodeToken,
-    Language,
     body,
+    body_statements,
     is_name,
     is_operand,
     lex,
     python_function,
     split,
-    written,
 )
+from nanochat_cli.evaluation.problem import Language
 
 Rejection = Literal["empty", "comment-only", "copied", "trivial"]
 
 COPY_TOKENS = 8
-"""A shorter run of equal tokens is no copy: `return a + b` has many authors."""
+"""A shorter run of equal tokens is not a copy: `return a + b` has many authors."""
 COPY_SHARE = 0.9
-"""An answer is a copy when one run of tokens that stands elsewhere is this share of it."""
+"""An answer is a copy when one run of its tokens, at least this share of it, occurs in a source."""
 
 _CONSTRUCTORS = {"list", "dict", "set", "tuple", "str", "int", "float", "bool", "bytes", "frozenset", "object"}
-_COMPUTES = (
-    ast.BinOp,
-    ast.UnaryOp,
-    ast.BoolOp,
-    ast.Compare,
-    ast.Subscript,
-    ast.Attribute,
-    ast.comprehension,
-    ast.IfExp,
-)
-_COMPUTES += (ast.For, ast.AsyncFor, ast.AugAssign, ast.Await, ast.Yield, ast.YieldFrom, ast.FormattedValue)
-_COMPUTES += (ast.Match, ast.Starred, ast.Delete)
+_COMPUTES = (ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.Subscript, ast.Attribute, ast.comprehension)
+_COMPUTES += (ast.IfExp, ast.For, ast.AsyncFor, ast.AugAssign, ast.Await, ast.Yield, ast.YieldFrom)
+_COMPUTES += (ast.FormattedValue, ast.Match, ast.Starred, ast.Delete)
 
 _RUST_KEYWORDS = {"if", "match", "for", "while", "as"}
 _RUST_STUBS = {"panic!", "todo!", "unimplemented!", "unreachable!", "vec!"}
@@ -52,33 +43,33 @@ _RUST_OPERATORS = set("+-*/%<>&|^")
 _FORMATTED = re.compile(r"\{(\w+)")
 
 
-def rejection(
+def rejection_reason(
     language: Language, prompt: str, completion: str, *, examples: Sequence[str] = (), solved: bool = False
 ) -> Rejection | None:
-    """Why the completion scores nothing, or None.
+    """Why the completion gets no credit, or None.
 
-    `empty` and `comment-only` hold no code. `copied`: at least `COPY_SHARE` of its code, or of the body that it wrote,
-    stands in one piece in the prompt's code or in one of `examples`. `trivial`: nothing is computed, or no parameter is
-    used; a problem may ask for just that, and so `solved` (it has tests, and all passed) admits it.
+    `empty` and `comment-only` hold no code. `copied`: at least `COPY_SHARE` of its code, or of the function body in it,
+    occurs in one piece in the prompt's code or in one of `examples`. `trivial`: it computes nothing or uses no
+    parameter; a problem may ask for just that, so `solved` (it has tests, and all passed) admits it.
     """
     if not completion.strip():
         return "empty"
     code = split(language, prompt, completion)
     if not code.completion:
         return "comment-only"
-    written_body = body(language, prompt, completion)
+    function = body(language, prompt, completion)
     sources = [code.prompt, *(lex(language, example) for example in examples)]
-    if any(_copied(answer, source) for answer in (code.completion, written_body.tokens) for source in sources):
+    if any(_copied(answer, source) for answer in (code.completion, function.tokens) for source in sources):
         return "copied"
     if solved:
         return None
-    uses_none = bool(written_body.parameters) and not _uses(written_body)
-    computes = _python_computes(prompt, completion) if language == "python" else _rust_computes(written_body.tokens)
-    return "trivial" if uses_none or not computes else None
+    ignores_parameters = bool(function.parameters) and not _uses_parameter(function)
+    computes = _python_computes(prompt, completion) if language == "python" else _rust_computes(function.tokens)
+    return "trivial" if ignores_parameters or not computes else None
 
 
-def _uses(answer: Body) -> bool:
-    """Whether a parameter is named, be it in a format string of Rust."""
+def _uses_parameter(answer: Body) -> bool:
+    """Whether a parameter is named, if only in a Rust format string."""
     return any(
         token.text in answer.parameters
         or (token.kind in String and not answer.parameters.isdisjoint(_FORMATTED.findall(token.text)))
@@ -95,18 +86,18 @@ def _copied(answer: Sequence[CodeToken], source: Sequence[CodeToken]) -> bool:
 
 
 def _joined(tokens: Sequence[CodeToken]) -> str:
-    """Text that contains that of another just when the tokens contain the other's."""
+    """A text that contains another's exactly when these tokens contain the other's in a run."""
     return "".join(f"\0{token.text}\0" for token in tokens)
 
 
 def _python_computes(prompt: str, completion: str) -> bool:
-    """Whether the function has an operation on a name; True for what does not parse, which does not compile."""
+    """Whether the function has an operation on a name; True if it does not parse, since then it does not compile."""
     function = python_function(prompt, completion)
     if function is None:
         return True
     blank = completion[: len(completion) - len(completion.lstrip())]
     first = (prompt + blank).count("\n") + 1  # line of the first thing that the model wrote
-    statements = written(function)
+    statements = body_statements(function)
     if isinstance(function, ast.Module):
         statements = [statement for statement in statements if (statement.end_lineno or 0) >= first]
     return any(_operates(node) for statement in statements for node in ast.walk(statement))
@@ -119,7 +110,7 @@ def _operates(node: ast.AST) -> bool:
     unpacks = (
         isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Name)
     )
-    # An operation on constants alone is a constant.
+    # An operation on constants only is a constant.
     return unpacks or (isinstance(node, _COMPUTES) and any(isinstance(inner, ast.Name) for inner in ast.walk(node)))
 
 
@@ -146,6 +137,6 @@ def _rust_operates(left: CodeToken | None, token: CodeToken, right: CodeToken | 
     if token.text == ".":
         return right.text not in _RUST_WRAPPERS
     if token.text in ("(", "["):
-        defined = left.kind is Name.Function  # the name behind `fn`
+        defined = left.kind is Name.Function  # the name after `fn`
         return is_name(left) and not defined and left.text not in _RUST_WRAPPERS and not left.text.endswith("!")
     return token.text in _RUST_OPERATORS and is_operand(left)

@@ -1,7 +1,7 @@
-"""Draw completions of problems, let the sandbox judge them, and write a line for each problem as it comes.
+"""Draw completions of problems, let the sandbox judge them, and write one line per problem as it is done.
 
-While the sandbox judges one problem, the next one is drawn. Each problem is drawn by itself with seeds of its own, so
-that its completions do not depend on which problems came before. Figures are made from the lines (`suite_report`).
+While the sandbox judges one problem, the next one is drawn. Each problem is drawn alone and with its own seeds, so that
+its completions do not depend on the problems before it. `suite_report` computes the figures from the lines.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from nanochat_cli.evaluation.problem import Problem, assemble
-from nanochat_cli.evaluation.rejection import rejection
+from nanochat_cli.evaluation.rejection_reason import rejection_reason
 from nanochat_cli.evaluation.sample_file import SampleFile
 from nanochat_cli.evaluation.suites import SuiteOptions
 from nanochat_cli.inference.batched import Completion, sample_batch
@@ -21,11 +21,11 @@ from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.sandbox.pool import SandboxPool
 
 Draw = Callable[[Problem, float, int], list[Completion] | None]
-"""(problem, temperature, seed) to its completions; None when the prompt is longer than the context of the model."""
+"""(problem, temperature, seed) → completions; None when the prompt is longer than the model's context."""
 
 
 def drawing(model: LanguageModel, tokenizer: TextTokenizer, options: SuiteOptions) -> Draw:
-    """Completions by a model, `options.samples` of each problem at once."""
+    """Draw from a model, `options.samples` completions of a problem at once."""
 
     def draw(problem: Problem, temperature: float, seed: int) -> list[Completion] | None:
         if len(encode_prompt(tokenizer, problem.prompt)) > model.config.max_seq_len:
@@ -39,7 +39,7 @@ def drawing(model: LanguageModel, tokenizer: TextTokenizer, options: SuiteOption
 
 
 def fingerprint(problems: Sequence[Problem]) -> str:
-    """SHA-256 over what is asked and how it is tested."""
+    """SHA-256 of what the problems ask and how they are tested."""
     content = [
         [problem.id, problem.language, problem.prompt, problem.stop, problem.support]
         + [[test.call, test.expected] for test in problem.tests]
@@ -57,7 +57,7 @@ def complete_problems(
     reporter: Reporter,
     what: str,
 ) -> None:
-    """Add the lines that `file` lacks; `what` names the suite for a person. Raises what drawing and judging raise."""
+    """Add the lines that `file` lacks. what: the suite, for messages. Raises what drawing and judging raise."""
     missing = [
         (temperature, problem)
         for temperature in options.temperatures
@@ -66,7 +66,7 @@ def complete_problems(
     ]
     asked = len(options.temperatures) * len(problems)
     if len(missing) < asked:
-        reporter.info(f"{what}: {asked - len(missing)} of {asked} are in {file.path}")
+        reporter.info(f"{what}: {asked - len(missing)} of {asked} are already in {file.path}")
     with (
         ThreadPoolExecutor(1, thread_name_prefix="judge") as executor,
         reporter.progress(what, total=len(missing), unit="problems") as progress,
@@ -84,10 +84,10 @@ def complete_problems(
             progress.advance()
 
 
-def problem_seed(seed: int, temperature: float, problem_id: str) -> int:
-    """Completion j of a problem draws with this plus j."""
-    digest = hashlib.sha256(f"{seed}/{temperature!r}/{problem_id}".encode()).digest()
-    return int.from_bytes(digest[:7])
+def problem_seed(seed: int, turn: float, problem_id: str) -> int:
+    """The seed of completion 0 of a problem; completion j draws with this plus j. turn: a temperature or a round."""
+    digest = hashlib.sha256(f"{seed}/{turn!r}/{problem_id}".encode()).digest()
+    return int.from_bytes(digest[:7])  # below 2⁵⁶, so that adding j keeps it a seed
 
 
 def _record(
@@ -98,7 +98,7 @@ def _record(
     pool: SandboxPool,
     samples: int,
 ) -> dict[str, Any]:
-    """The line of a problem. One whose prompt does not fit has `samples` completions that failed, and no texts."""
+    """The line of a problem. If its prompt does not fit, it counts `samples` failed completions and has no texts."""
     record = {
         "problem": problem.id,
         "language": problem.language,
@@ -108,20 +108,20 @@ def _record(
         "fits": completions is not None,
         "samples": samples,
     }
-    return {**record, "completions": [] if completions is None else judge(problem, completions, pool)}
+    return {**record, "completions": [] if completions is None else judge_completions(problem, completions, pool)}
 
 
-def judge(problem: Problem, completions: Sequence[Completion], pool: SandboxPool) -> list[dict[str, Any]]:
-    """What became of each completion, as JSON values.
+def judge_completions(problem: Problem, completions: Sequence[Completion], pool: SandboxPool) -> list[dict[str, Any]]:
+    """The verdict about each completion, as JSON values.
 
-    `passed`: every test passes; of a problem without tests: it compiles, and there is work in it (`rejection`).
+    `passed`: every test passes; for a problem without tests: it compiles and is not rejected (`rejection_reason`).
     """
     programs = [assemble(problem, one.text, stopped=one.finish == "stop") for one in completions]
-    found = []
+    verdicts = []
     for one, program, outcome in zip(completions, programs, pool.judge_all(programs), strict=True):
         code = program.source.removeprefix(problem.prompt)
-        rejected = rejection(problem.language, problem.prompt, code, solved=outcome.solved)
-        found.append(
+        rejected = rejection_reason(problem.language, problem.prompt, code, solved=outcome.solved)
+        verdicts.append(
             {
                 "passed": outcome.solved if problem.tests else outcome.compiled and rejected is None,
                 "compiled": outcome.compiled,
@@ -134,4 +134,4 @@ def judge(problem: Problem, completions: Sequence[Completion], pool: SandboxPool
                 "text": one.text,
             }
         )
-    return found
+    return verdicts

@@ -1,7 +1,7 @@
-"""Where a completion ends: at the end of the function that its prompt began, or at a stop sequence.
+"""Cuts a completion at the end of the function that its prompt began, or at a stop sequence.
 
-Knows the surface of Python and Rust (blocks, strings, comments), not their grammar. Text that is no program at all is
-left as it is: the compiler judges it.
+Knows the surface of Python and Rust (blocks, strings, comments), not their grammar. Text that is not a program is left
+as it is, for the compiler to judge.
 """
 
 import io
@@ -21,15 +21,15 @@ _RUST = re.compile(
 _BLOCK_COMMENT = re.compile(r"/\*|\*/")
 _LAYOUT = {tokenize.NL, tokenize.COMMENT, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING}
 CLOSING_STOP = "\n}"
-"""The stop sequence that swallows the brace which ends a Rust function."""
+"""The stop sequence that swallows the closing brace of a Rust function."""
 
 
 def cut_completion(language: str, prompt: str, completion: str, stop: Sequence[str] = ()) -> str:
     """The part of `completion` that belongs to the function that `prompt` began.
 
-    Python: up to the earliest stop sequence, then up to the first statement at the margin. Rust: up to and with the
-    brace that closes the function; when it never closes, up to the earliest stop sequence, and the brace is put
-    back if "\\n}" is one of them. Raises ValueError for another language.
+    Python: up to the earliest stop sequence, then up to the first statement at column 0. Rust: up to and including the
+    brace that closes the function; if there is none, up to the earliest stop sequence, and the brace is put back if
+    "\\n}" is one of the sequences. Raises ValueError for another language.
     """
     if language == "python":
         completion = _until_stop(completion, stop)
@@ -43,14 +43,14 @@ def cut_completion(language: str, prompt: str, completion: str, stop: Sequence[s
 
 
 def _until_stop(completion: str, stop: Sequence[str]) -> str:
-    found = [place for text in stop if (place := completion.find(text)) >= 0]
-    return completion[: min(found)] + "\n" if found else completion
+    places = [place for text in stop if (place := completion.find(text)) >= 0]
+    return completion[: min(places)] + "\n" if places else completion
 
 
 def _python_end(prompt: str, completion: str) -> int:
-    """Offset in the completion of the first statement at the margin; its length when there is none.
+    """Offset in the completion of its first statement at column 0, or its length if there is none.
 
-    Lines inside brackets and strings of several lines are no statements.
+    Lines inside brackets and multi-line strings do not count.
     """
     text = prompt + completion
     starts = [0]
@@ -67,12 +67,12 @@ def _python_end(prompt: str, completion: str) -> int:
                 return offset - len(prompt)
             at_start = token.type == tokenize.NEWLINE
     except (tokenize.TokenError, SyntaxError):
-        pass  # not Python from here on; an error before the end of the function is the compiler's to report
+        pass  # not Python from here on; if that is inside the function, the compiler reports it
     return len(completion)
 
 
 def _rust_end(prompt: str, completion: str) -> int | None:
-    """Offset in the completion behind the brace that closes the prompt's function; None when it stays open.
+    """Offset in the completion after the brace that closes the prompt's function; None if it stays open.
 
     Braces in strings, characters and comments do not count.
     """
@@ -95,7 +95,7 @@ def _rust_end(prompt: str, completion: str) -> int | None:
 
 
 def _comment_end(text: str, position: int) -> int:
-    """Block comments of Rust nest."""
+    """The end of a Rust block comment; these nest."""
     depth = 1
     while depth and (match := _BLOCK_COMMENT.search(text, position)):
         depth += 1 if match[0] == "/*" else -1

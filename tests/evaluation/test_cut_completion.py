@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nanochat_cli.evaluation.completions import cut_completion
+from nanochat_cli.evaluation.cut_completion import cut_completion
 
 PYTHON_PROMPT = 'def f(a):\n    """Doc."""\n'
 RUST_PROMPT = "/// Doc with a brace {.\npub fn f(a: i32) -> i32 {\n"
