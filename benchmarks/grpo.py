@@ -23,7 +23,7 @@ from typing import Any
 import tomlkit
 
 from nanochat_cli.report.result_file import Result, write_results
-from nanochat_cli.rl.before_after import Score, Scores, differences
+from nanochat_cli.rl.evaluation_pair import Score, Scores, differences
 
 ROOT = Path(__file__).resolve().parents[1]
 LANGUAGES = ("python", "rust")

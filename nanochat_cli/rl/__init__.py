@@ -1,1 +1,1 @@
-"""Learning from rewards: experiences, rewards, the sandbox that runs generated code, and policy updates."""
+"""Learning from rewards: rollouts, rewards, the experience library, and policy updates."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 EPSILON = 1e-4
-"""Added to a group's standard deviation, so that a group of nearly equal rewards is not blown up."""
+"""Added to a group's standard deviation, so that nearly equal rewards are not blown up."""
 
 
 def group_advantages(rewards: Tensor, *, standardise: bool = False) -> Tensor:

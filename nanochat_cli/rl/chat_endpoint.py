@@ -1,6 +1,6 @@
-"""One question to an OpenAI-compatible endpoint (`POST …/chat/completions`), within a time and a size.
+"""One question to an OpenAI-compatible endpoint (`POST …/chat/completions`), with limits of time and size.
 
-What comes back is text that nobody has read: nothing of it is run or followed here.
+The answer is untrusted text: nothing of it is run or followed here.
 """
 
 import http.client
@@ -15,19 +15,19 @@ from nanochat_cli.errors import ConfigError
 from nanochat_cli.nesting import parse_json
 
 MAX_ANSWER = 2**18
-"""Bytes of an answer; a longer one is none."""
+"""Bytes; longer answers are rejected."""
 KEY_VARIABLE = "NANOCHAT_LESSONS_KEY"
-"""Environment variable with the endpoint's key, where it wants one."""
+"""Environment variable with the endpoint's key, if it needs one."""
 _PIECE = 2**13
 
 
 class EndpointError(Exception):
-    """Why there is no answer, in words."""
+    """There is no answer; the message says why."""
 
 
 @dataclass(frozen=True)
 class ChatEndpoint:
-    """url: of the API, such as http://localhost:8080/v1; timeout: seconds for a whole answer.
+    """url: the API's, such as http://localhost:8080/v1; timeout: seconds for a whole answer.
 
     Raises ConfigError for a URL that is not http(s).
     """
@@ -42,7 +42,7 @@ class ChatEndpoint:
             raise ConfigError(f"--lessons {self.url}: must start with http:// or https://")
 
     def ask(self, system: str, user: str) -> str:
-        """The text of the answer. Raises EndpointError without one: no connection, too late, too long, no text."""
+        """The text of the answer. Raises EndpointError if there is none: no connection, too late, too long, no text."""
         messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
         question = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": self.max_tokens}
         try:
@@ -55,9 +55,9 @@ class ChatEndpoint:
         except TimeoutError:
             raise EndpointError(f"no answer in {self.timeout:g} s") from None
         except (OSError, http.client.HTTPException, ValueError) as error:
-            # What it says may be the endpoint's own words, line ends and codes for terminals included.
-            said = "".join(character for character in str(error) if character.isprintable())[:200]
-            raise EndpointError(f"{type(error).__name__}: {said}") from None
+            # The message may contain the endpoint's own words, with line ends and terminal codes.
+            message = "".join(character for character in str(error) if character.isprintable())[:200]
+            raise EndpointError(f"{type(error).__name__}: {message}") from None
         return _text_of(body)
 
     def _post(self, content: bytes) -> bytes:
@@ -70,18 +70,18 @@ class ChatEndpoint:
         opener = urllib.request.build_opener(_NoRedirects)
         deadline = time.monotonic() + self.timeout
         with opener.open(request, timeout=self.timeout) as response:
-            found = bytearray()
-            while piece := response.read1(_PIECE):  # not read(): that waits for an endpoint that drips
-                found += piece
-                if len(found) > MAX_ANSWER:
+            body = bytearray()
+            while piece := response.read1(_PIECE):  # read() would wait for an endpoint that sends byte by byte
+                body += piece
+                if len(body) > MAX_ANSWER:
                     raise EndpointError(f"an answer of more than {MAX_ANSWER} bytes")
                 if time.monotonic() > deadline:
                     raise TimeoutError
-        return bytes(found)
+        return bytes(body)
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A key goes to the endpoint that was named and to no other."""
+    """Sends the key only to the endpoint that was named."""
 
     def redirect_request(self, *_: object, **__: object) -> None:
         return None
@@ -91,7 +91,7 @@ def _text_of(body: bytes) -> str:
     try:
         text = parse_json(body)["choices"][0]["message"]["content"]
     except (ValueError, LookupError, TypeError):
-        raise EndpointError("the answer is no chat completion") from None
+        raise EndpointError("the answer is not a chat completion") from None
     if not isinstance(text, str):
         raise EndpointError("the answer has no text")
     return text

@@ -1,9 +1,8 @@
 """The experience library: rollouts that did better than their group, kept on disk and shown to later rollouts.
 
-Training-free GRPO (arXiv:2510.08191): the policy improves through what it is shown, not through its weights. One JSON
-object per line, the file shared by any number of processes: every access holds a lock, appends are synced, pruning
-replaces the file whole, and a last line that a crash left unfinished is dropped. How
-rollouts are judged is left to `rewards`.
+Training-free GRPO (arXiv:2510.08191): the policy improves through what it is shown, not through its weights. The file
+has one JSON object per line and is shared by any number of processes: every access holds a lock, appends are synced,
+pruning replaces the file whole, and a last line that a crash left unfinished is dropped. `rewards` judges rollouts.
 """
 
 import fcntl
@@ -54,7 +53,7 @@ class Experience:
 
 @dataclass(frozen=True)
 class LibraryStatistics:
-    """What a library holds. The numbers after `prompts` are None when it is empty; times are seconds since 1970."""
+    """The numbers after `prompts` are None for an empty library; times are seconds since 1970."""
 
     experiences: int
     prompts: int
@@ -68,8 +67,8 @@ class LibraryStatistics:
 class ExperienceLibrary:
     """The experiences of one file; `clock` gives the time of new ones in seconds since 1970.
 
-    `dropped_bytes` counts what was cut from unfinished lines. Raises DataError, here and later, when the file cannot
-    be read or written, or has a line that is no experience.
+    `dropped_bytes` counts the bytes of unfinished lines that were cut off. Raises DataError, here and later, when the
+    file cannot be read or written, or has a line that is not an experience.
     """
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
@@ -86,14 +85,14 @@ class ExperienceLibrary:
 
     @property
     def experiences(self) -> tuple[Experience, ...]:
-        """All of them, oldest line first, those of other processes included."""
+        """All experiences, those of other processes included, oldest line first."""
         if self._version != self._version_on_disk():
             with self._locked():
                 self._load()
         return tuple(self._experiences)
 
     def add(self, experiences: Iterable[Experience]) -> None:
-        """Append. What one call adds stands together; when it cannot be written, nothing of it stays."""
+        """Append experiences as adjacent lines. If that fails, none of them is kept."""
         added = list(experiences)
         if not added:
             return
@@ -138,17 +137,17 @@ class ExperienceLibrary:
         return kept
 
     def without(self, prompts: Sequence[str]) -> list[Experience]:
-        """The experiences of all other prompts. White space at the end does not make another prompt."""
-        left_out = {prompt.rstrip() for prompt in prompts}
-        return [experience for experience in self.experiences if experience.prompt.rstrip() not in left_out]
+        """The experiences of all other prompts; prompts are compared without trailing white space."""
+        excluded = {prompt.rstrip() for prompt in prompts}
+        return [experience for experience in self.experiences if experience.prompt.rstrip() not in excluded]
 
     def sample(
         self, count: int, random: np.random.Generator, *, temperature: float = 1.0, exclude_prompt: str | None = None
     ) -> list[Experience]:
         """Draw up to `count` without replacement, each in turn with probability ∝ exp(advantage / temperature).
 
-        exclude_prompt: leaves out experiences of this prompt, whose answers a rollout must not see. No prompt and
-        response is drawn twice. Raises ValueError for a temperature that is not above 0.
+        exclude_prompt: leaves out experiences of this prompt, whose answers a rollout must not see. No pair of prompt
+        and response is drawn twice. Raises ValueError for a temperature that is not above 0.
         """
         pool = self.without([] if exclude_prompt is None else [exclude_prompt])
         if not pool or count <= 0:
@@ -166,7 +165,7 @@ class ExperienceLibrary:
     def prune(self, *, max_age: float | None = None, max_size: int | None = None) -> int:
         """Drop experiences older than `max_age` seconds, then all but the `max_size` with the largest advantage.
 
-        Of equal advantages the larger reward stays, then the newer. The order of lines stays. Returns how many went.
+        Ties keep the larger reward, then the newer experience. Lines keep their order. Returns how many were dropped.
         """
         with self._locked():
             self._load()
@@ -209,14 +208,14 @@ class ExperienceLibrary:
         """One process or thread at a time; the system drops the lock when its holder dies."""
         with self._explained("open"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # A file of its own: pruning replaces the library's, and a lock on the old one would guard nothing.
+            # A separate file: pruning replaces the library's, and a lock on the old one would guard nothing.
             lock = self.path.with_name(f".{self.path.name}.lock").open("w")
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def _load(self) -> None:
-        """Read the file if another has changed it. The lock is held."""
+        """Read the file if another process has changed it. The caller holds the lock."""
         if self._version is not None and self._version == self._version_on_disk():
             return
         self._mend()
@@ -227,11 +226,11 @@ class ExperienceLibrary:
         self._version = self._version_on_disk()
 
     def _mend(self) -> None:
-        """End the last line: as it is when it is whole, otherwise by dropping it. The lock is held."""
+        """Terminate the last line if it is whole, else drop it. The caller holds the lock."""
         size = self._version_on_disk()[1]
         if size == 0:
             return
-        with self._explained("mend"), self.path.open("r+b") as file:
+        with self._explained("repair"), self.path.open("r+b") as file:
             file.seek(size - 1)
             if file.read() == b"\n":
                 return
@@ -270,14 +269,14 @@ class ExperienceLibrary:
         try:
             values = parse_json(line)
             if not isinstance(values, dict) or values.keys() != KINDS.keys():
-                raise ValueError("its keys are not " + ", ".join(KINDS))
+                raise ValueError("its keys must be " + ", ".join(KINDS))
             for name, kinds in KINDS.items():
                 if not isinstance(values[name], kinds) or isinstance(values[name], bool):
-                    raise ValueError(f"{name} has a wrong type")
+                    raise ValueError(f"{name} has the wrong type")
             return Experience(**values)
         except (ValueError, OverflowError) as error:
             message = "not JSON" if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) else error
-            raise DataError(f"{self.path}:{number}: not an experience ({message}); remove or mend the line") from None
+            raise DataError(f"{self.path}:{number}: not an experience ({message}); fix or remove the line") from None
 
     @contextmanager
     def _explained(self, doing: str) -> Iterator[None]:
@@ -295,7 +294,7 @@ def log_probabilities(advantages: Sequence[float], temperature: float) -> np.nda
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature = {temperature} must be above 0 and finite")
     values = np.asarray(advantages, dtype=np.float64)
-    with np.errstate(over="ignore"):  # a difference too large for a float is −∞: it is never drawn
+    with np.errstate(over="ignore"):  # too large a difference becomes −∞, which is never drawn
         scaled = (values - values.max()) / temperature
     return scaled - np.log(np.exp(scaled).sum())
 
@@ -303,10 +302,10 @@ def log_probabilities(advantages: Sequence[float], temperature: float) -> np.nda
 def few_shot_prompt(
     experiences: Sequence[Experience], prompt: str, *, fits: Callable[[str], bool] = lambda _: True
 ) -> str:
-    """The prompt with experiences before it, each as prompt and response, blank lines between, the best one last.
+    """The prompt after experiences, each as prompt and response, separated by blank lines, the best one last.
 
     fits: whether a whole text fits the context; the experiences with the smallest advantage are left out until it
-    does. The prompt itself is always whole.
+    does. The prompt itself is never cut.
     """
     best_first = sorted(experiences, key=lambda experience: experience.advantage, reverse=True)
     text = prompt
@@ -320,9 +319,9 @@ def few_shot_prompt(
 
 
 def _line(experience: Experience) -> str:
-    """One line of the file. Raises ValueError for metadata that JSON does not hold."""
+    """One line of the file. Raises ValueError for metadata that JSON cannot represent."""
     try:
-        # ASCII only, so that no character of a response can be mistaken for the end of a line.
+        # ASCII only, so that no character of a response can be taken for the end of a line.
         return json.dumps(asdict(experience), allow_nan=False) + "\n"
     except TypeError as error:
         raise ValueError(f"metadata must be JSON values: {error}") from None

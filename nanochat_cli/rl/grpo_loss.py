@@ -1,6 +1,6 @@
 """The policy objective of GRPO: clipped, per token, with masks, a cap on ratios and an optional KL term.
 
-Pure functions of log-probabilities. Where rollouts, rewards and advantages come from is left to others. Formulas:
+Pure functions of log-probabilities; know nothing of rollouts and rewards. Formulas:
 GRPO arXiv:2402.03300 (eq. 3, 4), Dr. GRPO arXiv:2503.20783, DAPO arXiv:2503.14476, dual clip arXiv:1912.09729.
 """
 
@@ -33,7 +33,7 @@ class PolicyLossOptions:
     """`token`: mean over all tokens; `sequence`: mean of the means of sequences (GRPO); `constant`: divided by
     sequences × `max_length` (Dr. GRPO)."""
     max_length: int | None = None
-    """Tokens of a completion at most; for `constant`."""
+    """Most tokens of a completion; for `constant`."""
 
     def __post_init__(self) -> None:
         for name, fits, allowed in (
@@ -76,10 +76,10 @@ def policy_loss(
     """−Σ min(ρ A, clip(ρ, 1 − clip_low, 1 + clip_high) A) + kl_weight · KL over the tokens of the mask, averaged.
 
     log_probabilities: float [B, T], of the tokens drawn, with gradient. old_log_probabilities: [B, T], by the policy
-    that drew them. advantages: [B], one for a completion. mask: bool [B, T], which tokens the policy drew; what
-    stands elsewhere does not matter, NaN included. ρ = exp(new − old) is capped at `ratio_cap`, which for a negative
-    advantage is the dual clip. KL is estimated per token as exp(d) − d − 1 with d = reference − new.
-    divisor: of the whole batch (`loss_divisor`) where this is one micro-batch of it; the losses then add up.
+    that drew them. advantages: [B], one per completion. mask: bool [B, T], which tokens the policy drew; values
+    elsewhere are ignored, even NaN. ρ = exp(new − old) is capped at `ratio_cap`, which for a negative advantage is the
+    dual clip. KL is estimated per token as exp(d) − d − 1 with d = reference − new.
+    divisor: that of the whole batch (`loss_divisor`) where this is one micro-batch of it, so that losses add up.
     Raises ValueError when shapes differ or the reference is missing.
     """
     _check_shapes(log_probabilities, old_log_probabilities, advantages, mask)
@@ -102,7 +102,7 @@ def policy_loss(
 
 
 def token_weights(mask: Tensor, options: PolicyLossOptions = DEFAULT) -> Tensor:
-    """What a token counts before the division by `loss_divisor`: float64 [B, T], 0 outside the mask."""
+    """The weights of tokens before the division by `loss_divisor`: float64 [B, T], 0 outside the mask."""
     weights = mask.double()
     if options.aggregation == "sequence":
         weights = weights / mask.sum(dim=1, keepdim=True).clamp(min=1)
@@ -110,7 +110,7 @@ def token_weights(mask: Tensor, options: PolicyLossOptions = DEFAULT) -> Tensor:
 
 
 def loss_divisor(mask: Tensor, options: PolicyLossOptions = DEFAULT) -> Tensor:
-    """What the weighted sum over tokens is divided by, float32 0-dim; at least 1. mask: bool [B, T]."""
+    """The divisor of the weighted sum over tokens, float32 0-dim, at least 1. mask: bool [B, T]."""
     if options.aggregation == "token":
         return mask.sum().clamp(min=1).float()
     sequences = mask.new_tensor(len(mask), dtype=torch.float32)
@@ -121,7 +121,7 @@ def completion_mask(prompt_lengths: Tensor, lengths: Tensor, width: int) -> Tens
     """Which predictions are of tokens that the policy drew: bool [B, width].
 
     prompt_lengths, lengths: int64 [B], tokens of the prompt and of prompt + completion (its end token included).
-    Prediction t is of token t + 1, so that a batch of sequences [B, width + 1] has `width` predictions.
+    Prediction t is of token t + 1, so sequences [B, width + 1] have `width` predictions.
     """
     target = torch.arange(1, width + 1, device=lengths.device)
     return (target >= prompt_lengths.unsqueeze(1)) & (target < lengths.unsqueeze(1))
@@ -130,7 +130,7 @@ def completion_mask(prompt_lengths: Tensor, lengths: Tensor, width: int) -> Tens
 def token_log_probabilities(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
     """Log-probability of each target, float32 [B, T]; 0 where the target is -100.
 
-    logits: float [B, T, V]; targets: int64 [B, T]; temperature: above 0, the one that the rollouts were drawn with.
+    logits: float [B, T, V]; targets: int64 [B, T]; temperature: the one that the rollouts were drawn with, above 0.
     """
     _, losses = token_losses(logits.flatten(0, 1).float() / temperature, targets.flatten())
     return -losses.view_as(targets)

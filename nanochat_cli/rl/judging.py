@@ -1,4 +1,4 @@
-"""From rollouts to rewards: the sandbox judges the programs that they make, `rewards` says what that is worth.
+"""From rollouts to rewards: the sandbox judges their programs, `rewards` scores the outcomes.
 
 `collect` draws and judges at the same time: while the sandbox works on one problem, the model answers the next.
 """
@@ -7,27 +7,20 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
 from nanochat_cli.config.sections.grpo import GRPOConfig
 from nanochat_cli.evaluation.problem import Problem, assemble
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.rl.rewards import Attempt, Reward, RewardConfig, load_rewards, reward
 from nanochat_cli.rl.rollouts import Prompt, Rollout, Sampler
-from nanochat_cli.sandbox.limits import Outcome, Program
+from nanochat_cli.sandbox.limits import Outcome
 from nanochat_cli.sandbox.pool import SandboxPool
 from nanochat_cli.sandbox.sandbox import Sandbox
 
 
-class Pool(Protocol):
-    """What judges programs: `sandbox.pool.SandboxPool`."""
-
-    def judge_all(self, programs: Sequence[Program], /) -> list[Outcome]: ...
-
-
 @dataclass(frozen=True)
 class Judged:
-    """A rollout with its verdict. code: the completion as it was judged, cut where the function ends."""
+    """A rollout with its verdict. code: the completion that was judged, cut where the function ends."""
 
     rollout: Rollout
     code: str
@@ -36,26 +29,26 @@ class Judged:
 
     @property
     def ended(self) -> bool:
-        """The model came to the end of the function: it stopped, or went on to something else, which was cut off."""
+        """The model finished the function: it stopped, or what it wrote after the function was cut off."""
         completion = self.rollout.completion
         return completion.finish != "length" or len(self.code) < len(completion.text)
 
     @property
     def compiles(self) -> bool:
-        """It compiles and is an answer: a rejected one (empty, a comment, a copy, trivial) does not count."""
+        """It compiles, and was not rejected (as empty, a comment, a copy or trivial)."""
         return self.outcome.compiled and self.reward.rejected is None
 
     @property
     def solves(self) -> bool:
-        """Every test passes, and the answer was not rejected."""
+        """Every test passes, and it was not rejected."""
         return self.outcome.solved and self.reward.rejected is None
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Rollouts in, verdicts in the same order out."""
+    """Judges rollouts; verdicts keep their order."""
 
-    pool: Pool
+    pool: SandboxPool
     rewards: RewardConfig
     isolation: str = "none"
     """How the sandbox keeps programs apart, for reports."""
@@ -77,7 +70,7 @@ class Judge:
 
 @contextmanager
 def open_judge(config: GRPOConfig, languages: Sequence[str], reporter: Reporter) -> Iterator[Judge]:
-    """A sandbox for these languages and the rewards. Raises ConfigError where one of them cannot be had."""
+    """A judge with a sandbox for these languages. Raises ConfigError for bad rewards or a language that cannot run."""
     rewards = RewardConfig() if config.rewards is None else load_rewards(config.rewards)
     sandbox = Sandbox()
     for language in languages:
@@ -96,10 +89,9 @@ def collect(
     prompt: Callable[[Problem], Prompt],
     before_each: Callable[[int], None] = lambda _: None,
 ) -> Iterator[list[Judged]]:
-    """n judged rollouts of each problem in order.
+    """n judged rollouts of each problem, in order.
 
-    before_each: called with the number of problems drawn so far before the next one is; what it raises ends the
-    collection.
+    before_each: called before each problem with the number of those done; if it raises, collection ends.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="judge") as executor:
         waiting: list[Future[list[Judged]]] = []
@@ -116,7 +108,7 @@ def collect(
 
 
 def rollout_metrics(groups: Sequence[Sequence[Judged]]) -> dict[str, float]:
-    """Means over all rollouts of a round; a term of the reward over those that have it."""
+    """Means over all rollouts of a round; for a term of the reward, over those that have it."""
     everything = [judged for group in groups for judged in group]
     values: dict[str, list[float]] = {}
     for judged in everything:
@@ -124,7 +116,7 @@ def rollout_metrics(groups: Sequence[Sequence[Judged]]) -> dict[str, float]:
             values.setdefault(name, []).append(value)
     count = len(everything)
     differing = [len({judged.reward.total for judged in group}) > 1 for group in groups]
-    return {name: sum(found) / len(found) for name, found in values.items()} | {
+    return {name: sum(of_name) / len(of_name) for name, of_name in values.items()} | {
         "rollouts/pass_rate": sum(judged.solves for judged in everything) / count,
         "rollouts/compile_rate": sum(judged.compiles for judged in everything) / count,
         "rollouts/tokens": sum(len(judged.rollout.completion.tokens) for judged in everything) / count,

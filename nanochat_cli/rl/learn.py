@@ -1,6 +1,6 @@
-"""`nanochat grpo` from configuration to a finished run: which folder, which problems, who judges.
+"""`nanochat grpo` from configuration to finished run: chooses the folder, the problems and the judge.
 
-Problems are read before torch is imported, so that a bad file is an error at once.
+Problems are read before torch is imported, so that a bad file fails at once.
 """
 
 from pathlib import Path
@@ -14,8 +14,8 @@ from nanochat_cli.report.reporter import Reporter
 def learn_from_rewards(config: Config, resume: Path | None, reporter: Reporter, stem: str = "grpo") -> None:
     """Learn from rewards: from `grpo.source` into the new run `run.dir/run.name`, or continue `resume`.
 
-    stem: what a run without a name is named after. A run that was stopped before its first checkpoint starts from the
-    beginning.
+    stem: the first part of the name of a run without one. A run that was stopped before its first checkpoint starts
+    from the beginning.
     """
     from nanochat_cli.rl.problem_split import load_split
 

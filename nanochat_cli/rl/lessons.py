@@ -2,25 +2,24 @@
 and worst answer and edits a list of short lessons, which later prompts carry as a comment.
 
 The larger model is any chat endpoint. Its answers are data: an operation that is not one of four, has no lesson of at
-most 32 words or names a lesson that does not exist is refused and counted, and a lesson is one line of printable text,
-so that it cannot leave the comment.
+most 32 words or names a lesson that does not exist is refused and counted; a lesson is one line of printable text, so
+that it cannot leave the comment.
 """
 
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from nanochat_cli.errors import DataError
 from nanochat_cli.nesting import parse_json
-from nanochat_cli.rl.chat_endpoint import EndpointError
+from nanochat_cli.rl.chat_endpoint import ChatEndpoint, EndpointError
 from nanochat_cli.rl.judging import Judged
 
 MAX_WORDS = 32
 MAX_CHARACTERS = 400
-"""Of a lesson: words may be long."""
+"""Of a lesson, since words may be long."""
 MAX_OPERATIONS = 32
-"""Of one answer; later ones are refused."""
+"""Of one answer; further ones are refused."""
 MAX_SHOWN = 4000
 """Characters of an answer of the policy, and of a summary, that the larger model is shown."""
 COMMENT = {"python": "#", "rust": "//"}
@@ -40,21 +39,13 @@ LEARN = (
 )
 
 
-class Chat(Protocol):
-    """What answers a question: `chat_endpoint.ChatEndpoint`."""
-
-    @property
-    def url(self) -> str: ...
-    def ask(self, system: str, user: str) -> str: ...
-
-
 class RefusedAnswer(Exception):
-    """Why an answer is no list of operations, in words."""
+    """An answer is not a list of operations; the message says why."""
 
 
 @dataclass
 class LessonCounts:
-    """Of one round. asked: groups; failed: those without an answer; refused: operations or whole answers."""
+    """Counts of one round. asked: groups; failed: groups without an answer; refused: operations or whole answers."""
 
     asked: int = 0
     failed: int = 0
@@ -65,18 +56,18 @@ class LessonCounts:
 
 @dataclass
 class Lessons:
-    """The list, and how it is edited. Never longer than `max_lessons`."""
+    """The list of at most `max_lessons` lessons, and the ways to edit it."""
 
     max_lessons: int
     texts: list[str] = field(default_factory=list)
 
     def comment(self, language: str) -> str:
-        """The list as a comment to put before a prompt; empty without lessons."""
+        """The list as a comment for the start of a prompt; empty without lessons."""
         mark = COMMENT[language]
         return "".join(f"{mark} {text}\n" for text in self.texts) + ("\n" if self.texts else "")
 
     def apply(self, answer: str, counts: LessonCounts) -> None:
-        """Edit the list as an answer says. Numbers are those before the answer. Raises RefusedAnswer."""
+        """Edit the list as an answer says, by the numbers before the answer. Raises RefusedAnswer."""
         edited: dict[int, str | None] = dict(enumerate(self.texts, 1))
         added: list[str] = []
         operations = _operations(answer)
@@ -93,12 +84,15 @@ class Lessons:
         self.texts = kept + added[: max(room, 0)]
 
     def learn(
-        self, chat: Chat, groups: Sequence[Sequence[Judged]], before_each: Callable[[int], None] = lambda _: None
+        self,
+        chat: ChatEndpoint,
+        groups: Sequence[Sequence[Judged]],
+        before_each: Callable[[int], None] = lambda _: None,
     ) -> LessonCounts:
         """Two summaries and one list of operations for every group whose rewards differ.
 
-        before_each: called with the number of groups that are done. An answer that cannot be used leaves the list as
-        it is. Raises DataError when not one group got an answer.
+        before_each: called with the number of groups that are done. An unusable answer leaves the list unchanged.
+        Raises DataError when no group got an answer.
         """
         counts = LessonCounts()
         for done, group in enumerate(groups):
@@ -119,12 +113,12 @@ class Lessons:
         if counts.asked and counts.failed == counts.asked:
             raise DataError(
                 f"--lessons {chat.url}: not one of {counts.asked} questions was answered ({counts.last_failure}): "
-                "check the address, or go on without --lessons"
+                "check the address, or continue without --lessons"
             )
         return counts
 
     def _edit(self, operation: object, edited: dict[int, str | None], added: list[str]) -> bool:
-        """Whether the operation was one."""
+        """Carry out an operation; returns whether it was valid."""
         if not isinstance(operation, dict):
             return False
         kind, number, text = operation.get("operation"), operation.get("number"), lesson(operation.get("lesson"))
@@ -143,27 +137,27 @@ class Lessons:
             return kind == "KEEP"
         return True
 
-    def _question(self, best: Judged, of_best: str, of_worst: str) -> str:
+    def _question(self, best: Judged, best_summary: str, worst_summary: str) -> str:
         return json.dumps(
             {
                 "lessons": {str(number): text for number, text in enumerate(self.texts, 1)},
                 "problem": best.rollout.problem.prompt[:MAX_SHOWN],
-                "best attempt": of_best,
-                "worst attempt": of_worst,
+                "best attempt": best_summary,
+                "worst attempt": worst_summary,
             }
         )
 
 
-def require_answer(chat: Chat) -> None:
-    """Raise DataError when the endpoint answers nothing, before hours are spent on rollouts."""
+def require_answer(chat: ChatEndpoint) -> None:
+    """Raise DataError if the endpoint does not answer, before hours are spent on rollouts."""
     try:
         chat.ask("Answer with one word.", "Are you there?")
     except EndpointError as error:
-        raise DataError(f"--lessons {chat.url}: no answer ({error}): check the address, or go on without it") from None
+        raise DataError(f"--lessons {chat.url}: no answer ({error}): check the address, or leave it out") from None
 
 
 def lesson(text: object) -> str | None:
-    """A lesson on one line; None for what is none: no text, more than 32 words, or too many characters."""
+    """The lesson on one line, or None if it is unusable: not text, more than 32 words, or too many characters."""
     if not isinstance(text, str) or len(text) > 4 * MAX_CHARACTERS:
         return None
     line = " ".join("".join(character if character.isprintable() else " " for character in text).split())
@@ -187,12 +181,12 @@ def _attempt(judged: Judged) -> str:
 
 
 def _operations(answer: str) -> list[object]:
-    """The first JSON array of an answer, which may stand in a fence or among words."""
+    """The JSON array of an answer, possibly inside a fence or among words."""
     start, end = answer.find("["), answer.rfind("]")
     try:
-        found = parse_json(answer[start : end + 1]) if start >= 0 else None
+        operations = parse_json(answer[start : end + 1]) if start >= 0 else None
     except ValueError:
-        found = None
-    if not isinstance(found, list):
+        operations = None
+    if not isinstance(operations, list):
         raise RefusedAnswer("no JSON array of operations")
-    return found
+    return operations

@@ -1,4 +1,4 @@
-"""Which problems a run practises, and which it is only measured on.
+"""Splits problems into those that a run practises and those that it is only measured on.
 
 A pure function of the problems and `[grpo]`; no torch.
 """
@@ -12,6 +12,7 @@ from nanochat_cli.errors import ConfigError
 from nanochat_cli.evaluation.problem import Problem
 from nanochat_cli.evaluation.problems import load_problems
 from nanochat_cli.evaluation.prompt_boundary import Encode, at_token_boundaries
+from nanochat_cli.report.quantities import counted
 from nanochat_cli.report.reporter import Reporter
 
 
@@ -32,23 +33,23 @@ class ProblemSplit:
         return ProblemSplit(practised, held_out)
 
     def of_round(self, config: GRPOConfig, seed: int, round_number: int) -> list[Problem]:
-        """The problems that a round practises, in its order: all, or `grpo.problems` of them."""
+        """The problems that a round practises, in order: all, or `grpo.problems` of them."""
         ordered = sorted(self.practised, key=lambda problem: _place(f"{seed}/{round_number}/{problem.id}"))
         return ordered[: config.problems]
 
 
 def load_split(config: GRPOConfig, reporter: Reporter) -> ProblemSplit:
-    """The problems of `grpo.task` that can be judged, in two parts. Says what was left out.
+    """The problems of `grpo.task` that can be judged, split by their ids and `grpo.held_out`.
 
-    Which part a problem is in depends on its id and on `grpo.held_out`. Raises ConfigError and DataError for a
-    task that is none, and ConfigError when nothing is left to practise.
+    Warns of problems that are left out. Raises ConfigError and DataError for a bad task, and ConfigError when
+    `grpo.max_level` leaves no problem.
     """
     if config.task is None:
         raise ConfigError("--task: name the problems to practise: python, rust, or a file (docs/problems.md)")
     everything = load_problems(config.task)
     usable = [problem for problem in everything if not problem.needs]
-    if len(usable) < len(everything):
-        reporter.warn(f"{config.task}: left out {len(everything) - len(usable)} problems that no completion can pass")
+    if unusable := len(everything) - len(usable):
+        reporter.warn(f"{config.task}: left out {counted(unusable, 'problem')} that no completion can pass")
     if config.max_level is not None:
         usable = [problem for problem in usable if problem.level is not None and problem.level <= config.max_level]
         if not usable:
@@ -57,7 +58,7 @@ def load_split(config: GRPOConfig, reporter: Reporter) -> ProblemSplit:
 
 
 def split(problems: Sequence[Problem], held_out: float) -> ProblemSplit:
-    """A share of the problems, rounded down, that is chosen by the hashes of their ids; the order stays."""
+    """Hold out a share of the problems, rounded down, chosen by the hashes of their ids; keeps their order."""
     count = int(held_out * len(problems))
     chosen = set(sorted((problem.id for problem in problems), key=_place)[:count])
     return ProblemSplit(

@@ -1,15 +1,14 @@
-"""What an answer is worth: terms in [0, 1], each a function of an attempt, and their weighted mean times two guards.
+"""The reward of an answer: the weighted mean of terms in [0, 1], each a function of an attempt, times two guards.
 
-Prompt and completion were judged together by a sandbox, whose outcome is an input here; nothing is run. Weights come
-from the table `[rewards]` of a TOML file. Answers without work in them score 0 (`rejection_reason`).
+The sandbox's outcome for prompt and completion is an input; nothing is run here. Weights come from the table
+`[rewards]` of a TOML file. Answers without work in them score 0 (`rejection_reason`).
 """
 
 import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pygments.token import String
@@ -19,36 +18,17 @@ from nanochat_cli.errors import ConfigError
 from nanochat_cli.evaluation.code_tokens import split
 from nanochat_cli.evaluation.problem import Language
 from nanochat_cli.evaluation.rejection_reason import Rejection, rejection_reason
+from nanochat_cli.sandbox.limits import Outcome
 
 NGRAM = 4
 """Length of the runs of words whose repetition is counted."""
 DISTINCT = 0.5
-"""Share of distinct runs from which on nothing is taken off."""
-
-
-class Diagnostic(Protocol):
-    """What a compiler said."""
-
-    @property
-    def level(self) -> str: ...
-    @property
-    def message(self) -> str: ...
-
-
-class Outcome(Protocol):
-    """What became of prompt + completion in a sandbox."""
-
-    @property
-    def compiled(self) -> bool: ...
-    @property
-    def passed(self) -> int: ...
-    @property
-    def diagnostics(self) -> Sequence[Diagnostic]: ...
+"""From this share of distinct runs on, repetition costs nothing."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """A completion and what became of it."""
+    """A completion and its outcome in the sandbox."""
 
     language: Language
     prompt: str
@@ -56,7 +36,7 @@ class Attempt:
     completion: str
     outcome: Outcome
     n_tests: int
-    """Tests that the problem has, so that a program that keeps tests from running gains nothing."""
+    """Tests of the problem, so that a program that keeps tests from running gains nothing."""
     examples: tuple[str, ...] = field(default=())
     """Responses that the model was shown."""
 
@@ -87,14 +67,14 @@ class RewardConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Reward:
-    """The total in [0, 1], every term and guard that applies, and why it is 0 where the answer was rejected."""
+    """The total in [0, 1], every term and guard that applies, and the reason if the answer was rejected."""
 
     total: float
     terms: Mapping[str, float]
     rejected: Rejection | None = None
 
     def metrics(self) -> dict[str, float]:
-        """Everything by the name that it is logged under."""
+        """Total, terms and guards by the names of the log."""
         named = {f"reward/{name}": value for name, value in self.terms.items()}
         return {"reward/total": self.total, **named, "reward/rejected": float(self.rejected is not None)}
 
@@ -116,7 +96,7 @@ def reward(attempt: Attempt, config: RewardConfig) -> Reward:
     weights = {name: getattr(config, name) for name in present}
     weight = sum(weights.values())
     if weight == 0:
-        raise ConfigError("[rewards] only tests has a weight, and this problem has no tests: give compiles one too")
+        raise ConfigError("[rewards] only `tests` has a weight, and this problem has no tests: set `compiles` too")
     total = sum(weights[name] * value for name, value in present.items()) / weight
     for name, value in guards.items():
         total *= 1 - getattr(config, name) * (1 - value)
@@ -124,11 +104,11 @@ def reward(attempt: Attempt, config: RewardConfig) -> Reward:
 
 
 def load_rewards(path: Path) -> RewardConfig:
-    """The table `[rewards]` of a TOML file; other tables are left to others. Raises ConfigError."""
+    """The table `[rewards]` of a TOML file; other tables are ignored. Raises ConfigError."""
     tables = read_toml(path, what="rewards")
     table = tables.get("rewards")
     if not isinstance(table, dict):
-        raise ConfigError(f"{path}: it has no table [rewards]; its tables: {', '.join(tables) or 'none'}")
+        raise ConfigError(f"{path}: no table [rewards]; its tables: {', '.join(tables) or 'none'}")
     try:
         return RewardConfig.model_validate(table)
     except ValidationError as error:
@@ -154,10 +134,9 @@ def compiles(attempt: Attempt) -> float:
 
 def warnings(attempt: Attempt) -> float:
     """1 / (1 + warnings of the compiler); 0 when it does not compile."""
-    if not attempt.outcome.compiled:
-        return 0.0
-    found = [said for said in attempt.outcome.diagnostics if said.level == "warning" and not _SUMMARY(said.message)]
-    return 1 / (1 + len(found))
+    outcome = attempt.outcome
+    count = sum(one.level == "warning" and not _SUMMARY(one.message) for one in outcome.diagnostics)
+    return 1 / (1 + count) if outcome.compiled else 0.0
 
 
 def tests_passed(attempt: Attempt) -> float | None:
@@ -168,7 +147,7 @@ def tests_passed(attempt: Attempt) -> float | None:
 
 
 def no_panics(attempt: Attempt) -> float:
-    """1 when what the model wrote neither panics, unwraps, exits nor is unsafe, and mutes no warning."""
+    """1 when the model's code does not panic, unwrap, exit, use unsafe code or mute warnings."""
     code = split(attempt.language, attempt.prompt, attempt.completion)
     text = " ".join(token.text for token in code.completion if token.kind not in String)
     muted = any("allow" in attribute or "expect" in attribute for attribute in code.attributes)
@@ -187,7 +166,7 @@ TERMS: Mapping[str, Callable[[Attempt], float | None]] = {
 
 
 def length(attempt: Attempt, max_characters: int) -> float:
-    """1 up to `max_characters`, then falling in a line to 0 at twice as many; white space at the ends is free."""
+    """1 up to `max_characters`, then falling linearly to 0 at twice as many; surrounding white space is free."""
     return min(1.0, max(0.0, 2 - len(attempt.completion.strip()) / max_characters))
 
 
@@ -201,7 +180,7 @@ def repetition(attempt: Attempt) -> float:
 _SUMMARY = re.compile(r"\d+ warnings? emitted").fullmatch
 """rustc's last warning counts the others."""
 
-# Tokens with one space between them; comments and doc strings are gone.
+# Matched against tokens with one space between them, without comments and docstrings.
 _GIVES_UP: Mapping[Language, re.Pattern[str]] = {
     "rust": re.compile(
         r"\b(?:panic|todo|unimplemented|unreachable)!|\bunsafe\b|(?:\.|:) (?:unwrap|expect|unwrap_unchecked)\b"

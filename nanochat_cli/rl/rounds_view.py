@@ -1,6 +1,6 @@
 """The view of a GRPO run: a panel that stays in place on a terminal, a line per round elsewhere.
 
-Knows the numbers that it is given and a clock.
+Knows only the numbers that it is given, and a clock.
 """
 
 import time
@@ -51,7 +51,7 @@ class RoundsView:
             self._live.stop()
 
     def phase(self, name: str, done: int, of: int) -> None:
-        """What the run is doing: `done` of `of` problems or updates."""
+        """Show what the run is doing: `done` of `of` problems or updates."""
         now = self._clock()
         if name != self._phase:
             self._phase_started = now
@@ -61,7 +61,7 @@ class RoundsView:
             self._reporter.info(self._where())
 
     def round(self, number: int, metrics: Mapping[str, float]) -> None:
-        """A round is over; metrics by the names that they are logged under."""
+        """Show a finished round; metrics by the names of the log."""
         self._round, self._metrics = number, dict(metrics)
         self._rewards = [*self._rewards, metrics["reward/total"]]
         self._last_line = self._clock()
@@ -79,21 +79,21 @@ class RoundsView:
         return [f"{label} {self._metrics[name]:.3f}" for label, name in shown.items() if name in self._metrics]
 
     def _terms(self) -> list[str]:
-        """Terms of the reward in the words of the language; one that is 0 for every answer is left out."""
+        """Terms of the reward, named for the language, without those that are 0 for every answer."""
         terms = {name.removeprefix("reward/"): value for name, value in self._metrics.items() if "reward/" in name}
         return [
             f"{self._labels.get(name, name)} {value:.2f}" for name, value in terms.items() if name != "total" and value
         ]
 
     def _state(self) -> list[str]:
-        found = []
+        parts = []
         if "library/size" in self._metrics:
-            found.append(f"library {self._metrics['library/size']:.0f}")
+            parts.append(f"library {self._metrics['library/size']:.0f}")
         if "policy/updates" in self._metrics:
-            found.append(f"updates {self._metrics['policy/updates']:.0f}")
+            parts.append(f"updates {self._metrics['policy/updates']:.0f}")
         if "throughput/tokens_per_second" in self._metrics:
-            found.append(f"{format_quantity(self._metrics['throughput/tokens_per_second'], '')} tok/s")
-        return found
+            parts.append(f"{format_quantity(self._metrics['throughput/tokens_per_second'], '')} tok/s")
+        return parts
 
     def _elapsed(self) -> str:
         return format_duration(self._clock() - self._started)

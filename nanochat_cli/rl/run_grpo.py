@@ -1,8 +1,8 @@
 """A GRPO run: rounds of rollouts, verdicts and learning, from one run's model into the folder of another.
 
-Knows the order of things and the layout of the folder; a checkpoint after every round holds everything that the next
-one depends on, the run's own library included, so that a resumed run equals the uninterrupted one. How a round
-learns is left to `training_free`, `policy` and `rejection_tuning`.
+Knows the order of events and the layout of the folder; a checkpoint after every round holds everything that the next
+one depends on, the run's own library included, so that a resumed run equals the uninterrupted one. How a round learns
+is in `training_free`, `policy` and `rejection_sampling_tuning`.
 """
 
 import copy
@@ -22,16 +22,17 @@ from nanochat_cli.formats.open import load_run, open_run
 from nanochat_cli.formats.run import checkpoints
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.report.metrics_log import MetricsLog
+from nanochat_cli.report.quantities import counted
 from nanochat_cli.report.reporter import Reporter
-from nanochat_cli.rl.before_after import COLUMNS, Score, Scores, differences, rows, score, write_report
 from nanochat_cli.rl.chat_endpoint import ChatEndpoint
+from nanochat_cli.rl.evaluation_pair import COLUMNS, Score, Scores, differences, rows, score, write_report
 from nanochat_cli.rl.experience import Experience, ExperienceLibrary
 from nanochat_cli.rl.judging import Judge, Judged, collect, rollout_metrics
 from nanochat_cli.rl.learner import Learner
 from nanochat_cli.rl.lessons import Lessons, require_answer
-from nanochat_cli.rl.policy import PolicyObjective, learn_policy, trajectories_of
+from nanochat_cli.rl.policy import PolicyObjective, learn_round, trajectories_of
 from nanochat_cli.rl.problem_split import ProblemSplit
-from nanochat_cli.rl.rejection_tuning import good_answers, learn_answers
+from nanochat_cli.rl.rejection_sampling_tuning import LikelihoodObjective, good_answers
 from nanochat_cli.rl.rollouts import Prompt, Sampler
 from nanochat_cli.rl.rounds_view import RoundsView
 from nanochat_cli.rl.training_free import Conditioning, remember
@@ -40,11 +41,11 @@ from nanochat_cli.training.stop_signals import StopSignals
 
 LIBRARY_FILE = "experiences.jsonl"
 MEASURED = 0
-"""The round number that random numbers of before and after are drawn with; rounds of practice count from 1."""
+"""The round number for the random numbers of before and after; rounds of practice count from 1."""
 
 
 class GRPORun:
-    """One run in `run_dir`. `begin` or `resume` comes first, then `run`."""
+    """One run in `run_dir`. Call `begin` or `resume`, then `run`."""
 
     def __init__(self, config: Config, run_dir: Path, problems: ProblemSplit, judge: Judge, reporter: Reporter) -> None:
         self.config, self.run_dir, self.reporter, self.judge = config, run_dir, reporter, judge
@@ -61,7 +62,7 @@ class GRPORun:
         self.before: Scores | None = None
         self.learner: Learner | None = None
         self.mtp: dict[str, Any] | None = None
-        """Of the source, kept as it is: it only drafts."""
+        """The source's multi-token prediction, kept unchanged, since it only drafts."""
         self.reference: Transformer | None = None
 
     # -- beginnings ------------------------------------------------------------------------------------------
@@ -84,9 +85,9 @@ class GRPORun:
         """Continue after the last round that was saved."""
         model, tokenizer, _ = load_run(self.run_dir)
         saved = checkpoints.load(self.run_dir)
-        found = saved.state.get("grpo")
-        if found is None:
-            raise DataError(f"{saved.path}: not of nanochat grpo; name a run that it began")
+        state = saved.state.get("grpo")
+        if state is None:
+            raise DataError(f"{saved.path}: not a checkpoint of nanochat grpo; name a run that it began")
         reference = None
         if (weights := saved.tensors.get("reference")) is not None:
             reference = Transformer(self.config.model)
@@ -94,20 +95,20 @@ class GRPORun:
             reference.requantize()
         self._prepare(model, tokenizer, reference)
         if self.learner is not None:
-            self.learner.restore(checkpoints.load(self.run_dir, device=self.learner.device).tensors, found["learner"])
+            self.learner.restore(checkpoints.load(self.run_dir, device=self.learner.device).tensors, state["learner"])
             self.learner.saved(f"that of round {saved.step}")
         self.mtp = saved.tensors.get("mtp")
-        self.round, self.lessons.texts = saved.step, list(found["lessons"])
-        self.before = {problem: Score(**values) for problem, values in found["before"].items()}
+        self.round, self.lessons.texts = saved.step, list(state["lessons"])
+        self.before = {problem: Score(**values) for problem, values in state["before"].items()}
         if self.before.keys() != {problem.id for problem in (*self.problems.practised, *self.problems.held_out)}:
             raise DataError(f"{self.grpo.task}: not the problems that {self.run_dir} began with; start a new run")
-        if found.get("problems", self._fingerprint()) != self._fingerprint():  # same names, asked or tested otherwise
+        if state.get("problems", self._fingerprint()) != self._fingerprint():  # same ids, other prompts or tests
             raise DataError(f"{self.grpo.task}: its problems have changed since {self.run_dir} began; start a new run")
-        if found["library"] is not None:
-            (self.run_dir / LIBRARY_FILE).unlink(missing_ok=True)  # it may hold answers of a round that did not end
+        if state["library"] is not None:
+            (self.run_dir / LIBRARY_FILE).unlink(missing_ok=True)  # it may hold answers of an unfinished round
         self.library = self._open_library()
-        if found["library"] is not None:
-            self.library.add(Experience(**values) for values in found["library"])
+        if state["library"] is not None:
+            self.library.add(Experience(**values) for values in state["library"])
         checkpoints.restore_rng_state(saved.tensors["random"])
         self.reporter.info(f"resumed after round {self.round} of {self.grpo.rounds}")
 
@@ -129,24 +130,21 @@ class GRPORun:
             self.objective = PolicyObjective(grpo, reference, self.learner.autocast_dtype)
 
     def _fitting(self, problems: ProblemSplit) -> ProblemSplit:
-        """Those whose prompt leaves room in the model's context."""
-        parts = [
-            [p for p in part if self.sampler.room(p.prompt) > 0] for part in (problems.practised, problems.held_out)
-        ]
-        found = ProblemSplit(tuple(parts[0]), tuple(parts[1]))
-        left_out = len(problems.practised) + len(problems.held_out) - len(parts[0]) - len(parts[1])
-        if left_out:
-            self.reporter.warn(
-                f"left out {left_out} problems: their prompts fill the {self.sampler.context} positions of the model"
-            )
-        if not found.practised:
+        """The problems whose prompt leaves room for an answer."""
+        practised, held_out = (
+            tuple(p for p in part if self.sampler.room(p.prompt) > 0)
+            for part in (problems.practised, problems.held_out)
+        )
+        if left_out := len(problems.practised) + len(problems.held_out) - len(practised) - len(held_out):
+            context = self.sampler.context
+            self.reporter.warn(f"left out {counted(left_out, 'problem')}: no room in the context of {context} tokens")
+        if not practised:
             raise DataError(
                 f"{self.grpo.task}: no problem leaves the model room to answer; train with a longer context"
             )
-        return found
+        return ProblemSplit(practised, held_out)
 
     def _fingerprint(self) -> str:
-        """Of what is asked and how it is tested."""
         return fingerprint((*self.problems.practised, *self.problems.held_out))
 
     def _open_library(self) -> ExperienceLibrary:
@@ -174,14 +172,14 @@ class GRPORun:
         if not self.learned:
             what = "the library is empty" if self.learner is None else f"the weights are those of {self.grpo.source}"
             self.reporter.warn(
-                f"nothing was learned: {what}. Try easier problems (--set grpo.max_level=1), more and bolder answers "
-                "(--group 16 --set grpo.temperature=1), or a model that was trained for longer"
+                f"nothing was learned: {what}. Try easier problems (--set grpo.max_level=1), more and more varied "
+                "answers (--group 16 --set grpo.temperature=1), or a model that was trained for longer"
             )
         return path
 
     @property
     def learned(self) -> bool:
-        """Something differs from the source: weights, or what is shown before a prompt."""
+        """Something differs from the source: the weights, or what precedes a prompt."""
         if self.learner is not None:
             return self.learner.updates > 0
         return len(self.library) > 0 or bool(self.lessons.texts)
@@ -189,8 +187,8 @@ class GRPORun:
     def _say_stopping(self, signal_name: str) -> None:
         saved = f"{self.round} of {self.grpo.rounds} rounds are saved" if self.before else "nothing is saved yet"
         self.reporter.info(
-            f"{signal_name}: stopping after this problem or update ({saved}); Ctrl-C once more ends at once; "
-            f"either way nanochat grpo --resume {self.run_dir} goes on after the last whole round"
+            f"{signal_name}: stopping after this problem or update ({saved}); Ctrl-C again stops at once; "
+            f"either way nanochat grpo --resume {self.run_dir} continues after the last whole round"
         )
 
     def _round(self, number: int) -> None:
@@ -224,7 +222,7 @@ class GRPORun:
 
         if self.learner is not None and grpo.mode == "policy":
             trajectories = trajectories_of(groups, self.tokenizer, standardise=grpo.standardise)
-            metrics = learn_policy(self.learner, self.objective, trajectories, grpo, seed, number, before_each)
+            metrics = learn_round(self.learner, self.objective, trajectories, grpo, seed, number, before_each)
             return metrics | self.learner.ternary_statistics()
         added = sum(remember(self.library, group, grpo, number) for group in groups)
         self.library.prune(max_size=grpo.max_experiences)
@@ -235,7 +233,8 @@ class GRPORun:
             answers = good_answers(
                 allowed, self.tokenizer, min_reward=grpo.min_reward, context=self.config.model.max_seq_len
             )
-            metrics |= learn_answers(self.learner, answers, grpo, seed, number, before_each)
+            metrics |= learn_round(self.learner, LikelihoodObjective(), answers, grpo, seed, number, before_each)
+            metrics["policy/good_answers"] = len(answers)
             metrics |= self.learner.ternary_statistics()
         elif self.endpoint is not None:
             metrics |= self._learn_lessons(self.endpoint, groups, number)
@@ -263,7 +262,7 @@ class GRPORun:
         }
 
     def _conditioning(self, number: int) -> Callable[[Problem], Prompt]:
-        """What the rollouts of a round are conditioned on; of the policy, which is trained as it is used, nothing."""
+        """The prompts of a round: plain ones for a policy that learns, since it is used with them too."""
         if self.grpo.mode != "training-free":
             return plain
         return Conditioning(self.library, self.lessons, self.sampler, self.grpo, self.config.run.seed, number)
@@ -322,39 +321,39 @@ class GRPORun:
             "practised": [problem.id for problem in self.problems.practised],
             "held out": [problem.id for problem in self.problems.held_out],
         }
-        found = differences(sets, before, after)
+        compared = differences(sets, before, after)
         grpo = self.grpo
         notes = [
             f"`nanochat grpo`, mode {grpo.mode}, task `{grpo.task}`, from `{grpo.source}`. Rounds: {self.round}, each "
-            f"with {grpo.group} rollouts of a problem.",
+            f"with {grpo.group} rollouts per problem.",
             f"Before and after: {grpo.eval_samples} completions of every problem at temperature {grpo.temperature:g}.",
         ]
         if grpo.mode == "training-free":
             notes.append(
                 f"After: up to {grpo.shots} of {len(self.library)} experiences and {len(self.lessons.texts)} lessons "
-                "before each prompt. The weights are those of before."
+                "before each prompt. The weights are unchanged."
             )
         isolation = self.judge.isolation
         notes.append(f"Programs were judged in a sandbox: {isolation}.")
         details = {"mode": grpo.mode, "task": grpo.task, "lessons": self.lessons.texts, "isolation": isolation}
-        path = write_report(self.run_dir, found, before, after, notes=notes, details=details)
-        shown = rows(found)
+        path = write_report(self.run_dir, compared, before, after, notes=notes, details=details)
+        shown = rows(compared)
         if shown:
             self.reporter.table(str(self.run_dir), COLUMNS, shown)
-        if len(shown) < len(found):
-            self.reporter.info(f"{len(found) - len(shown)} of {len(found)} measures are 0 before and after")
+        if len(shown) < len(compared):
+            self.reporter.info(f"{len(compared) - len(shown)} of {len(compared)} measures are 0 before and after")
         self.reporter.info(f"report: {path}")
         self.reporter.result(
             {
                 "run": str(self.run_dir),
                 "rounds": self.round,
                 "isolation": isolation,
-                "differences": [asdict(one) for one in found],
+                "differences": [asdict(one) for one in compared],
             }
         )
         return path
 
 
 def plain(problem: Problem) -> Prompt:
-    """The problem as it is."""
+    """The problem's own prompt, with nothing before it."""
     return Prompt(problem.prompt)

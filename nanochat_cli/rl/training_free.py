@@ -1,7 +1,7 @@
-"""Training-free GRPO (arXiv:2510.08191): the weights stay, and what later rollouts are shown changes.
+"""Training-free GRPO (arXiv:2510.08191): the weights stay the same, and later rollouts see more in their prompts.
 
-A round answers every problem a few times, conditioned on what earlier rounds found out: experiences of other problems
-as examples, and lessons in words where there are any. Answers that did better than their group become experiences.
+A round answers every problem a few times, conditioned on earlier rounds: experiences of other problems as examples, and
+lessons in words if there are any. Answers that did better than their group become experiences.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from nanochat_cli.rl.rollouts import Prompt, Sampler
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Makes the prompts of a round from what is known. The same seed, round and problem get the same prompt."""
+    """Makes the prompts of a round from the library and the lessons; seed, round and problem decide what is drawn."""
 
     library: ExperienceLibrary
     lessons: Lessons
@@ -30,7 +30,7 @@ class Conditioning:
     round_number: int
 
     def __call__(self, problem: Problem) -> Prompt:
-        """Lessons, examples, the problem. What does not fit is left out, and so is every answer to the same problem."""
+        """Lessons, examples, then the problem. Leaves out what does not fit, and every answer to the same problem."""
         advice = self.lessons.comment(problem.language)
         if not self.sampler.has_room(advice + problem.prompt):
             advice = ""
@@ -41,7 +41,7 @@ class Conditioning:
         return Prompt(advice + text, (*examples, *(self.lessons.texts if advice else ())))
 
     def experiences(self, problem: Problem) -> list[Experience]:
-        """Up to `grpo.shots` of the problem's language, drawn ∝ exp(advantage / `grpo.shot_temperature`)."""
+        """Up to `grpo.shots` in the problem's language, drawn ∝ exp(advantage / `grpo.shot_temperature`)."""
         digest = hashlib.sha256(f"shots/{self.seed}/{self.round_number}/{problem.id}".encode()).digest()
         drawn = self.library.sample(
             len(self.library) if self.config.shots else 0,
@@ -49,13 +49,13 @@ class Conditioning:
             temperature=self.config.shot_temperature,
             exclude_prompt=problem.prompt,
         )
-        # The first of a draw of all without replacement, in its order, are a draw of that many from this language.
+        # All are drawn without replacement: the first of this language are a draw of that many from this language.
         same = [one for one in drawn if one.metadata.get("language", problem.language) == problem.language]
         return same[: self.config.shots]
 
 
 def remember(library: ExperienceLibrary, group: Sequence[Judged], config: GRPOConfig, round_number: int) -> int:
-    """Add the answers of one problem that did better than the others; returns how many."""
+    """Add those answers to one problem that did better than the others; returns how many."""
     problem = group[0].rollout.problem
     kept = library.add_group(
         problem.prompt,

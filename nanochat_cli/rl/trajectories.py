@@ -1,6 +1,6 @@
-"""Sequences to learn from: a prompt, what followed it, and the weight of that; and the batches that they make.
+"""Sequences to learn from (a prompt, its completion, and the completion's weight), and batches of them.
 
-Knows token ids and numbers. The objectives are in `grpo_loss` and `rejection_tuning`.
+Knows token ids and numbers. The objectives are in `policy` and `rejection_sampling_tuning`.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class Trajectory:
-    """old_log_probabilities: of the tokens of the completion, by the policy that drew them; empty where none did."""
+    """old_log_probabilities: of the completion's tokens, by the policy that drew them; empty if no policy did."""
 
     prompt: tuple[int, ...]
     completion: tuple[int, ...]
@@ -28,8 +28,8 @@ class Trajectory:
 
 
 class Batch(NamedTuple):
-    """inputs, targets: int64 [B, T]; mask: bool [B, T], the targets of completions; old: float32 [B, T], the
-    log-probabilities of those under the policy that drew them, 0 elsewhere; advantages: float32 [B]."""
+    """inputs, targets: int64 [B, T]; mask: bool [B, T], the targets of completions; old: float32 [B, T], their
+    log-probabilities under the policy that drew them, 0 elsewhere; advantages: float32 [B]."""
 
     inputs: Tensor
     targets: Tensor
@@ -49,9 +49,9 @@ class Batch(NamedTuple):
 
 
 def collate(trajectories: Sequence[Trajectory]) -> Batch:
-    """Sequences padded to the longest, with token 0, which nothing reads. Raises ValueError for an empty completion."""
+    """Pad sequences to the longest with token 0, which nothing reads. Raises ValueError for an empty part."""
     if not all(t.prompt and t.completion for t in trajectories):
-        raise ValueError("a trajectory has a prompt and a completion")
+        raise ValueError("a trajectory needs a prompt and a completion")
     prompts = torch.tensor([len(t.prompt) for t in trajectories])
     lengths = torch.tensor([len(t.prompt) + len(t.completion) for t in trajectories])
     width = int(lengths.max()) - 1
@@ -66,13 +66,13 @@ def collate(trajectories: Sequence[Trajectory]) -> Batch:
 
 
 def batches(items: Sequence[_Item], size: int, epochs: int, seed: int, round_number: int) -> list[list[_Item]]:
-    """`size` at a time in another order in every pass; the order depends on seed and round alone.
+    """Batches of `size` items, in another order in every epoch; the order depends only on seed and round.
 
-    The last batch of a pass may be smaller.
+    The last batch of an epoch may be smaller.
     """
-    found = []
+    chosen = []
     for epoch in range(epochs):
         digest = hashlib.sha256(f"order/{seed}/{round_number}/{epoch}".encode()).digest()
         order = np.random.default_rng(int.from_bytes(digest[:8])).permutation(len(items))
-        found += [[items[index] for index in order[start : start + size]] for start in range(0, len(items), size)]
-    return found
+        chosen += [[items[index] for index in order[start : start + size]] for start in range(0, len(items), size)]
+    return chosen

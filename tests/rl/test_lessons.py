@@ -196,12 +196,12 @@ def with_body(body, status=200, **headers):
 
 
 ADVERSARIAL = [
-    (with_body(b"not json"), "no chat completion"),
-    (with_body(b"[" * 200_000), "no chat completion"),
-    (with_body(b"{}"), "no chat completion"),
-    (with_body(b'{"choices": []}'), "no chat completion"),
+    (with_body(b"not json"), "not a chat completion"),
+    (with_body(b"[" * 200_000), "not a chat completion"),
+    (with_body(b"{}"), "not a chat completion"),
+    (with_body(b'{"choices": []}'), "not a chat completion"),
     (with_body(b'{"choices": [{"message": {"content": null}}]}'), "no text"),
-    (with_body(b"\xff\xfe" * 50), "no chat completion"),
+    (with_body(b"\xff\xfe" * 50), "not a chat completion"),
     (with_body(completion("x" * MAX_ANSWER)), f"more than {MAX_ANSWER} bytes"),
     (with_body(b"busy", 503), "status 503"),
     (with_body(b"", 302, Location="http://127.0.0.1:9/elsewhere"), "status 302"),

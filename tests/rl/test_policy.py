@@ -19,8 +19,8 @@ from nanochat_cli.report.reporter import QuietReporter
 from nanochat_cli.rl.experience import Experience
 from nanochat_cli.rl.judging import Judge, Judged, collect
 from nanochat_cli.rl.learner import Learner, completion_log_probabilities
-from nanochat_cli.rl.policy import PolicyObjective, learn_policy, trajectories_of
-from nanochat_cli.rl.rejection_tuning import LikelihoodObjective, good_answers
+from nanochat_cli.rl.policy import PolicyObjective, learn_round, trajectories_of
+from nanochat_cli.rl.rejection_sampling_tuning import LikelihoodObjective, good_answers
 from nanochat_cli.rl.rewards import Reward, RewardConfig
 from nanochat_cli.rl.rollouts import Prompt, Rollout, Sampler
 from nanochat_cli.rl.run_grpo import plain
@@ -156,20 +156,20 @@ def test_an_update_makes_what_did_better_more_probable(learner, drawn, tmp_path)
         return ((found - batch.old) * batch.advantages.unsqueeze(1)).sum().item()
 
     assert abs(expected_advantage()) < 0.05
-    learn_policy(learner, PolicyObjective(config), drawn, config, 0, 1)
+    learn_round(learner, PolicyObjective(config), drawn, config, 0, 1)
     assert learner.updates == 1
     assert expected_advantage() > 0.5
 
 
 def test_rollouts_of_an_old_policy_are_not_learned_from(learner, drawn, tmp_path):
     config = config_of(tmp_path, temperature=0.8, batch_size=8, updates=8, epochs=4, max_divergence=1e-4).grpo
-    metrics = learn_policy(learner, PolicyObjective(config), drawn, config, 0, 1)
+    metrics = learn_round(learner, PolicyObjective(config), drawn, config, 0, 1)
     taken = metrics["policy/updates"]
     assert 1 <= taken < 8  # the first batch is always on-policy
     assert metrics["policy/stale_batches"] == 8 - taken
     assert learner.updates == taken
     stale = copy.deepcopy(learner.model.state_dict())
-    again = learn_policy(learner, PolicyObjective(config), drawn, config, 0, 1)
+    again = learn_round(learner, PolicyObjective(config), drawn, config, 0, 1)
     assert again["policy/updates"] == 0
     assert_equal(learner.model.state_dict(), stale)
 

@@ -4,7 +4,6 @@ Outcomes are written down here; the compilers and the sandbox have tests of thei
 """
 
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -17,8 +16,7 @@ from nanochat_cli.errors import ConfigError
 from nanochat_cli.evaluation.problems import load_problems
 from nanochat_cli.rl import rewards
 from nanochat_cli.rl.rewards import Attempt, RewardConfig, load_rewards, reward
-from nanochat_cli.sandbox.limits import Diagnostic as SandboxDiagnostic
-from nanochat_cli.sandbox.limits import Outcome as SandboxOutcome
+from nanochat_cli.sandbox.limits import Diagnostic, Outcome
 from tests.docs.markdown import blocks, read
 
 PYTHON = 'def largest(values: list[int], start: int) -> int:\n    """The largest of values and start."""\n'
@@ -26,22 +24,16 @@ RUST = "/// The largest of values and start.\nfn largest(values: &[i32], start: 
 PROMPTS: dict[str, str] = {"python": PYTHON, "rust": RUST}
 
 
-@dataclass(frozen=True)
-class Said:
-    level: str
-    message: str
+BROKEN = Outcome("not compiled", "compile error")
 
 
-@dataclass(frozen=True)
-class Result:
-    compiled: bool = True
-    passed: int = 0
-    diagnostics: tuple[Said, ...] = ()
+def ran(passed: int = 0, *diagnostics: Diagnostic) -> Outcome:
+    return Outcome("ran", "ok", diagnostics, passed)
 
 
-def attempt(language: Any, completion: str, outcome: Result | None = None, n_tests: int = 0, **more) -> Attempt:
-    """Without an outcome: it compiles without a warning, and whatever tests there are pass."""
-    given = outcome or Result(passed=n_tests)
+def attempt(language: Any, completion: str, outcome: Outcome | None = None, n_tests: int = 0, **more) -> Attempt:
+    """Without an outcome: it compiles without a warning, and all tests pass."""
+    given = outcome or ran(n_tests)
     return Attempt(language, more.pop("prompt", PROMPTS[language]), completion, given, n_tests, **more)
 
 
@@ -117,7 +109,7 @@ def test_a_planted_hack_that_compiles_scores_nothing(language, completion, reaso
     assert (found.total, found.rejected) == (0.0, reason)
     assert set(found.terms.values()) == {0.0}
     # Nor with tests, some of which a constant happens to pass.
-    assert reward(attempt(language, completion, Result(passed=3), n_tests=4), RewardConfig()).total == 0
+    assert reward(attempt(language, completion, ran(3), n_tests=4), RewardConfig()).total == 0
 
 
 @pytest.mark.parametrize("language", ["python", "rust"])
@@ -144,7 +136,7 @@ def test_the_solutions_of_the_built_in_problems_score_one(language):
 def test_a_trivial_answer_counts_where_all_tests_pass_since_the_problem_asks_for_it(prompt, completion):
     solved = attempt("python", completion, n_tests=4, prompt=prompt)
     assert reward(solved, RewardConfig()).total == pytest.approx(1.0)
-    unsolved = attempt("python", completion, Result(passed=3), n_tests=4, prompt=prompt)
+    unsolved = attempt("python", completion, ran(3), n_tests=4, prompt=prompt)
     assert reward(unsolved, RewardConfig()).total == 0
 
 
@@ -180,7 +172,7 @@ def test_a_few_equal_tokens_are_no_copy():
 
 
 def test_what_does_not_compile_scores_nothing():
-    broken = attempt("rust", "    values.iter(.max()\n}", Result(compiled=False), n_tests=4)
+    broken = attempt("rust", "    values.iter(.max()\n}", BROKEN, n_tests=4)
     found = reward(broken, RewardConfig())
     assert (found.total, found.rejected) == (0.0, None)
     assert {name: found.terms[name] for name in rewards.TERMS} == dict.fromkeys(rewards.TERMS, 0.0)
@@ -188,7 +180,7 @@ def test_what_does_not_compile_scores_nothing():
 
 def test_a_program_that_keeps_its_tests_from_running_gains_only_the_compiler_s_share():
     config = RewardConfig(compiles=0.3, warnings=0, tests=0.7, no_panics=0)
-    ended = attempt("python", "    import os\n    os._exit(start)\n", Result(passed=0), n_tests=4)
+    ended = attempt("python", "    import os\n    os._exit(start)\n", ran(0), n_tests=4)
     assert reward(ended, config).total == pytest.approx(0.3)
 
 
@@ -197,7 +189,7 @@ def test_a_program_that_keeps_its_tests_from_running_gains_only_the_compiler_s_s
 
 def test_the_total_is_the_weighted_mean_of_the_terms_and_each_is_logged():
     config = RewardConfig(compiles=1, warnings=2, tests=3, no_panics=4)
-    outcome = Result(passed=1, diagnostics=(Said("warning", "unused variable"), Said("note", "here")))
+    outcome = ran(1, Diagnostic("warning", "unused variable"), Diagnostic("note", "here"))
     found = reward(attempt("rust", "    values.iter().max().unwrap() + start\n}", outcome, n_tests=4), config)
     assert found.terms == {
         "compiles": 1.0, "warnings": 0.5, "tests": 0.25, "no_panics": 0.0, "length": 1.0, "repetition": 1.0
@@ -219,12 +211,13 @@ def test_without_tests_their_term_is_left_out_of_the_mean():
 
 
 def test_warnings_are_counted_without_the_compiler_s_own_sum():
-    said = (Said("warning", "unused variable: `x`"), Said("warning", "unused"), Said("warning", "2 warnings emitted"))
-    assert rewards.warnings(attempt("rust", "    start + 1\n}", Result(diagnostics=said))) == pytest.approx(1 / 3)
+    messages = ("unused variable: `x`", "unused", "2 warnings emitted")
+    outcome = ran(0, *(Diagnostic("warning", message) for message in messages))
+    assert rewards.warnings(attempt("rust", "    start + 1\n}", outcome)) == pytest.approx(1 / 3)
 
 
 def test_more_passes_than_tests_are_not_worth_more():
-    assert rewards.tests_passed(attempt("python", "    return start + 1", Result(passed=9), n_tests=4)) == 1
+    assert rewards.tests_passed(attempt("python", "    return start + 1", ran(9), n_tests=4)) == 1
 
 
 @pytest.mark.parametrize(
@@ -347,12 +340,6 @@ def test_long_repetitive_text_is_judged_within_a_second_of_processor_time():
     start = time.process_time()
     reward(attempt("python", "    a = a + a\n" * 500, prompt=PYTHON + "    a = a + a\n" * 500), RewardConfig())
     assert time.process_time() - start < 1
-
-
-def test_the_outcome_of_the_sandbox_is_an_outcome():
-    outcome = SandboxOutcome("ran", "ok", (SandboxDiagnostic("warning", "unused"),), passed=1, total=2)
-    found = reward(Attempt("python", PYTHON, "    return max(values) + start\n", outcome, 2), RewardConfig())
-    assert (found.terms["warnings"], found.terms["tests"]) == (0.5, 0.5)
 
 
 # --- the table --------------------------------------------------------------------------------------------------------

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from nanochat_cli.errors import Interrupted
+from nanochat_cli.evaluation.complete_problems import problem_seed
 from nanochat_cli.formats.open import load_run
 from nanochat_cli.rl.judging import Judge, collect
 from nanochat_cli.rl.learner import completion_log_probabilities
 from nanochat_cli.rl.policy import trajectories_of
 from nanochat_cli.rl.rewards import RewardConfig
-from nanochat_cli.rl.rollouts import Prompt, Sampler, rollout_seed
+from nanochat_cli.rl.rollouts import Prompt, Sampler
 from nanochat_cli.rl.run_grpo import plain
 from nanochat_cli.rl.trajectories import collate
 from tests.rl.tiny_run import STOP, ReadingPool, problems
@@ -36,9 +37,9 @@ def texts(rollouts):
 
 
 def test_a_seed_depends_on_seed_round_and_problem_and_on_nothing_else():
-    seeds = {rollout_seed(s, r, p) for s in range(5) for r in range(5) for p in ("a", "b", "a/b")}
+    seeds = {problem_seed(s, r, p) for s in range(5) for r in range(5) for p in ("a", "b", "a/b")}
     assert len(seeds) == 75
-    assert rollout_seed(1, 2, "a") == rollout_seed(1, 2, "a")
+    assert problem_seed(1, 2, "a") == problem_seed(1, 2, "a")
     assert all(0 <= seed < 2**56 for seed in seeds)
 
 

@@ -13,7 +13,7 @@ from nanochat_cli.formats.open import load_run
 from nanochat_cli.formats.run import checkpoints
 from nanochat_cli.report.metrics_log import read_metrics
 from nanochat_cli.report.reporter import PlainReporter
-from nanochat_cli.rl.before_after import Score, differences
+from nanochat_cli.rl.evaluation_pair import Score, differences
 from nanochat_cli.rl.experience import Experience, ExperienceLibrary
 from nanochat_cli.rl.judging import Judge
 from nanochat_cli.rl.lessons import Lessons
@@ -170,7 +170,7 @@ def test_a_run_stopped_by_a_signal_continues_as_if_it_had_not_been(source, tmp_p
         run.run()
     said = capsys.readouterr().err
     assert "SIGINT: stopping after this problem or update" in said
-    assert f"nanochat grpo --resume {run.run_dir} goes on after the last whole round" in said
+    assert f"nanochat grpo --resume {run.run_dir} continues after the last whole round" in said
     resumed = grpo_run(source, tmp_path, rounds=3, resume=True)
     assert resumed.round < 3
     resumed.run()

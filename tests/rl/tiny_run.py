@@ -4,6 +4,7 @@ import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,10 +16,10 @@ from nanochat_cli.evaluation.problems import load_problems
 from nanochat_cli.formats.run import checkpoints
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.report.reporter import QuietReporter
-from nanochat_cli.rl.judging import Judge, Pool
+from nanochat_cli.rl.judging import Judge
 from nanochat_cli.rl.learner import Learner
 from nanochat_cli.rl.problem_split import load_split
-from nanochat_cli.rl.rejection_tuning import LikelihoodObjective
+from nanochat_cli.rl.rejection_sampling_tuning import LikelihoodObjective
 from nanochat_cli.rl.rewards import RewardConfig
 from nanochat_cli.rl.run_grpo import GRPORun
 from nanochat_cli.rl.trajectories import Trajectory, batches, collate
@@ -120,8 +121,8 @@ def problems(folder: Path) -> list[Problem]:
     return load_problems(write_problems(folder / "problems.jsonl"))
 
 
-def grpo_run(source: Path, folder: Path, *, resume: bool = False, pool: Pool | None = None, **grpo: object) -> GRPORun:
-    """A run in `folder/tuned` that has begun, or goes on; `run()` does its rounds."""
+def grpo_run(source: Path, folder: Path, *, resume: bool = False, pool: Any = None, **grpo: object) -> GRPORun:
+    """A run in `folder/tuned` that has begun or continues; `run()` does its rounds. pool: by default a ReadingPool."""
     folder.mkdir(exist_ok=True)
     task = str(write_problems(folder / "problems.jsonl"))
     values = {"source": source, "task": task, "rounds": 2, "group": 4, "max_tokens": 20, "batch_size": 8, **grpo}

@@ -1,6 +1,6 @@
-"""How good a model is at problems, before and after: pass@1, best of n, compile rate, each with an interval.
+"""Compares a model before and after learning: pass@1, best of n, compile rate, mean reward, each with an interval.
 
-The same problems, random numbers and number of completions on both sides, so that the difference is paired by problem.
+Both sides have the same problems, random numbers and number of completions, so that differences are paired by problem.
 Intervals are over problems (`evaluation.share_intervals`).
 """
 
@@ -22,7 +22,7 @@ REPORT_FILE = "report.md"
 
 @dataclass(frozen=True)
 class Score:
-    """What came of `samples` completions of one problem. best: whether the one with the largest reward solves it."""
+    """Counts over `samples` completions of one problem. best: whether the one with the largest reward solves it."""
 
     samples: int
     solved: int
@@ -44,7 +44,7 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class Difference:
-    """One measure over one set of problems. Intervals are 95 %, None of a single problem."""
+    """One measure over one set of problems. Intervals are 95 %, None for a single problem."""
 
     problems: str
     measure: str
@@ -58,7 +58,7 @@ class Difference:
 
 
 def score(group: Sequence[Judged]) -> Score:
-    """Of the completions of one problem, at least one. Of equal rewards the first counts as the best."""
+    """The score of one problem from its completions, at least one. Among equal rewards the first is the best."""
     best = max(group, key=lambda judged: judged.reward.total)
     return Score(
         samples=len(group),
@@ -71,12 +71,12 @@ def score(group: Sequence[Judged]) -> Score:
 
 def differences(sets: Mapping[str, Sequence[str]], before: Scores, after: Scores) -> list[Difference]:
     """Every measure over every set of problem ids that is not empty."""
-    found = []
+    compared = []
     for name, ids in sets.items():
         for measure, of in MEASURES.items() if ids else ():
             values = [of(before[one]) for one in ids], [of(after[one]) for one in ids]
             mean_before, mean_after = (math.fsum(side) / len(side) for side in values)
-            found.append(
+            compared.append(
                 Difference(
                     name,
                     measure,
@@ -89,11 +89,14 @@ def differences(sets: Mapping[str, Sequence[str]], before: Scores, after: Scores
                     difference_interval(values[1], values[0]),
                 )
             )
-    return found
+    return compared
 
 
-def rows(found: Sequence[Difference]) -> list[tuple[str, str, str, str, str]]:
-    """For a table with the columns COLUMNS; measures that are 0 on both sides are left out."""
+COLUMNS = ("problems", "measure", "before", "after", "difference")
+
+
+def rows(compared: Sequence[Difference]) -> list[tuple[str, str, str, str, str]]:
+    """Rows of a table with COLUMNS, without measures that are 0 on both sides."""
     return [
         (
             f"{one.problems} ({one.count})",
@@ -102,24 +105,21 @@ def rows(found: Sequence[Difference]) -> list[tuple[str, str, str, str, str]]:
             _with_interval(one.after, one.after_interval),
             _with_interval(one.difference, one.difference_interval, "+.3f"),
         )
-        for one in found
+        for one in compared
         if one.before or one.after
     ]
 
 
-COLUMNS = ("problems", "measure", "before", "after", "difference")
-
-
 def write_report(
     run_dir: Path,
-    found: Sequence[Difference],
+    compared: Sequence[Difference],
     before: Scores,
     after: Scores,
     *,
     notes: Sequence[str],
     details: Mapping[str, object],
 ) -> Path:
-    """`grpo.json` in the form of every measurement, and `report.md` to read; returns the latter. Raises DataError.
+    """Write the result file `grpo.json` and a readable `report.md`; returns the latter. Raises DataError.
 
     details: further keys of `grpo.json`.
     """
@@ -132,28 +132,24 @@ def write_report(
             "before",
             one.after / one.before if one.before else None,
         )
-        for one in found
+        for one in compared
     ]
     content = {
-        "differences": [asdict(one) for one in found],
+        "differences": [asdict(one) for one in compared],
         "before": {problem: asdict(one) for problem, one in before.items()},
         "after": {problem: asdict(one) for problem, one in after.items()},
         **details,
     }
     write_results(run_dir / RESULTS_FILE, "grpo", results, (), **content)
     lines = [f"# {run_dir.name}", "", *notes, "", f"| {' | '.join(COLUMNS)} |", "| --- | --- | --- | --- | --- |"]
-    shown = rows(found)
+    shown = rows(compared)
+    hidden = len(compared) - len(shown)
     lines += [f"| {' | '.join(row)} |" for row in shown]
+    lines += ["", *([f"{hidden} of {len(compared)} measures are 0 before and after.", ""] if hidden else [])]
     lines += [
-        "",
-        *(
-            [f"{len(found) - len(shown)} of {len(found)} measures are 0 before and after.", ""]
-            if len(shown) < len(found)
-            else []
-        ),
-        "In brackets: 95 % intervals over problems. They leave out what drawing other completions would",
-        "change. `best of n` picks the completion with the largest reward, which saw the tests: it says what the",
-        "completions hold, not what the model would answer.",
+        "In brackets: 95 % intervals over problems, which do not cover the randomness of the completions.",
+        "`best of n` picks the completion with the largest reward, which has seen the tests: it says what the",
+        "completions contain, not what the model would answer.",
         "",
     ]
     path = run_dir / REPORT_FILE
