@@ -2,10 +2,10 @@
 
     python benchmarks/architectures.py [--quick] [--steps 80] [--seeds 3]
 
-Width, depth, optimizer, batches and their order are those of the preset (quickstart) for all; seeds differ in the
-initial weights and the order of the data. Every run is an ordinary run of the trainer in a process of its own, and the
+All variants share the preset's (quickstart's) width, depth, optimizer, batches and their order; seeds differ in the
+initial weights and the order of the data. Every run is an ordinary run of the trainer in a separate process, and the
 variants take turns within a seed. Differences are paired by seed; the interval is their range, from six seeds on the
-95 % bootstrap interval of their mean. Time and memory are another measurement: `nanochat bench architectures`.
+95 % bootstrap interval of their mean. `nanochat bench architectures` measures time and memory.
 """
 
 import argparse
@@ -60,16 +60,16 @@ def one_run(arguments: argparse.Namespace) -> None:
         run = Path(folder, "run")
         run.mkdir()
         result = Trainer(config, data, run, QuietReporter()).fit()
-    found = {"bits_per_byte": result.held_out.bits_per_byte, "parameters": result.parameters}
-    print(json.dumps(found | {"tokens": result.progress.tokens, "skipped": result.skipped}))
+    values = {"bits_per_byte": result.held_out.bits_per_byte, "parameters": result.parameters}
+    print(json.dumps(values | {"tokens": result.progress.tokens, "skipped": result.skipped}))
 
 
 def judge(runs: dict[str, list[dict[str, Any]]]) -> tuple[list[Result], list[Claim]]:
     """Results per variant and a claim for each but the plain one; ratio: plain / variant, above 1 is better."""
     results, claims = [], []
     plain = [run["bits_per_byte"] for run in runs["plain"]]
-    for variant, found in runs.items():
-        values = [run["bits_per_byte"] for run in found]
+    for variant, of_seeds in runs.items():
+        values = [run["bits_per_byte"] for run in of_seeds]
         ratio = statistics.median(p / v for p, v in zip(plain, values, strict=True))
         spread = (min(values), max(values))
         other = variant != "plain"
@@ -85,7 +85,7 @@ def judge(runs: dict[str, list[dict[str, Any]]]) -> tuple[list[Result], list[Cla
                 spread,
             )
         )
-        results += [Result(variant, key, found[0][key], key) for key in ("parameters", "tokens")]
+        results += [Result(variant, key, of_seeds[0][key], key) for key in ("parameters", "tokens")]
         if other:
             differences = [v - p for v, p in zip(values, plain, strict=True)]
             low, high = seed_interval(differences) or (differences[0], differences[0])
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--preset", default="quickstart")
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--parallel", type=int, default=1, help="runs at a time; their results do not depend on it")
+    parser.add_argument("--parallel", type=int, default=1, help="concurrent runs; results do not depend on it")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--quick", action="store_true", help="shows that it works, in build/bench/")
@@ -135,13 +135,13 @@ def main() -> None:
             command += ["--steps", str(arguments.steps)]
             command += [part for value in arguments.set for part in ("--set", value)]
             finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            found = json.loads(finished.stdout.strip().splitlines()[-1])
-            print(f"seed {seed}  {variant:10s} {json.dumps(found)}", flush=True)
-            return found
+            values = json.loads(finished.stdout.strip().splitlines()[-1])
+            print(f"seed {seed}  {variant:10s} {json.dumps(values)}", flush=True)
+            return values
 
         with ThreadPoolExecutor(arguments.parallel) as pool:
-            for variant, found in zip(arguments.variants, pool.map(run, arguments.variants), strict=True):
-                runs[variant].append(found)
+            for variant, values in zip(arguments.variants, pool.map(run, arguments.variants), strict=True):
+                runs[variant].append(values)
         write_results(out, "architectures", *judge(runs), steps=arguments.steps, seeds=seed)
     print(f"wrote {out}")
 

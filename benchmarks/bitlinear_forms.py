@@ -1,10 +1,10 @@
-"""Which form of the ternary product trains faster, shape by shape: forward and backward, compiled, in turn.
+"""Which form of the ternary product trains faster at each shape: forward and backward, compiled, alternating.
 
     python benchmarks/bitlinear_forms.py [--quick] [--rounds 9] [--rows 2048]
 
 Writes benchmarks/results/bitlinear_forms.json and, without --quick, the table that `choose_form` reads
-(kernels/nanochat_kernels/training_forms.json). A layer here is what a block has: RMSNorm, quantisation, product; the
-float twin is RMSNorm and F.linear. On CUDA in bfloat16, else in float32.
+(kernels/nanochat_kernels/training_forms.json). A layer is the same as in a block: RMSNorm, quantisation, product; the
+float twin is RMSNorm and F.linear. In bfloat16 on CUDA, else in float32.
 """
 
 import argparse
@@ -101,7 +101,7 @@ def measure(shapes: list[tuple[int, int]], rows: int, rounds: int, device: torch
 
 
 def write_table(results: list[Result], shapes: list[tuple[int, int]], device: torch.device) -> None:
-    """The rows of this kind of device anew; those of others stay."""
+    """Replace the rows of this kind of device and keep the others."""
     table = json.loads(TABLE.read_text(encoding="utf-8"))
     kept = [row for row in table["shapes"] if row["device"] != device.type]
     ratios = [result.ratio for result in results if result.metric == "int8 against float"]
@@ -116,7 +116,7 @@ def write_table(results: list[Result], shapes: list[tuple[int, int]], device: to
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one small shape: shows that it works")
+    parser.add_argument("--quick", action="store_true", help="one small shape: only a check that it works")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--rows", type=int, default=2048, help="tokens of a micro-batch")
     parser.add_argument("--out", type=Path)

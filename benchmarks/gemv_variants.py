@@ -1,10 +1,10 @@
-"""How the AVX2 product of a vector should walk through the weights: what was tried beside the form that is used.
+"""How the AVX2 vector product should walk through the weights: the form that is used, and what else was tried.
 
     python benchmarks/gemv_variants.py [--quick] [--rounds 9]
 
-Row after row, or two and four rows side by side (which share the loads of the activations), with several distances of
-software prefetch; on weights that lie in memory, and on weights that stay in the cache. In one process, in turn;
-bytes per second of packed weights beside a plain read of memory with all threads.
+Row by row, or two and four rows side by side (which share the loads of the activations), with several distances of
+software prefetch; on weights in memory, and on weights that stay in the cache. Alternating in one process; bytes of
+packed weights per second, against a plain read of memory with all threads.
 """
 
 import argparse
@@ -61,7 +61,7 @@ QUICK = {"rounds": 1}
 
 
 def build(folder: Path, rows: int, prefetch: int) -> ctypes.CDLL:
-    """The kernel with `rows` side by side, and everything else from the product's sources."""
+    """The kernel with `rows` side by side; everything else comes from the shipped sources."""
     (folder / "variant.c").write_text(VARIANT)
     library = folder / f"rows{rows}-prefetch{prefetch}.so"
     defines = (f"-DROWS={rows}", f"-DPREFETCH_BYTES={prefetch}", f"-I{SOURCE_FOLDER}")
@@ -106,10 +106,10 @@ def measure(rounds: int) -> list[Result]:
             repeated = weights * (1 if copies > 1 else 100)
             for turn in range(rounds + 1):
                 read = read_bandwidth(any_variant, memory)
-                found = {variant: bandwidth(library, repeated, columns) for variant, library in variants.items()}
+                rates = {variant: bandwidth(library, repeated, columns) for variant, library in variants.items()}
                 if turn:  # the first warms up
                     reads.append(read)
-                    for variant, rate in found.items():
+                    for variant, rate in rates.items():
                         runs[variant].append(rate)
             for (side_by_side, ahead), rates in runs.items():
                 case = f"{rows} × {columns}, weights in {where}, {side_by_side} rows at a time, prefetch {ahead} B"
@@ -121,7 +121,7 @@ def measure(rounds: int) -> list[Result]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--quick", action="store_true", help="shows that it works, in build/bench/")
+    parser.add_argument("--quick", action="store_true", help="only checks that it works; writes to build/bench/")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     if arguments.quick:

@@ -1,12 +1,12 @@
-"""What only a CUDA machine can tell, in under ten minutes: are the kernels exact, how fast are they, and training.
+"""What only a CUDA machine can tell, in under ten minutes: whether kernels are exact, how fast they and training are.
 
     python benchmarks/gpu.py [--only SECTION] [--rounds 5] [--steps 10] [--train-steps 300] [--out FILE]
 
 Sections: `reference` (the definitions on the GPU, bit for bit against the CPU), `triton` (every Triton operation
 against the reference), `products` (packed products against cuBLAS and a copy of memory, as CUDA graphs over rotating
-weights), `training`, `losses` and `training-1b` (whole steps in three forms, in turn, and what they learn; see
-`gpu_training`), and `sweep` (other configurations of the kernels, for as long as there is time). A section that fails
-is reported and the others still run; the file is written after each. Exit code 2 without CUDA, 4 when a section failed.
+weights), `training`, `losses` and `training-1b` (whole steps in three forms, alternating, and what they learn; see
+`gpu_training`), and `sweep` (other configurations of the kernels, while time is left). If a section fails, that is
+reported and the others still run; the file is written after each. Exit code 2 without CUDA, 4 when a section failed.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-# The sections are modules of benchmarks/, also when this file is run as a script.
+# So that the sections can be imported from benchmarks/ when this file is run as a script.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.gpu_kernels import check_triton, measure_table, sweep
@@ -45,13 +45,13 @@ from nanochat_kernels import (
 ROOT = Path(__file__).resolve().parents[1]
 GRANULARITIES: tuple[Granularity, ...] = ("row", "tensor", 256, 128, 64)
 TOTAL_SECONDS = 540.0
-"""After this the sweep stops, or does not begin."""
+"""After this the sweep stops, or does not start."""
 LEAST_SWEEP_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a section brings into the file. details: further keys of it."""
+    """A section's contribution to the file. details: further keys of it."""
 
     results: Sequence[Result] = ()
     claims: Sequence[Claim] = ()
@@ -59,9 +59,9 @@ class Found:
 
 
 def run_sections(wanted: Mapping[str, Callable[[float], Found]], out: Path) -> list[str]:
-    """Run all by name, each told the seconds that are left; write what is there after each.
+    """Run all sections, each with the seconds that are left, and write the file after each.
 
-    Returns a line for each that failed.
+    Returns a line for each section that failed.
     """
     began = time.monotonic()
     results: list[Result] = []
@@ -89,9 +89,9 @@ def run_sections(wanted: Mapping[str, Callable[[float], Found]], out: Path) -> l
 
 
 def check_kernels(device: torch.device) -> list[Result]:
-    """Every reference operation on `device` against the CPU. Raises ValidationFailure naming the first that differs."""
+    """Every reference operation on `device` against the CPU. Raises ValidationFailure for the first that differs."""
     generator = torch.Generator().manual_seed(0)
-    # Multiples of 2⁻¹⁰ below 1: their sums are exact in any order, so that the scales are equal and not only close.
+    # Multiples of 2⁻¹⁰ below 1 have exact sums in any order, so that the scales are equal and not only close.
     weight = torch.randint(-1023, 1024, (512, 1024), generator=generator) / 1024
     x = torch.randn(64, 1024, generator=generator) * torch.logspace(-6, 3, 64).unsqueeze(1)
     x[0] = 0.0
@@ -109,10 +109,10 @@ def check_kernels(device: torch.device) -> list[Result]:
         pairs[f"ternarize, {granularity}: codes"] = here.codes, there.codes
         pairs[f"ternarize, {granularity}: scales"] = here.scales, there.scales
         pairs[f"fake_ternarize, {granularity}"] = here.dequantize(), fake_ternarize(weight.to(device), granularity)
-    for name, (expected, found) in pairs.items():
-        if not torch.equal(expected, found.cpu()):
-            differing = int((expected != found.cpu()).sum())
-            raise ValidationFailure(f"{name}: {differing} of {expected.numel()} values on {device} are not the CPU's")
+    for name, (expected, actual) in pairs.items():
+        if not torch.equal(expected, actual.cpu()):
+            differing = int((expected != actual.cpu()).sum())
+            raise ValidationFailure(f"{name}: {differing} of {expected.numel()} values on {device} differ from the CPU")
     print(f"{len(pairs)} results of the reference operations are equal bit for bit on {device} and the CPU", flush=True)
     return [Result("reference kernels", f"{name} equal to the CPU", 1.0, "1: yes, 0: no") for name in pairs]
 
@@ -120,7 +120,7 @@ def check_kernels(device: torch.device) -> list[Result]:
 def sections(
     device: torch.device, reporter: Reporter, rounds: int, steps: int, train_steps: int
 ) -> dict[str, Callable[[float], Found]]:
-    """All of them by name, what matters most first."""
+    """All sections by name, the most important first."""
     nano = resolve_config([PRESET, "llama-cpp", "h200"])
 
     def training(name: str, config: Config) -> Found:
@@ -135,7 +135,7 @@ def sections(
     def sweep_what_is_left(seconds: float) -> Found:
         torch.cuda.empty_cache()
         if seconds < LEAST_SWEEP_SECONDS:
-            print("no time is left for it: run it alone with --only sweep", flush=True)
+            print("no time left: run it alone with --only sweep", flush=True)
             return Found()
         return Found(sweep(CUDA(), reporter, seconds))
 
@@ -152,12 +152,12 @@ def sections(
 
 def run(options: argparse.Namespace) -> None:
     if not torch.cuda.is_available():
-        raise ConfigError("benchmarks/gpu.py needs a CUDA device and torch finds none: run it on a machine with a GPU")
+        raise ConfigError("benchmarks/gpu.py needs a CUDA device, and torch finds none: run it on a machine with a GPU")
     device = torch.device("cuda", torch.cuda.current_device())
     wanted = sections(device, open_reporter(), options.rounds, options.steps, options.train_steps)
     unknown = set(options.only or ()) - wanted.keys()
     if unknown:
-        raise ConfigError(f"--only {sorted(unknown)[0]} does not exist: choose of {', '.join(wanted)}")
+        raise ConfigError(f"--only {sorted(unknown)[0]} does not exist: choose from {', '.join(wanted)}")
     if options.only:
         wanted = {name: section for name, section in wanted.items() if name in options.only}
     failures = run_sections(wanted, options.out)

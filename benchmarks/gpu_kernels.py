@@ -3,8 +3,7 @@
 Products are timed as CUDA graphs over more weights than the cache holds (`nanochat_cli.bench.micro.kernels_cuda`),
 against cuBLAS through F.linear and against a plain copy of memory. The sweep times the product alone, with every
 configuration of a list, and compares each result with that of the committed configuration; it stops when its time is
-used up and says how far it came. Nothing here chooses: people move what it finds into
-`triton_kernels/configurations.py`.
+used up and says how far it got. It only reports: people copy its findings into `triton_kernels/configurations.py`.
 """
 
 import itertools
@@ -53,20 +52,20 @@ SWEPT = [
 
 def check_triton(cases: Sequence[Case], reporter: Reporter, corner: CornerName = "triton") -> list[Result]:
     """Every operation on every case against the reference. Raises ValidationFailure for the first that differs."""
-    found = run_triangle(cases, reporter, [corner])
-    require_equal(found.values(), required=[corner])
-    what = found[corner]
-    print(f"{what.form}: {what.comparisons} results on {what.cases} cases are the reference's", flush=True)
+    corners = run_triangle(cases, reporter, [corner])
+    require_equal(corners.values(), required=[corner])
+    what = corners[corner]
+    print(f"{what.form}: {what.comparisons} results on {what.cases} cases equal the reference's", flush=True)
     return [Result(f"triangle, {what.form}", "results equal to the reference", float(what.comparisons), "results")]
 
 
 def measure_table(
     device: Device, reporter: Reporter, products: Sequence[Product] = TABLE, rounds: int = ROUNDS
 ) -> tuple[list[Result], list[Claim]]:
-    """The products of TABLE, activation quantisation included, and what became of the targets."""
-    found = measure(products, device, reporter, rounds)
-    reporter.table(f"{found.device}, {found.memory_roof} {found.roof / 1e9:,.0f} GB/s", COLUMNS, found.rows)
-    ratios = dict(zip(products, found.rows, strict=True))
+    """The products of TABLE, activation quantisation included, and a claim per target."""
+    table = measure(products, device, reporter, rounds)
+    reporter.table(f"{table.device}, {table.memory_roof} {table.roof / 1e9:,.0f} GB/s", COLUMNS, table.rows)
+    ratios = dict(zip(products, table.rows, strict=True))
     claims = [
         _claim(
             f"gpu-{product.rows}x{product.columns}-m{product.tokens}", f"{product} against cuBLAS bf16", least, ratio
@@ -76,8 +75,8 @@ def measure_table(
     ]
     product, least = BANDWIDTH_TARGET
     if product in ratios and isinstance(share := ratios[product][5], float):
-        claims.append(_claim("gpu-bandwidth", f"{product}: share of the {found.memory_roof}", least, share / 100))
-    return found.results, claims
+        claims.append(_claim("gpu-bandwidth", f"{product}: share of the {table.memory_roof}", least, share / 100))
+    return table.results, claims
 
 
 def _claim(name: str, statement: str, least: float, measured: float) -> Claim:
@@ -124,7 +123,7 @@ def sweep(device: Device, reporter: Reporter, seconds: float, products: Sequence
 def _sweep_one(
     form: Form, configurations: Sequence[Configuration], device: Device, reporter: Reporter, name: str, seconds: float
 ) -> list[Swept]:
-    """The committed configuration first, then as many others as fit the time. A wrong or failing one is left out."""
+    """The committed configuration, then as many others as time allows, without wrong or failing ones."""
     ends = time.monotonic() + seconds
     calls = form(None)
     expected = calls[0]()
@@ -136,9 +135,9 @@ def _sweep_one(
             progress.advance()
             try:
                 calls = form(configuration)
-                found = calls[0]()
-                if not torch.allclose(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max())):
-                    reporter.warn(f"{name}: {configuration} computes something else")
+                actual = calls[0]()
+                if not torch.allclose(actual, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max())):
+                    reporter.warn(f"{name}: {configuration} computes a wrong result")
                     continue
                 tried.append(Swept(str(configuration), _fastest(device.prepare(calls))))
             except Exception as error:  # noqa: BLE001 - too much shared memory, a compiler's refusal: not this one
@@ -182,7 +181,7 @@ def _form(product: Product, device: Device) -> Form:
 
 def _configurations(product: Product) -> Iterator[Configuration]:
     if product.tokens == 1:
-        # First those whose loops have no barriers (`triton_kernels.gemv` says why), the committed kind among them.
+        # First those without barriers in their loops (`triton_kernels.gemv` says why), the committed kind among them.
         for tile in (
             (1, 128, 1),
             (2, 128, 1),

@@ -1,4 +1,4 @@
-"""Training on a GPU in three forms, in turn (a section of `benchmarks/gpu.py`).
+"""Training on a GPU in three alternating forms (a section of `benchmarks/gpu.py`).
 
 `float linears`: the twin without quantisation. `float form`: the ternary product as exact bfloat16 codes.
 `int8 form`: int8 tensor cores forward. Whole steps of nano-125m and of a shape of one billion parameters are timed;
@@ -67,7 +67,7 @@ class Contender:
         return loss.cross_entropy
 
     def tokens_per_second(self, steps: int) -> float:
-        """Over `steps` steps, always the second of a run, so that nothing diverges."""
+        """The rate over `steps` steps, always the second step of a run, so that nothing diverges."""
         self._wait()
         started = time.perf_counter()
         for _ in range(steps):
@@ -87,7 +87,7 @@ def billion(config: Config) -> Config:
 
 
 def measure_training(name: str, config: Config, device: torch.device, rounds: int, steps: int) -> list[Result]:
-    """Rounds of `steps` training steps of all three forms, in turn."""
+    """Rounds of `steps` training steps of all three forms, alternating."""
     contenders = {kind: Contender(config, kind, device) for kind in KINDS}
     rates: dict[Kind, list[float]] = {kind: [] for kind in KINDS}
     for turn in range(rounds):
@@ -124,7 +124,7 @@ def measure_training(name: str, config: Config, device: torch.device, rounds: in
 
 
 def train_forms(config: Config, device: torch.device, steps: int) -> tuple[list[Result], dict[str, list[float]]]:
-    """Train in each form from the same start on the same bytes; the mean of the last losses, and every loss."""
+    """Train each form from the same start on the same bytes. Returns the means of the last losses, and every loss."""
     batches = byte_batches(config, steps).to(device)
     curves: dict[str, list[float]] = {}
     for kind in KINDS:
@@ -154,7 +154,7 @@ def _end(losses: list[float]) -> float:
 
 
 def byte_batches(config: Config, steps: int) -> Tensor:
-    """Bytes of the standard library's sources as tokens: int64 [steps, B, T + 1], from the start, repeated if short."""
+    """Bytes of the standard library's sources as tokens: int64 [steps, B, T + 1], repeated if there are too few."""
     shape = (steps, config.train.batch_size, config.train.seq_len + 1)
     needed = shape[0] * shape[1] * shape[2]
     text = bytearray()

@@ -1,15 +1,15 @@
 """Do the three modes of `nanochat grpo` make a small model write more programs that compile and pass?
 
     python benchmarks/grpo.py python                        # from the standard library
-    python benchmarks/grpo.py rust --source FOLDER          # unpacked crates, or what rust_functions.py makes of them
-    python benchmarks/grpo.py --collect                     # only the result file, from what has ended
+    python benchmarks/grpo.py rust --source FOLDER          # unpacked crates, or the corpus of rust_functions.py
+    python benchmarks/grpo.py --collect                     # only the result file, from finished runs
 
 The committed Rust model: `rust --source functions.jsonl --seconds 3900 --threads 2 --max-tokens 64`.
 
-Trains a model of the quickstart's size, then lets each mode begin from it; each with the command that a person would
-type. What has ended is not done again, so that an interrupted run goes on. Before and after draw the
-same number of completions of the same problems with the same random numbers; differences are paired by problem, and
-their 95 % bootstrap intervals resample problems.
+Trains a model of the quickstart's size, then starts each mode from it, with the commands that a person would type.
+Finished steps are not repeated, so that an interrupted script continues. Before and after draw the same number of
+completions of the same problems with the same random numbers; differences are paired by problem, and their 95 %
+bootstrap intervals resample problems.
 """
 
 import argparse
@@ -40,14 +40,14 @@ TRAINED = {
     "training": ("training_seconds", "s"),
     "training tokens": ("training_tokens", "tokens"),
 }
-"""What is said of the model that the modes begin with, and where its report has it."""
+"""Metrics of the model that the modes start from: keys of its results, and units."""
 EVALUATED = ("policy", "rft")
-"""Modes that change weights: `nanochat eval` sees what they did, at a lower temperature too."""
+"""Modes that change weights, so that `nanochat eval` can measure them, at a lower temperature too."""
 EVALUATION = ("--samples", "8", "--temperature", "0.2,0.8", "--max-tokens", "64")
 
 
 def command(work: Path, *arguments: str, threads: int = 1) -> None:
-    """`nanochat ARGUMENTS` in `work`."""
+    """Run `nanochat ARGUMENTS` in `work`."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     subprocess.run([sys.executable, "-m", "nanochat_cli", *arguments], cwd=work, env=environment, check=True)
 
@@ -80,7 +80,7 @@ def scores(saved: dict[str, Any]) -> Scores:
 
 
 def results_of(language: str, mode: str, run: Path) -> tuple[list[Result], dict[str, Any]]:
-    """Figures over all problems, the practised and the held-out ones, and the rounds of the run."""
+    """Figures over all problems, the practised and the held-out ones; and the run's settings and rounds."""
     saved = json.loads((run / "grpo.json").read_text(encoding="utf-8"))
     before, after = scores(saved["before"]), scores(saved["after"])
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -88,30 +88,30 @@ def results_of(language: str, mode: str, run: Path) -> tuple[list[Result], dict[
     ids = list(before)  # the practised first (`run_grpo`)
     sets = {"all": ids, "practised": ids[: counts["practised"]], "held out": ids[counts["practised"] :]}
     case = f"{language}, {mode}"
-    found = [Result(case, "rounds", len(metrics), "rounds")]
+    results = [Result(case, "rounds", len(metrics), "rounds")]
     for one in differences(sets, before, after):
         name = f"{one.measure}, {one.problems}"
-        found += [
+        results += [
             Result(case, f"{name}, before", one.before, "share", spread=one.before_interval),
             Result(case, f"{name}, after", one.after, "share", spread=one.after_interval),
             Result(case, f"{name}, change", one.difference, "share", spread=one.difference_interval),
         ]
     samples = {side: sum(one.samples for one in of.values()) for side, of in (("before", before), ("after", after))}
-    found += [Result(case, f"completions {side}", count, "completions") for side, count in samples.items()]
+    results += [Result(case, f"completions {side}", count, "completions") for side, count in samples.items()]
     settings = tomlkit.parse((run / "config.toml").read_text(encoding="utf-8"))["grpo"].unwrap()
     details = {key: saved[key] for key in ("environment", "before", "after")}
-    return found, {"settings": settings, "rounds": metrics, **details}
+    return results, {"settings": settings, "rounds": metrics, **details}
 
 
 def evaluated(run: Path) -> list[Result]:
-    """What `nanochat eval` found over all problems."""
-    found = []
+    """The results of `nanochat eval` over all problems."""
+    results = []
     for path in sorted((run / "eval").glob("*/results.json")):
         for one in json.loads(path.read_text(encoding="utf-8"))["results"]:
             if "level" not in one["case"]:
                 case = f"{run.name}, nanochat eval, {one['case']}"
-                found.append(Result(case, one["metric"], one["value"], one["unit"], spread=one["spread"]))
-    return found
+                results.append(Result(case, one["metric"], one["value"], one["unit"], spread=one["spread"]))
+    return results
 
 
 def collect(work: Path, out: Path) -> None:
@@ -129,8 +129,8 @@ def collect(work: Path, out: Path) -> None:
         for mode in MODES:
             run = work / "runs" / f"{language}-{mode}"
             if (run / "grpo.json").is_file():
-                found, runs[f"{language}-{mode}"] = results_of(language, mode, run)
-                results += found
+                of_mode, runs[f"{language}-{mode}"] = results_of(language, mode, run)
+                results += of_mode
         for name in (language, *(f"{language}-{mode}" for mode in EVALUATED)):
             results += evaluated(work / "runs" / name)
     print(f"wrote {write_results(out, 'grpo', results, runs=runs)}")
@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--collect", action="store_true")
     parser.add_argument("--source", type=Path)
     parser.add_argument("--seconds", type=float, default=2700.0, help="of training")
-    parser.add_argument("--threads", type=int, default=1, help="of training; all else has one")
+    parser.add_argument("--threads", type=int, default=1, help="of training; everything else uses one")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--group", type=int, default=16)

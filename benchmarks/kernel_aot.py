@@ -1,9 +1,9 @@
-"""What the Triton kernels compile to: registers, shared memory and instructions per weight, for GPUs that are not here.
+"""What the Triton kernels compile to, without a GPU: registers, shared memory and instructions per weight.
 
     python benchmarks/kernel_aot.py [--architectures 80 90 100] [--essential] [--out FILE]
 
-Instruction counts are read from the machine code of ptxas; no time is measured. Lane-instructions per weight are those
-of the inner loop: instructions x 32 x warps / weights. Minutes without a warm Triton cache; needs no GPU.
+Instruction counts come from the machine code of ptxas; no time is measured. Lane-instructions per weight are those of
+the inner loop: instructions x 32 x warps / weights. Takes minutes without a warm Triton cache.
 """
 
 import argparse
@@ -57,8 +57,8 @@ def main() -> None:
         )
     ]
     for kernel, limit in DECODE_LIMITS.items():
-        # A row shorter than the tile is read at once, and the loop that was counted is never entered.
-        found = [
+        # A row shorter than the tile is read at once, so the loop that was counted is never entered.
+        counts = [
             k.lane_instructions_per_weight
             for k in kernels
             if k.kernel == kernel and "M=1," in k.case and "768x768" not in k.case and k.lane_instructions_per_weight
@@ -69,8 +69,8 @@ def main() -> None:
                 f"{METRIC} of {kernel} for one token",
                 "this script",
                 f"at most {limit}",
-                f"{min(found):.3f} to {max(found):.3f}",
-                "supported" if max(found) <= limit else "not supported",
+                f"{min(counts):.3f} to {max(counts):.3f}",
+                "supported" if max(counts) <= limit else "not supported",
             )
         )
     rows = [dataclasses.asdict(k) for k in kernels]

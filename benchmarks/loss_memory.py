@@ -2,7 +2,7 @@
 
     python benchmarks/loss_memory.py
 
-4096 tokens, a vocabulary of 32768, forward and backward; what the process grew by beyond its inputs.
+4096 tokens, a vocabulary of 32768, forward and backward; the growth of the process beyond its inputs.
 """
 
 import argparse
@@ -24,7 +24,7 @@ FORMS = {"chunked": "chunked_cross_entropy", "plain": "cross_entropy"}
 
 
 def peak_bytes(form: str) -> int:
-    """Growth of the resident set, in a process of its own."""
+    """Growth of the resident set, in a fresh process."""
     return peak_growth(SETUP, f"{FORMS[form]}(hidden, unembedding, targets)[0].backward()")
 
 
@@ -35,8 +35,8 @@ def main() -> None:
     out = result_place("memory", arguments.out)
     runs: dict[str, list[float]] = {"chunked": [], "plain": []}
     for _ in range(RUNS):
-        for form, found in runs.items():
-            found.append(peak_bytes(form))
+        for form, peaks in runs.items():
+            peaks.append(peak_bytes(form))
     case = "cross-entropy, 4096 tokens, vocabulary 32768, chunks of 512"
     plain, chunked = (statistics.median(runs[form]) for form in ("plain", "chunked"))
     results = [

@@ -1,4 +1,4 @@
-"""How much do held-out figures move when near-duplicates are kept on one side? A small run on the standard library.
+"""How much held-out figures move when near-duplicates stay on one side: small runs on the standard library.
 
     python benchmarks/near_duplicates.py [--seeds 3] [--steps 150] [--out benchmarks/results/near_duplicates.json]
 
@@ -9,8 +9,8 @@ Three data sets with the same tokenizer, and for each seed a run of the quicksta
     by cluster   the rule of `nanochat_cli.data.split`
 
 The first two are measured on the same documents, with and without those that have a near-duplicate in the first's
-training part: what differs is what the model saw. The third holds out other documents, so that its figure shows what a
-reader will see and not what causes it. The file is written anew after each run.
+training part, so that they differ only in what the model saw. The third holds out other documents: its figure shows
+what a reader will see, not what causes it. The file is written again after each run.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def config_of(arguments: argparse.Namespace, folder: Path, seed: int, data: Path
 
 
 def write_dataset(folder: Path, like: ShardReader, sides: dict[bytes, str]) -> None:
-    """A data set of documents of `like` and its tokenizer; sides: train, val or neither, for each document."""
+    """A data set of documents and the tokenizer of `like`; sides: train, val or neither, for each document."""
     folder.mkdir()
     (folder / TOKENIZER).write_bytes((like.folder / TOKENIZER).read_bytes())
     size = like.tokenizer.vocab_size
@@ -68,20 +68,20 @@ def write_dataset(folder: Path, like: ShardReader, sides: dict[bytes, str]) -> N
         for part in SPLITS:
             for ids in like.tokens(part).documents():
                 content = like.tokenizer.decode_bytes(ids.tolist())
-                if (side := sides.pop(content, "")) in writers:  # once, where the corpus has it several times
+                if (side := sides.pop(content, "")) in writers:  # once, even if the corpus repeats it
                     writers[side].add(np.append(ids, like.tokenizer.eos_id), len(content))
         manifest = like.manifest.model_copy(update={"train": train.finish(), "val": val.finish()})
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1))
 
 
 def make_datasets(folder: Path, config: Config, documents: list[bytes]) -> tuple[set[bytes], list[Result]]:
-    """The three data sets; the documents that the old rule holds out and that have a twin; what was counted."""
+    """Write the three data sets. Returns the documents with a twin that the old rule holds out, and the counts."""
     prepare_dataset(config.data.source, folder / "by-cluster", config, PlainReporter())
     reader = ShardReader(folder / "by-cluster")
-    with NearDuplicates(folder) as found:
+    with NearDuplicates(folder) as near:
         for content in documents:
-            found.add(content)
-        clusters = dict(zip(documents, found.clusters().tolist(), strict=True))
+            near.add(content)
+        clusters = dict(zip(documents, near.clusters().tolist(), strict=True))
     threshold = config.data.val_fraction * HASH_RANGE
     sides = {content: "val" if split_key(content) < threshold else "train" for content in documents}
     held_out = [content for content, side in sides.items() if side == "val"]
@@ -120,13 +120,13 @@ def measure(run: Path, data: Path, twins: set[bytes]) -> dict[str, float]:
 
     groups = group.repeat_interleave(torch.tensor(tokens.lengths))[1:]
     lengths = torch.from_numpy(tokenizer.byte_lengths())
-    whole, found = evaluate_groups(model, batches(), lengths, groups, (TWIN, ALONE))
-    return {"all": whole.bits_per_byte, **{name: part.bits_per_byte for name, part in found.items()}}
+    whole, parts = evaluate_groups(model, batches(), lengths, groups, (TWIN, ALONE))
+    return {"all": whole.bits_per_byte, **{name: part.bits_per_byte for name, part in parts.items()}}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", default="stdlib", help="another one only to try the script")
+    parser.add_argument("--source", default="stdlib", help="another one is only for trying the script")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch-size", type=int, default=8)
@@ -135,7 +135,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     documents = list(dict.fromkeys(document.content for document in open_corpus(arguments.source)))
-    found: dict[tuple[str, str], list[float]] = {}
+    values: dict[tuple[str, str], list[float]] = {}
     with tempfile.TemporaryDirectory(prefix="nanochat-near-duplicates-") as name:
         folder = Path(name)
         twins, counted = make_datasets(folder, config_of(arguments, folder, 0, None), documents)
@@ -148,10 +148,10 @@ def main() -> None:
                 run = config.run.dir / str(config.run.name)
                 for group, value in measure(run, folder / data, twins).items():
                     if data != "by-cluster" or group == "all":
-                        found.setdefault((data.replace("-", " "), group), []).append(value)
+                        values.setdefault((data.replace("-", " "), group), []).append(value)
                 results = [
                     summarise(case, f"split {split}, held-out documents, {group}", "bits/byte", runs)
-                    for (split, group), runs in found.items()
+                    for (split, group), runs in values.items()
                 ]
                 print(f"wrote {write_results(arguments.out, 'near_duplicates', [*counted, *results])}", flush=True)
 

@@ -1,11 +1,11 @@
-"""AdamW against Lion for what is no matrix (embedding, head, norms), each at its own best rate.
+"""AdamW against Lion for the parameters that Muon leaves (embedding, head, norms), each at its best rate.
 
     python benchmarks/other_optimizer.py [--steps 100] [--seeds 3] [--out benchmarks/results/other_optimizer.json]
 
-The quickstart's shape from random weights (no bigram start, which leaves little to these parameters), Muon for the
-matrices in both, steps of 512 tokens of the embedded corpus. On seed 0 each optimizer gets as many rates: factors on
-`optim.embedding_lr`, `head_lr` and `scalar_lr` together. Both then train seeds 1, 2, … at the factor that was best, on
-the same batches. Matched steps, not time; neither has weight decay. The interval is the smallest and largest paired
+The quickstart's shape from random weights (a bigram start would leave little to these parameters), Muon for the
+matrices in both, steps of 512 tokens of the embedded corpus. On seed 0 each optimizer tries as many rates: factors on
+`optim.embedding_lr`, `head_lr` and `scalar_lr` together. Both then train seeds 1, 2, … at their best factor, on the
+same batches. Steps are matched, not time; neither has weight decay. The interval is the smallest and largest paired
 difference.
 """
 
@@ -23,7 +23,7 @@ from nanochat_cli.training.shard_data import ShardData
 from nanochat_cli.training.trainer import Trainer
 
 RATES = {"embedding_lr": 0.3, "head_lr": 0.004, "scalar_lr": 0.01}
-"""The defaults of the schema, which a factor multiplies."""
+"""The schema's defaults, which a factor multiplies."""
 FACTORS = {"adamw": (0.3, 1.0, 3.0), "lion": (0.1, 0.3, 1.0)}
 METRIC = "held-out bits per byte"
 
@@ -38,13 +38,13 @@ def bits_per_byte(optimizer: str, factor: float, seed: int, steps: int, reporter
     config = resolve_config(["quickstart"], None, [*fixed, *rates, f"run.seed={seed}"])
     reader = ShardReader(cached_dataset(config, reporter), vocab_size=config.model.vocab_size)
     with tempfile.TemporaryDirectory() as folder:
-        found = Trainer(config, ShardData(reader, config), Path(folder), reporter).fit().held_out.bits_per_byte
-    print(f"{optimizer}, rates × {factor:g}, seed {seed}: {found:.4f}", flush=True)
-    return found
+        value = Trainer(config, ShardData(reader, config), Path(folder), reporter).fit().held_out.bits_per_byte
+    print(f"{optimizer}, rates × {factor:g}, seed {seed}: {value:.4f}", flush=True)
+    return value
 
 
 def judge(tuned: dict[str, dict[float, float]], runs: dict[str, list[float]], steps: int) -> tuple[list[Result], Claim]:
-    """tuned: optimizer -> factor -> bits per byte on the tuning seed; runs: optimizer -> those of the other seeds."""
+    """tuned: optimizer → factor → bits per byte on the tuning seed; runs: optimizer → values of the other seeds."""
     results = [
         Result(f"tuning seed, {name}, rates × {factor:g}", METRIC, value, "bits/byte", runs=[value])
         for name, grid in tuned.items()

@@ -2,18 +2,17 @@
 
     python benchmarks/plasticity.py FOLDER [--quick] [--steps 80] [--seeds 3]
 
-FOLDER holds unpacked Rust crates (Debian's librust-*-dev packages are a source of real ones). Phase one trains on the
-Python standard library, phase two resumes that run on the Rust sources for as many steps. At the boundary:
+FOLDER holds unpacked Rust crates (for example from Debian's librust-*-dev packages). Phase one trains on the Python
+standard library, phase two resumes that run on the Rust sources for as many steps. At the boundary:
 
     none                nothing
-    fire                the block matrices go to their nearest isometry, the old norm kept (fire.trigger = phase)
+    fire                the block matrices move to their nearest isometry of the same norm (fire.trigger = phase)
     shrink-and-perturb  the block matrices become half themselves plus half a fresh initialisation (arXiv:1910.08475)
-    reset               every parameter becomes a fresh initialisation
+    reset               every parameter gets a fresh initialisation
 
-All but `none` forget the optimizer state of what they changed and climb to the learning rate again. Batches are the
-same for all of a seed. The tokenizer was trained on Python alone, as it is in a run that later meets other data. There
-is no start from bigrams. Differences are paired by seed; the interval is their range, from six seeds on the 95 %
-bootstrap interval of their mean.
+All but `none` reset the optimizer state of what they changed and warm up again. Within a seed all have the same
+batches. The tokenizer was trained on Python alone, as in a run that later meets other data. There is no bigram start.
+Differences are paired by seed; the interval is their range, from six seeds on the 95 % bootstrap interval of the mean.
 """
 
 import argparse
@@ -51,7 +50,7 @@ QUICK = {"steps": 4, "seeds": 1, "eval_tokens": 512, "max_bytes": 1_000_000, "re
 
 
 def phase_config(arguments: argparse.Namespace, seed: int, folder: Path, path: Path, steps: int) -> Config:
-    """Of the phase that trains on the data set `path` up to `steps`."""
+    """The configuration of the phase that trains on the data set `path` up to `steps`."""
     overrides = [
         f"run.seed={seed}",
         f"run.dir={folder}",
@@ -83,7 +82,7 @@ def load_data(config: Config) -> ShardData:
 
 
 def change_weights(trainer: Trainer, fire: Fire, arm: str, seed: int) -> None:
-    """Shrink-and-perturb or reset at the boundary, in the place of FIRE's event."""
+    """Shrink-and-perturb or reset at the boundary, instead of FIRE's event."""
     torch.manual_seed(1000 + seed)
     fresh = Transformer(trainer.config.model)
     chosen = {f"{name}.weight" for name in fire.layers}
@@ -106,7 +105,7 @@ def bits_per_byte(trainer: Trainer, data: ShardData, max_tokens: int) -> float:
 def one_seed(
     arguments: argparse.Namespace, seed: int, python: Path, rust: Path, folder: Path
 ) -> dict[str, dict[str, float]]:
-    """Measures of every arm, and of the boundary as `before`."""
+    """Measurements of every arm, and of the boundary as `before`."""
     quiet = QuietReporter()
     config = phase_config(arguments, seed, folder, python, arguments.steps)
     python_data = load_data(config)
@@ -116,7 +115,7 @@ def one_seed(
     trainer.fit()
     continued = phase_config(arguments, seed, folder, rust, 2 * arguments.steps)
     rust_data = load_data(continued)
-    found = {
+    measured = {
         "before": {
             "rust": bits_per_byte(trainer, rust_data, arguments.eval_tokens),
             "python": bits_per_byte(trainer, python_data, arguments.eval_tokens),
@@ -133,14 +132,14 @@ def one_seed(
             change_weights(trainer, trainer.fire, arm, seed)
         result = trainer.fit()
         early = next(e for e in result.progress.evaluations if e["step"] > arguments.steps)
-        found[arm] = {
+        measured[arm] = {
             "rust": result.held_out.bits_per_byte,
             "early": early["bits_per_byte"],
             "python": bits_per_byte(trainer, python_data, arguments.eval_tokens),
         }
-        print(f"seed {seed}  {arm:20s} {found[arm]}", flush=True)
+        print(f"seed {seed}  {arm:20s} {measured[arm]}", flush=True)
         shutil.rmtree(run)
-    return found
+    return measured
 
 
 def judge(runs: list[dict[str, dict[str, float]]]) -> tuple[list[Result], list[Claim]]:
@@ -191,7 +190,7 @@ def main() -> None:
     parser.add_argument("--max-bytes", type=int, default=12_000_000, help="of each corpus")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--quick", action="store_true", help="shows that it works, in build/bench/")
+    parser.add_argument("--quick", action="store_true", help="only checks that it works; writes to build/bench/")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     if arguments.quick:

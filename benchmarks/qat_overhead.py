@@ -3,9 +3,9 @@
     python benchmarks/qat_overhead.py [--quick] [--rounds 7]
 
 For about 2 M and 20 M parameters: whole training steps (forward, backward, clip, optimizer, requantisation), compiled,
-the two models in turn; tokens per second of each round and their ratio, and the utilisation against the best of three
-large matrix products timed right after each round. The smaller model is also measured eagerly. `--quick` is one round
-of the smaller model with a small batch, compiled only: it shows that the benchmark works, its figures say little.
+the two models alternating; tokens per second of each round and their ratio, and the utilisation against the best of
+three large matrix products timed right after each round. The smaller model is also measured eagerly. `--quick` is one
+round of the smaller model with a small batch, compiled only: it checks the benchmark, and its figures say little.
 """
 
 import argparse
@@ -33,7 +33,7 @@ SEQ_LEN = 256
 
 
 class Contender:
-    """A model that can take one training step and say how long it took."""
+    """A model that takes single training steps and times them."""
 
     def __init__(self, shape: dict[str, int], batch: int, quantized: bool, compiled: bool) -> None:
         torch.manual_seed(0)
@@ -48,7 +48,7 @@ class Contender:
         self.tokens = torch.randint(0, shape["vocab_size"], (batch, SEQ_LEN + 1))
 
     def step(self) -> float:
-        """Seconds of one training step."""
+        """Take one training step; returns its seconds."""
         started = time.perf_counter()
         self.gradient(self.tokens[:, :-1], self.tokens[:, 1:], self.optimizers.zero_grad)
         self.optimizers.clip_grad_norm(1.0)
@@ -58,7 +58,7 @@ class Contender:
 
 
 def sgemm_flops(n: int = 2048) -> float:
-    """FLOP/s of one large float32 matmul now."""
+    """FLOP/s of one large float32 product, measured now."""
     left, right = torch.ones(n, n), torch.ones(n, n)
     started = time.perf_counter()
     torch.mm(left, right)

@@ -2,8 +2,8 @@
 
     python benchmarks/quickstart.py [--keep FOLDER]
 
-Nothing of an earlier run is used: the corpus is tokenized anew and every kernel compiled anew. pip's download cache is
-the only thing that stays. The transcript and the picture of the curve are kept in --keep.
+Nothing of an earlier run is reused but pip's download cache: the corpus is tokenized and every kernel compiled again.
+--keep gets the transcript and the picture of the curve.
 """
 
 import argparse
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def run_clean(folder: Path, transcript: Path) -> tuple[Path, float]:
-    """Clone, make quickstart; returns the run's folder and the seconds that make took."""
+    """Clone and make quickstart; returns the run's folder and the seconds that make took."""
     clone = folder / "nanochat"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     environment = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
@@ -35,9 +35,8 @@ def run_clean(folder: Path, transcript: Path) -> tuple[Path, float]:
 
 
 def figures(run: Path, seconds: float) -> list[Result]:
-    """What a person would compare."""
-    found = json.loads((run / "results.json").read_text(encoding="utf-8"))
-    results, baselines = found["results"], found["baselines"]
+    document = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    results, baselines = document["results"], document["baselines"]
     own = results["bits_per_byte"]
     case = "quickstart"
     figures = [
@@ -46,7 +45,7 @@ def figures(run: Path, seconds: float) -> list[Result]:
         Result(case, "training tokens", results["training_tokens"], "tokens"),
         Result(case, "training rate", results["tokens_per_second"], "tokens/s"),
         Result(case, "utilisation of the SGEMM peak", results["utilisation"], "share"),
-        Result(case, "parameters", found["parameters"]["total"], "parameters"),
+        Result(case, "parameters", document["parameters"]["total"], "parameters"),
         Result(case, "size of the GGUF file", (run / "model.gguf").stat().st_size, "B"),
         Result(case, "held-out bits per byte, ours", own, "bits/byte"),
     ]

@@ -2,13 +2,13 @@
 
     python benchmarks/recipe.py --peer PATH [--quick] [--seconds 120] [--seeds 3]
 
-PATH is a checkout of https://github.com/karpathy/nanochat; without it only the two forms of our own model are
-compared. Every run is a process of its own, on the embedded corpus with one tokenizer and one split, in the batch
-order of its seed; the contenders take turns within a seed. Each compiles, times a few steps, starts again from its
-seed and takes as many steps as fit into the time; compilation is not counted for anyone, our bigram start is. The peer
-is its own model class of the same width and depth, its own optimizer with the learning rates of its `base_train`
-script (for this batch size they are multiplied by --peer-lr-scale; the script's own rule for batches as small as these
-would be 1/16), its schedule, and torch.compile as in that script.
+PATH is a checkout of https://github.com/karpathy/nanochat; without it only the two forms of our own model are compared.
+Every run is a separate process, on the embedded corpus with one tokenizer and one split, in the batch order of its
+seed; the contenders take turns within a seed. Each compiles, times a few steps, starts again from its seed and takes as
+many steps as fit into the time. The time includes our bigram start and nobody's compilation. The peer is that project's
+model class with the same width and depth, its optimizer with the learning rates of its `base_train` script (multiplied
+by --peer-lr-scale for this batch size; the script's own rule for such small batches would be 1/16), its schedule, and
+torch.compile as in that script.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def measure(
 ) -> tuple[int, float]:
     """Compile, calibrate, start again, train; returns steps taken and seconds used.
 
-    step(index, total_steps) is one training step, begin() whatever is computed before the first: it counts.
+    step(index, total_steps) is one training step; begin() is the work before the first, which counts.
     """
     times = []
     for index in range(2 + CALIBRATION_STEPS):
@@ -70,7 +70,7 @@ def measure(
 
 
 def run_ours(config: Config, data: ShardData, seconds: float) -> dict[str, Any]:
-    """One run of our model, ternary or float as the configuration says."""
+    """One run of our model, ternary or float by configuration."""
     torch.manual_seed(config.run.seed)
     model = Transformer(config.model)
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -154,7 +154,7 @@ def run_peer(config: Config, data: ShardData, seconds: float, peer: Path, lr_sca
 
 
 def peer_lr(step: int, total: int, warmup: int = 40, warmdown: float = 0.65, final: float = 0.05) -> float:
-    """The schedule of its base_train script: warm-up, flat, linear to `final`."""
+    """The schedule of the peer's base_train script: warm-up, flat, linear to `final`."""
     if step < warmup:
         return (step + 1) / warmup
     down = round(warmdown * total)
@@ -165,7 +165,7 @@ def peer_lr(step: int, total: int, warmup: int = 40, warmdown: float = 0.65, fin
 
 
 def peer_momentum(step: int, total: int, warmdown: float = 0.65) -> float:
-    """Muon momentum of its base_train script: .85 to .97 over 400 steps, down to .90 in the warm-down."""
+    """Muon momentum of the peer's base_train script: .85 to .97 over 400 steps, down to .90 in the warm-down."""
     down = round(warmdown * total)
     if step < 400:
         return 0.85 + 0.12 * step / 400
@@ -177,7 +177,7 @@ def peer_momentum(step: int, total: int, warmdown: float = 0.65) -> float:
 
 @torch.no_grad()
 def peer_bits_per_byte(model: Any, data: ShardData, max_tokens: int | None) -> float:
-    """The definition of `training.bits_per_byte` on its per-token losses."""
+    """The definition of `training.bits_per_byte`, on the peer's per-token losses."""
     nats, count = 0.0, 0
     for inputs, targets in data.held_out(max_tokens):
         losses: Tensor = model(inputs, targets.where(targets >= 0, -1), loss_reduction="none").reshape(-1).double()
@@ -199,14 +199,14 @@ def one_run(arguments: argparse.Namespace) -> None:
     reader = ShardReader(cached_dataset(config, reporter), vocab_size=config.model.vocab_size)
     data = ShardData(reader, config)
     if contender == "nanochat":
-        found = run_peer(config, data, arguments.seconds, arguments.peer, arguments.peer_lr_scale)
+        values = run_peer(config, data, arguments.seconds, arguments.peer, arguments.peer_lr_scale)
     else:
-        found = run_ours(config, data, arguments.seconds)
-    print(json.dumps(found))
+        values = run_ours(config, data, arguments.seconds)
+    print(json.dumps(values))
 
 
 def all_runs(arguments: argparse.Namespace) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """Every contender of every seed, in turns; each in a process of its own."""
+    """Every contender of every seed, alternating, each in a separate process."""
     contenders = [c for c in CONTENDERS if c != "nanochat" or arguments.peer is not None]
     for seed in range(1, arguments.seeds + 1):
         for contender in contenders:
@@ -215,9 +215,9 @@ def all_runs(arguments: argparse.Namespace) -> Iterator[tuple[str, int, dict[str
             command += [part for value in arguments.set for part in ("--set", value)]
             command += [] if arguments.peer is None else ["--peer", str(arguments.peer)]
             finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            found = json.loads(finished.stdout.strip().splitlines()[-1])
-            print(f"seed {seed}  {contender:9s} {json.dumps(found)}", flush=True)
-            yield contender, seed, found
+            values = json.loads(finished.stdout.strip().splitlines()[-1])
+            print(f"seed {seed}  {contender:9s} {json.dumps(values)}", flush=True)
+            yield contender, seed, values
 
 
 def main() -> None:
@@ -228,7 +228,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--preset", default="quickstart")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--quick", action="store_true", help="shows that it works, in build/bench/")
+    parser.add_argument("--quick", action="store_true", help="only checks that it works; writes to build/bench/")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=1, help=argparse.SUPPRESS)
@@ -240,18 +240,18 @@ def main() -> None:
         one_run(arguments)
         return
     runs: dict[str, list[dict[str, Any]]] = {}
-    for contender, _, found in all_runs(arguments):
-        runs.setdefault(contender, []).append(found)
+    for contender, _, values in all_runs(arguments):
+        runs.setdefault(contender, []).append(values)
     print(f"wrote {write_results(out, 'recipe', *judge(runs, arguments.seconds))}")
 
 
 def judge(runs: dict[str, list[dict[str, Any]]], seconds: float) -> tuple[list[Result], list[Claim]]:
-    """Results and claims; ratios are peer / ours in bits per byte, pair by pair over seeds."""
+    """Results and claims; ratios are ternary / contender in bits per byte, paired by seed."""
     results, claims = [], []
     ours = [run["bits_per_byte"] for run in runs["ternary"]]
     case = f"{seconds:.0f} s of training"
-    for contender, found in runs.items():
-        values = [run["bits_per_byte"] for run in found]
+    for contender, of_seeds in runs.items():
+        values = [run["bits_per_byte"] for run in of_seeds]
         ratios = [mine / theirs for mine, theirs in zip(ours, values, strict=True)]
         tokens = ("steps", "seconds", "parameters")
         results.append(
@@ -267,7 +267,7 @@ def judge(runs: dict[str, list[dict[str, Any]]], seconds: float) -> tuple[list[R
             )
         )
         results += [
-            Result(f"{case}: {contender}", key, statistics.median(run[key] for run in found), key) for key in tokens
+            Result(f"{case}: {contender}", key, statistics.median(run[key] for run in of_seeds), key) for key in tokens
         ]
         target = {"nanochat": 1.00, "float": 1.02}.get(contender)
         if target is not None:

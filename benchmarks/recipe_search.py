@@ -1,9 +1,9 @@
-"""What each choice of the quickstart recipe is worth: the same steps with one thing changed at a time.
+"""What each choice of the quickstart recipe is worth: the same steps with one change at a time.
 
     python benchmarks/recipe_search.py [--quick] [--steps 100] [--only NAME ...]
 
-One seed, matched steps (not time), the embedded corpus; held-out bits per byte at the end. A difference of less than
-about 0.005 is noise at one seed. `recipe.py` judges the result against others, in time and over seeds.
+One seed, matched steps (not time), the embedded corpus; held-out bits per byte at the end. With one seed, differences
+below about 0.005 are noise. `recipe.py` compares the result with others, in equal time and over seeds.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--only", nargs="*", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument("--quick", action="store_true", help="shows that it works, in build/bench/")
+    parser.add_argument("--quick", action="store_true", help="only checks that it works; writes to build/bench/")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     if arguments.quick:

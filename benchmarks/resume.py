@@ -1,8 +1,8 @@
-"""Ten `kill -9` in a run of 200 steps, resumed each time, against the same run undisturbed, bit for bit.
+"""A run of 200 steps with ten `kill -9`, resumed each time, against the same run undisturbed, bit for bit.
 
     python benchmarks/resume.py
 
-The test that checks it writes the result. Needs pytest (`pip install -e .[test]`).
+Runs the test that checks this, which writes the result. Needs pytest (`pip install -e .[test]`).
 """
 
 import argparse
@@ -19,7 +19,7 @@ TEST = "tests/e2e/test_kill_and_resume.py"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two kills: shows that it works, and writes nothing")
+    parser.add_argument("--quick", action="store_true", help="two kills: only checks that it works, and writes nothing")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     kills = 2 if arguments.quick else 10

@@ -2,9 +2,9 @@
 
     python benchmarks/rust_crates.py FOLDER [--seconds 600]
 
-FOLDER holds unpacked crates (Debian's librust-*-dev packages are a source of real ones). Every step is the command that
-a person would type. The held-out documents are compared byte for byte after decoding, so that newlines are known to
-survive, and llama.cpp's tokens of them with ours.
+FOLDER holds unpacked crates (for example from Debian's librust-*-dev packages). Every step is the command that a person
+would type. Held-out documents are compared byte for byte after decoding, which shows that newlines survive, and their
+tokens in llama.cpp with ours.
 """
 
 import argparse
@@ -23,14 +23,14 @@ PROMPTS = ("fn main() {\n", "impl fmt::Display for Error {\n", "use std::")
 
 
 def command(work: Path, *arguments: str) -> dict[str, Any]:
-    """Run nanochat in `work`; its --json result."""
+    """Run nanochat in `work` and return its --json result."""
     answer = work / "answer.json"
     subprocess.run([sys.executable, "-m", "nanochat_cli", *arguments, "--json", str(answer)], cwd=work, check=True)
     return json.loads(answer.read_text(encoding="utf-8"))
 
 
 def newlines_survive(reader: ShardReader, gguf: Path, documents: int = 20) -> int:
-    """How many held-out documents llama.cpp splits into our tokens and we decode to their bytes; all, or an error."""
+    """Check that llama.cpp splits held-out documents into our tokens, which decode to their bytes; returns how many."""
     texts = [document.decode() for document, _ in zip(reader.documents("val"), range(documents), strict=False)]
     theirs = llama_cpp.tokenize(gguf, texts)
     for text, tokens in zip(texts, theirs, strict=True):

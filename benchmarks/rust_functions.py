@@ -1,11 +1,11 @@
-"""A corpus of short free functions from real crates, for the model that `benchmarks/grpo.py rust` begins with.
+"""A corpus of short free functions from real crates, for the model that `benchmarks/grpo.py rust` starts from.
 
     python benchmarks/rust_functions.py FOLDER --corpus functions.jsonl
 
-FOLDER holds unpacked crates, each in a folder of its own. Each function that needs no type or module around it is one
-document: what `///` says first, the signature, the body. Those that rustc accepts alone are written COPIES times: they
-are what the problems of `nanochat grpo` look like. A function with the name of one of those problems is left out.
-Nothing runs: rustc only checks (`--emit=metadata`).
+FOLDER holds unpacked crates, one per subfolder. Each function that needs no type or module around it is one document:
+the first paragraph of its `///`, the signature, the body. Those that rustc accepts alone are written COPIES times,
+since they look like the problems of `nanochat grpo`. Functions named like one of those problems are left out. Nothing
+runs: rustc only checks (`--emit=metadata`).
 """
 
 import argparse
@@ -26,21 +26,21 @@ MAX_LINES, MAX_CHARACTERS = 30, 900
 DOC_LINES = 4
 COPIES = 6
 BATCH = 2000
-"""Functions that one call of rustc checks, each in a module of its own."""
+"""Functions that one call of rustc checks, each in a separate module."""
 PASSES = 12
-"""rustc stops at the first stage that finds errors, so that what is left is asked again."""
+"""rustc stops at the first stage that finds errors, so the remaining functions are checked again."""
 _START = re.compile(r"^([ \t]*)(?:pub(?:\([^)]*\))? )?(?:const )?fn (\w+)")
 _BOUND = re.compile(
     r"\bself\b|\bSelf\b|\bcrate\b|\bsuper\b|\bunsafe\b|\$|include|\benv!|todo!|unimplemented!|\bextern\b"
 )
-"""What ties a function to its surroundings, or is no answer."""
+"""Words that tie a function to its surroundings, or mark a stub."""
 _CONDITIONAL = re.compile("test|bench|cfg")
 
 
 class Function(NamedTuple):
     name: str
     doc: str
-    """Lines with `///`, each with its end; only the first paragraph."""
+    """The first paragraph: lines with `///` and their line ends."""
     body: str
 
     @property
@@ -49,7 +49,7 @@ class Function(NamedTuple):
 
 
 def functions(text: str) -> Iterator[Function]:
-    """Free functions of a source file that rustfmt has indented, shortest ones only, moved to the left margin."""
+    """Short free functions of a source file that rustfmt has indented, moved to the left margin."""
     lines = text.split("\n")
     at = 0
     while at < len(lines):
@@ -68,7 +68,7 @@ def functions(text: str) -> Iterator[Function]:
 
 
 def _end(lines: Sequence[str], start: int, indent: str) -> int | None:
-    """The line that closes the function: a brace as far left as it began."""
+    """The line that closes the function: a brace with the indentation of its first line."""
     first = lines[start].rstrip()
     if first.endswith(";"):
         return None
@@ -94,8 +94,8 @@ def _above(lines: Sequence[str], start: int, indent: str) -> tuple[str, list[str
         at -= 1
     paragraph = []
     for line in doc[:DOC_LINES]:
-        said = line[3:].strip()
-        if not said or said.startswith("```"):
+        words = line[3:].strip()
+        if not words or words.startswith("```"):
             break
         paragraph.append(line.rstrip() + "\n")
     return "".join(paragraph), attributes
@@ -103,7 +103,7 @@ def _above(lines: Sequence[str], start: int, indent: str) -> tuple[str, list[str
 
 def collect(folder: Path, without: frozenset[str]) -> list[Function]:
     """Functions of all sources below `folder` in the order of their paths, each once, none named in `without`."""
-    found: dict[str, Function] = {}
+    by_body: dict[str, Function] = {}
     for path in sorted(folder.rglob("*.rs"), key=str):
         if path.is_symlink() or not path.is_file():
             continue
@@ -112,12 +112,12 @@ def collect(folder: Path, without: frozenset[str]) -> list[Function]:
         except UnicodeDecodeError:
             continue
         for function in functions(text):
-            found.setdefault(re.sub(r"\s+", " ", function.body), function)
-    return [function for function in found.values() if function.name not in without]
+            by_body.setdefault(re.sub(r"\s+", " ", function.body), function)
+    return [function for function in by_body.values() if function.name not in without]
 
 
 def compiling(bodies: Sequence[str]) -> list[str]:
-    """Those that rustc accepts alone, with nothing but the prelude."""
+    """The bodies that rustc accepts alone, with nothing but the prelude."""
     accepted = []
     for start in range(0, len(bodies), BATCH):
         accepted += _accepted(bodies[start : start + BATCH])
@@ -139,7 +139,7 @@ def _accepted(bodies: Sequence[str]) -> list[str]:
             if wrong is None:
                 return list(live.values())
             if not wrong & live.keys():
-                break  # rustc does not say which of them it is
+                break  # rustc does not say which module is wrong
             live = {number: body for number, body in live.items() if number not in wrong}
     if len(live) <= 1:
         return []
@@ -159,16 +159,16 @@ def _wrong(work: Path) -> set[int] | None:
     for line in answer.stderr.splitlines():
         if not line.startswith("{"):
             continue
-        said = json.loads(line)
-        if said["level"].startswith("error"):
-            spans = [span for span in said["spans"] if span["is_primary"]] or said["spans"]
+        message = json.loads(line)
+        if message["level"].startswith("error"):
+            spans = [span for span in message["spans"] if span["is_primary"]] or message["spans"]
             names = [re.fullmatch(r"m(\d+)\.rs", Path(span["file_name"]).name) for span in spans]
             wrong |= {int(name[1]) for name in names if name}
     return wrong
 
 
 def write(found: Sequence[Function], alone: frozenset[str], out: Path) -> int:
-    """Documents in an order that only their number decides; returns how many."""
+    """Write the documents in an order that depends only on their number; returns how many."""
     documents = [
         document for function in found for document in [function.document] * (COPIES if function.body in alone else 1)
     ]

@@ -3,16 +3,16 @@
     python benchmarks/sampling.py RUN --data DATA           # a run, and the data set that it was trained on
     python benchmarks/sampling.py --seconds 1500 --data DATA    # trains the quickstart first
 
-Held-out documents are continued by every setting and by the documents themselves. Two figures that the model has no say
-in are compared with those of the truth:
+Prompts from held-out documents are continued with every setting, and by the documents themselves (the truth). Two
+figures that the model cannot influence are compared with the truth's:
 
-- repetition: the share of runs of four tokens of a continuation that were there before in it (1 − distinct runs / runs;
-  seq-rep-4 of arXiv:1908.04319). A loop is near 1; code repeats itself too, so that 0 is not the aim.
-- surprise: bits per byte under a byte n-gram model of the training documents (order 6, Witten–Bell), which shares
-  nothing with the model but what it has read. Text that is too likely says nothing; gibberish is too surprising.
+- repetition: the share of runs of four tokens of a continuation that occurred in it before (1 − distinct runs / runs;
+  seq-rep-4 of arXiv:1908.04319). A loop is near 1; code repeats itself too, so 0 is not the aim.
+- surprise: bits per byte under a byte n-gram model of the training documents (order 6, Witten–Bell), which shares only
+  its training text with the model. Text that is too likely says nothing; gibberish is too surprising.
 
-Text that people write is neither (arXiv:1904.09751, §4), so the setting wins whose worse departure from the truth, of
-both relative to the truth, is the smallest. Intervals resample prompts. All settings draw with the same seeds.
+Human text is neither (arXiv:1904.09751, §4), so the best setting has the smallest departure from the truth: the larger
+of both relative differences. Intervals resample prompts. All settings draw with the same seeds.
 """
 
 import argparse
@@ -43,7 +43,7 @@ RESULT = Path(__file__).parent / "results" / "sampling.json"
 RUN_LENGTH = 4
 ORDER = 6
 TRAINING_BYTES = 1_000_000
-"""Read by the n-gram model."""
+"""Training text of the n-gram model."""
 PIECE = 2000
 
 
@@ -68,11 +68,11 @@ class ByteModel:
         self.counts = [Counter(text[i : i + n] for i in range(len(text) - n + 1)) for n in range(1, ORDER + 1)]
         self.followers: list[dict[bytes, tuple[int, int]]] = []
         for counts in self.counts:
-            found: dict[bytes, tuple[int, int]] = {}
+            followers: dict[bytes, tuple[int, int]] = {}
             for gram, count in counts.items():
-                total, kinds = found.get(gram[:-1], (0, 0))
-                found[gram[:-1]] = total + count, kinds + 1
-            self.followers.append(found)
+                total, kinds = followers.get(gram[:-1], (0, 0))
+                followers[gram[:-1]] = total + count, kinds + 1
+            self.followers.append(followers)
 
     def probability(self, context: bytes, byte: bytes) -> float:
         value = 1 / 256
@@ -101,7 +101,7 @@ def repetition(tokens: Sequence[int]) -> float:
 def continuations(
     model: PackedTransformer, ids: list[int], how: Sequence[SamplingConfig], length: int, seed: int
 ) -> np.ndarray:
-    """`length` tokens of each setting, int64 [S, length]; the end of a document is a token like others."""
+    """`length` tokens of each setting, int64 [S, length]; the end of a document is a token like any other."""
     cache = KVCache(model.config, 1, len(ids) + length, model.dtype, model.device)
     read = torch.tensor([ids], dtype=torch.int64)
     seen = torch.zeros(len(how), model.config.vocab_size, dtype=torch.bool)
@@ -120,14 +120,14 @@ def continuations(
 
 
 def pieces(document: bytes) -> list[bytes]:
-    """Parts of whole lines, PIECE bytes or a little more: a small corpus has fewer held-out documents than prompts."""
-    found, part = [], b""
+    """Whole lines, PIECE bytes or a little more each: a small corpus has fewer held-out documents than prompts."""
+    parts, part = [], b""
     for line in document.splitlines(keepends=True):
         part += line
         if len(part) >= PIECE:
-            found.append(part)
+            parts.append(part)
             part = b""
-    return found
+    return parts
 
 
 def training_text(documents: Iterable[bytes], most: int) -> bytes:
@@ -140,7 +140,7 @@ def training_text(documents: Iterable[bytes], most: int) -> bytes:
 
 
 def trained(seconds: int, data: Path) -> Path:
-    """The quickstart's model, in `runs/sampling`."""
+    """Train the quickstart's model in `runs/sampling`, unless it is there already."""
     run = Path("runs/sampling")
     if not (run / "results.json").is_file():
         words = ["--preset", "quickstart", "--set", f"train.time_budget={seconds}", "--set", "run.name=sampling"]
@@ -154,48 +154,48 @@ Figures = list[tuple[float, float]]
 
 
 _JUDGE: list[ByteModel] = []
-"""Of a worker, shared with the process that made it: copying it would take longer than the work."""
+"""Made before the workers are forked, which share it: copying it would take longer than the work."""
 
 
-def of_prompts(run: Path, numbered: Sequence[tuple[int, HeldOutPrompt]], length: int) -> list[Figures]:
+def figures_of(run: Path, numbered: Sequence[tuple[int, HeldOutPrompt]], length: int) -> list[Figures]:
     model, tokenizer, _ = load_run(run)
     packed = PackedTransformer.from_model(model)
-    found = []
+    figures = []
     for number, one in numbered:
         ids, truth = encode_prompt(tokenizer, one.prompt), tokenizer.encode(one.truth)[:length]
         if len(truth) == length:
             drawn = continuations(packed, ids, list(settings().values()), length, seed=number)
             texts = [tokenizer.decode(tokens).encode() for tokens in (truth, *drawn.tolist())]
             bits = [_JUDGE[0].bits_per_byte(one.prompt.encode(), text) for text in texts]
-            found.append([(repetition(t), b) for t, b in zip((truth, *drawn.tolist()), bits, strict=True)])
-    return found
+            figures.append([(repetition(t), b) for t, b in zip((truth, *drawn.tolist()), bits, strict=True)])
+    return figures
 
 
 def measure(run: Path, data: Path, count: int, length: int, workers: int) -> list[Result]:
-    """Each worker takes a part of the prompts; what is drawn depends on the number of a prompt alone."""
+    """Each worker takes a part of the prompts; what is drawn depends only on a prompt's number."""
     reader = ShardReader(data)
     tokenizer = Tokenizer.load(run / "tokenizer.json")
     parts = [part for document in reader.documents("val") for part in pieces(document)]
     prompts = list(enumerate(held_out_prompts(parts, tokenizer, length * 2, count)))
     _JUDGE.append(ByteModel(training_text(reader.documents("train"), TRAINING_BYTES)))
     with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
-        tasks = [pool.submit(of_prompts, run, prompts[i::workers], length) for i in range(workers)]
+        tasks = [pool.submit(figures_of, run, prompts[i::workers], length) for i in range(workers)]
         rows = [row for task in tasks for row in task.result()]
     names = ("held-out text", *settings())
     return results({name: [row[place] for row in rows] for place, name in enumerate(names)})
 
 
-def results(found: dict[str, list[tuple[float, float]]]) -> list[Result]:
+def results(figures: dict[str, list[tuple[float, float]]]) -> list[Result]:
     """Means over prompts; departure: the larger of both relative differences from the truth."""
-    truth = np.mean(found["held-out text"], axis=0)
-    listed = [Result("held-out text", "prompts", float(len(found["held-out text"])), "prompts")]
-    for name, values in found.items():
+    truth = np.mean(figures["held-out text"], axis=0)
+    listed = [Result("held-out text", "prompts", float(len(figures["held-out text"])), "prompts")]
+    for name, values in figures.items():
         means = np.mean(values, axis=0)
         for place, (metric, unit) in enumerate((("repetition", "share"), ("surprise", "bits/byte"))):
             ends = bootstrap_interval([one[place] for one in values])
             listed.append(Result(name, metric, float(means[place]), unit, "held-out text", spread=ends))
         if name != "held-out text":
-            resampled = _resampled_departures(values, found["held-out text"])
+            resampled = _resampled_departures(values, figures["held-out text"])
             ends = tuple(float(end) for end in np.quantile(resampled, (0.025, 0.975)))
             value = float(np.max(np.abs(means - truth) / truth))
             listed.append(Result(name, "departure", value, "share", "held-out text", spread=(ends[0], ends[1])))

@@ -1,12 +1,12 @@
-"""Greedy decoding with a run's own multi-token prediction as drafter, against plain decoding of the same model.
+"""Greedy decoding with a run's multi-token prediction as the drafter, against plain decoding of the same model.
 
     python benchmarks/speculative.py [--quick] [--steps 100] [--drafts 1 3]
 
-Trains the preset quickstart with `mtp.kind` heads and nextn on 512 tokens a step, then continues 50 beginnings of
-held-out text with the packed runtime on one thread. For every prompt plain decoding, the same passes without drafts,
-and drafted decoding take turns; whether the tokens are the same is counted. Plain decoding of one token is a single
-call of compiled code, a pass over several tokens is not: the second peer says what drafts alone are worth. Acceptance
-depends on what is generated: a model of so few steps repeats itself, which is easy to guess.
+Trains the preset quickstart with `mtp.kind` heads and nextn on 512 tokens per step, then continues 50 beginnings of
+held-out text with the packed runtime on one thread. For every prompt, plain decoding, the same passes without drafts,
+and drafted decoding alternate; prompts with equal tokens are counted. Plain decoding of one token is a single call of
+compiled code, a pass over several tokens is not: the second peer shows what drafts alone are worth. Acceptance depends
+on the text: a model with so little training repeats itself, which is easy to guess.
 """
 
 import argparse
@@ -32,14 +32,14 @@ from nanochat_cli.report.reporter import PlainReporter
 from nanochat_cli.report.result_file import Result, result_place, summarise, write_results
 
 KINDS = {"heads": 3, "nextn": 1}
-"""Tokens ahead that each kind is trained on; nextn guesses further by continuing from its own state."""
+"""Tokens ahead that each kind is trained on; nextn guesses further ahead from its own state."""
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 50, 32, 48
 SHORTEST_DOCUMENT = 200
 
 
 @dataclass
 class Measured:
-    """Of one drafter and number of drafts. plain, passes, drafted: tokens per second of each prompt."""
+    """Measurements of one drafter and number of drafts. plain, passes, drafted: tokens per second of each prompt."""
 
     plain: list[float] = field(default_factory=list)
     passes: list[float] = field(default_factory=list)
@@ -82,18 +82,18 @@ def train(kind: str, steps: int, runs: Path) -> subprocess.Popen[bytes]:
 
 
 def held_out_prompts(run: Path) -> list[list[int]]:
-    """The first tokens of held-out documents that are long enough."""
+    """Tokens from the start and the middle of held-out documents that are long enough."""
     documents = open_run_data(run, load_run_config(run), PlainReporter()).tokens("val").documents()
     long_enough = (ids.tolist() for ids in documents if len(ids) >= SHORTEST_DOCUMENT)
-    found = [ids[start : start + PROMPT_TOKENS] for ids in long_enough for start in (0, len(ids) // 2)]
-    return found[:PROMPTS]
+    prompts = [ids[start : start + PROMPT_TOKENS] for ids in long_enough for start in (0, len(ids) // 2)]
+    return prompts[:PROMPTS]
 
 
 def timed(tokens: Iterable[int]) -> tuple[list[int], float]:
-    """The tokens, and how many of them came per second, the prompt included in the time."""
+    """The tokens, and their rate per second, with the prompt included in the time."""
     started = time.perf_counter()
-    found = list(tokens)
-    return found, len(found) / (time.perf_counter() - started)
+    drawn = list(tokens)
+    return drawn, len(drawn) / (time.perf_counter() - started)
 
 
 def measure(run: Path, prompts: list[list[int]], n_drafts: int) -> Measured:
@@ -123,10 +123,10 @@ def _pair(
     without = speculate_tokens(packed, NoDrafts(), prompt, sampling, 0)
     measured.passes.append(timed(without)[1])
     drafts = speculate_tokens(packed, drafter, prompt, sampling, n_drafts, acceptance=measured.acceptance)
-    found, drafted_rate = timed(drafts)
+    drawn, drafted_rate = timed(drafts)
     measured.plain.append(plain_rate)
     measured.drafted.append(drafted_rate)
-    measured.equal += found == expected
+    measured.equal += drawn == expected
 
 
 def results_of(case: str, measured: Measured) -> list[Result]:
@@ -149,9 +149,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--drafts", type=int, nargs="+", default=[1, 3])
-    parser.add_argument("--quick", action="store_true", help="shows that it works, in build/bench/")
+    parser.add_argument("--quick", action="store_true", help="only checks that it works; writes to build/bench/")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--runs", type=Path, help="a folder with the runs heads and nextn, trained before")
+    parser.add_argument("--runs", type=Path, help="a folder with trained runs heads and nextn")
     arguments = parser.parse_args()
     if arguments.quick:
         vars(arguments).update(QUICK)

@@ -2,9 +2,10 @@
 
     python benchmarks/stream_health.py [--steps 80] [--seeds 1] [--out benchmarks/results/stream_health.json]
 
-Trains small models (width 64, 4 layers) with 2 and 4 residual streams from every initial mixing on half a megabyte of
-the standard library, beside a plain residual, and measures their streams before and after. A verdict that a model fails
-which learns as well as the plain one says nothing about health. (Of 2 streams, balanced and high-entropy are the same.)
+Trains small models (width 64, 4 layers) with 2 and 4 residual streams from every initial mixing, and with a plain
+residual, on half a megabyte of the standard library, and measures their streams before and after. If a model learns as
+well as the plain one but fails a verdict, that verdict says nothing about health. (With 2 streams, balanced and
+high-entropy are the same.)
 """
 
 import argparse
@@ -59,7 +60,7 @@ def trained(config: Config) -> tuple[float, StreamReport | None, StreamReport | 
 
 
 def results_of(case: str, losses: list[float], before: list[StreamReport], after: list[StreamReport]) -> list[Result]:
-    """Over seeds and sublayers; diversity without the first sublayer, whose streams are copies by construction."""
+    """Over seeds and sublayers; the diversity omits the first sublayer, whose streams are copies by construction."""
     results = [summarise(case, "held-out loss", "nats", losses)]
     for when, reports in (("at the start", before), ("trained", after)):
         layers = [layer for report in reports for layer in report.layers]

@@ -3,9 +3,9 @@
     python benchmarks/tokenize_throughput.py [--quick]
 
 Ours is the whole encoding stage of `prepare_dataset`: starting the workers, reading and hashing the files, encoding,
-writing and syncing the shards. The peer gets every text ready in memory as one list and its result is dropped. Same
-tokenizer, same documents, same cores, taking turns; the figure is the median. Peak memory is that of a fresh process
-(and of its largest worker) on a corpus of one and of four copies of the text.
+writing and syncing the shards. The peer gets all texts in memory as one list, and its result is dropped. Same
+tokenizer, documents and cores, alternating; the figure is the median. Peak memory is that of a fresh process (and of
+its largest worker) on a corpus of one and of four copies of the text.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def make_config(tokenizer: Path | None = None, max_bytes: int | None = None) -> 
 
 
 def measure_throughput(folder: Path, tokenizer: Path, max_bytes: int | None, repeats: int) -> list[Result]:
-    """Encode the same documents in turns by every contender; MB of text per second."""
+    """Encode the same documents with every contender, alternating; MB of text per second."""
     texts: list[str] = []
     size = 0
     for document in open_corpus("stdlib"):
