@@ -50,7 +50,7 @@ LEAST_SWEEP_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
-class Found:
+class Findings:
     """A section's contribution to the file. details: further keys of it."""
 
     results: Sequence[Result] = ()
@@ -58,7 +58,7 @@ class Found:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
-def run_sections(wanted: Mapping[str, Callable[[float], Found]], out: Path) -> list[str]:
+def run_sections(wanted: Mapping[str, Callable[[float], Findings]], out: Path) -> list[str]:
     """Run all sections, each with the seconds that are left, and write the file after each.
 
     Returns a line for each section that failed.
@@ -73,10 +73,10 @@ def run_sections(wanted: Mapping[str, Callable[[float], Found]], out: Path) -> l
         started = time.monotonic()
         print(f"--- {name}", flush=True)
         try:
-            found = section(TOTAL_SECONDS - (started - began))
-            results += found.results
-            claims += found.claims
-            details |= found.details
+            findings = section(TOTAL_SECONDS - (started - began))
+            results += findings.results
+            claims += findings.claims
+            details |= findings.details
         except ValidationFailure as failure:
             failures.append(f"{name}: {failure}")
         except Exception as error:  # noqa: BLE001 - a GPU machine is borrowed: the other sections must still run
@@ -119,30 +119,30 @@ def check_kernels(device: torch.device) -> list[Result]:
 
 def sections(
     device: torch.device, reporter: Reporter, rounds: int, steps: int, train_steps: int
-) -> dict[str, Callable[[float], Found]]:
+) -> dict[str, Callable[[float], Findings]]:
     """All sections by name, the most important first."""
     nano = resolve_config([PRESET, "llama-cpp", "h200"])
 
-    def training(name: str, config: Config) -> Found:
+    def training(name: str, config: Config) -> Findings:
         torch.cuda.empty_cache()
-        return Found(measure_training(name, config, device, rounds, steps))
+        return Findings(measure_training(name, config, device, rounds, steps))
 
-    def losses(_: float) -> Found:
+    def losses(_: float) -> Findings:
         torch.cuda.empty_cache()
         results, curves = train_forms(nano, device, train_steps)
-        return Found(results, details={"losses": curves})
+        return Findings(results, details={"losses": curves})
 
-    def sweep_what_is_left(seconds: float) -> Found:
+    def sweep_what_is_left(seconds: float) -> Findings:
         torch.cuda.empty_cache()
         if seconds < LEAST_SWEEP_SECONDS:
             print("no time left: run it alone with --only sweep", flush=True)
-            return Found()
-        return Found(sweep(CUDA(), reporter, seconds))
+            return Findings()
+        return Findings(sweep(CUDA(), reporter, seconds))
 
     return {
-        "reference": lambda _: Found(check_kernels(device)),
-        "triton": lambda _: Found(check_triton(all_cases(), reporter)),
-        "products": lambda _: Found(*measure_table(CUDA(), reporter)),
+        "reference": lambda _: Findings(check_kernels(device)),
+        "triton": lambda _: Findings(check_triton(all_cases(), reporter)),
+        "products": lambda _: Findings(*measure_table(CUDA(), reporter)),
         "training": lambda _: training(PRESET, nano),
         "losses": losses,
         "training-1b": lambda _: training("1 B", billion(nano)),

@@ -167,10 +167,10 @@ def _wrong(work: Path) -> set[int] | None:
     return wrong
 
 
-def write(found: Sequence[Function], alone: frozenset[str], out: Path) -> int:
+def write(chosen: Sequence[Function], alone: frozenset[str], out: Path) -> int:
     """Write the documents in an order that depends only on their number; returns how many."""
     documents = [
-        document for function in found for document in [function.document] * (COPIES if function.body in alone else 1)
+        document for function in chosen for document in [function.document] * (COPIES if function.body in alone else 1)
     ]
     random.Random(0).shuffle(documents)
     out.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents), encoding="utf-8")
@@ -189,13 +189,13 @@ def main() -> None:
     if not arguments.folder.is_dir():
         parser.error(f"{arguments.folder}: no such folder")
     problems = "\n".join(problem.prompt for problem in load_problems("rust"))
-    found = collect(arguments.folder, frozenset(re.findall(r"\bfn (\w+)", problems)))
-    alone = compiling([function.body for function in found])
-    documents = write(found, frozenset(alone), arguments.corpus)
+    chosen = collect(arguments.folder, frozenset(re.findall(r"\bfn (\w+)", problems)))
+    alone = compiling([function.body for function in chosen])
+    documents = write(chosen, frozenset(alone), arguments.corpus)
     case = "Rust crates"
     results = [
         Result(case, "crates", len(list(arguments.folder.glob("*/Cargo.toml"))), "crates"),
-        Result(case, "free functions", len(found), "functions"),
+        Result(case, "free functions", len(chosen), "functions"),
         Result(case, "free functions that compile alone", len(alone), "functions"),
         Result(case, "documents", documents, "documents"),
         Result(case, "corpus", arguments.corpus.stat().st_size, "B"),

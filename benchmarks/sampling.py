@@ -48,8 +48,8 @@ PIECE = 2000
 
 
 def settings() -> dict[str, SamplingConfig]:
-    """By name; the grid around what people use."""
-    found: dict[str, SamplingConfig] = {"greedy": SamplingConfig(temperature=0)}
+    """Settings by name: a grid around the usual values."""
+    grid: dict[str, SamplingConfig] = {"greedy": SamplingConfig(temperature=0)}
     plain = [{"temperature": t} for t in (0.7, 1.0)]
     top_k = [{"temperature": 0.7, "top_k": 50}]
     min_p = [{"temperature": t, "min_p": p} for t, p in ((0.7, 0.05), (0.8, 0.05), (1.0, 0.1))]
@@ -57,8 +57,8 @@ def settings() -> dict[str, SamplingConfig]:
     penalty += [{"temperature": 0.8, "min_p": 0.05, "repetition_penalty": 1.1}]
     for values in (*plain, *top_k, *min_p, *penalty):
         name = ", ".join(f"{key.replace('_', '-')} {value:g}" for key, value in values.items())
-        found[name] = SamplingConfig(**values)
-    return found
+        grid[name] = SamplingConfig(**values)
+    return grid
 
 
 class ByteModel:

@@ -90,9 +90,11 @@ def main() -> None:
                 for seed in range(arguments.seeds)
             ]
             before, after = [run[1] for run in runs if run[1]], [run[2] for run in runs if run[2]]
-            found = results_of(case, [run[0] for run in runs], before, after) if before else []
-            results += found or [summarise(case, "held-out loss", "nats", [run[0] for run in runs])]
-            for result in found or results[-1:]:
+            losses = [run[0] for run in runs]
+            plain = [summarise(case, "held-out loss", "nats", losses)]
+            new = results_of(case, losses, before, after) if before else plain
+            results += new
+            for result in new:
                 print(f"{case}: {result.metric} {result.value:.5g} {result.spread}", flush=True)
     print(f"wrote {write_results(arguments.out, 'stream_health', results, steps=arguments.steps)}")
 

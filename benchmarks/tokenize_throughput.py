@@ -116,8 +116,8 @@ def measure_throughput(folder: Path, tokenizer: Path, max_bytes: int | None, rep
             print(f"turn {turn + 1}/{repeats}: {name}: {speeds[name][-1]:.2f} MB/s", flush=True)
     case = f"stdlib, {size / 1e6:.1f} MB, vocabulary {VOCAB_SIZE}, {usable_cores()} cores"
     return [
-        summarise(case, "encoding speed", "MB/s", speeds["nanochat"], peer=name, peer_runs=found)
-        for name, found in speeds.items()
+        summarise(case, "encoding speed", "MB/s", speeds["nanochat"], peer=name, peer_runs=runs)
+        for name, runs in speeds.items()
         if name != "nanochat"
     ]
 

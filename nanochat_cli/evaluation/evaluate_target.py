@@ -101,7 +101,7 @@ def identity_of(target: Path, run: "LoadedRun | None") -> dict[str, Any]:
 
 
 def default_folder(target: Path, suite: str, run: "LoadedRun | None") -> Path:
-    """RUN/eval/SUITE-step-000500, or eval/FILE-SUITE beside a GGUF file; a suite that is a file goes by its name."""
+    """RUN/eval/SUITE-step-000500, or eval/FILE-SUITE beside a GGUF file; a file of problems goes by its name."""
     name = Path(suite).name.split(".")[0].replace("@", "-")
     if run is None:
         return target.parent / "eval" / f"{target.stem}-{name}"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from nanochat_cli.formats.open import LoadedRun
 
 LANGUAGES = {".py": "python", ".pyi": "python", ".rs": "rust"}
-"""By extension; any other extension is itself the name of the language."""
+"""Languages by extension; any other extension is itself the name of a language."""
 OTHER = "other"
 _PIECE = re.compile(r"@\d+\Z")
 

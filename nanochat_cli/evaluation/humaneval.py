@@ -42,7 +42,7 @@ HUB = {
         "json", ("rust", "python"), "train", "hf://datasets/zai-org/humaneval-x/data/{config}/data/humaneval.jsonl"
     ),
 }
-"""By name of the set; NAME@CONFIG chooses a configuration other than the first."""
+"""Sets by name; NAME@CONFIG chooses a configuration other than the first."""
 
 
 def hub_records(source: str) -> Iterator[tuple[str, object]]:

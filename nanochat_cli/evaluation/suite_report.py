@@ -34,7 +34,7 @@ class Score:
 
 
 def scores(records: Mapping[Key, dict[str, Any]], ks: Sequence[int], temperatures: Sequence[float]) -> list[Score]:
-    """By temperature: all problems, then each language and each level where there are several."""
+    """Scores by temperature: all problems, then each language and each level where there are several."""
     scored = []
     for temperature in temperatures:
         chosen = [record for record in records.values() if record["temperature"] == temperature]

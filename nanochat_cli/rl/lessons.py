@@ -17,9 +17,9 @@ from nanochat_cli.rl.judging import Judged
 
 MAX_WORDS = 32
 MAX_CHARACTERS = 400
-"""Of a lesson, since words may be long."""
+"""Most characters of a lesson: words may be long."""
 MAX_OPERATIONS = 32
-"""Of one answer; further ones are refused."""
+"""Most operations of one answer; further ones are refused."""
 MAX_SHOWN = 4000
 """Characters of an answer of the policy, and of a summary, that the larger model is shown."""
 COMMENT = {"python": "#", "rust": "//"}

@@ -57,11 +57,11 @@ def test_one_differing_code_fails_and_is_named(monkeypatch: pytest.MonkeyPatch) 
         gpu.check_kernels(torch.device("cpu"))
 
 
-def parts(*outcomes: list[Result] | Exception) -> dict[str, Callable[[float], gpu.Found]]:
-    def run(outcome: list[Result] | Exception) -> gpu.Found:
+def parts(*outcomes: list[Result] | Exception) -> dict[str, Callable[[float], gpu.Findings]]:
+    def run(outcome: list[Result] | Exception) -> gpu.Findings:
         if isinstance(outcome, Exception):
             raise outcome
-        return gpu.Found(outcome)
+        return gpu.Findings(outcome)
 
     return {f"part {i}": lambda _, outcome=outcome: run(outcome) for i, outcome in enumerate(outcomes)}
 
@@ -80,9 +80,9 @@ def test_a_section_that_fails_is_written_down_and_the_others_still_run(tmp_path:
 def test_the_later_sections_know_how_much_time_is_left(tmp_path: Path) -> None:
     left: list[float] = []
 
-    def run(seconds: float) -> gpu.Found:
+    def run(seconds: float) -> gpu.Findings:
         left.append(seconds)
-        return gpu.Found(details={f"extra {len(left)}": 1})
+        return gpu.Findings(details={f"extra {len(left)}": 1})
 
     gpu.run_sections({"a": run, "b": run}, tmp_path / "gpu.json")
     assert gpu.TOTAL_SECONDS >= left[0] > left[1] > 0

@@ -18,7 +18,7 @@ from nanochat_cli.sandbox.process import Command, Ended, Isolation, Running, dri
 _HERE = Path(__file__).parent
 PROGRAM, GRADER, VALUES = (_HERE / f"{name}.py" for name in ("program_host", "grader", "plain_values"))
 _MOST_BYTES = 4 * MIB
-"""Of a report; the rest is not read."""
+"""The part of a report that is read."""
 
 
 def compile_program(source: str, limits: Limits, isolation: Isolation) -> Outcome:
