@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, default=1, help="concurrent runs; results do not depend on it")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--quick", action="store_true", help="shows that it works, in build/bench/")
+    parser.add_argument("--quick", action="store_true", help="only checks that it works; writes to build/bench/")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", choices=VARIANTS, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=1, help=argparse.SUPPRESS)

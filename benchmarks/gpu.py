@@ -169,7 +169,7 @@ def run(options: argparse.Namespace) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", metavar="SECTION", help="may be repeated; default: all")
-    parser.add_argument("--rounds", type=int, default=5, help="of training")
+    parser.add_argument("--rounds", type=int, default=5, help="training rounds")
     parser.add_argument("--steps", type=int, default=10, help="training steps per round")
     parser.add_argument("--train-steps", type=int, default=300, help="steps of the runs whose losses are compared")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "gpu.json")

@@ -213,7 +213,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?", help="a run; default: train the quickstart's model")
     parser.add_argument("--data", type=Path, required=True, help="the data set that the run was trained on")
-    parser.add_argument("--seconds", type=int, default=1500, help="of training, without a run")
+    parser.add_argument("--seconds", type=int, default=1500, help="seconds of training, without a run")
     parser.add_argument("--prompts", type=int, default=110)
     parser.add_argument("--tokens", type=int, default=40)
     parser.add_argument("--workers", type=int, default=2)
