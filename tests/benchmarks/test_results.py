@@ -22,20 +22,11 @@ FLAGS_SINCE = "2026-11-27"
 MEASURE_AGAIN = {
     "architectures.json": "no commit",
     "bitlinear_forms.json": "uncommitted changes",
-    "decode.json": "uncommitted changes",
-    "decode_short.json": "uncommitted changes",
-    "gemv_variants.json": "uncommitted changes",
     "grpo.json": "uncommitted changes",
     "grpo_rust_early.json": "uncommitted changes",
     "kernel_aot.json": "uncommitted changes",
-    "kernels.json": "uncommitted changes",
-    "loader.json": "uncommitted changes",
-    "optim.json": "uncommitted changes",
-    "qat_overhead.json": "uncommitted changes",
     "rust_functions.json": "uncommitted changes",
     "speculative.json": "no commit",
-    "tokenize.json": "uncommitted changes",
-    "validate.json": "uncommitted changes",
 }
 """File -> why it must be measured again, as `blemish` says it."""
 
