@@ -5,6 +5,7 @@
 then nano-125m is trained for some hundred steps on bytes of the standard library, and its losses are compared.
 """
 
+import math
 import statistics
 import sysconfig
 import time
@@ -15,12 +16,12 @@ import torch
 from torch import Tensor
 
 from nanochat_cli.config.schema import Config
-from nanochat_cli.model.transformer import Transformer
-from nanochat_cli.optim import build_optimizer
+from nanochat_cli.report.reporter import PlainReporter
 from nanochat_cli.report.result_file import Result, summarise
+from nanochat_cli.training.build import build_state
 from nanochat_cli.training.compilation import compile_blocks
 from nanochat_cli.training.flops import measured_peak, model_flops_per_token
-from nanochat_cli.training.gradient_step import GradientStep
+from nanochat_cli.training.next_token import train_step
 
 Kind = Literal["float linears", "float form", "int8 form"]
 KINDS: tuple[Kind, ...] = ("float linears", "float form", "int8 form")
@@ -42,15 +43,17 @@ class Contender:
         torch.manual_seed(0)
         self.cuda = device.type == "cuda"
         quant = config.model.quant.model_copy(update={"enabled": kind != "float linears"})
+        changes = {
+            "model": config.model.model_copy(update={"quant": quant}),
+            "train": config.train.model_copy(update={"forward": "int8" if kind == "int8 form" else "float"}),
+        }
         before = torch.cuda.memory_allocated(device) if self.cuda else 0
         if self.cuda:
             torch.cuda.reset_peak_memory_stats(device)
-        self.model = Transformer(config.model.model_copy(update={"quant": quant})).to(device)
-        self.model.use_forms("int8" if kind == "int8 form" else "float")
+        self.state = build_state(config.model_copy(update=changes), device, PlainReporter(), methods={})
+        self.state.skip_policy.spike_factor = math.inf
         if self.cuda:
-            compile_blocks(self.model)
-        self.optimizers = build_optimizer(self.model, config.optim)
-        self.gradient_step = GradientStep(self.model, config.train, torch.bfloat16 if self.cuda else None, print)
+            compile_blocks(self.state.model)
         self.config, self.device = config, device
         generator = torch.Generator().manual_seed(0)
         shape = (config.train.batch_size, config.train.seq_len + 1)
@@ -58,13 +61,10 @@ class Contender:
         self.tokens_per_second(warm_up)
         self.peak_memory = torch.cuda.max_memory_allocated(device) - before if self.cuda else 0
 
-    def step(self, tokens: Tensor, step: int, total_steps: int) -> Tensor:
-        """Forward, backward, clip, update and requantisation; the loss, still on the device."""
-        loss = self.gradient_step(tokens[:, :-1], tokens[:, 1:], self.optimizers.zero_grad)
-        self.optimizers.clip_grad_norm(self.config.train.grad_clip)
-        self.optimizers.step(step, total_steps)
-        self.model.requantize()
-        return loss.cross_entropy
+    def step(self, tokens: Tensor, step: int, total_steps: int) -> float:
+        """Forward, backward, clip, update and requantisation; the loss in nats."""
+        self.state.progress.step, self.state.progress.total_steps = step, total_steps
+        return train_step(self.state, tokens[:, :-1], tokens[:, 1:])["loss/main"]
 
     def tokens_per_second(self, steps: int) -> float:
         """The rate over `steps` steps, always the second step of a run, so that nothing diverges."""
@@ -129,8 +129,7 @@ def train_forms(config: Config, device: torch.device, steps: int) -> tuple[list[
     curves: dict[str, list[float]] = {}
     for kind in KINDS:
         contender = Contender(config, kind, device, warm_up=0)
-        losses = [contender.step(batch, step, steps) for step, batch in enumerate(batches)]
-        curves[kind] = torch.stack(losses).tolist()
+        curves[kind] = [contender.step(batch, step, steps) for step, batch in enumerate(batches)]
         print(f"{kind}: loss {curves[kind][0]:.4f} → {_end(curves[kind]):.4f}", flush=True)
     case = f"{PRESET}, {steps} steps on bytes of the standard library"
     twin = KINDS[0]

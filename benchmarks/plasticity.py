@@ -32,7 +32,7 @@ from nanochat_cli.report.reporter import PlainReporter, QuietReporter
 from nanochat_cli.report.result_file import Claim, Result, result_place, write_results
 from nanochat_cli.report.statistics import seed_interval
 from nanochat_cli.training.bits_per_byte import evaluate
-from nanochat_cli.training.fire import Fire, FireState
+from nanochat_cli.training.methods.fire import Fire, FireState
 from nanochat_cli.training.shard_data import ShardData
 from nanochat_cli.training.trainer import Trainer
 
@@ -84,22 +84,23 @@ def load_data(config: Config) -> ShardData:
 def change_weights(trainer: Trainer, fire: Fire, arm: str, seed: int) -> None:
     """Shrink-and-perturb or reset at the boundary, instead of FIRE's event."""
     torch.manual_seed(1000 + seed)
+    model, optimizers = trainer.state.model, trainer.state.optimizers
     fresh = Transformer(trainer.config.model)
     chosen = {f"{name}.weight" for name in fire.layers}
     with torch.no_grad():
-        for (name, parameter), new in zip(trainer.model.named_parameters(), fresh.parameters(), strict=True):
+        for (name, parameter), new in zip(model.named_parameters(), fresh.parameters(), strict=True):
             if arm == "reset":
                 parameter.copy_(new)
             elif name in chosen:
                 parameter.lerp_(new, 1 - KEPT)
-    trainer.model.requantize()
-    everything = {name for name, _ in trainer.model.named_parameters()}
-    trainer.optimizers.reset(everything if arm == "reset" else chosen)
+    model.requantize()
+    everything = {name for name, _ in model.named_parameters()}
+    optimizers.reset(everything if arm == "reset" else chosen)
     fire.data_changed, fire.state = False, FireState(1, trainer.progress.step)
 
 
 def bits_per_byte(trainer: Trainer, data: ShardData, max_tokens: int) -> float:
-    return evaluate(trainer.model, data.held_out(max_tokens), data.token_bytes).bits_per_byte
+    return evaluate(trainer.state.model, data.held_out(max_tokens), data.token_bytes).bits_per_byte
 
 
 def one_seed(
@@ -128,8 +129,8 @@ def one_seed(
         config.fire = FireConfig(enabled=arm != "none", trigger="phase", rewarm_steps=arguments.rewarm)
         trainer = Trainer(config, rust_data, run, quiet, resume=True)
         if arm in ("shrink-and-perturb", "reset"):
-            assert trainer.fire is not None
-            change_weights(trainer, trainer.fire, arm, seed)
+            (fire,) = (part for part in trainer.state.parts if isinstance(part, Fire))
+            change_weights(trainer, fire, arm, seed)
         result = trainer.fit()
         early = next(e for e in result.progress.evaluations if e["step"] > arguments.steps)
         measured[arm] = {

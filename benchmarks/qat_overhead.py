@@ -14,13 +14,13 @@ from pathlib import Path
 
 import torch
 
-from nanochat_cli.config.schema import ModelConfig, OptimConfig, TrainConfig
-from nanochat_cli.model.transformer import Transformer
-from nanochat_cli.optim import build_optimizer
+from nanochat_cli.config.schema import Config
+from nanochat_cli.report.reporter import PlainReporter
 from nanochat_cli.report.result_file import Result, result_place, summarise, write_results
+from nanochat_cli.training.build import build_state
 from nanochat_cli.training.compilation import compile_blocks
 from nanochat_cli.training.flops import model_flops_per_token
-from nanochat_cli.training.gradient_step import GradientStep
+from nanochat_cli.training.next_token import train_step
 
 SHAPES = {
     "2M": {"dim": 256, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 512, "vocab_size": 2048},
@@ -38,22 +38,19 @@ class Contender:
     def __init__(self, shape: dict[str, int], batch: int, quantized: bool, compiled: bool) -> None:
         torch.manual_seed(0)
         settings = {**shape, "max_seq_len": SEQ_LEN, "qk_norm": True, "quant": {"enabled": quantized}}
-        self.config = ModelConfig.model_validate(settings)
-        self.model = Transformer(self.config)
-        self.model.use_forms()  # as training does
+        train = {"total_steps": 100, "batch_size": MICRO_BATCH, "seq_len": SEQ_LEN, "spike_factor": 1e9}
+        whole = Config.model_validate({"model": settings, "train": train})
+        self.config = whole.model
+        self.state = build_state(whole, torch.device("cpu"), PlainReporter(), methods={})
+        self.state.progress.step = 1  # always the second of a run: nothing diverges
         if compiled:
-            compile_blocks(self.model)
-        self.optimizers = build_optimizer(self.model, OptimConfig())
-        self.gradient = GradientStep(self.model, TrainConfig(batch_size=MICRO_BATCH, seq_len=SEQ_LEN), None, print)
+            compile_blocks(self.state.model)
         self.tokens = torch.randint(0, shape["vocab_size"], (batch, SEQ_LEN + 1))
 
     def step(self) -> float:
         """Take one training step; returns its seconds."""
         started = time.perf_counter()
-        self.gradient(self.tokens[:, :-1], self.tokens[:, 1:], self.optimizers.zero_grad)
-        self.optimizers.clip_grad_norm(1.0)
-        self.optimizers.step(1, 100)
-        self.model.requantize()
+        train_step(self.state, self.tokens[:, :-1], self.tokens[:, 1:])
         return time.perf_counter() - started
 
 
@@ -79,7 +76,7 @@ def compare(name: str, batch: int, rounds: int, compiled: bool) -> list[Result]:
         rates["float"].append(tokens / twin.step())
         peaks.append(max(sgemm_flops() for _ in range(3)))
     form = "compiled" if compiled else "eager"
-    parameters = sum(p.numel() for p in ternary.model.parameters())
+    parameters = sum(p.numel() for p in ternary.state.model.parameters())
     case = f"{name} ({parameters / 1e6:.1f} M parameters), {form}"
     flops = model_flops_per_token(ternary.config, SEQ_LEN)
     utilisation = [rate * flops / peak for rate, peak in zip(rates["ternary"], peaks, strict=True)]

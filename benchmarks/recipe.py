@@ -29,15 +29,15 @@ from nanochat_cli.config.load import resolve_config
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.prepare import cached_dataset
 from nanochat_cli.data.shards import ShardReader
-from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.optim import build_optimizer
 from nanochat_cli.report.reporter import PlainReporter
 from nanochat_cli.report.result_file import Claim, Result, result_place, write_results
-from nanochat_cli.training.bigram_init import fit_bigrams
 from nanochat_cli.training.bits_per_byte import evaluate
+from nanochat_cli.training.build import build_state
 from nanochat_cli.training.compilation import compile_blocks
 from nanochat_cli.training.cpp_compiler import find_compiler
-from nanochat_cli.training.gradient_step import GradientStep
+from nanochat_cli.training.methods.bigram_start import count_bigrams, fit_bigrams
+from nanochat_cli.training.next_token import train_step
 from nanochat_cli.training.shard_data import ShardData
 
 CALIBRATION_STEPS = 6
@@ -72,28 +72,26 @@ def measure(
 def run_ours(config: Config, data: ShardData, seconds: float) -> dict[str, Any]:
     """One run of our model, ternary or float by configuration."""
     torch.manual_seed(config.run.seed)
-    model = Transformer(config.model)
+    state = build_state(config, torch.device("cpu"), PlainReporter(), methods={})
+    state.skip_policy.spike_factor = math.inf
+    model = state.model
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     if find_compiler().path is not None:
         compile_blocks(model)
-    gradient = GradientStep(model, config.train, None, print)
-    state: dict[str, Any] = {"optimizers": build_optimizer(model, config.optim)}
 
     def restart() -> None:
         model.load_state_dict(start)
         model.requantize()
-        state["optimizers"] = build_optimizer(model, config.optim)
+        state.optimizers = build_optimizer(model, config.optim)
 
     def step(index: int, total: int) -> None:
-        optimizers = state["optimizers"]
-        gradient(*data.batch(index), optimizers.zero_grad)
-        optimizers.clip_grad_norm(config.train.grad_clip)
-        optimizers.step(index, total)
-        model.requantize()
+        state.progress.step, state.progress.total_steps = index, total
+        train_step(state, *data.batch(index))
 
     def begin() -> None:
         if config.bigram_init.steps:
-            list(fit_bigrams(model, data.bigrams(), config.bigram_init))
+            bigrams = count_bigrams(data.pieces(), config.model.vocab_size)
+            list(fit_bigrams(model, bigrams, config.bigram_init))
 
     steps, used = measure(step, restart, begin, seconds)
     with torch.compiler.set_stance("force_eager"):

@@ -54,9 +54,9 @@ def trained(config: Config) -> tuple[float, StreamReport | None, StreamReport | 
     trainer = Trainer(config, data, folder, reporter)
     inputs, targets = data.batch(10**6)
     several = config.model.mhc.streams > 1
-    before = measure_streams(trainer.model, inputs, targets) if several else None
+    before = measure_streams(trainer.state.model, inputs, targets) if several else None
     loss = trainer.fit().held_out.loss
-    return loss, before, measure_streams(trainer.model, inputs, targets) if several else None
+    return loss, before, measure_streams(trainer.state.model, inputs, targets) if several else None
 
 
 def results_of(case: str, losses: list[float], before: list[StreamReport], after: list[StreamReport]) -> list[Result]:

@@ -24,7 +24,7 @@ from nanochat_cli.formats.run.find import find_run_or_gguf
 from nanochat_cli.inference.batched import continue_tokens
 from nanochat_cli.inference.packed_model import PackedTransformer
 from nanochat_cli.inference.sampling import SamplingConfig
-from nanochat_cli.training.gradient_step import is_out_of_memory
+from nanochat_cli.training.update import is_out_of_memory
 
 _log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from nanochat_cli.config.schema import OptimConfig
 from nanochat_cli.errors import ConfigError, DataError
+from nanochat_cli.model.bitlinear import BitLinear
 from nanochat_cli.model.moe import ExpertLinear
-from nanochat_cli.model.mtp import MTP
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.optim.adamw import AdamW, AdamW8bit
 from nanochat_cli.optim.galore import GaLore
@@ -136,14 +136,19 @@ class Optimizers:
         return sum(group.state_bytes() for group in self.groups)
 
 
-def build_optimizer(model: Transformer, config: OptimConfig, mtp: MTP | None = None) -> Optimizers:
-    """Assign every trained parameter of `model`, and of `mtp` under the prefix `mtp.`, to exactly one group."""
+def build_optimizer(
+    model: Transformer, config: OptimConfig, beside: Mapping[str, nn.Module] | None = None
+) -> Optimizers:
+    """Assign every trained parameter to exactly one group.
+
+    beside: what is trained beside the model, by the prefix of its parameters' names.
+    """
     matrices = {f"{name}.weight" for name, _ in model.linears()}
     experts = {f"{name}.weight": m.experts for name, m in model.named_modules() if isinstance(m, ExpertLinear)}
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    if mtp is not None:
-        matrices |= {f"mtp.{name}.weight" for name, _ in mtp.linears()}
-        named += [(f"mtp.{name}", p) for name, p in mtp.named_parameters()]
+    for prefix, module in (beside or {}).items():
+        matrices |= {f"{prefix}.{name}.weight" for name, m in module.named_modules() if isinstance(m, BitLinear)}
+        named += [(f"{prefix}.{name}", p) for name, p in module.named_parameters()]
     members: dict[str, list[tuple[str, nn.Parameter]]] = {"matrix": [], "embedding": [], "head": [], "scalar": []}
     for name, parameter in named:
         kind = "matrix" if name in matrices else name.split(".")[0]

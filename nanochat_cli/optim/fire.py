@@ -1,7 +1,7 @@
 """FIRE: the nearest isometry of a matrix, by Newton-Schulz iteration (arXiv:2602.08040).
 
 Knows stacks of matrices [n, R, C], all of one shape, and computes in float64. Which matrices, when, and what follows
-from it is the affair of `training.fire`.
+from it is left to `training.methods.fire`.
 
     SFE = ‖W − W̃‖²_F   squared Frobenius error: how far the new weights are from the old ones
     DfI = ‖W̃ᵀW̃ − I‖²_F  deviation from isometry, on the shorter side of a matrix

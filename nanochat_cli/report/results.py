@@ -22,7 +22,7 @@ SECTIONS = (
     "environment",
     "results",
     "baselines",
-    "ternary",
+    "measured",
     "plot",
     "sample",
     "samples",
@@ -34,10 +34,11 @@ SECTIONS = (
 def add_results(run_dir: Path, **sections: Any) -> Path | None:
     """Add or replace sections of SECTIONS and render the report; returns its path.
 
+    measured: further sections → their titles, each a mapping of metrics to their last values.
     Returns None, and writes no report, while the sections that training writes are not there (a run that was
     interrupted can be exported). Raises DataError when the files cannot be written.
     """
-    unknown = sections.keys() - set(SECTIONS)
+    unknown = sections.keys() - {*SECTIONS, *sections.get("measured", ())}
     if unknown:
         raise TypeError(f"unknown sections: {', '.join(sorted(unknown))}")
     path = run_dir / FILE_NAME
@@ -72,6 +73,7 @@ def _render(run_dir: Path, found: Mapping[str, Any]) -> Path:
     samples = [(one["prompt"], one["continuation"], one["truth"]) for one in found.get("samples") or ()]
     if not samples and (old := found.get("sample")):  # of a run before samples had held-out prompts
         samples = [(old[0], old[1], "")]
+    titles = found.get("measured", {"ternary": "Ternary weights"})  # by default those of an older run
     return write_report(
         run_dir,
         config=found["config"],
@@ -79,7 +81,7 @@ def _render(run_dir: Path, found: Mapping[str, Any]) -> Path:
         environment=found["environment"],
         results=found["results"],
         baselines=found.get("baselines"),
-        ternary=found.get("ternary"),
+        measured={title: found[name] for name, title in titles.items() if found.get(name)},
         plot=run_dir / found["plot"] if found.get("plot") else None,
         samples=samples,
         export=found.get("export"),

@@ -52,7 +52,7 @@ def write_report(
     environment: Mapping[str, Any],
     results: Mapping[str, Any],
     baselines: Mapping[str, float] | None = None,
-    ternary: Mapping[str, float] | None = None,
+    measured: Mapping[str, Mapping[str, float]] | None = None,
     plot: Path | None = None,
     samples: Sequence[tuple[str, str, str]] = (),
     export: Mapping[str, Any] | None = None,
@@ -62,7 +62,8 @@ def write_report(
 
     config: the resolved configuration as plain values. parameters: name → count, `total` among them.
     results: final figures by name, see the keys of `_RESULTS`; others are shown under their own name.
-    baselines: compressor → bits per byte of the same held-out files. ternary: the last `ternary/*` scalars.
+    baselines: compressor → bits per byte of the same held-out files. measured: title of a section → the last values of
+    its metrics, whose names begin with a group and a "/".
     plot: a picture, linked relative to the run. samples: prompt, continuation, and
     what followed in truth, if that is known.
     export, verification: what the exporter and its check found.
@@ -75,9 +76,9 @@ def write_report(
     if plot is not None:
         relative = plot.relative_to(run_dir) if plot.is_relative_to(run_dir) else plot
         sections.append(f"![loss and held-out bits per byte over training tokens]({relative.as_posix()})")
-    if ternary:
-        rows = [(name.removeprefix("ternary/").replace("_", " "), value) for name, value in ternary.items()]
-        sections.append("## Ternary weights\n\n" + _table(("statistic", "value"), rows))
+    for title, values in (measured or {}).items():
+        rows = [(name.partition("/")[2].replace("_", " "), value) for name, value in values.items()]
+        sections.append(f"## {title}\n\n" + _table(("statistic", "value"), rows))
     for number, (prompt, continuation, truth) in enumerate(samples, 1):
         sections.append(f"## Sample {number}\n\n" + _fenced(prompt + continuation))
         if truth:

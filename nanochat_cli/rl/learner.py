@@ -1,7 +1,7 @@
-"""The model that learns: one gradient at a time, with the training machinery of `training` and `optim`.
+"""The model that learns from rewards: what it is trained on is a loss of completions, the rest is `training`.
 
-Ternary QAT as in training: the forward pass uses the quantised weights, the optimizer moves the latents, and `update`
-quantises once. What is minimised is an argument. Experts are chosen as in inference: no balance loss, no capacity.
+Ternary QAT as in pre-training: the forward pass uses the quantised weights, the optimizer moves the latents, and
+`update` quantises once. Experts are chosen as in inference: no balance loss, no capacity.
 """
 
 import math
@@ -12,17 +12,16 @@ import torch
 from torch import Tensor
 
 from nanochat_cli.config.schema import Config
-from nanochat_cli.errors import ConfigError
 from nanochat_cli.model.transformer import Transformer
-from nanochat_cli.optim import build_optimizer
-from nanochat_cli.report.quantities import counted
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.rl.grpo_loss import token_log_probabilities
 from nanochat_cli.rl.trajectories import Batch
-from nanochat_cli.training.devices import choose_autocast, choose_device, require_float8
-from nanochat_cli.training.gradient_step import is_out_of_memory
+from nanochat_cli.training.build import METHODS, Methods, build_state
+from nanochat_cli.training.devices import choose_device
+from nanochat_cli.training.health.ternary import TernaryHealth
 from nanochat_cli.training.skip_policy import SkipPolicy
-from nanochat_cli.training.telemetry import TernaryTelemetry
+from nanochat_cli.training.state import TrainState
+from nanochat_cli.training.update import Loss, Metrics, gradient, read, step
 
 
 class Objective(Protocol):
@@ -35,122 +34,90 @@ class Objective(Protocol):
 
 
 class Learner:
-    """Owns the model's latents, the optimizers' state and what guards them."""
+    """The model of a GRPO run, and what trains it."""
 
     def __init__(self, model: Transformer, config: Config, reporter: Reporter) -> None:
-        self.device = choose_device(config.train.device)
-        require_float8(config.train.grad_input, self.device)
-        self.autocast_dtype = choose_autocast(config.train.dtype, self.device)
-        self.model = model.to(self.device).train()
-        self.model.gradient_checkpointing = config.train.gradient_checkpointing
-        self.model.use_forms(None if config.train.forward == "auto" else config.train.forward)
-        for _, layer in self.model.ternary_layers():
-            layer.grad_input = config.train.grad_input
-        for _, moe in self.model.mixtures():
+        grpo, train = config.grpo, config.train
+        changes = {
+            "optim": config.optim.model_copy(update={"schedule": "constant", "warmup_steps": 0}),
+            "telemetry": config.telemetry.model_copy(update={"interval": 1}),
+        }
+        methods: Methods = {TernaryHealth: METHODS[TernaryHealth]}
+        self.state = build_state(
+            config.model_copy(update=changes), choose_device(train.device), reporter, model=model, methods=methods
+        )
+        for _, moe in model.mixtures():
             moe.eval()
-        optim = config.optim.model_copy(update={"schedule": "constant", "warmup_steps": 0})
-        self.optimizers = build_optimizer(self.model, optim)
-        self.optimizers.lr_factor = config.grpo.lr_factor
-        # Only what is not finite: the norm hangs on how many answers of a batch differ, so that spikes are no fault.
-        self.skip_policy = SkipPolicy(math.inf, config.train.max_skipped_steps, advice="lower grpo.lr_factor")
-        self.last_good: str | None = None
-        """The last checkpoint that was saved after an update that was taken."""
-        self.telemetry = TernaryTelemetry()
-        self.updates = 0
+        self.state.optimizers.lr_factor = grpo.lr_factor
+        # Only what is not finite: the norm depends on how many answers of a batch differ, so a spike is not an error.
+        self.state.skip_policy = SkipPolicy(math.inf, train.max_skipped_steps, advice="lower grpo.lr_factor")
+        self.state.progress.total_steps = grpo.updates * grpo.rounds
+        self.state.unit, self.state.to_save_memory = "update", "grpo.max_tokens or grpo.shots"
+
+    @property
+    def model(self) -> Transformer:
+        return self.state.model
+
+    @property
+    def updates(self) -> int:
         """Optimizer steps taken."""
-        self.micro_batch = config.train.batch_size
-        self._grad_clip = config.train.grad_clip
-        self._total = config.grpo.updates * config.grpo.rounds
-        self._reporter = reporter
+        return self.state.progress.step
 
     def gradient(self, batch: Batch, objective: Objective) -> dict[str, float]:
-        """The gradient of a batch into the parameters; its loss and metrics. Nothing is updated."""
-        while True:
-            self.optimizers.zero_grad()
-            try:
-                return self._accumulate(batch.to(self.device), objective)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if self.micro_batch == 1:
-                    raise ConfigError(
-                        "out of memory with one completion at a time: lower grpo.max_tokens or grpo.shots, "
-                        "or set train.gradient_checkpointing = true"
-                    ) from error
-                self.micro_batch = max(1, self.micro_batch // 2)
-                self._reporter.warn(f"out of memory: {counted(self.micro_batch, 'completion')} at a time from here on")
+        """The gradient of a batch in the parameters, and its loss and metrics. Nothing is updated."""
+        loss = completion_loss(self.state, batch.to(self.model.device), objective)
+        return read(gradient(self.state, len(batch.mask), loss))
 
     def update(self, loss: float) -> dict[str, float]:
-        """Move the latents along the gradient and quantise them, or skip a gradient that is no good."""
-        norm = float(self.optimizers.clip_grad_norm(self._grad_clip))
-        reason = self.skip_policy.reason_to_skip(loss, norm, self.last_good)
-        if reason is None:
-            self.optimizers.step(self.updates, self._total)
-            self.model.requantize()
-            self.updates += 1
-        else:
-            self._reporter.info(f"update {self.updates + 1} skipped: {reason}")
-        self.optimizers.zero_grad()
-        return {"training/grad_norm": norm}
+        """Move the latents along the gradient and quantise them, unless the loss or the gradient is not finite."""
+        values = step(self.state, {"loss/objective": torch.tensor(loss, device=self.model.device)})
+        if self.state.is_good:
+            self.state.progress.step += 1
+        return {"training/grad_norm": values["training/grad_norm"]}
 
     def saved(self, checkpoint: str) -> bool:
-        """A checkpoint of `tensors` and `state` has that name now; returns whether it is good."""
-        good = self.skip_policy.consecutive == 0
-        if good:
-            self.last_good = checkpoint
-        return good
+        """A checkpoint has that name now; returns whether it is good."""
+        if self.state.is_good:
+            self.state.last_good = checkpoint
+        return self.state.is_good
 
     def discard(self) -> None:
         """Forget the gradient."""
-        self.optimizers.zero_grad()
+        self.state.optimizers.zero_grad()
 
     def ternary_statistics(self) -> dict[str, float]:
-        """Flips since the last call, zeros, margins; nothing of a float model."""
-        layers = []
-        for name, layer in self.model.ternary_layers():
-            ternary = layer.ternary()
-            layers.append((name, ternary.codes, layer.weight.detach(), ternary.scales))
-        return self.telemetry.measure(layers)[0].scalars() if layers else {}
+        """Flips since the last call, zeros, margins; nothing for a float model."""
+        found: dict[str, float] = {}
+        for part in self.state.parts:
+            found |= part.observe(self.state.progress)
+        return found
 
-    def tensors(self) -> dict[str, Any]:
-        """What a checkpoint holds of it."""
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizers.state_dict(),
-            "telemetry": self.telemetry.state_dict(),
-        }
+    def values(self) -> dict[str, Any]:
+        """Plain values for a checkpoint, beside the tensors of `state`."""
+        progress = self.state.progress
+        skip_policy = self.state.skip_policy.state_dict()
+        return {"updates": progress.step, "micro_batch": progress.micro_batch, "skip_policy": skip_policy}
 
-    def state(self) -> dict[str, Any]:
-        return {
-            "updates": self.updates,
-            "micro_batch": self.micro_batch,
-            "skip_policy": self.skip_policy.state_dict(),
-        }
+    def restore(self, tensors: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+        """Continue from the tensors of `state` and from what `values` returned."""
+        self.state.restore(tensors, values)
+        self.state.progress.step, self.state.progress.micro_batch = values["updates"], values["micro_batch"]
 
-    def restore(self, tensors: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-        """Continue from what `tensors` and `state` returned; the model has its weights already."""
-        self.optimizers.load_state_dict(tensors["optimizer"])
-        self.telemetry.load_state_dict(tensors["telemetry"], self.device)
-        self.updates, self.micro_batch = state["updates"], state["micro_batch"]
-        self.skip_policy.load_state_dict(state["skip_policy"])
 
-    def _accumulate(self, batch: Batch, objective: Objective) -> dict[str, float]:
-        divisor = objective.divisor(batch)
-        tokens = batch.mask.sum()
-        sums: dict[str, Tensor] = {}
-        for start in range(0, len(batch.mask), self.micro_batch):
-            part = batch.rows(start, start + self.micro_batch)
-            log_probabilities = completion_log_probabilities(
-                self.model, part, objective.temperature, self.autocast_dtype
-            )
-            loss, metrics = objective(log_probabilities, part, divisor)
-            loss.backward()
-            share = part.mask.sum() / tokens
-            weighted = {name: value * share for name, value in metrics.items()} | {"loss/objective": loss.detach()}
-            for name, value in weighted.items():
-                sums[name] = sums.get(name, torch.zeros_like(value)) + value
-        values = torch.stack([value.float() for value in sums.values()]).tolist()
-        return dict(zip(sums, values, strict=True))
+def completion_loss(state: TrainState, batch: Batch, objective: Objective) -> Loss:
+    """An objective over the completions of a batch, for `update`."""
+    divisor, tokens = objective.divisor(batch), batch.mask.sum()
+
+    def loss(rows: slice) -> tuple[Tensor, Metrics]:
+        part = batch.rows(rows.start, rows.stop)
+        log_probabilities = completion_log_probabilities(
+            state.model, part, objective.temperature, state.score.autocast_dtype
+        )
+        value, metrics = objective(log_probabilities, part, divisor)
+        share = part.mask.sum() / tokens
+        return value, {name: one * share for name, one in metrics.items()} | {"loss/objective": value.detach()}
+
+    return loss
 
 
 def completion_log_probabilities(

@@ -95,7 +95,7 @@ class GRPORun:
             reference.requantize()
         self._prepare(model, tokenizer, reference)
         if self.learner is not None:
-            self.learner.restore(checkpoints.load(self.run_dir, device=self.learner.device).tensors, state["learner"])
+            self.learner.restore(checkpoints.load(self.run_dir, device=self.model.device).tensors, state["learner"])
             self.learner.saved(f"that of round {saved.step}")
         self.mtp = saved.tensors.get("mtp")
         self.round, self.lessons.texts = saved.step, list(state["lessons"])
@@ -125,9 +125,9 @@ class GRPORun:
         self.problems = self._fitting(self.problems.for_tokenizer(tokenizer.encode))
         if self.learner is not None and grpo.mode == "policy":
             if reference is not None:
-                reference = reference.to(self.learner.device).eval().requires_grad_(False)
+                reference = reference.to(self.model.device).eval().requires_grad_(False)
             self.reference = reference
-            self.objective = PolicyObjective(grpo, reference, self.learner.autocast_dtype)
+            self.objective = PolicyObjective(grpo, reference, self.learner.state.score.autocast_dtype)
 
     def _fitting(self, problems: ProblemSplit) -> ProblemSplit:
         """The problems whose prompt leaves room for an answer."""
@@ -292,7 +292,7 @@ class GRPORun:
 
     def save(self) -> None:
         """A checkpoint of everything that the next round depends on; its step is the number of rounds."""
-        tensors = {"model": self.model.state_dict()} if self.learner is None else self.learner.tensors()
+        tensors = {"model": self.model.state_dict()} if self.learner is None else self.learner.state.tensors()
         tensors["random"] = checkpoints.rng_state()
         if self.mtp is not None:
             tensors["mtp"] = self.mtp
@@ -304,7 +304,7 @@ class GRPORun:
             "problems": self._fingerprint(),
             "library": [asdict(one) for one in self.library.experiences] if own else None,
             "lessons": self.lessons.texts,
-            "learner": None if self.learner is None else self.learner.state(),
+            "learner": None if self.learner is None else self.learner.values(),
         }
         checkpoints.save(
             self.run_dir,

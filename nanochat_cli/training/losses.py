@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nanochat_cli.config.schema import TrainConfig
+from nanochat_cli.model.transformer import Transformer
+
 IGNORE = -100
 
 
@@ -180,3 +183,42 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if grad_unembedding is not None:
             grad_unembedding = (grad_unembedding * scale).to(ctx.unembedding_dtype)
         return grad_hidden, grad_unembedding, *(None,) * 5
+
+
+@dataclass(frozen=True)
+class TokenLoss:
+    """chunk: tokens whose logits exist at a time. autocast_dtype: None is float32 throughout."""
+
+    model: Transformer
+    chunk: int = 512
+    options: LossOptions = PLAIN
+    autocast_dtype: torch.dtype | None = None
+
+    @classmethod
+    def of(cls, model: Transformer, train: TrainConfig, autocast_dtype: torch.dtype | None = None) -> "TokenLoss":
+        options = LossOptions(train.label_smoothing, train.z_loss, train.entropy_weight)
+        return cls(model, train.loss_chunk, options, autocast_dtype)
+
+    def autocast(self) -> torch.autocast:
+        """Around every forward pass."""
+        enabled, dtype = self.autocast_dtype is not None, self.autocast_dtype or torch.bfloat16
+        return torch.autocast(self.model.device.type, dtype=dtype, enabled=enabled)
+
+    def flat(self, hidden: Tensor) -> Tensor:
+        """[B, T, C] to [B · T, C], in the dtype that logits are computed from."""
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        return flat if self.autocast_dtype is None else flat.to(self.autocast_dtype)
+
+    def __call__(
+        self, hidden: Tensor, targets: Tensor, counted: Tensor | None = None, logits: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Objective and cross-entropy, 0-dim: means over the counted tokens that have a target.
+
+        hidden: [B, T, C]; targets: int64 [B, T]; counted: int64 [R], of the B · T tokens, None: all; logits: of all
+        tokens, [B · T, V], where they are known.
+        """
+        flat, flat_targets = self.flat(hidden), targets.reshape(-1)
+        known = None if logits is None else (logits, counted)
+        if counted is not None:
+            flat, flat_targets = flat[counted], flat_targets[counted]
+        return chunked_cross_entropy(flat, self.model.unembedding, flat_targets, self.chunk, self.options, known)

@@ -8,7 +8,7 @@ head are computed chunk by chunk in one pass: they count as forward.
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 
@@ -18,38 +18,22 @@ PHASES: tuple[Phase, ...] = ("forward", "backward", "optimizer")
 _Events = tuple[Phase, torch.cuda.Event, torch.cuda.Event]
 
 
-class Phases(Protocol):
-    """`with phases("forward"): ...`, as often as one likes in a step."""
+class Phases:
+    """`with phases("forward"): ...`, as often as one likes in a step. This one measures nothing."""
 
     def __call__(self, phase: Phase) -> AbstractContextManager[None]:
         """What is done inside counts as this phase."""
-        ...
+        return nullcontext()
 
     def end_step(self) -> None:
         """The step is over."""
-        ...
 
     def read(self) -> dict[str, float]:
         """`time/forward_ms` and so on: mean of the steps since the last reading; nothing before the first step."""
-        ...
-
-
-class NoPhases:
-    """Measures nothing."""
-
-    _nothing = nullcontext()
-
-    def __call__(self, phase: Phase) -> AbstractContextManager[None]:
-        return self._nothing
-
-    def end_step(self) -> None:
-        pass
-
-    def read(self) -> dict[str, float]:
         return {}
 
 
-class CPUPhases:
+class CPUPhases(Phases):
     """Reads the clock."""
 
     def __init__(self) -> None:
@@ -73,7 +57,7 @@ class CPUPhases:
         return found
 
 
-class CUDAPhases:
+class CUDAPhases(Phases):
     """Records events on the current stream. The last step is read with those after it: it may still be running."""
 
     def __init__(self) -> None:
@@ -110,5 +94,5 @@ def _means(total: dict[Phase, float], steps: int) -> dict[str, float]:
 def make_phases(enabled: bool, device: torch.device) -> Phases:
     """The clock of a device; not enabled: one that measures nothing."""
     if not enabled:
-        return NoPhases()
+        return Phases()
     return CUDAPhases() if device.type == "cuda" else CPUPhases()

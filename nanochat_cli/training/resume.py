@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_cli.config.load import CONFIG_FILE, load_run_config
-from nanochat_cli.config.schema import Config
+from nanochat_cli.config.schema import Config, DataConfig
 from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.formats.run.checkpoints import Checkpoint
 from nanochat_cli.optim.schedules import WarmUps
@@ -90,6 +90,11 @@ def shift_of(progress: Progress, config: Config) -> int:
     """Windows by which the order of batches has to be moved to go on where the run stopped; 0 without a change."""
     read = progress.tokens // config.train.seq_len
     return read - progress.step * config.train.batch_size * config.train.grad_accum
+
+
+def data_name(data: DataConfig) -> str:
+    """What a run is trained on, to notice that it goes on with something else."""
+    return data.source if data.path is None else str(data.path.resolve())
 
 
 def _require_more(progress: Progress, config: Config) -> None:

@@ -6,7 +6,9 @@ tensors, and the micro-batches of a step become one global batch.
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nanochat_cli.config.schema import Config
@@ -16,10 +18,9 @@ from nanochat_cli.data.loader import open_batches
 from nanochat_cli.data.loader_sources import BatchSource
 from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.report.reporter import Reporter
-from nanochat_cli.training.bigram_init import BigramCounts, count_bigrams
 from nanochat_cli.training.score_file import ScoreBatches
 
-COUNTED_AT_A_TIME = 4_000_000
+PIECE = 4_000_000
 
 
 class ShardData:
@@ -35,7 +36,6 @@ class ShardData:
         self._train = reader.tokens("train")
         if not config.loader.on_the_fly:  # a corpus that is too short is an error before a run begins
             Batches(self._train, train.batch_size * train.grad_accum, train.seq_len, config.run.seed)
-        self._vocab_size = config.model.vocab_size
         self._held_out = reader.tokens("val")
         self._rows = config.eval.batch_size
         self._seq_len = train.seq_len
@@ -69,10 +69,10 @@ class ShardData:
         if isinstance(self._batches, AsyncLoader):
             self._batches.close()
 
-    def bigrams(self) -> BigramCounts:
-        """Pair counts of the whole training split, read a piece at a time."""
-        starts = range(0, len(self._train) - 1, COUNTED_AT_A_TIME)
-        return count_bigrams((self._train[s : s + COUNTED_AT_A_TIME + 1] for s in starts), self._vocab_size)
+    def pieces(self) -> Iterator[NDArray[np.int64]]:
+        """The training split in pieces, each of which begins with the last token of the one before."""
+        starts = range(0, len(self._train) - 1, PIECE)
+        return (self._train[start : start + PIECE + 1] for start in starts)
 
     def held_out_batches(self, max_tokens: int | None) -> int:
         """How many `held_out` yields."""

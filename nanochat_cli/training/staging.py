@@ -1,26 +1,17 @@
 """Batches on the device. On a CUDA device the next one is copied while a step computes, if it has been read ahead.
 
-Knows streams and pinned memory; knows nothing of how a batch comes about.
+Knows CUDA streams and pinned memory.
 """
 
-from typing import Protocol
-
 import torch
-from torch import Tensor
 
-Batch = tuple[Tensor, Tensor]
-
-
-class ReadAhead(Protocol):
-    def batch(self, step: int) -> Batch: ...
-
-    def is_ready(self, step: int) -> bool: ...
+from nanochat_cli.training.training_data import Batch, TrainingData
 
 
 class Staging:
     """`data`'s batches on `device`, the same values in the same order."""
 
-    def __init__(self, data: ReadAhead, device: torch.device) -> None:
+    def __init__(self, data: TrainingData, device: torch.device) -> None:
         self.data, self.device = data, device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._ahead: tuple[int, Batch] | None = None

@@ -18,6 +18,7 @@ from nanochat_cli.report.metrics_log import read_metrics
 from nanochat_cli.report.plots import plot_run, text_curve
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.report.results import add_results
+from nanochat_cli.training.build import METHODS
 from nanochat_cli.training.progress import TrainResult
 from nanochat_cli.training.samples import Sample, draw_samples, write_samples
 
@@ -34,6 +35,7 @@ def summarise(run_dir: Path, config: Config, result: TrainResult, reader: ShardR
     plot_run(records, run_dir / CURVE_FILE, title=run_dir.name, baselines=own | baselines)
     samples = _samples(run_dir, result.progress.step, reader)
     counts = count_parameters(config.model)
+    measured = {part.report[0]: part.report[1] for part in METHODS if part.report is not None}
     report = add_results(
         run_dir,
         config=config.model_dump(mode="json"),
@@ -51,7 +53,8 @@ def summarise(run_dir: Path, config: Config, result: TrainResult, reader: ShardR
             "optimizer_state_bytes": result.optimizer_bytes,
         },
         baselines=baselines,
-        ternary=_last_ternary(records),
+        measured=measured,
+        **{group: last_values(records, group) for group in measured},
         plot=CURVE_FILE,
         samples=[asdict(one) for one in samples],
     )
@@ -106,9 +109,9 @@ def _samples(run_dir: Path, step: int, reader: ShardReader) -> list[Sample]:
     return samples
 
 
-def _last_ternary(records: list[dict[str, float]]) -> dict[str, float]:
-    """The last value of every `ternary/*` scalar."""
+def last_values(records: list[dict[str, float]], group: str) -> dict[str, float]:
+    """The last value of every metric `group/…`."""
     found: dict[str, float] = {}
     for record in records:
-        found |= {name: value for name, value in record.items() if name.startswith("ternary/") and value is not None}
+        found |= {name: value for name, value in record.items() if name.startswith(f"{group}/") and value is not None}
     return found

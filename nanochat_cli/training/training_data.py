@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
-
-from nanochat_cli.training.bigram_init import BigramCounts
 
 Batch = tuple[Tensor, Tensor]
 
@@ -43,6 +43,6 @@ class TrainingData(Protocol):
         """The held-out stream, or windows of it that are spread evenly."""
         ...
 
-    def bigrams(self) -> BigramCounts:
-        """How often each token follows each other one in the training split."""
+    def pieces(self) -> Iterator[NDArray[np.int64]]:
+        """The training split in order; each piece begins with the last token of the one before."""
         ...

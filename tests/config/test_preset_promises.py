@@ -62,7 +62,7 @@ def test_state_in_eight_bits_is_where_it_is_promised(preset):
     config = resolve_config([preset.name], overrides=["model.n_layers=4"])  # of several layers every one is alike
     with torch.device("meta"):
         model, mtp = Transformer(config.model), build_mtp(config.model, config.mtp)
-    optimizers = build_optimizer(model, config.optim, mtp)
+    optimizers = build_optimizer(model, config.optim, {} if mtp is None else {"mtp": mtp})
     matrices = next(group for group in optimizers.groups if group.name == "matrix")
     promised = re.search(r"8-bit|in 8 bits|every method together", preset.description) is not None
     assert (torch.int8 in {tensor.dtype for tensor in matrices.optimizer.state_tensors()}) == promised

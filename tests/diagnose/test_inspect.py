@@ -17,7 +17,7 @@ from nanochat_cli.training.health.streams import (
     orthogonality_error,
     stream_diversity,
 )
-from nanochat_cli.training.telemetry import MARGIN_EDGES, TernaryTelemetry
+from nanochat_cli.training.health.ternary import MARGIN_EDGES, TernaryTelemetry
 from tests.architectures import build
 
 TOKENS = torch.randint(288, (2, 17), generator=torch.Generator().manual_seed(0))

@@ -20,8 +20,9 @@ from nanochat_cli.diagnose.plan.memory import training_memory
 from nanochat_cli.diagnose.plan.plan import gguf_bytes, make_plan
 from nanochat_cli.formats.gguf.write import export_gguf
 from nanochat_cli.model.transformer import Transformer
-from nanochat_cli.optim import build_optimizer
-from nanochat_cli.training.gradient_step import GradientStep
+from nanochat_cli.report.reporter import QuietReporter
+from nanochat_cli.training.build import build_state
+from nanochat_cli.training.next_token import train_step
 from tests.architectures import build
 
 PRESETS = {
@@ -56,16 +57,14 @@ def test_predicted_memory_is_within_ten_percent_of_the_measured(preset):
 
 def training_step(config: Config) -> float:
     torch.manual_seed(0)
-    model = Transformer(config.model).train()
-    model.gradient_checkpointing = config.train.gradient_checkpointing
-    optimizers = build_optimizer(model, config.optim)
+    state = build_state(config, torch.device("cpu"), QuietReporter())
+    state.progress.step, state.progress.total_steps = 50, 100
     tokens = torch.randint(config.model.vocab_size, (1, 33))
-    before = model.blocks[0].ffn_norm.weight.detach().clone()  # pyright: ignore
-    loss = GradientStep(model, config.train, None, print)(tokens[:, :-1], tokens[:, 1:], optimizers.zero_grad)
-    optimizers.step(50, 100)
-    model.requantize()
-    assert not torch.equal(before, model.blocks[0].ffn_norm.weight)  # pyright: ignore
-    return float(loss.cross_entropy)
+    weight = state.model.blocks[0].ffn_norm.weight  # pyright: ignore
+    before = weight.detach().clone()
+    loss = train_step(state, tokens[:, :-1], tokens[:, 1:])["loss/main"]
+    assert not torch.equal(before, weight)
+    return loss
 
 
 @pytest.mark.parametrize("preset", ["small-560m", "medium-3b"])

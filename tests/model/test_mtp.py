@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nanochat_cli.config.schema import MTPConfig, TrainConfig
+from nanochat_cli.config.schema import MTPConfig
 from nanochat_cli.model.mtp import IGNORE, MTP, build_mtp, shifted_targets
-from nanochat_cli.training.gradient_step import GradientStep
 from tests.architectures import build, shape
+from tests.training.gradients import gradient_of, setup_of, state_of
 
 FLOAT = {"quant": {"enabled": False}}
 
@@ -43,12 +43,12 @@ def test_a_head_that_copies_the_main_head_scores_exactly_the_shifted_main_loss(k
     for head in mtp.heads:
         head.norm = torch.nn.Identity()
         head.projection.weight.data = torch.eye(256)
-    loss = GradientStep(model, TrainConfig(batch_size=3, loss_chunk=7), None, print, mtp)(inputs, targets, lambda: None)
+    loss = gradient_of(state_of(setup_of(model, mtp, train={"batch_size": 3, "loss_chunk": 7})), inputs, targets)
     logits = model.logits(model(inputs)).detach()
     for i in range(3):
         moved = shifted_targets(targets, i + 1).flatten()
         expected = F.cross_entropy(logits.flatten(0, 1), moved, ignore_index=IGNORE)
-        assert loss.ahead[i] == pytest.approx(expected.item(), abs=2e-6)
+        assert loss[f"loss/mtp_{i + 1}"].item() == pytest.approx(expected.item(), abs=2e-6)
 
 
 @pytest.mark.parametrize("kind", ["heads", "shared", "nextn"])
@@ -56,10 +56,10 @@ def test_a_head_that_copies_the_main_head_scores_exactly_the_shifted_main_loss(k
 def test_objective_and_gradients_are_those_of_whole_logits(kind, combination):
     model, mtp = make(kind, combination, n_tokens=2, weight=0.3, decay=0.5)
     inputs, targets = batch()
-    step = GradientStep(model, TrainConfig(batch_size=3, loss_chunk=7), None, print, mtp)
-    step.progress = 0.25
+    state = state_of(setup_of(model, mtp, train={"batch_size": 3, "loss_chunk": 7, "total_steps": 100}))
+    state.progress.step = 25
     modules = torch.nn.ModuleList([model, mtp])
-    loss = step(inputs, targets, modules.zero_grad)
+    loss = gradient_of(state, inputs, targets)
     found = {name: p.grad.clone() for name, p in modules.named_parameters() if p.grad is not None}
     modules.zero_grad()
     hidden = model(inputs)
@@ -71,8 +71,8 @@ def test_objective_and_gradients_are_those_of_whole_logits(kind, combination):
         part = F.cross_entropy(model.logits(state).flatten(0, 1), moved, ignore_index=IGNORE)
         total = total + factor * weight * part
     total.backward()
-    assert loss.objective.item() == pytest.approx(total.item(), abs=1e-5)
-    assert loss.cross_entropy < loss.objective
+    assert loss["loss/objective"].item() == pytest.approx(total.item(), abs=1e-5)
+    assert loss["loss/main"] < loss["loss/objective"]
     expected = {name: p.grad for name, p in modules.named_parameters() if p.grad is not None}
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
@@ -108,7 +108,7 @@ def test_nextn_reads_the_token_after_each_position_and_predicts_the_one_after_th
         nextn.block.feed_forward.w_down.weight.zero_()
     text = torch.randint(288, (2, 8), generator=generator)
     inputs, targets = text[:, :-1], text[:, 1:]
-    found = GradientStep(model, TrainConfig(batch_size=2), None, print, mtp)(inputs, targets, lambda: None)
+    found = gradient_of(state_of(setup_of(model, mtp, train={"batch_size": 2})), inputs, targets)
 
     hidden = model(inputs).tolist()
     embeddings, projection, head = (
@@ -124,4 +124,4 @@ def test_nextn_reads_the_token_after_each_position_and_predicts_the_one_after_th
             state = rms_norm(state, norms[2], eps)
             logits = torch.tensor([sum(a * b for a, b in zip(row_, state, strict=True)) for row_ in head])
             losses.append(float(logits.logsumexp(0) - logits[wanted]))
-    assert found.ahead.tolist() == pytest.approx([sum(losses) / len(losses)], rel=1e-4)
+    assert found["loss/mtp_1"].item() == pytest.approx(sum(losses) / len(losses), rel=1e-4)

@@ -21,7 +21,7 @@ GIVEN: dict[str, Any] = {
 }  # fmt: skip
 EVERYTHING: dict[str, Any] = GIVEN | {
     "baselines": {"gzip -9": 2.31, "xz": 2.05},
-    "ternary": {"ternary/flip_rate": 0.0125, "ternary/zero_fraction": 0.31},
+    "measured": {"Ternary weights": {"ternary/flip_rate": 0.0125, "ternary/zero_fraction": 0.31}},
     "samples": [("def ", "f(x):\n    return ```x``` | 1\n", "g(): pass\n"), ("fn ", "main() {\n", "")],
     "export": {"arch": "llama", "tensor_types": {f"blk.{i}": "tq2_0" for i in range(9)} | {"head": "f16"}},
     "verification": {"tensors_equal": True, "max_difference": 1.25e-4, "notes": ["a|b", "c"]},

@@ -122,10 +122,10 @@ def assert_equal(one, other):
 def test_parts_of_a_batch_add_up_to_its_gradient(learner, drawn, tmp_path, micro_batch, aggregation):
     objective = PolicyObjective(config_of(tmp_path, temperature=0.8, aggregation=aggregation).grpo)
     batch = collate(drawn[:7])
-    learner.micro_batch = len(batch.mask)
+    learner.state.progress.micro_batch = len(batch.mask)
     whole = learner.gradient(batch, objective)
     expected = [parameter.grad.clone() for parameter in learner.model.parameters()]
-    learner.micro_batch = micro_batch
+    learner.state.progress.micro_batch = micro_batch
     parts = learner.gradient(batch, objective)
     assert parts == pytest.approx(whole, abs=1e-5)
     for parameter, gradient in zip(learner.model.parameters(), expected, strict=True):
@@ -280,11 +280,11 @@ def test_every_architecture_learns_from_what_its_packed_form_drew(source, tmp_pa
     before = copy.deepcopy(learner.model.state_dict())
     assert learner.update(metrics["loss/objective"])["training/grad_norm"] > 0
     assert any(not torch.equal(before[name], value) for name, value in learner.model.state_dict().items())
-    assert learner.skip_policy.skipped == 0
+    assert learner.state.skip_policy.skipped == 0
 
 
 def test_updates_that_are_not_finite_end_the_run_naming_the_last_good_round(learner):
-    learner.skip_policy.max_skipped_steps = 2
+    learner.state.skip_policy.max_skipped_steps = 2
     assert learner.saved("that of round 1")
     learner.update(math.nan)
     assert not learner.saved("that of round 2")

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nanochat_cli.config.schema import Config
-from nanochat_cli.training.bigram_init import BigramCounts, count_bigrams
 
 VOCAB = 64
 
@@ -43,9 +44,9 @@ class SyntheticData:
     def held_out(self, max_tokens: int | None) -> Iterator[tuple[Tensor, Tensor]]:
         yield self._sequences(10**6, 4)
 
-    def bigrams(self) -> BigramCounts:
+    def pieces(self) -> Iterator[NDArray[np.int64]]:
         rows = [torch.cat((inputs, targets[:, -1:]), dim=1) for inputs, targets in (self.batch(s) for s in range(50))]
-        return count_bigrams((row.numpy() for row in torch.cat(rows)), VOCAB)
+        return (row.numpy() for row in torch.cat(rows))
 
     def _sequences(self, seed: int, rows: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(seed)

@@ -11,7 +11,8 @@ from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.export.verify import verify_gguf
 from nanochat_cli.formats.gguf.write import export_gguf
 from nanochat_cli.formats.run import checkpoints
-from nanochat_cli.training import trainer as trainer_module
+from nanochat_cli.training.health import streams
+from nanochat_cli.training.methods.mtp_loss import MTPLoss
 from nanochat_cli.training.trainer import Trainer
 from tests.architectures import COMBINATIONS, shape
 from tests.training.synthetic import SyntheticData, tiny_config
@@ -83,8 +84,8 @@ def test_three_steps_resume_bit_for_bit_and_export(tmp_path, combination):
     run = assert_resumes(tmp_path, model=model, train=TRAIN)
     tokenizer = Tokenizer.train(["def f(x):\n    return x + 1\n"] * 20, 288)
     path = tmp_path / "model.gguf"
-    export_gguf(run.model.eval(), tokenizer, path, ExportConfig(head="f32"), {"run": "test"})
-    assert verify_gguf(path, run.model, tokenizer, ask_llama_cpp=False).reload_difference <= 1e-4
+    export_gguf(run.state.model.eval(), tokenizer, path, ExportConfig(head="f32"), {"run": "test"})
+    assert verify_gguf(path, run.state.model, tokenizer, ask_llama_cpp=False).reload_difference <= 1e-4
 
 
 @pytest.mark.parametrize("kind", MTP_KINDS)
@@ -92,22 +93,22 @@ def test_three_steps_resume_bit_for_bit_and_export(tmp_path, combination):
 def test_multi_token_prediction_resumes_bit_for_bit(tmp_path, combination, kind):
     model = shape(combination, max_seq_len=16, n_heads=2, n_kv_heads=1)
     run = assert_resumes(tmp_path, model=model, train=TRAIN, mtp={"enabled": True, "kind": kind, "n_tokens": 2})
-    assert run.mtp is not None
-    assert not any("mtp" in name for name in run.model.state_dict())
+    assert any(isinstance(part, MTPLoss) for part in run.state.parts)
+    assert not any("mtp" in name for name in run.state.model.state_dict())
 
 
 def test_a_selection_bias_is_saved_and_moves(tmp_path):
     model = shape("plain+attention+moe+untied", max_seq_len=16)
     model["moe"] = {"enabled": True, "experts": 4, "balance": "bias"}
     run = assert_resumes(tmp_path, model=model, train=TRAIN)
-    for _, moe in run.model.mixtures():
+    for _, moe in run.state.model.mixtures():
         assert moe.balance_bias is not None
         assert moe.balance_bias.abs().max() > 0
 
 
 def test_measures_of_the_streams_go_to_tensorboard_at_their_interval(tmp_path, monkeypatch):
-    assert trainer_module.STREAMS_INTERVAL == 100
-    monkeypatch.setattr(trainer_module, "STREAMS_INTERVAL", 2)
+    assert streams.INTERVAL == 100
+    monkeypatch.setattr(streams, "INTERVAL", 2)
     model = shape("mhc-2+attention+dense+untied", max_seq_len=16, n_heads=2, n_kv_heads=1)
     trainer(
         tiny_config(tmp_path, model=model, train={**TRAIN, "total_steps": 4}, telemetry={"tensorboard": True})

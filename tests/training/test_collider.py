@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from nanochat_cli.cli.app import main
 from nanochat_cli.config.load import load_run_config, resolve_config
-from nanochat_cli.config.schema import ColliderConfig, MTPConfig, TrainConfig
+from nanochat_cli.config.schema import MTPConfig
 from nanochat_cli.data.batches import Batches
 from nanochat_cli.data.prepare import cached_dataset
 from nanochat_cli.data.shards import ShardReader
@@ -20,13 +21,14 @@ from nanochat_cli.model import attention as attention_module
 from nanochat_cli.model import moe as moe_module
 from nanochat_cli.model.mtp import build_mtp, shifted_targets
 from nanochat_cli.report.reporter import PlainReporter, QuietReporter
-from nanochat_cli.training.collider import TokenFilter, select_kept
-from nanochat_cli.training.gradient_step import GradientStep
 from nanochat_cli.training.losses import IGNORE, cross_entropy, token_scores
+from nanochat_cli.training.methods.collider import TokenFilter, select_kept
 from nanochat_cli.training.shard_data import ShardData
+from nanochat_cli.training.state import TrainState
 from nanochat_cli.training.trainer import Trainer
 from tests.architectures import COMBINATIONS, build
 from tests.e2e.tiny import TINY, write_corpus
+from tests.training.gradients import gradient_of, setup_of, state_of
 from tests.training.synthetic import SyntheticData, tiny_config
 
 B, T = 3, 24
@@ -43,15 +45,16 @@ def batch(seed: int = 0):
     return tokens[:, :-1], targets
 
 
-def collider(model, mtp=None, **values) -> TokenFilter:
-    linears = [layer for module in (model, mtp) if module is not None for _, layer in module.linears()]
-    return TokenFilter(ColliderConfig(enabled=True, **values), linears)
+def filtering(model, mtp=None, of_file=None, **values) -> tuple[TrainState, TokenFilter]:
+    data = SimpleNamespace(scores=lambda step: of_file)
+    train = {"batch_size": B, "seq_len": T}
+    setup = setup_of(model, mtp, data, train=train, collider={"enabled": True, **values})
+    token_filter = TokenFilter(setup)
+    return state_of(setup, token_filter), token_filter
 
 
-def step_of(model, mtp, token_filter) -> GradientStep:
-    step = GradientStep(model, TrainConfig(batch_size=B, seq_len=T), None, print, mtp, token_filter)
-    step.filtering = True
-    return step
+def plain(model) -> TrainState:
+    return state_of(setup_of(model, train={"batch_size": B, "seq_len": T}))
 
 
 def parameters(model, mtp):
@@ -70,11 +73,11 @@ def clear(model, mtp=None):
 
 def slow_gradients(model, mtp, inputs, targets, keep, monkeypatch):
     """Plain autograd of everything, with `where(keep, k, k.detach())` in every attention layer and a masked loss."""
-    plain = attention_module.attend
+    whole = attention_module.attend
 
     def attend(q, k, v):
         mask = keep.view(B, 1, T, 1)
-        return plain(q, torch.where(mask, k, k.detach()), torch.where(mask, v, v.detach()))
+        return whole(q, torch.where(mask, k, k.detach()), torch.where(mask, v, v.detach()))
 
     def detach_rows(probabilities, _):
         return torch.where(keep.reshape(-1, 1), probabilities, probabilities.detach())
@@ -104,15 +107,14 @@ def test_gradients_are_those_of_the_slow_form(combination, kind, qk_norm, monkey
     model = build(combination, qk_norm=qk_norm).train()
     mtp = None if kind is None else build_mtp(model.config, MTPConfig(enabled=True, kind=kind, n_tokens=2))
     inputs, targets = batch()
-    filter_ = collider(model, mtp, sparsity=0.4)
-    step = step_of(model, mtp, filter_)
-    loss = step(inputs, targets, lambda: clear(model, mtp))
+    state, _ = filtering(model, mtp, sparsity=0.4)
+    loss = gradient_of(state, inputs, targets)
     fast = gradients(model, mtp)
     with torch.no_grad():
         scores, _ = token_scores(model(inputs).flatten(0, 1), model.unembedding, targets.reshape(-1))
     kept = select_kept(scores, targets.reshape(-1) >= 0, 0.4)
     keep = torch.zeros(B * T, dtype=torch.bool).index_fill_(0, kept, True).view(B, T)
-    assert float(loss.filtering[0]) == pytest.approx(len(kept) / (B * T))
+    assert float(loss["collider/kept_fraction"]) == pytest.approx(len(kept) / (B * T))
     slow = slow_gradients(model, mtp, inputs, targets, keep, monkeypatch)
     for name, expected in slow.items():
         if expected is None:
@@ -139,8 +141,8 @@ def test_filtered_rows_have_exactly_no_gradient_at_every_layer(combination):
         if isinstance(module, (nn.Linear, nn.ModuleList)) or not name:
             continue
         module.register_forward_hook(watch(name))
-    filter_ = collider(model, sparsity=0.4)
-    step_of(model, None, filter_)(inputs, targets, lambda: clear(model))
+    state, filter_ = filtering(model, sparsity=0.4)
+    gradient_of(state, inputs, targets)
     rows = filter_._kept.chosen
     filtered = torch.ones(B * T, dtype=torch.bool).index_fill_(0, rows, False)
     assert len(seen) >= 2 * len(model.blocks)
@@ -154,38 +156,35 @@ def test_keeping_all_is_the_plain_backward_pass_bit_for_bit():
     model = build("plain+attention+dense+untied", qk_norm=True).train()
     inputs, targets = batch(2)
     targets = targets.where(targets >= 0, 0)
-    plain = GradientStep(model, TrainConfig(batch_size=B, seq_len=T), None, print)
     found = []
     # Every token but the least important one reaches the threshold; what is left to filter is less than a sixteenth.
-    for step in (plain, step_of(model, None, collider(model, sparsity=0.05, threshold=1e-9))):
-        loss = step(inputs, targets, lambda: clear(model))
+    for state in (plain(model), filtering(model, sparsity=0.05, threshold=1e-9)[0]):
+        loss = gradient_of(state, inputs, targets)
         found.append(gradients(model, None))
-    assert float(loss.filtering[0]) == 1.0
+    assert float(loss["collider/kept_fraction"]) == 1.0
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
 def test_the_headline_loss_is_that_of_all_tokens():
     model = build("plain+attention+dense+untied").train()
     inputs, targets = batch(3)
-    plain = GradientStep(model, TrainConfig(batch_size=B, seq_len=T), None, print)
-    expected = plain(inputs, targets, lambda: clear(model)).cross_entropy
-    found = step_of(model, None, collider(model, sparsity=0.5))(inputs, targets, lambda: clear(model))
-    torch.testing.assert_close(found.cross_entropy, expected, rtol=1e-5, atol=1e-6)
-    assert found.objective > expected  # the easier half is left out
+    expected = gradient_of(plain(model), inputs, targets)["loss/main"]
+    found = gradient_of(filtering(model, sparsity=0.5)[0], inputs, targets)
+    torch.testing.assert_close(found["loss/main"], expected, rtol=1e-5, atol=1e-6)
+    assert found["loss/objective"] > expected  # the easier half is left out
 
 
 def test_accumulation_filters_every_micro_batch_by_itself():
     model = build("plain+attention+dense+untied").train()
     inputs, targets = batch(4)
-    step = step_of(model, None, collider(model, sparsity=0.4))
-    step.micro_batch = 1
-    clear(model)
-    step(inputs, targets, lambda: clear(model))
+    state, _ = filtering(model, sparsity=0.4)
+    state.progress.micro_batch = 1
+    gradient_of(state, inputs, targets)
     together = gradients(model, None)
     expected = None
     for row in range(B):
-        single = step_of(model, None, collider(model, sparsity=0.4))
-        single(inputs[row : row + 1], targets[row : row + 1], lambda: clear(model))
+        single, _ = filtering(model, sparsity=0.4)
+        gradient_of(single, inputs[row : row + 1], targets[row : row + 1])
         part = gradients(model, None)
         expected = part if expected is None else {name: expected[name] + part[name] for name in part}
     for name, gradient in together.items():
@@ -198,8 +197,9 @@ def test_scores_from_a_file_choose_the_tokens(known, tmp_path):
     inputs, targets = batch(5)
     scores = torch.rand(B, T, generator=torch.Generator().manual_seed(0))
     values = {"score": "ce"} if known else {"score": "excess"}
-    filter_ = collider(model, sparsity=0.5, scores=tmp_path / "scores.safetensors", **values)
-    step_of(model, None, filter_)(inputs, targets, lambda: clear(model), scores)
+    values["scores"] = tmp_path / "scores.safetensors"
+    state, filter_ = filtering(model, None, scores, sparsity=0.5, **values)
+    gradient_of(state, inputs, targets)
     importance = scores.reshape(-1)
     if not known:
         with torch.no_grad():
@@ -256,7 +256,7 @@ def test_a_run_with_filtering_resumes_bit_for_bit_and_logs_what_it_kept(tmp_path
                 for _ in range(stop):
                     trainer._step()
                 trainer.save()
-        return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+        return {name: p.detach().clone() for name, p in trainer.state.model.named_parameters()}
 
     whole = run("whole")
     run("halves", stop=4)

@@ -14,8 +14,8 @@ from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.optim.fire import deviation_from_isometry
 from nanochat_cli.report.metrics_log import read_metrics
 from nanochat_cli.report.reporter import QuietReporter
-from nanochat_cli.training.dormant import dormant_fraction
-from nanochat_cli.training.fire import rewarm_factor, stacked
+from nanochat_cli.training.health.dormant import dormant_fraction
+from nanochat_cli.training.methods.fire import Fire, rewarm_factor, stacked
 from nanochat_cli.training.trainer import Trainer
 from tests.architectures import build
 from tests.training.synthetic import SyntheticData, tiny_config
@@ -35,8 +35,6 @@ def train_until(trainer: Trainer, steps: int) -> None:
     """As `fit` does, and then killed: what was not saved is lost."""
     with trainer.log:
         while trainer.progress.step < steps:
-            if trainer.fire is not None:
-                trainer._reinitialize(trainer.fire)
             trainer._step()
             trainer._between_steps()
 
@@ -78,15 +76,14 @@ def test_an_event_changes_the_block_matrices_and_nothing_else(combination, tmp_p
     config = tiny_config(tmp_path, model=model, fire=fire)
     trainer = make_trainer(config)
     train_until(trainer, 1)
-    assert trainer.fire is not None
-    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
-    metrics, line = trainer.fire.before_step(1, trainer.data.batch, 12)
-    assert metrics
-    assert line is not None
-    chosen = {f"{name}.weight" for name, _ in trainer.model.linears()}
-    for name, parameter in trainer.model.named_parameters():
+    model, optimizers = trainer.state.model, trainer.state.optimizers
+    (part,) = (part for part in trainer.state.parts if isinstance(part, Fire))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    assert part.before_step(trainer.progress, optimizers)
+    chosen = {f"{name}.weight" for name, _ in model.linears()}
+    for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]) == (name not in chosen), name
-    for name, layer in trainer.model.linears():
+    for name, layer in model.linears():
         matrices = stacked(layer)
         rows, columns = matrices.shape[1:]
         assert (deviation_from_isometry(matrices / math.sqrt(rows / columns)) <= 1e-6).all(), name
@@ -94,10 +91,10 @@ def test_an_event_changes_the_block_matrices_and_nothing_else(combination, tmp_p
         layer.requantize()
         assert torch.equal(fresh[0], layer.operand)
         assert torch.equal(fresh[1], layer.scales)
-    states = {n: s for group in trainer.optimizers.state_dict().values() for n, s in group.items()}
+    states = {n: s for group in optimizers.state_dict().values() for n, s in group.items()}
     assert all(not t.any() for name in chosen for t in states[name].values())
     assert any(t.any() for name in states.keys() - chosen for t in states[name].values())
-    assert trainer.optimizers.lr_factor == 0.25
+    assert optimizers.lr_factor == 0.25
 
 
 @pytest.mark.parametrize("stop_at", [4, 5])

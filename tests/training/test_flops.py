@@ -1,6 +1,7 @@
 """The formula equals what torch counts while a real model runs forward and backward."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from nanochat_cli.config.schema import Config, ModelConfig, QuantConfig
 from nanochat_cli.model.mtp import build_mtp
 from nanochat_cli.model.transformer import Transformer
-from nanochat_cli.training.collider import TokenFilter
 from nanochat_cli.training.flops import measured_peak, model_flops_per_token, training_flops_per_token
-from nanochat_cli.training.gradient_step import GradientStep
+from nanochat_cli.training.losses import TokenLoss
+from nanochat_cli.training.methods.collider import TokenFilter
+from tests.training.gradients import gradient_of, setup_of, state_of
 
 
 def config(**changes: object) -> ModelConfig:
@@ -91,16 +93,14 @@ def test_a_training_step_takes_what_torch_counts_with_tokens_ahead_and_with_filt
     )
     torch.manual_seed(0)
     model, mtp = Transformer(whole.model), build_mtp(whole.model, whole.mtp)
-    linears = [layer for module in (model, mtp) if module is not None for _, layer in module.linears()]
-    collider = TokenFilter(whole.collider, linears) if filtering else None
-    step = GradientStep(model, whole.train, None, lambda _: None, mtp, collider)
-    step.filtering = filtering
+    setup = replace(setup_of(model, mtp), config=whole, score=TokenLoss.of(model, whole.train))
+    state = state_of(setup, *([TokenFilter(setup)] if filtering else []))
     tokens = torch.randint(0, 96, (rows, seq_len + 1))
     # Which torch does not know by itself: a product that is added in place.
     counted = {torch.ops.aten.addmm_: lambda _, left, right, **__: 2 * left[0] * left[1] * right[1]}
     counter = FlopCounterMode(display=False, custom_mapping=counted)
     with sdpa_kernel(SDPBackend.MATH), counter, InsideOwnOperations():
-        step(tokens[:, :-1], tokens[:, 1:], lambda: None)
+        gradient_of(state, tokens[:, :-1], tokens[:, 1:])
     # Attention aside, of which the counter sees the whole square: see above.
     attention = model_flops_per_token(whole.model, seq_len) - model_flops_per_token(whole.model, 0)
     layers = 4 / 3 if kind == "nextn" else 1

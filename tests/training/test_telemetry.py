@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nanochat_cli.formats.run import checkpoints
-from nanochat_cli.training.telemetry import MARGIN_EDGES, Layer, TernaryTelemetry
+from nanochat_cli.training.health.ternary import MARGIN_EDGES, Layer, TernaryTelemetry
 
 
 def make_layer(name: str, rows: int, columns: int, groups: int | None, generator: torch.Generator) -> Layer:

@@ -6,7 +6,7 @@ import pytest
 
 from nanochat_cli.config.schema import OptimConfig
 from nanochat_cli.optim.schedules import WarmUps, lr_multiplier, muon_momentum
-from nanochat_cli.training.fire import REWARM_SHARE, rewarm_factor
+from nanochat_cli.training.methods.fire import REWARM_SHARE, rewarm_factor
 from nanochat_cli.training.progress import Progress
 from nanochat_cli.training.time_budget import TimeBudget
 

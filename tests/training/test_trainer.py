@@ -13,7 +13,9 @@ from nanochat_cli.errors import Diverged, Interrupted, NanochatError
 from nanochat_cli.formats.run import checkpoints
 from nanochat_cli.report.metrics_log import read_metrics
 from nanochat_cli.report.reporter import PlainReporter, QuietReporter
+from nanochat_cli.training import update
 from nanochat_cli.training.trainer import Trainer
+from tests.training.gradients import gradient_of
 from tests.training.synthetic import SyntheticData, tiny_config
 
 TIMINGS = ("seconds", "throughput/")
@@ -79,22 +81,21 @@ def test_the_resumed_run_reads_only_the_batches_that_are_left(tmp_path):
     assert resumed.data.read == list(range(7, 12))
 
 
-def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tmp_path):
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tmp_path, monkeypatch):
     run = trainer(tiny_config(tmp_path))
-    step = run.gradient_step
-    before = {name: p.clone() for name, p in run.model.named_parameters()}
+    gradient = update.gradient
+    before = {name: p.clone() for name, p in run.state.model.named_parameters()}
 
-    def poisoned(inputs, targets, zero_grad, scores=None):
-        loss = step(inputs, targets, zero_grad)
-        next(run.model.parameters()).grad[0, 0] = float("nan")
-        return loss
+    def poisoned(state, rows, loss):
+        metrics = gradient(state, rows, loss)
+        next(state.model.parameters()).grad[0, 0] = float("nan")
+        return metrics
 
-    run.gradient_step = poisoned
-    poisoned.micro_batch = 4
+    monkeypatch.setattr(update, "gradient", poisoned)
     with run.log:
         run._step()
-    assert run.skip_policy.skipped == 1
-    for name, parameter in run.model.named_parameters():
+    assert run.state.skip_policy.skipped == 1
+    for name, parameter in run.state.model.named_parameters():
         assert torch.equal(parameter, before[name]), name
 
 
@@ -104,15 +105,15 @@ def test_too_many_skipped_steps_end_the_run_naming_the_last_good_checkpoint(tmp_
         run._step()
         run._between_steps()
     with torch.no_grad():
-        run.model.embedding.weight.fill_(float("nan"))
+        run.state.model.embedding.weight.fill_(float("nan"))
     with pytest.raises(NanochatError, match="step 4"):
         run.fit()
 
 
 def test_a_run_whose_norms_rise_for_good_goes_on(tmp_path):
     run = trainer(tiny_config(tmp_path, train={"total_steps": 60, "max_skipped_steps": 10}))
-    clip = run.optimizers.clip_grad_norm
-    run.optimizers.clip_grad_norm = lambda limit: clip(limit) * (100 if run.progress.step >= 30 else 1)
+    clip = run.state.optimizers.clip_grad_norm
+    run.state.optimizers.clip_grad_norm = lambda limit: clip(limit) * (100 if run.progress.step >= 30 else 1)
     result = run.fit()
     assert result.progress.step == 60
     assert result.skipped == 3
@@ -126,7 +127,7 @@ def poison(run, at):
         step()
         if run.progress.step == at:
             with torch.no_grad():
-                run.model.embedding.weight.fill_(float("nan"))
+                run.state.model.embedding.weight.fill_(float("nan"))
 
     run._step = poisoned
 
@@ -204,8 +205,8 @@ def test_accumulation_over_micro_batches_gives_the_gradient_of_the_whole_batch(t
     for batch_size, accum in ((8, 1), (2, 4), (1, 8)):
         name = tmp_path / f"{batch_size}"
         run = trainer(tiny_config(name, train={"batch_size": batch_size, "grad_accum": accum}))
-        run.gradient_step(*run.data.batch(0), run.optimizers.zero_grad)
-        gradients.append({n: p.grad for n, p in run.model.named_parameters()})
+        gradient_of(run.state, *run.data.batch(0))
+        gradients.append({n: p.grad for n, p in run.state.model.named_parameters()})
     for other in gradients[1:]:
         for name, gradient in gradients[0].items():
             torch.testing.assert_close(other[name], gradient, rtol=1e-4, atol=1e-6, msg=name)

@@ -83,7 +83,8 @@ def adamw_state_bytes(config: Config) -> int:
 
     with torch.device("meta"):
         model, mtp = Transformer(config.model), build_mtp(config.model, config.mtp)
-    return build_optimizer(model, OptimConfig(matrix="adamw", other="adamw"), mtp).state_bytes()
+    beside = {} if mtp is None else {"mtp": mtp}
+    return build_optimizer(model, OptimConfig(matrix="adamw", other="adamw"), beside).state_bytes()
 
 
 def _peak_on_device() -> int | None:
@@ -109,7 +110,7 @@ def _gguf_bytes(engine: Engine, config: Config, run: Path) -> int | None:
 
 def _is_out_of_memory(error: BaseException) -> bool:
     """Also when the trainer has said in a line of its own that nothing smaller is left to try."""
-    from nanochat_cli.training.gradient_step import is_out_of_memory
+    from nanochat_cli.training.update import is_out_of_memory
 
     cause = error.__cause__
     return is_out_of_memory(error) or (cause is not None and is_out_of_memory(cause))

@@ -17,7 +17,7 @@ from nanochat_cli.bench.micro.variants import VARIANTS
 from nanochat_cli.bench.peak_memory import peak_memory
 from nanochat_cli.config.load import resolve_config
 from nanochat_cli.config.schema import Config
-from nanochat_cli.report.reporter import Reporter
+from nanochat_cli.report.reporter import PlainReporter, Reporter
 from nanochat_cli.report.result_file import Result, summarise
 
 WARM_UP, STEPS = 3, 10
@@ -58,34 +58,22 @@ def time_steps(config: Config, *, compiled: bool = True, steps: int = STEPS) -> 
     """Median milliseconds of a step, and the growth of this process's peak memory in bytes."""
     import torch
 
-    from nanochat_cli.model.mtp import build_mtp
-    from nanochat_cli.model.transformer import Transformer, use_forms
-    from nanochat_cli.optim import build_optimizer
+    from nanochat_cli.training.build import build_state
     from nanochat_cli.training.compilation import compile_blocks
     from nanochat_cli.training.cpp_compiler import find_compiler
-    from nanochat_cli.training.gradient_step import GradientStep
+    from nanochat_cli.training.next_token import train_step
 
     before = peak_memory()
     torch.manual_seed(0)
-    model, mtp = Transformer(config.model).train(), build_mtp(config.model, config.mtp)
-    model.gradient_checkpointing = config.train.gradient_checkpointing
-    model.use_forms()
-    if mtp is not None:
-        use_forms(mtp.linears())
+    state = build_state(config, torch.device("cpu"), PlainReporter())
     if compiled and find_compiler().path is not None:
-        compile_blocks(model)
-    optimizers = build_optimizer(model, config.optim, mtp)
-    gradient = GradientStep(model, config.train, None, print, mtp)
+        compile_blocks(state.model)
     tokens = torch.randint(config.model.vocab_size, (config.train.batch_size, config.train.seq_len + 1))
     seconds = []
-    for step in range(WARM_UP + steps):
+    for _ in range(WARM_UP + steps):
         started = time.perf_counter()
-        gradient(tokens[:, :-1], tokens[:, 1:], optimizers.zero_grad)
-        optimizers.clip_grad_norm(config.train.grad_clip)
-        optimizers.step(step, 1000)
-        model.requantize()
-        if mtp is not None:
-            mtp.requantize()
+        train_step(state, tokens[:, :-1], tokens[:, 1:])
+        state.progress.step += 1
         seconds.append(time.perf_counter() - started)
     return {"step_ms": 1e3 * statistics.median(seconds[WARM_UP:]), "peak_bytes": peak_memory() - before}
 

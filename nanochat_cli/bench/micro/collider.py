@@ -9,20 +9,23 @@ saves less for the backward pass.
 """
 
 import json
+import math
 import os
 import random
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from nanochat_cli.bench.micro.architectures import HONEST_MEMORY
 from nanochat_cli.bench.peak_memory import peak_memory
 from nanochat_cli.config.load import resolve_config
 from nanochat_cli.config.schema import Config
-from nanochat_cli.report.reporter import Reporter
+from nanochat_cli.report.reporter import QuietReporter, Reporter
 from nanochat_cli.report.result_file import Result, summarise
 
 WIDTHS = 512, 768, 1024
@@ -103,79 +106,82 @@ def time_cases(config: Config, cases: Sequence[Case], rounds: int) -> dict[str, 
     """Per case the milliseconds of every round, taking turns; and the growth of the process's peak memory."""
     import torch
 
-    from nanochat_cli.model.transformer import Transformer
-    from nanochat_cli.optim import build_optimizer
-    from nanochat_cli.training.collider import TokenFilter
+    from nanochat_cli.training.build import build_state
+    from nanochat_cli.training.methods.collider import TokenFilter
+    from nanochat_cli.training.next_token import next_token_loss
+    from nanochat_cli.training.part import Setup
+    from nanochat_cli.training.update import gradient, step
 
     before = peak_memory()
     torch.manual_seed(0)
-    model = Transformer(config.model).train()
-    model.use_forms()
-    optimizers = build_optimizer(model, config.optim)
+    cpu, quiet = torch.device("cpu"), QuietReporter()
+    shared = build_state(config, cpu, quiet, methods={})
+    shared.skip_policy.spike_factor = math.inf
     sequences = config.train.batch_size * config.train.grad_accum
     tokens = torch.randint(config.model.vocab_size, (sequences, config.train.seq_len + 1))
     scores = torch.rand(tokens[:, 1:].shape)
-    steps, timed = [], _timed_step()
+    data: Any = SimpleNamespace(scores=lambda _: scores)
+    states = []
     for case in cases:
         values: dict[str, Any] = {"enabled": True, "sparsity": case.sparsity, "threshold": case.threshold}
         if case.known:
             values["scores"] = Path("scores")
-        collider = type(config.collider).model_validate(values)
-        step = timed(model, config.train, None, print, None, TokenFilter(collider, [m for _, m in model.linears()]))
-        step.filtering = True
-        steps.append((step, scores if case.known else None))
+        filtered = config.model_copy(update={"collider": type(config.collider).model_validate(values)})
+        setup = Setup(filtered, shared.model, shared.score, cpu, quiet, data)
+        clock = _backward_clock(setup)
+        states.append((replace(shared, parts=[TokenFilter(setup), clock]), clock))
     found: dict[str, Any] = {metric: [[] for _ in cases] for metric in METRICS}
-    order = list(range(len(steps)))
+    order = list(range(len(states)))
     for turn in range(WARM_UP + rounds):
+        shared.progress.step = turn
         random.Random(turn).shuffle(order)  # what a case leaves behind in memory is not always the same one's cost
         for number in order:
-            step, given = steps[number]
-            step.backward_seconds = 0.0
+            state, clock = states[number]
             started = time.perf_counter()
-            step(tokens[:, :-1], tokens[:, 1:], optimizers.zero_grad, given)
-            gradient = time.perf_counter() - started
-            optimizers.clip_grad_norm(1.0)
-            optimizers.step(turn, 1000)
-            model.requantize()
+            metrics = gradient(state, sequences, next_token_loss(state, tokens[:, :-1], tokens[:, 1:]))
+            of_gradient = time.perf_counter() - started
+            step(state, metrics)
             if turn >= WARM_UP:
-                seconds = step.backward_seconds, gradient, time.perf_counter() - started
+                seconds = clock.seconds, of_gradient, time.perf_counter() - started
                 for metric, value in zip(METRICS, seconds, strict=True):
                     found[metric][number].append(1e3 * value)
     return found | {"peak_bytes": peak_memory() - before}
 
 
-def _timed_step() -> type:
+def _backward_clock(setup: Any) -> Any:
     from torch import Tensor
 
-    from nanochat_cli.training.gradient_step import BatchLoss, GradientStep
+    from nanochat_cli.training.part import MicroBatch, Part
+    from nanochat_cli.training.progress import Progress
 
-    class Timed(GradientStep):
-        """Sums how long backward passes took from the gradient of the hidden states on."""
+    class BackwardClock(Part):
+        """Sums how long the backward passes of a step took from the gradient of the hidden states on."""
 
-        backward_seconds = 0.0
+        seconds = 0.0
         _began: float | None = None
 
-        def _hidden_states(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, list[Tensor]]:
-            self._end()
-            hidden, ahead = super()._hidden_states(inputs, targets)
-            hidden.register_hook(self._begin)
-            return hidden, ahead
+        def begin(self, progress: Progress) -> None:
+            self.seconds = 0.0
 
-        def _begin(self, gradient: Tensor) -> None:
+        def before_forward(self, micro: MicroBatch) -> None:
+            self._stop()
+
+        def after_forward(self, micro: MicroBatch) -> None:
+            micro.hidden.register_hook(self._start)
+
+        def end(self, *, failed: bool) -> None:
+            self._stop()
+
+        def _start(self, gradient: Tensor) -> None:
             self._began = time.perf_counter()
 
-        def _end(self) -> None:
-            """Of the last micro-batch: the next one begins, or all are done."""
+        def _stop(self) -> None:
+            """The last micro-batch is over: the next one begins, or all are done."""
             if self._began is not None:
-                self.backward_seconds += time.perf_counter() - self._began
+                self.seconds += time.perf_counter() - self._began
             self._began = None
 
-        def _accumulate(self, inputs: Tensor, targets: Tensor, scores: Tensor | None) -> BatchLoss:
-            found = super()._accumulate(inputs, targets, scores)
-            self._end()
-            return found
-
-    return Timed
+    return BackwardClock(setup)
 
 
 if __name__ == "__main__":

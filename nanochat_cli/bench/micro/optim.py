@@ -17,12 +17,15 @@ from torch import Tensor
 
 from nanochat_cli.config import presets
 from nanochat_cli.config.load import resolve_config
-from nanochat_cli.config.schema import ModelConfig, OptimConfig
+from nanochat_cli.config.schema import Config, ModelConfig, OptimConfig, TrainConfig
 from nanochat_cli.data.corpus import Document, open_corpus
+from nanochat_cli.errors import Diverged
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.optim import Optimizers, build_optimizer
-from nanochat_cli.report.reporter import Progress, Reporter
+from nanochat_cli.report.reporter import Progress, QuietReporter, Reporter
 from nanochat_cli.report.result_file import Claim, Result, summarise
+from nanochat_cli.training.build import build_state
+from nanochat_cli.training.next_token import train_step
 
 GALORE = {"enabled": True}
 CONTENDERS: dict[str, dict[str, object]] = {
@@ -193,18 +196,25 @@ def held_out_loss(
     """Nats per byte after training with `options` on batches and weights of `seed`; inf for a run that diverged."""
     train, held_out = streams
     torch.manual_seed(seed)
+    settings = TrainConfig(
+        total_steps=steps, batch_size=size.batch_size, seq_len=size.seq_len, dtype="fp32", max_skipped_steps=1
+    )
     model = size.model()
-    optimizers = build_optimizer(model, size.optim(options))
+    config = Config(model=model.config, train=settings, optim=size.optim(options))
+    state = build_state(config, torch.device("cpu"), QuietReporter(), model=model, methods={})
+    state.skip_policy.spike_factor = math.inf
     generator = torch.Generator().manual_seed(seed)
     for step in range(steps):
-        _loss(model, _windows(train, size, size.batch_size, generator)).backward()
-        optimizers.clip_grad_norm(1.0)
-        optimizers.step(step, steps)
-        model.requantize()
-        optimizers.zero_grad()
+        windows = _windows(train, size, size.batch_size, generator)
+        try:
+            train_step(state, windows[:, :-1], windows[:, 1:])
+        except Diverged:
+            progress.advance(steps - step)
+            return math.inf
+        state.progress.step += 1
         progress.advance()
     with torch.no_grad():
-        loss = float(_loss(model, _windows(held_out, size, 128, torch.Generator().manual_seed(0))))
+        loss = float(_loss(state.model, _windows(held_out, size, 128, torch.Generator().manual_seed(0))))
     return loss if math.isfinite(loss) else math.inf
 
 

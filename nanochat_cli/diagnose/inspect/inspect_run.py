@@ -10,10 +10,10 @@ from nanochat_cli.formats.open import open_run
 from nanochat_cli.formats.run.checkpoints import Which
 from nanochat_cli.formats.run.dataset import open_run_data
 from nanochat_cli.report.reporter import Reporter
-from nanochat_cli.training.fire import stacked
 from nanochat_cli.training.health.streams import measure_streams
+from nanochat_cli.training.health.ternary import TernaryTelemetry
+from nanochat_cli.training.methods.fire import stacked
 from nanochat_cli.training.shard_data import ShardData
-from nanochat_cli.training.telemetry import TernaryTelemetry
 
 SEQUENCES = 4
 """Held-out sequences that the streams are measured on."""

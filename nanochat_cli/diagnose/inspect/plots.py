@@ -11,7 +11,7 @@ from nanochat_cli.diagnose.inspect.ternary import LayerHealth
 from nanochat_cli.durable import whole
 from nanochat_cli.errors import DataError
 from nanochat_cli.training.health.streams import StreamReport
-from nanochat_cli.training.telemetry import MARGIN_EDGES
+from nanochat_cli.training.health.ternary import MARGIN_EDGES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from nanochat_cli.model.bitlinear import BitLinear
-from nanochat_cli.training.telemetry import TernaryStatistics, TernaryTelemetry
+from nanochat_cli.training.health.ternary import TernaryStatistics, TernaryTelemetry, layers_of
 
 ZERO_BOUNDS = 0.1, 0.7
 """Share of zero codes of a healthy layer; a Gaussian latent has 0.31."""
@@ -44,9 +44,5 @@ class LayerHealth:
 @torch.no_grad()
 def layer_health(layers: Iterator[tuple[str, BitLinear]], telemetry: TernaryTelemetry) -> list[LayerHealth]:
     """telemetry: with the codes and scales of an earlier measurement, or empty. ValueError without ternary layers."""
-    measured = []
-    for name, layer in layers:
-        ternary = layer.ternary()
-        measured.append((name, ternary.codes, layer.weight.detach(), ternary.scales))
-    _, by_name = telemetry.measure(measured)
+    _, by_name = telemetry.measure(layers_of(layers))
     return [LayerHealth(name, statistics) for name, statistics in by_name.items()]

@@ -61,7 +61,8 @@ def training_memory(config: Config, device: torch.device | None = None) -> Memor
     with torch.device("meta"):
         model = Transformer(config.model)
         mtp = build_mtp(config.model, config.mtp)
-    modules: list[nn.Module] = [model] if mtp is None else [model, mtp]
+    beside = {} if mtp is None else {"mtp": mtp}
+    modules: list[nn.Module] = [model, *beside.values()]
     linears = [layer for module in modules for layer in module.modules() if isinstance(layer, BitLinear)]
     parameters = sum(p.numel() for module in modules for p in module.parameters())
     tokens = config.train.batch_size * config.train.seq_len
@@ -75,7 +76,7 @@ def training_memory(config: Config, device: torch.device | None = None) -> Memor
         latents=4 * parameters,
         quantised=sum(_quantised_bytes(layer, form, device) for layer in linears),
         gradients=4 * parameters,
-        optimizer=build_optimizer(model, config.optim, mtp).state_bytes(),
+        optimizer=build_optimizer(model, config.optim, beside).state_bytes(),
         activations=activations,
         # Each loss keeps the gradient of its hidden states and of the head until the backward pass.
         logits=LOGIT_COPIES * 4 * chunk * config.model.vocab_size + losses * 4 * head + logit_states,

@@ -242,7 +242,7 @@ def require_same_model(
 def require_same_part(
     where: object, part: str, there: Mapping[str, torch.Tensor], here: Mapping[str, torch.Tensor]
 ) -> None:
-    """Raises DataError naming the first tensor in which a saved part of a run, such as `mtp`, is not what is here."""
+    """Raises DataError naming the first tensor in which a saved part of a run is not what is here."""
     difference = _first_tensor_difference(there, here)
     if difference is not None:
         raise DataError(f"{where} holds another {part}: {difference}; use the [{part}] settings it was trained with")

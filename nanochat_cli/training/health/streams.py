@@ -1,9 +1,9 @@
 """Hyper-connections measured on a batch: how they mix, what they let through, whether the streams are used.
 
-Pure functions of tensors, and `measure_streams`, which runs a model once forward and backward with hooks. A doubly
-stochastic matrix has spectral norm 1, so that the gains are 1 by construction and say nothing about health; the
-diversity of the streams does (arXiv:2512.24880, 2601.05732). Nor does alpha: models that train well end with any
-(benchmarks/stream_health.py).
+Pure functions of tensors; `measure_streams`, which runs a model once forward and backward with hooks; and the part of
+a training run that calls it. A doubly stochastic matrix has spectral norm 1, so the gains are 1 by construction and say
+nothing about health; the diversity of the streams does (arXiv:2512.24880, 2601.05732). Nor does alpha: models that
+train well end with any value (benchmarks/stream_health.py).
 """
 
 import math
@@ -15,7 +15,11 @@ from torch.nn import functional as F
 
 from nanochat_cli.model.hyper_connections import MixCoefficients
 from nanochat_cli.model.transformer import Transformer
+from nanochat_cli.training.part import Part
+from nanochat_cli.training.progress import Progress
 
+INTERVAL = 100
+"""Steps between two measurements in a training run."""
 SMALLEST_DIVERSITY = 1e-6
 GAIN_TOLERANCE = 1e-3
 
@@ -124,7 +128,6 @@ def measure_streams(model: Transformer, tokens: Tensor, targets: Tensor) -> Stre
 
     handles = [mix.register_forward_hook(hook(name)) for name, mix in mixes]
     training, gradients = model.training, [p.grad for p in model.parameters()]
-    buffers = [(moe.load.clone(), moe.dropped.clone()) for _, moe in model.mixtures()]
     model.zero_grad(set_to_none=True)
     try:
         model.eval()
@@ -137,9 +140,6 @@ def measure_streams(model: Transformer, tokens: Tensor, targets: Tensor) -> Stre
         model.train(training)
         for parameter, gradient in zip(model.parameters(), gradients, strict=True):
             parameter.grad = gradient
-        for (_, moe), (load, dropped) in zip(model.mixtures(), buffers, strict=True):
-            moe.load.copy_(load)
-            moe.dropped.copy_(dropped)
     with torch.no_grad():
         layers = tuple(_statistics(name, *seen[name]) for name, _ in mixes)
         product = torch.eye(mixes[0][1].streams, dtype=torch.float64)
@@ -148,6 +148,17 @@ def measure_streams(model: Transformer, tokens: Tensor, targets: Tensor) -> Stre
             product = torch.tensor(layer.matrix, dtype=torch.float64) @ product
             gains *= layer.gain
     return StreamReport(layers, float(torch.linalg.matrix_norm(product, 2)), gains)
+
+
+class StreamHealth(Part):
+    """Measures the streams every INTERVAL steps, on one sequence of the batch that comes next."""
+
+    def observe(self, progress: Progress) -> dict[str, float]:
+        if progress.step % INTERVAL:
+            return {}
+        assert self.setup.data is not None
+        inputs, targets = (rows[:1].to(self.setup.device) for rows in self.setup.data.batch(progress.step))
+        return measure_streams(self.setup.model, inputs, targets).scalars()
 
 
 def _statistics(name: str, x: Tensor, mix: MixCoefficients) -> StreamStatistics:

@@ -3,10 +3,7 @@
 import re
 import shutil
 import sys
-from collections.abc import Callable
-from dataclasses import replace
 from importlib import metadata
-from typing import Any
 
 import pytest
 import torch
@@ -109,17 +106,17 @@ def test_tokenizer_lets_text_make_a_special_token(place, monkeypatch):
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-def on_step(monkeypatch: Patch, step: int, change: Callable[[Any], Any]) -> None:
-    """Change what GradientStep returns at one of its calls, counted from 0."""
-    from nanochat_cli.training.gradient_step import GradientStep
+def on_step(monkeypatch: Patch, step: int, metric: str, factor: float) -> None:
+    """Multiply a metric of the gradient that is computed as number `step`, counted from 0."""
+    from nanochat_cli.training import update
 
-    compute, calls = GradientStep.__call__, iter(range(10**6))
+    compute, calls = update.accumulate, iter(range(10**6))
 
-    def changed(self, *arguments):
-        loss = compute(self, *arguments)
-        return change(loss) if next(calls) == step else loss
+    def changed(*arguments):
+        metrics = compute(*arguments)
+        return metrics | {metric: metrics[metric] * factor} if next(calls) == step else metrics
 
-    monkeypatch.setattr(GradientStep, "__call__", changed)
+    monkeypatch.setattr(update, "accumulate", changed)
 
 
 def shorter(monkeypatch: Patch, steps: int, stop_after: int) -> None:
@@ -131,13 +128,13 @@ def shorter(monkeypatch: Patch, steps: int, stop_after: int) -> None:
 
 def test_train_a_loss_that_is_not_a_number(place, monkeypatch):
     shorter(monkeypatch, 4, 2)
-    on_step(monkeypatch, 2, lambda loss: replace(loss, cross_entropy=loss.cross_entropy * float("nan")))
+    on_step(monkeypatch, 2, "loss/main", float("nan"))
     assert failure("train", place) == "loss/main of step 3 is not finite"
 
 
 def test_train_a_step_that_is_skipped(place, monkeypatch):
     shorter(monkeypatch, 4, 2)
-    on_step(monkeypatch, 1, lambda loss: replace(loss, objective=loss.objective * float("inf")))
+    on_step(monkeypatch, 1, "loss/objective", float("inf"))
     assert failure("train", place) == "loss/objective of step 2 is not finite"
 
 
@@ -184,9 +181,10 @@ def test_resume_that_reads_the_first_batches_again(place, monkeypatch):
 
 
 def test_methods_filtering_that_keeps_every_token(place, monkeypatch):
-    from nanochat_cli.training.trainer import Trainer
+    from nanochat_cli.training.build import METHODS
+    from nanochat_cli.training.methods.collider import TokenFilter
 
-    monkeypatch.setattr(Trainer, "_token_filter", lambda self: None)
+    monkeypatch.delitem(METHODS, TokenFilter)
     assert (
         failure("methods", place) == "no finite collider/kept_fraction in metrics.jsonl of a run with every method on"
     )

@@ -1,7 +1,6 @@
 """Statistics of ternary layers while they train: flips, zeros, distance to the thresholds, scale drift.
 
-Knows codes, latents and scales as tensors; when to measure and where the numbers go is the trainer's affair. All
-layers are counted on their device, and one `.tolist()` at the end is the only host synchronisation.
+All layers are counted on their device, and one `.tolist()` at the end is the only host synchronisation.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from nanochat_cli.model.bitlinear import BitLinear
+from nanochat_cli.training.part import Part, Setup
+from nanochat_cli.training.progress import Progress
 
 MARGIN_EDGES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0)
 """Lower edges of the margin histogram; the last bin is open. A zero code has a margin of at most 0.5."""
@@ -81,6 +84,36 @@ class TernaryTelemetry:
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]], device: str | torch.device = "cpu") -> None:
         self._codes = {name: codes.to(device) for name, codes in state["codes"].items()}
         self._scales = {name: scales.to(device) for name, scales in state["scales"].items()}
+
+
+def layers_of(named: Iterable[tuple[str, BitLinear]]) -> list[Layer]:
+    """What `measure` takes, of ternary layers as they are now."""
+    layers = []
+    for name, layer in named:
+        ternary = layer.ternary()
+        layers.append((name, ternary.codes, layer.weight.detach(), ternary.scales))
+    return layers
+
+
+class TernaryHealth(Part):
+    """Statistics of a model's ternary layers every `telemetry.interval` steps."""
+
+    report = "ternary", "Ternary weights"
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.telemetry = TernaryTelemetry()
+
+    def observe(self, progress: Progress) -> dict[str, float]:
+        if progress.step % self.setup.config.telemetry.interval:
+            return {}
+        return self.telemetry.measure(layers_of(self.setup.model.ternary_layers()))[0].scalars()
+
+    def tensors(self) -> dict[str, Any]:
+        return {"telemetry": self.telemetry.state_dict()}
+
+    def restore(self, tensors: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+        self.telemetry.load_state_dict(tensors["telemetry"], self.setup.device)
 
 
 def margins(latent: Tensor, scales: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
 """FIRE in a training run: when matrices go to their nearest isometry, and what follows (arXiv:2602.08040).
 
-An event happens between two steps: the latents are written and quantised anew, the optimizer state of the changed
-matrices is forgotten, and the learning rate climbs again. Everything is a function of the configuration, of the model,
-and of the few values of `FireState`, which are in the checkpoint. The algorithm is `optim.fire`.
+An event happens between two steps: the latents are replaced and quantised, the optimizer state of the changed matrices
+is reset, and the learning rate climbs again. Everything is a function of the configuration, of the model, and of the
+few values of `FireState`, which are in the checkpoint. The algorithm is `optim.fire`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from statistics import fmean
@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nanochat_cli.config.schema import FireConfig
 from nanochat_cli.errors import ConfigError
 from nanochat_cli.model.bitlinear import BitLinear
 from nanochat_cli.model.moe import ExpertLinear
-from nanochat_cli.model.mtp import MTP
-from nanochat_cli.model.transformer import Transformer
-from nanochat_cli.optim.build import Optimizers
+from nanochat_cli.optim import Optimizers
 from nanochat_cli.optim.fire import Change, reinitialize, relative_deviation
-from nanochat_cli.training.dormant import dormant_fraction
+from nanochat_cli.training.health.dormant import dormant_fraction
+from nanochat_cli.training.part import Part, Setup
+from nanochat_cli.training.progress import Progress
+from nanochat_cli.training.resume import data_name
 
 REWARM_SHARE = 0.5
 """Of the steps that are left after an event, that the learning rate takes at most to climb again."""
@@ -74,49 +74,39 @@ class FireReport:
         return values
 
 
-class Fire:
+class Fire(Part):
     """The events of a run. Raises ConfigError when a pattern of `fire.layers` names no layer."""
 
-    def __init__(self, config: FireConfig, model: Transformer, mtp: MTP | None, optimizers: Optimizers) -> None:
-        self.config, self.model, self.optimizers = config, model, optimizers
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.config = setup.config.fire
         self.state = FireState()
         self.data_changed = False
-        layers = dict(model.linears())
-        if mtp is not None:
-            layers |= {f"mtp.{name}": layer for name, layer in mtp.linears()}
-        for pattern in config.layers:
+        layers, patterns = setup.linears(), self.config.layers
+        for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in layers):
                 raise ConfigError(f"fire.layers = {pattern!r}: no layer has such a name; they are {', '.join(layers)}")
-        self.layers = {
-            name: layer for name, layer in layers.items() if any(fnmatchcase(name, p) for p in config.layers)
-        }
+        self.layers = {name: layer for name, layer in layers.items() if any(fnmatchcase(name, p) for p in patterns)}
 
-    def before_step(
-        self, step: int, batch: Callable[[int], tuple[Tensor, Tensor]], total_steps: int
-    ) -> tuple[dict[str, float], str | None]:
-        """To be called with the number of steps done, before the next one. batch: what a step trains on.
-
-        total_steps: of the run; the learning rate climbs again within REWARM_SHARE of those that are left.
-
-        Sets the factor on the learning rate, measures where the trigger asks for it, and reinitialises when it is due.
-        Returns metrics (empty at most steps) and a line for a person, None without an event.
-        """
-        config, metrics = self.config, {}
+    def before_step(self, progress: Progress, optimizers: Optimizers) -> dict[str, float]:
+        """Measures where the trigger asks for it, reinitialises when it is due, and sets the learning rate's factor."""
+        config, step = self.config, progress.step
+        metrics = {}
         reason = self._known_reason(step)
         if config.trigger in ("dormant", "isometry") and step and step % config.interval == 0:
-            name, measured, bound = self._measure(step, batch)
+            name, measured, bound = self._measure(step)
             metrics[f"fire/{name}"] = measured
             if reason is None and measured >= bound and self.state.last_step != step:
                 reason = f"{name.replace('_', ' ')} {measured:.3g} ≥ {bound:g}"
-        line = None
         if reason is not None:
-            report = self.apply(step, reason)
-            self.state.rewarm_steps = min(config.rewarm_steps, int(REWARM_SHARE * (total_steps - step)))
+            report = self.apply(step, reason, optimizers)
+            left = int(REWARM_SHARE * (progress.total_steps - step))
+            self.state.rewarm_steps = min(config.rewarm_steps, left)
             metrics |= report.scalars()
-            line = report.line()
+            self.setup.reporter.info(f"after step {step}: {report.line()}")
         rewarm = config.rewarm_steps if self.state.rewarm_steps is None else self.state.rewarm_steps
-        self.optimizers.lr_factor = rewarm_factor(step, self.state.last_step, rewarm)
-        return metrics, line
+        optimizers.lr_factor = rewarm_factor(step, self.state.last_step, rewarm)
+        return metrics
 
     def _known_reason(self, step: int) -> str | None:
         """Why it is due whatever the model looks like. One event per step, also when a run is resumed there."""
@@ -126,10 +116,12 @@ class Fire:
             return "the data changed"
         return "listed step" if step in self.config.steps else None
 
-    def _measure(self, step: int, batch: Callable[[int], tuple[Tensor, Tensor]]) -> tuple[str, float, float]:
+    def _measure(self, step: int) -> tuple[str, float, float]:
         """Name, value and bound of the measured trigger."""
         if self.config.trigger == "dormant":
-            fraction = dormant_fraction(self.model, batch(step)[0], self.config.dormant_threshold)
+            assert self.setup.data is not None
+            tokens, _ = self.setup.data.batch(step)
+            fraction = dormant_fraction(self.setup.model, tokens, self.config.dormant_threshold)
             return "dormant_fraction", fraction, self.config.dormant_fraction
         deviations = [deviation for _, matrices in self.matrices() for deviation in against_random(matrices)]
         return "deviation", fmean(deviations), self.config.isometry_deviation
@@ -139,7 +131,7 @@ class Fire:
         return ((name, stacked(layer)) for name, layer in self.layers.items())
 
     @torch.no_grad()
-    def apply(self, step: int, reason: str) -> FireReport:
+    def apply(self, step: int, reason: str, optimizers: Optimizers) -> FireReport:
         """Reinitialise the chosen layers now, that is after `step` steps."""
         changes: dict[str, Change] = {}
         for name, latents in self.matrices():
@@ -154,18 +146,19 @@ class Fire:
             self.layers[name].requantize()
             for index, change in enumerate(of_layer):
                 changes[name if len(of_layer) == 1 else f"{name}#{index}"] = change
-        self.optimizers.reset({f"{name}.weight" for name in self.layers})
+        optimizers.reset({f"{name}.weight" for name in self.layers})
         self.state = FireState(self.state.events + 1, step)
         self.data_changed = False
         return FireReport(reason, changes)
 
-    def state_dict(self) -> dict[str, Any]:
-        return asdict(self.state)
+    def values(self) -> dict[str, Any]:
+        return {"fire": asdict(self.state)}
 
-    def load_state_dict(self, state: Mapping[str, Any] | None, *, data_changed: bool) -> None:
-        """state: None of a run that had it off so far. data_changed: the run goes on with other data than it had."""
-        self.state = FireState(**state) if state else FireState()
-        self.data_changed = data_changed and self.config.trigger == "phase"
+    def restore(self, tensors: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+        """Also of a run that had it off so far."""
+        saved, here = values.get("fire"), data_name(self.setup.config.data)
+        self.state = FireState(**saved) if saved else FireState()
+        self.data_changed = self.config.trigger == "phase" and values.get("data", here) != here
 
 
 def rewarm_factor(step: int, event_step: int | None, rewarm_steps: float) -> float:

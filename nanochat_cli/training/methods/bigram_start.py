@@ -10,6 +10,7 @@ Nothing about the model or its export changes: the result is a starting point.
 The idea is this project's; docs/training.md has what it is worth, measured, and when not to use it.
 """
 
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -20,8 +21,29 @@ from torch import Tensor
 
 from nanochat_cli.config.schema import BigramInitConfig
 from nanochat_cli.model.transformer import Transformer
+from nanochat_cli.training.part import Part
+from nanochat_cli.training.progress import Progress
 
 CONTEXTS_AT_A_TIME = 512
+
+
+class BigramStart(Part):
+    """The fit as the beginning of a run. It counts as training time."""
+
+    def start(self, progress: Progress) -> None:
+        setup, config = self.setup, self.setup.config.bigram_init
+        assert setup.data is not None
+        started = time.perf_counter()
+        losses = []
+        with setup.reporter.progress("bigram start", config.steps, "steps") as shown:
+            bigrams = count_bigrams(setup.data.pieces(), setup.model.config.vocab_size)
+            for loss in fit_bigrams(setup.model, bigrams, config):
+                losses.append(loss)
+                shown.advance(1)
+        progress.seconds += time.perf_counter() - started
+        setup.reporter.info(
+            f"bigram start: {losses[0]:.3f} → {losses[-1]:.3f} nats per token in {progress.seconds:.1f} s"
+        )
 
 
 @dataclass(frozen=True)

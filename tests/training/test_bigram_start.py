@@ -10,8 +10,8 @@ import torch
 from nanochat_cli.config.schema import BigramInitConfig, Config, ModelConfig
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.report.reporter import QuietReporter
-from nanochat_cli.training import bigram_init
-from nanochat_cli.training.bigram_init import accumulate_gradient, bigram_loss, count_bigrams, fit_bigrams
+from nanochat_cli.training.methods import bigram_start
+from nanochat_cli.training.methods.bigram_start import accumulate_gradient, bigram_loss, count_bigrams, fit_bigrams
 from nanochat_cli.training.trainer import Trainer
 from tests.training.synthetic import SyntheticData, tiny_config
 
@@ -47,7 +47,7 @@ def test_counts_are_those_of_a_dictionary_however_the_stream_is_cut(size):
 
 
 def test_the_closed_form_gradient_is_that_of_autograd(monkeypatch):
-    monkeypatch.setattr(bigram_init, "CONTEXTS_AT_A_TIME", 16)
+    monkeypatch.setattr(bigram_start, "CONTEXTS_AT_A_TIME", 16)
     bigrams = count_bigrams([stream()], VOCAB)
     one, other = model(), model()
     for network in (one, other):
@@ -106,8 +106,8 @@ def test_a_run_starts_from_bigrams_once_and_resumes_without(tmp_path):
     (tmp_path / "tiny").mkdir()
     data = SyntheticData(8, 16)
     calls = []
-    counted = data.bigrams
-    data.bigrams = lambda: calls.append(1) or counted()
+    pieces = data.pieces
+    data.pieces = lambda: calls.append(1) or pieces()
     result = Trainer(config, data, tmp_path / "tiny", QuietReporter()).fit()
     longer = tiny_config(tmp_path, bigram_init={"steps": 5}, train={"total_steps": 6})
     Trainer(longer, data, tmp_path / "tiny", QuietReporter(), resume=True).fit()
