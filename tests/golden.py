@@ -138,6 +138,8 @@ grpo.max_tokens=20 grpo.eval_samples=2 grpo.batch_size=8 grpo.lr_factor=1.0 grpo
 """
 TIMED = ("seconds", "created_at", "tokens_per_second", "utilisation", "peak_flops", "throughput/", "time/")
 """Beginnings and ends of the names of what a clock decides."""
+ELSEWHERE = "environment", "fingerprint"
+"""Names of what says where and when: the commit, times of files."""
 
 Found = dict[str, str]
 
@@ -179,9 +181,10 @@ def of_tensors(file: Path) -> str:
 
 
 def untimed(value: Any) -> Any:
-    """Without what a clock decides."""
+    """Without what a clock decides, or the place."""
     if isinstance(value, Mapping):
-        return {k: untimed(v) for k, v in value.items() if not k.startswith(TIMED) and not k.endswith(TIMED)}
+        kept = (k for k in value if not k.startswith(TIMED) and not k.endswith(TIMED) and k not in ELSEWHERE)
+        return {k: untimed(value[k]) for k in kept}
     return [untimed(one) for one in value] if isinstance(value, list) else value
 
 
@@ -309,7 +312,7 @@ def data(pre: str) -> Found:
     tokenizer = named("Tokenizer").load(folder / "tokenizer.json")
     manifest = json.loads((folder / "manifest.json").read_text())
     found = {file.name: digest(file.read_bytes()) for file in folder.glob("*.safetensors")}
-    found |= {"tokenizer": digest((folder / "tokenizer.json").read_bytes()), "manifest": digest(manifest)}
+    found |= {"tokenizer": digest((folder / "tokenizer.json").read_bytes()), "manifest": digest(untimed(manifest))}
     texts = ["def f(x):\n\treturn x['a'] + 12345\n", "naïve café 日本 👩‍💻 <|endoftext|>", "\r\n\n  \u0000"]
     return found | {"encoded": digest([tokenizer.encode(text) for text in texts])}
 
