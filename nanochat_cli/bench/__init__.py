@@ -1,1 +1,1 @@
-"""Measurements: matched runs, result files, statistics."""
+"""Measurements of ourselves: `matched` training runs, and `micro` benchmarks of single parts."""

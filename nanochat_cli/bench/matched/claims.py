@@ -1,10 +1,10 @@
 """Claims about the methods, as data, and what a suite's runs say about each.
 
-`presets/e3/claims.toml` holds them. A claim is supported when the conservative end of its interval reaches what was
-expected. It is not measurable here when a run or a number that it needs is missing in any seed, or where its `only_if`
-does not hold: there it could not fail, or could not succeed. A claim about time whose end is nearer to what was
-expected than two runs of one configuration are to each other is within noise. The verdict says when there are fewer
-than ENOUGH_SEEDS seeds, and when learning rates matter and were not tuned.
+`presets/e3/claims.toml` holds them. A claim is supported when the conservative end of its interval reaches the expected
+value. It is not measurable here when a run or number that it needs is missing for any seed, or when `only_if` does not
+hold, so that it could only fail or only succeed. A claim about time is within noise when that end is closer to the
+expected value than two runs of one configuration are to each other. The verdict notes fewer than ENOUGH_SEEDS seeds,
+and learning rates that matter but were not tuned.
 """
 
 import math
@@ -27,12 +27,12 @@ ENOUGH_SEEDS = 3
 SUPPORTED, NOT_SUPPORTED, NOT_MEASURABLE = "supported", "not supported", "not measurable here"
 WITHIN_NOISE = "within noise"
 TUNING = "tuning"
-"""Key of a suite's settings: the learning rates that were tried, absent where none were."""
+"""Key in a suite's settings: the learning rates that were tried, if any."""
 _NEVER_REACHED = ("tokens_to_baseline", "seconds_to_baseline")
 
 
 class Condition(BaseModel):
-    """Where a claim can be judged at all: every run of `config` measures less than `below`. otherwise: why not."""
+    """What makes a claim judgeable: every run of `config` measures less than `below`. otherwise: why it is not."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -65,7 +65,7 @@ class ClaimSpec(BaseModel):
     def _is_complete(self) -> "ClaimSpec":
         for measure in (self.measure, self.peer_measure, self.only_if.measure if self.only_if else None):
             if measure is not None and measure not in MEASURES:
-                raise ValueError(f"measure = {measure} is none of {', '.join(MEASURES)}")
+                raise ValueError(f"measure = {measure} is unknown: choose one of {', '.join(MEASURES)}")
         if (self.peer is None) != (self.form == "value"):
             raise ValueError(f"form = {self.form} {'needs a' if self.peer is None else 'has no'} peer")
         if self.bound is None:
@@ -74,7 +74,7 @@ class ClaimSpec(BaseModel):
 
     @property
     def bound(self) -> float | None:
-        """What the conservative end must reach."""
+        """The value that the conservative end must reach."""
         return self.low if self.direction == "at least" else self.high
 
     @property
@@ -85,7 +85,7 @@ class ClaimSpec(BaseModel):
 
     @property
     def expected(self) -> str:
-        """In words, shares as percentages: "10–20 %", "at least 35 %", "at most 0.01 bits/byte"."""
+        """The expected range in words, shares as percentages: "10–20 %", "at most 0.01 bits/byte"."""
         scale, unit = (100, "%") if self.unit == "share" else (1, self.unit)
         ends = [f"{scale * end:g}" for end in (self.low, self.high) if end is not None]
         words = "–".join(ends) if len(ends) > 1 else f"{self.direction} {ends[0]}"
@@ -93,20 +93,20 @@ class ClaimSpec(BaseModel):
 
 
 def load_claims(path: Path | None = None) -> list[ClaimSpec]:
-    """The claims of a file, by default the suite's own. Raises ConfigError."""
+    """The claims in a file, by default CLAIMS_FILE. Raises ConfigError."""
     path = path or presets_folder() / CLAIMS_FILE
     tables = read_toml(path, what="claims").get("claim")
     if not isinstance(tables, list):
         raise ConfigError(f"{path}: has no [[claim]]")
-    found = []
+    claims = []
     for number, table in enumerate(tables, start=1):
         try:
-            found.append(ClaimSpec.model_validate(table))
+            claims.append(ClaimSpec.model_validate(table))
         except ValidationError as error:
             problem = error.errors()[0]
             where = ".".join(str(part) for part in problem["loc"])
             raise ConfigError(f"{path}, claim {number}: {f'{where}: ' if where else ''}{problem['msg']}") from None
-    return found
+    return claims
 
 
 def judge(spec: ClaimSpec, suite: Suite) -> Claim:
@@ -124,27 +124,27 @@ def judge(spec: ClaimSpec, suite: Suite) -> Claim:
     measured = _shown(estimate.value, spec.unit)
     if floor is not None:
         measured += f" (two runs of one configuration differ by up to {floor - 1:.1%})"
-    return _claim(spec, measured=measured, verdict=verdict + _reserve(spec, suite, estimate, floor), estimate=estimate)
+    return _claim(spec, measured=measured, verdict=verdict + _caveats(spec, suite, estimate, floor), estimate=estimate)
 
 
 def _apart(spec: ClaimSpec, end: float, bound: float) -> float:
-    """Factor, at least 1, between two values of a claim's form as a ratio of times or rates."""
+    """Factor, at least 1, between two values of a claim as ratios of times or rates; inf for claims of another form."""
     ratios = [1 - value if spec.form == "saving" else value for value in (end, bound)]
     if spec.form not in ("ratio", "saving") or min(ratios) <= 0:
         return math.inf
     return max(ratios[0] / ratios[1], ratios[1] / ratios[0])
 
 
-def _reserve(spec: ClaimSpec, suite: Suite, estimate: Estimate, floor: float | None) -> str:
-    """What a reader of the verdict has to know, in brackets; nothing when there is nothing."""
-    reserves = []
+def _caveats(spec: ClaimSpec, suite: Suite, estimate: Estimate, floor: float | None) -> str:
+    """The caveats of a verdict, in brackets; empty without any."""
+    caveats = []
     if estimate.seeds < ENOUGH_SEEDS:
-        reserves.append(f"{estimate.seeds} seed{'s' if estimate.seeds > 1 else ''} only")
+        caveats.append(f"{estimate.seeds} seed{'s' if estimate.seeds > 1 else ''} only")
     if MEASURES[spec.measure].learned and not suite.settings.get(TUNING):
-        reserves.append("learning rates not tuned")
+        caveats.append("learning rates not tuned")
     if MEASURES[spec.measure].timed and floor is None:
-        reserves.append("noise not measured")
-    return f" ({'; '.join(reserves)})" if reserves else ""
+        caveats.append("noise not measured")
+    return f" ({'; '.join(caveats)})" if caveats else ""
 
 
 def _shown(value: float, unit: str) -> str:
@@ -152,15 +152,14 @@ def _shown(value: float, unit: str) -> str:
 
 
 def _unmet(spec: ClaimSpec, suite: Suite) -> str | None:
-    """Why the claim can be neither held nor broken here; None where it can, or where that is not known."""
+    """Why the claim's condition rules out a judgement here; None if it does not, or if its measure is missing."""
     if (condition := spec.only_if) is None:
         return None
     values = _values(condition.config, suite.of(condition.config), condition.measure)
     if isinstance(values, str) or max(values) < condition.below:
         return None
     measure = MEASURES[condition.measure]
-    found = _shown(min(values), measure.unit)
-    return f"{condition.config} has {found} ({measure.title}): {condition.otherwise}"
+    return f"{condition.config} has {_shown(min(values), measure.unit)} ({measure.title}): {condition.otherwise}"
 
 
 def _claim(spec: ClaimSpec, *, measured: str, verdict: str, estimate: Estimate | None = None) -> Claim:
@@ -180,7 +179,7 @@ def _claim(spec: ClaimSpec, *, measured: str, verdict: str, estimate: Estimate |
 
 
 def _estimate(spec: ClaimSpec, suite: Suite) -> Estimate | str:
-    """The comparison over all seeds, or why there is none, in words."""
+    """The comparison over all seeds, or the reason why they cannot be compared."""
     sides = [(spec.config, spec.measure)]
     if spec.peer is not None:
         sides.append((spec.peer, spec.peer_measure or spec.measure))
@@ -201,7 +200,7 @@ def _estimate(spec: ClaimSpec, suite: Suite) -> Estimate | str:
 
 
 def _values(config: str, runs: Sequence[RunRecord], measure: str) -> list[float] | str:
-    """Of every seed; why not, in words, when one has none: leaving it out would choose the seeds that suit."""
+    """The measure for every seed, or why one lacks it: leaving that seed out would mean picking the seeds that suit."""
     if not runs:
         return f"{config} was not run"
     if broken := [run for run in runs if run.status != FINISHED]:

@@ -1,4 +1,4 @@
-"""A suite made from any finished runs: which are seeds of one configuration, and whether their figures compare at all.
+"""A suite made from any finished runs: which are seeds of one configuration, and which of their figures compare.
 
 Knows run folders: `config.toml`, `metrics.jsonl`, `results.json`, `tokenizer.json`. No torch; nothing is measured.
 """
@@ -29,7 +29,7 @@ _COMPRESSOR = "gzip -9"
 
 @dataclass(frozen=True)
 class _Run:
-    """A finished run on disk. group: name of the configuration that it is a seed of."""
+    """A finished run on disk. group: the name of its configuration in the suite."""
 
     folder: Path
     group: str
@@ -44,10 +44,10 @@ class _Run:
 def compare_runs(targets: Sequence[Path], baseline: str | None = None) -> Suite:
     """The suite of the runs that `targets` name, by path or by name inside `runs/`.
 
-    Runs with one configuration (apart from name, folder and seed) and different seeds are one configuration of the
-    suite, called like the first of them. baseline: the name or path of one of the runs; by default the first one.
-    `settings["notes"]` says what does not compare. Raises ConfigError for fewer than two runs, one that is named twice
-    or an unknown baseline, DataError for what is no finished run.
+    Runs that differ only in name, folder and seed are one configuration of the suite, named after the first of them.
+    baseline: the name or path of one of the runs; default: the first. `settings["notes"]` says what does not compare.
+    Raises ConfigError for fewer than two runs, a run named twice or an unknown baseline, DataError for an unfinished
+    run.
     """
     runs = _group([_read(folder) for folder in _folders(targets)])
     first = _baseline(runs, targets, baseline)
@@ -91,11 +91,11 @@ def _read(folder: Path) -> _Run:
 
 
 def _require_finished(folder: Path, total_steps: int) -> None:
-    """A run is finished when the last thing it logged is its final evaluation; how far it came is what it saved."""
+    """A run is finished when its last log entry is the final evaluation; the error says how far its checkpoints go."""
     metrics = read_metrics(folder) if (folder / METRICS_FILE).is_file() else []
     if metrics and "final/bits_per_byte" in metrics[-1]:
         return
-    from nanochat_cli.formats.run.checkpoints import latest_step  # with torch, which a comparison does not need
+    from nanochat_cli.formats.run.checkpoints import latest_step  # imports torch, which a comparison does not need
 
     saved = latest_step(folder)
     state = f"step {metrics[-1]['step'] if metrics else 0} of at most {total_steps}, without a checkpoint"
@@ -107,7 +107,7 @@ def _require_finished(folder: Path, total_steps: int) -> None:
 
 
 def _group(runs: Sequence[_Run]) -> list[_Run]:
-    """The runs with their groups named: after the folder of the first run, or its path where two have that name."""
+    """The runs with their groups named: after the first run's folder, or its full path if two groups share a name."""
     members: dict[int, list[_Run]] = {}
     keys: list[str] = []
     for run in runs:
@@ -126,14 +126,14 @@ def _group(runs: Sequence[_Run]) -> list[_Run]:
 
 
 def _baseline(runs: Sequence[_Run], targets: Sequence[Path], name: str | None) -> _Run:
-    """The first run of the group that `name` names."""
+    """The first run of the group to which the run called `name` belongs."""
     if name is None:
         return runs[0]
     for run, target in zip(runs, targets, strict=True):
         if name in (run.group, run.folder.name, run.folder.as_posix(), str(target)):
             return next(other for other in runs if other.group == run.group)
     known = ", ".join(dict.fromkeys(run.group for run in runs))
-    raise ConfigError(f"--baseline {name}: none of the compared runs; choose one of {known}")
+    raise ConfigError(f"--baseline {name} is not one of the compared runs: choose one of {known}")
 
 
 def _record(run: _Run) -> RunRecord:
@@ -148,7 +148,7 @@ def _record(run: _Run) -> RunRecord:
 
 
 def _notes(first: _Run, runs: Sequence[_Run]) -> list[str]:
-    """Sentences about figures that do not compare with those of the baseline, each with the runs that it is about."""
+    """One sentence for each kind of figure that does not compare with the baseline's, naming the runs concerned."""
     notes = []
     if others := _others(first, runs, _same_documents):
         reason = "the [data] sections differ"
@@ -183,7 +183,7 @@ def _others(first: _Run, runs: Sequence[_Run], same: Callable[[_Run, _Run], bool
 
 
 def _same_documents(first: _Run, other: _Run) -> bool:
-    """By what a compressor makes of them, wherever they lay; where that was not measured, by their source."""
+    """Judged by their compressed size, wherever they are stored; where that was not measured, by their source."""
     sizes = _compressed(first), _compressed(other)
     if None not in sizes:
         return sizes[0] == sizes[1]
@@ -199,7 +199,7 @@ def _same_part(first: _Run, other: _Run) -> bool:
 
 
 def _same_evaluations(first: _Run, other: _Run) -> bool:
-    """Whether periodic evaluations are on the same tokens."""
+    """Whether the periodic evaluations of both score the same tokens."""
     sample = first.settings["eval.max_tokens"] == other.settings["eval.max_tokens"]
     return sample and _same_documents(first, other) and _same_tokenizer(first, other)
 
@@ -210,7 +210,7 @@ def _same_device(first: _Run, other: _Run) -> bool:
 
 
 def _compressed(run: _Run) -> float | None:
-    """Bits per byte of the held-out documents by a compressor."""
+    """Bits per byte to which the compressor reduces the held-out documents."""
     return (run.results.get("baselines") or {}).get(_COMPRESSOR)
 
 

@@ -1,8 +1,8 @@
-"""From the folder of a run to its record: what `bench.matched.records.MEASURES` names, and the curves.
+"""From the folder of a run to its record: the measures in `bench.matched.records.MEASURES`, and the curves.
 
-Reads `metrics.jsonl` and what the process of the run said at its end. Times are medians over the steps after the first
-tenth, in which memory is allocated, kernels are compiled and caches fill. Only the main loss counts, on held-out
-documents; what auxiliary losses add is left out everywhere.
+Reads `metrics.jsonl` and the outcome that the run's process reported. Times are medians over the steps after the first
+tenth, in which memory is allocated, kernels are compiled and caches fill. Only the main loss on held-out documents
+counts; auxiliary losses are left out everywhere.
 """
 
 import statistics
@@ -22,9 +22,9 @@ WARM_UP_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run's process ended, as it said itself or as its parent found. The numbers are None where unknown.
+    """How a run's process ended, as reported by itself or by its parent.
 
-    peak_memory_bytes: on a GPU what torch allocated there; on a CPU by how much the process grew while it trained.
+    peak_memory_bytes: on a GPU the peak of torch's allocations; on a CPU the growth of the process while it trained.
     """
 
     status: str
@@ -38,9 +38,9 @@ class Outcome:
 
 
 def read_run(folder: Path, run: str, config: str, seed: int, outcome: Outcome) -> RunRecord:
-    """The record of the run in `folder / run`; that of a run which never began has no curves.
+    """The record of the run in `folder / run`, without curves if it never began.
 
-    A run whose held-out loss is not finite has diverged, whatever its process said.
+    A run whose held-out loss is not finite has diverged, whatever its process reported.
     """
     metrics = read_metrics(folder / run) if (folder / run / FILE_NAME).is_file() else []
     steps = [record for record in metrics if "loss/main" in record]
@@ -71,7 +71,7 @@ def read_run(folder: Path, run: str, config: str, seed: int, outcome: Outcome) -
 
 
 def relate(runs: Sequence[RunRecord], baseline: str) -> list[RunRecord]:
-    """The runs with `tokens_to_baseline` and `seconds_to_baseline`, each against the baseline's run of its seed."""
+    """The runs with `tokens_to_baseline` and `seconds_to_baseline`, relative to the baseline with the same seed."""
     targets = {
         run.seed: run.evaluations[-1].bits_per_byte
         for run in runs
@@ -81,17 +81,16 @@ def relate(runs: Sequence[RunRecord], baseline: str) -> list[RunRecord]:
     for run in runs:
         tokens = seconds = None
         if run.status == FINISHED and run.seed in targets:
-            found = first_reached(run.evaluations, targets[run.seed])
-            tokens, seconds = found if found is not None else (None, None)
+            tokens, seconds = first_reached(run.evaluations, targets[run.seed]) or (None, None)
         measures = run.measures | {"tokens_to_baseline": tokens, "seconds_to_baseline": seconds}
         related.append(replace(run, measures=measures))
     return related
 
 
 def first_reached(points: Sequence[Point], target: float) -> tuple[float, float] | None:
-    """Tokens and seconds at which the bits per byte first reach `target`, on straight lines between evaluations.
+    """Tokens and seconds at which the bits per byte first reach `target`, interpolated linearly between evaluations.
 
-    None when they never do. When the first evaluation is below it already, what that one took.
+    None if they never do. If already the first evaluation is below it, the tokens and seconds of that one.
     """
     if points and points[0].bits_per_byte <= target:
         return float(points[0].tokens), points[0].seconds
@@ -142,7 +141,7 @@ def _evaluations(metrics: Sequence[dict[str, Any]]) -> list[Point]:
 
 
 def _curve(steps: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
-    """At most MAX_POINTS steps, spread evenly, the last one among them; those without a finite loss are left out."""
+    """At most MAX_POINTS evenly spaced steps with a finite loss, the last one among them."""
     finite = [record for record in steps if record["loss/main"] is not None]
     stride = -(-len(finite) // MAX_POINTS) if finite else 1
     thinned = finite[::-1][::stride][::-1]

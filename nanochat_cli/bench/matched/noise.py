@@ -1,7 +1,7 @@
-"""The noise floor of a suite: by how much two runs of one configuration differ in what depends on the clock.
+"""The noise floor of a suite: by how much two runs of one configuration differ in timings.
 
-A suite that runs its baseline twice has pairs of one seed, whose work is the same to the last bit. Where it does not,
-the seeds of the baseline stand in for them. No difference that is finer than the floor says anything.
+A suite that runs its baseline twice has pairs with the same seed, which compute the same to the last bit. Otherwise
+the seeds of the baseline are compared with each other. A difference below the floor means nothing.
 """
 
 from collections.abc import Sequence
@@ -10,17 +10,17 @@ from itertools import combinations
 from nanochat_cli.bench.matched.records import FINISHED, MEASURES, RunRecord, Suite
 
 REPEAT = "baseline-again"
-"""Configuration that is the baseline once more."""
+"""Name of the configuration that runs the baseline a second time."""
 
 
 def noise_floor(suite: Suite, measure: str) -> float | None:
-    """Factor, at least 1, by which runs of the baseline differ in `measure` at most; None where nothing can tell."""
+    """Largest factor, at least 1, by which two runs of the baseline differ in `measure`; None without two runs."""
     pairs = _pairs(_known(suite.of(suite.baseline), measure), _known(suite.of(REPEAT), measure))
     return max((max(one / other, other / one) for one, other in pairs), default=None)
 
 
 def noise_note(suite: Suite) -> str | None:
-    """One sentence about the training rate; None for a suite without one."""
+    """One sentence on the noise of the training rate; None if the suite cannot tell."""
     floor = noise_floor(suite, "tokens_per_second")
     if floor is None:
         return None

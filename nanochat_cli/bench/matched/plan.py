@@ -1,6 +1,6 @@
 """What a suite will run: contenders, seeds, what is made equal, and the order. Written to `suite.json`.
 
-A plan names presets and overrides; resolving them, and what `--match` makes of them, is here too. Running is left to
+A plan names presets and overrides; this file also resolves them and applies `--match`. Running is left to
 `bench.matched.suite`.
 """
 
@@ -29,7 +29,7 @@ CONFIGS = "baseline", "mtp-only", "muon-8bit", "galore2", "full"
 ABLATIONS = "collider-only", "async-only", "8bit-only", "galore-only"
 E3_BASELINE, AB_BASELINE = "baseline", "base"
 MORE_STEPS = 10
-"""With --match time a contender may take this many times the steps of the baseline; the schedule ends by the clock."""
+"""With --match time a contender may take this many times the baseline's steps; the clock ends its schedule."""
 
 Match = Literal["steps", "tokens", "time"]
 LENGTHS = ("train.total_steps", "train.time_budget", "total_steps")
@@ -37,7 +37,7 @@ LENGTHS = ("train.total_steps", "train.time_budget", "total_steps")
 
 @dataclass(frozen=True)
 class Contender:
-    """What is compared: presets, left to right, and the overrides after them."""
+    """One configuration to compare: presets, left to right, and the overrides on top of them."""
 
     name: str
     presets: tuple[str, ...]
@@ -45,7 +45,7 @@ class Contender:
 
     @property
     def stem(self) -> str:
-        """Its name as part of a file name."""
+        """The name in a form that fits into a file name."""
         return re.sub(r"[^\w.=+-]+", "-", self.name)
 
 
@@ -53,7 +53,7 @@ class Contender:
 class Plan:
     """The first contender is the baseline. profile: None for `ab`; given: the user's own --set.
 
-    tuning: None where every contender keeps the learning rate of its preset.
+    tuning: None if every contender keeps the learning rate of its preset.
     """
 
     suite: Literal["e3", "ab"]
@@ -69,7 +69,7 @@ class Plan:
         return self.contenders[0]
 
     def settings(self) -> dict[str, Any]:
-        """For the report."""
+        """The plan as the report shows it."""
         return {
             "profile": self.profile,
             "match": self.match,
@@ -82,7 +82,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Entry:
-    """One run of a plan. rate: that a run for tuning tries; None for one that is compared."""
+    """One run of a plan. rate: the learning rate that a tuning run tries; None for a run that is compared."""
 
     contender: Contender
     seed: int
@@ -94,7 +94,7 @@ class Entry:
 
     @property
     def run(self) -> str:
-        """Its folder, in that of the suite."""
+        """The run's folder, relative to the suite's."""
         return f"{RUNS_FOLDER}/{self.name}"
 
 
@@ -109,13 +109,14 @@ def plan_e3(
     given: Sequence[str],
     tuning: Tuning | None = None,
 ) -> Plan:
-    """The five configurations, or those named, with the isolated methods on request; the baseline always runs, twice.
+    """The five configurations, or those named, plus the isolated methods on request; the baseline always runs, twice.
 
-    Raises ConfigError for a name that does not exist.
+    Raises ConfigError for an unknown name.
     """
     chosen = list(configs) if configs is not None else list(CONFIGS)
     if unknown := [name for name in chosen if name not in (*CONFIGS, *ABLATIONS)]:
-        raise ConfigError(f"--configs {unknown[0]}: no such configuration: {', '.join((*CONFIGS, *ABLATIONS))}")
+        known = ", ".join((*CONFIGS, *ABLATIONS))
+        raise ConfigError(f"--configs {unknown[0]}: no such configuration; choose from {known}")
     names = dict.fromkeys([E3_BASELINE, *chosen, *(ABLATIONS if ablations else ())])
     overrides = (*profile_overrides, *given)
     contenders = [Contender(name, (f"e3/{name}",), overrides) for name in names]
@@ -124,7 +125,7 @@ def plan_e3(
 
 
 def natural_match(presets: Sequence[str], overrides: Sequence[str]) -> Match:
-    """What bounds a run of this configuration: its time, where it has a budget of it, else its steps."""
+    """What ends a run of this configuration: its time budget if it has one, else its steps."""
     return "steps" if resolve_config(presets, None, overrides).train.time_budget is None else "time"
 
 
@@ -137,7 +138,7 @@ def plan_ab(
     match: Match,
     given: Sequence[str],
 ) -> Plan:
-    """The base, and the base with one thing changed per contender. Raises ConfigError when nothing is varied."""
+    """The base, and one contender for each change to it. Raises ConfigError for a change that is missing or void."""
     if not vary:
         raise ConfigError("--vary is missing: name what differs from the base, such as --vary optim.lr=0.01")
     if doubled := [text for text in vary if list(vary).count(text) > 1]:
@@ -157,21 +158,21 @@ def plan_ab(
 
 
 def entries(plan: Plan) -> list[Entry]:
-    """Runs in their order: all contenders with one seed, then with the next, so that drift of the machine hits all.
+    """Runs in order: seeds are the outer loop and the order of contenders alternates, so machine drift hits them all.
 
-    With every other seed the order is reversed. With --match time the baseline comes first: it sets the time.
+    With --match time the baseline always comes first, since it sets the time.
     """
-    found = []
+    runs = []
     for seed in range(plan.seeds):
         turn = plan.contenders if seed % 2 == 0 else plan.contenders[::-1]
         if plan.match == "time":
             turn = (plan.baseline, *(contender for contender in turn if contender != plan.baseline))
-        found += [Entry(contender, seed) for contender in turn]
-    return found
+        runs += [Entry(contender, seed) for contender in turn]
+    return runs
 
 
 def tuning_entries(plan: Plan) -> list[Entry]:
-    """The runs that come before those of `entries`: every rate of every contender that none before it stands for."""
+    """The runs that precede those of `entries`: every rate of every contender, skipping those that train alike."""
     if plan.tuning is None:
         return []
     own = [contender for contender in plan.contenders if stands_for(plan, contender) == contender]
@@ -179,7 +180,7 @@ def tuning_entries(plan: Plan) -> list[Entry]:
 
 
 def stands_for(plan: Plan, contender: Contender) -> Contender:
-    """The first contender that trains as this one does: what is tried of it counts for both."""
+    """The first contender that trains like this one; its tuning runs count for both."""
     config = _resolved(contender)
     return next(other for other in plan.contenders if same_training(_resolved(other), config))
 
@@ -189,8 +190,8 @@ def resolve(
 ) -> Config:
     """The configuration of a run in the suite's `folder`.
 
-    baseline_seconds: with --match time, the training time of the baseline's run of the same seed; not for the baseline
-    itself. rate: what tuning chose for this contender; None keeps its own. Raises ConfigError.
+    baseline_seconds: with --match time, the training time of the baseline's run with the same seed; unused for the
+    baseline itself. rate: the learning rate that tuning chose; None keeps the contender's own. Raises ConfigError.
     """
     config = _resolved(entry.contender)
     config.run.seed += entry.seed
@@ -216,7 +217,7 @@ def resolve(
 
 
 def save_plan(plan: Plan, folder: Path) -> None:
-    """Raises DataError when it cannot be written."""
+    """Write `folder/suite.json`. Raises DataError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / PLAN_FILE, (json.dumps(asdict(plan), indent=1, ensure_ascii=False) + "\n").encode())
@@ -225,7 +226,7 @@ def save_plan(plan: Plan, folder: Path) -> None:
 
 
 def load_plan(folder: Path) -> Plan:
-    """Raises DataError when `folder` is not that of a suite."""
+    """Raises DataError if `folder` is not the folder of a suite."""
     path = folder / PLAN_FILE
     try:
         found = parse_json(path.read_text(encoding="utf-8"))
@@ -244,7 +245,7 @@ def load_plan(folder: Path) -> Plan:
 
 
 def _checked(plan: Plan) -> Plan:
-    """The plan, when every configuration resolves. Raises ConfigError."""
+    """The plan, once every configuration resolves. Raises ConfigError."""
     if plan.match not in get_args(Match):
         raise ConfigError(f"--match {plan.match} does not exist: choose one of {', '.join(get_args(Match))}")
     train = _resolved(plan.baseline).train

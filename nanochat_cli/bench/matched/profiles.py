@@ -1,4 +1,4 @@
-"""Profiles of the E3 suite: how large its runs are, and which profile this machine can run.
+"""Profiles of the E3 suite: how large its runs are, and which profile suits this machine.
 
 `presets/e3/profiles.toml` holds them. Knows tables and keys; what a key means is left to `config.load`.
 """
@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nanochat_cli.bench.matched.tuning import Tuning
 from nanochat_cli.config.presets import presets_folder
@@ -19,7 +20,7 @@ _EVERY = "every"
 
 @dataclass(frozen=True)
 class Profile:
-    """overrides: as for `--set`, laid over every preset of the suite; seeds: how many when nobody says.
+    """overrides: as for `--set`, applied to every preset of the suite; seeds: the default number.
 
     tuning: what `--tune` tries.
     """
@@ -32,25 +33,27 @@ class Profile:
 
 
 def load_profiles(path: Path | None = None) -> dict[str, Profile]:
-    """By name, in the order of the file. Raises ConfigError."""
+    """All profiles by name, in the order of the file. Raises ConfigError."""
     path = path or presets_folder() / PROFILES_FILE
     tables = read_toml(path, what="profiles")
-    every = tables.pop(_EVERY, {})
-    found = {}
+    every = _overrides(tables.pop(_EVERY, {}))
+    profiles = {}
     for name, table in tables.items():
         try:
-            description, seeds = table["description"], table["seeds"]  # pyright: ignore[reportIndexIssue]
-            changes = table.get("overrides", {})  # pyright: ignore[reportAttributeAccessIssue]
-            grid = table["tuning"]  # pyright: ignore[reportIndexIssue]
-            tuning = Tuning(tuple(grid["factors"]), grid["share"])  # pyright: ignore[reportArgumentType, reportIndexIssue, reportCallIssue]
+            profiles[name] = _profile(name, table, every)
         except (KeyError, TypeError):
             raise ConfigError(f"{path}: [{name}] needs description, seeds, and tuning with factors and share") from None
-        found[name] = Profile(name, description, seeds, (*_overrides(every), *_overrides(changes)), tuning)
-    return found
+    return profiles
+
+
+def _profile(name: str, table: Any, every: tuple[str, ...]) -> Profile:
+    tuning = Tuning(tuple(table["tuning"]["factors"]), table["tuning"]["share"])
+    overrides = (*every, *_overrides(table.get("overrides", {})))
+    return Profile(name, table["description"], table["seeds"], overrides, tuning)
 
 
 def load_profile(name: str) -> Profile:
-    """Raises ConfigError for a name that does not exist."""
+    """Raises ConfigError for an unknown name."""
     profiles = load_profiles()
     if name not in profiles:
         raise ConfigError(f"--profile {name} does not exist: choose one of {', '.join(profiles)}")
@@ -58,12 +61,12 @@ def load_profile(name: str) -> Profile:
 
 
 def every_run() -> tuple[str, ...]:
-    """The overrides that all runs of a suite have in common, whatever their profile."""
+    """The overrides that all runs of a suite share, whatever the profile."""
     return _overrides(read_toml(presets_folder() / PROFILES_FILE, what="profiles")[_EVERY])
 
 
 def profile_of_this_machine() -> tuple[str, str]:
-    """The name of the profile to take when none was named, and why."""
+    """The name of the default profile, and why it was chosen."""
     import torch
 
     if torch.cuda.is_available():
@@ -72,7 +75,7 @@ def profile_of_this_machine() -> tuple[str, str]:
 
 
 def _overrides(table: object) -> tuple[str, ...]:
-    """A nested table as `key=value`; a JSON scalar is a TOML value."""
+    """A nested table as `key=value` strings; every JSON scalar is a valid TOML value."""
     assert isinstance(table, Mapping)
     return tuple(f"{key}={json.dumps(value)}" for key, value in _flatten(table, ""))
 

@@ -1,18 +1,16 @@
-"""What a suite of training runs is on disk: `report.json`, with a record of every run beside the results and claims.
+"""A suite of training runs on disk: `report.json`, with a record of every run beside the results and claims.
 
-Knows names, numbers and their JSON form. How a record is measured is left to `measures`, what follows from several of
-them to `claims`, and what a reader sees to `report.comparison`.
+Knows names, numbers and their JSON form. Measuring a record is left to `measures`, judging several to `claims`, and
+showing them to `report.comparison`.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nanochat_cli.durable import write_atomically
 from nanochat_cli.errors import DataError
-from nanochat_cli.nesting import parse_json
 from nanochat_cli.report.result_file import Claim, Result
 
 REPORT_FILE = "report.json"
@@ -26,7 +24,7 @@ STATUSES = FINISHED, DIVERGED, OUT_OF_MEMORY, FAILED, INTERRUPTED
 class Measure:
     """How a measure of a run is called and read. unit: as in result files; "" for a pure number.
 
-    timed: it depends on what else the machine does; learned: it depends on the learning rate.
+    timed: depends on the load of the machine; learned: depends on the learning rate.
     """
 
     title: str
@@ -66,7 +64,7 @@ MEASURES: dict[str, Measure] = {
 
 @dataclass(frozen=True)
 class Point:
-    """One evaluation on held-out documents, main loss only. seconds: of training so far; loss: nats per token."""
+    """One evaluation on held-out documents, main loss only. seconds: training time so far; loss: nats per token."""
 
     step: int
     tokens: int
@@ -80,9 +78,9 @@ class RunRecord:
     """One run of a suite.
 
     config: "baseline", "mtp-only", ..., or what is varied, such as "optim.lr=3e-4". status: one of STATUSES; reason:
-    one line for any but finished. run: its folder. train: "step", "tokens", "seconds" and "loss" of the main loss,
-    equally long and thinned. measures: by the names of MEASURES; None for what was not measured. environment: where it
-    ran, as its own file says; empty where that is not known.
+    one line for any status but finished. run: the folder. train: "step", "tokens", "seconds" and "loss" (main loss),
+    thinned to equal length. measures: by the names of MEASURES; None if not measured. environment: where the run took
+    place, from its own file; empty if unknown.
     """
 
     config: str
@@ -98,14 +96,14 @@ class RunRecord:
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
-            raise ValueError(f"status {self.status!r} is none of {', '.join(STATUSES)}")
+            raise ValueError(f"unknown status {self.status!r}: choose one of {', '.join(STATUSES)}")
         if unknown := self.measures.keys() - MEASURES.keys():
             raise ValueError(f"unknown measures: {', '.join(sorted(unknown))}")
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Everything that a report is made from. suite: "e3" or "ab"; settings: profile, match, seeds, baseline, ..."""
+    """Everything that goes into a report. suite: "e3", "ab" or "compare"; settings: profile, match, baseline, ..."""
 
     suite: str
     environment: dict[str, Any]
@@ -116,14 +114,14 @@ class Suite:
 
     @property
     def baseline(self) -> str:
-        """The configuration that the others are compared with."""
+        """The configuration with which the others are compared."""
         return self.settings["baseline"]
 
     @property
     def configs(self) -> list[str]:
         """Configurations in the order of their first run, the baseline first."""
-        found = dict.fromkeys([self.baseline, *(run.config for run in self.runs)])
-        return [config for config in found if any(run.config == config for run in self.runs)]
+        names = dict.fromkeys(run.config for run in self.runs)
+        return sorted(names, key=lambda name: name != self.baseline)
 
     def of(self, config: str) -> list[RunRecord]:
         """The runs of a configuration, by seed."""
@@ -131,7 +129,7 @@ class Suite:
 
 
 def write_suite(folder: Path, suite: Suite) -> Path:
-    """Write `folder/report.json`, whole or not at all. Raises DataError."""
+    """Write `folder/report.json` atomically. Raises DataError."""
     path = folder / REPORT_FILE
     text = json.dumps(asdict(suite), indent=1, ensure_ascii=False, allow_nan=False)
     try:
@@ -140,32 +138,3 @@ def write_suite(folder: Path, suite: Suite) -> Path:
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror}; free space or choose another --out") from error
     return path
-
-
-def read_suite(path: Path) -> Suite:
-    """A `report.json`, or that of a suite's folder. Raises DataError when there is none or it has another form."""
-    path = path / REPORT_FILE if path.is_dir() else path
-    try:
-        found = parse_json(path.read_text(encoding="utf-8"))
-        return Suite(
-            suite=found["suite"],
-            environment=found["environment"],
-            settings=found["settings"],
-            results=[Result(**_with_pair(values, "spread")) for values in found["results"]],
-            claims=[Claim(**_with_pair(values, "interval")) for values in found["claims"]],
-            runs=[_run(values) for values in found["runs"]],
-        )
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}; is it the folder of a suite?") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not the report of a suite ({type(error).__name__}: {error})") from error
-
-
-def _run(values: Mapping[str, Any]) -> RunRecord:
-    return RunRecord(**{**values, "evaluations": [Point(**point) for point in values["evaluations"]]})
-
-
-def _with_pair(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """JSON has lists where the dataclass has a pair."""
-    pair = values.get(name)
-    return {**values, name: None if pair is None else (pair[0], pair[1])}

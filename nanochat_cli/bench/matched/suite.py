@@ -1,14 +1,13 @@
-"""`nanochat bench e3` and `bench ab`: runs a plan, one process after the other, and makes its report.
+"""`nanochat bench e3` and `bench ab`: runs a plan, one process after the other, and writes its report.
 
-The folder of a suite holds the plan, every run with its log and how it ended, and the report, which is written anew
-after each run. With a plan that tunes, the runs that look for learning rates come first. A suite that was interrupted
-goes on with what is missing: runs that have ended stay as they are, and one that was in the middle continues from its
-checkpoint.
+The folder of a suite holds the plan, every run with its log and outcome, and the report, which is rewritten after each
+run. If the plan tunes, the runs that search for learning rates come first. An interrupted suite resumes with what is
+missing: finished runs stay as they are, and a run that was cut off continues from its checkpoint.
 """
 
 import shutil
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -38,20 +37,20 @@ from nanochat_cli.config.schema import Config
 from nanochat_cli.errors import ConfigError, DataError, Interrupted, NanochatError
 from nanochat_cli.folders import held_folder
 from nanochat_cli.formats.run.find import DEFAULT_FOLDER, new_folder, require_writable
-from nanochat_cli.report.environment import environment, read_environment
+from nanochat_cli.report.environment import environment
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.report.result_file import Result
 from nanochat_cli.training.stop_signals import StopSignals
 
 RUNS = "runs the suite in"
 AGAIN = FAILED, INTERRUPTED
-"""How a run may have ended that a resumed suite starts or continues again."""
+"""Outcomes after which a resumed suite runs the run again."""
 
 
 def begin_suite(plan: Plan, out: Path | None, reporter: Reporter, report: Path | None = None) -> Suite:
-    """Prepare the data, make the folder of a suite, and run it; `out`, or the next of this kind in ./runs.
+    """Prepare the data, create the suite's folder (`out`, or the next of this kind in ./runs), and run the suite.
 
-    report: a folder that gets a copy of the report. Raises ConfigError when the folder is taken, DataError, and what
+    report: a folder that gets a copy of the report. Raises ConfigError if the folder is taken, DataError, and whatever
     `resume_suite` raises.
     """
     with _new_folder(plan, out) as folder:
@@ -61,9 +60,9 @@ def begin_suite(plan: Plan, out: Path | None, reporter: Reporter, report: Path |
 
 
 def resume_suite(folder: Path, reporter: Reporter, report: Path | None = None) -> Suite:
-    """Run what the plan in `folder` lacks, write and show the report. report: a folder that gets a copy of it.
+    """Run what is missing of the plan in `folder`, then write and show the report. report: a folder that gets a copy.
 
-    Raises Interrupted after the current run has saved everything, NanochatError when no run has finished, and HeldError
+    Raises Interrupted after the current run has saved everything, NanochatError if no run has finished, and HeldError
     while another process runs the suite.
     """
     with held_folder(folder, RUNS):
@@ -83,7 +82,7 @@ def find_folder(suite: str, out: Path | None) -> Path:
 
 @contextmanager
 def _new_folder(plan: Plan, out: Path | None) -> Iterator[Path]:
-    """The folder of a suite that begins, held by this process."""
+    """The folder for a new suite, held by this process."""
     if out is None:
         with new_folder(DEFAULT_FOLDER, plan.suite, RUNS) as folder:
             yield folder
@@ -119,7 +118,7 @@ def _run(folder: Path, reporter: Reporter, report: Path | None) -> Suite:
 
 
 def _copied(files: Sequence[Path], folder: Path) -> list[Path]:
-    """Raises DataError when they cannot be written there."""
+    """Copies of the files in `folder`. Raises DataError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return [Path(shutil.copyfile(file, folder / file.name)) for file in files]
@@ -128,22 +127,15 @@ def _copied(files: Sequence[Path], folder: Path) -> list[Path]:
 
 
 def collect(plan: Plan, folder: Path) -> Suite:
-    """What the runs that have ended say, whoever ran them."""
-    runs: list[RunRecord] = []
-    found_environment = None
-    for seed in range(plan.seeds):
-        for contender in plan.contenders:
-            entry = Entry(contender, seed)
-            outcome = read_outcome(Place(folder, entry.name).outcome)
-            if outcome is not None:
-                runs.append(read_run(folder, entry.run, contender.name, seed, outcome))
-                found_environment = found_environment or read_environment(folder / entry.run)
-    runs = relate(runs, plan.baseline.name)
+    """The suite of all runs in `folder` that have ended, in whichever process."""
+    planned = [_ended(folder, Entry(contender, seed)) for seed in range(plan.seeds) for contender in plan.contenders]
+    runs = relate([run for run in planned if run is not None], plan.baseline.name)
     settings, results, tuned = plan.settings(), compared(runs, plan), load_tuned(folder)
     if tuned is not None:
         settings[TUNING] = asdict(tuned)
         results += _tried(tuned)
-    suite = Suite(plan.suite, found_environment or environment(), settings, results, [], runs)
+    recorded = next((run.environment for run in runs if run.environment), None)
+    suite = Suite(plan.suite, recorded or environment(), settings, results, [], runs)
     if plan.suite == "e3":
         suite.claims.extend(judge(spec, suite) for spec in load_claims())
         settings[NOTES] = tuning_notes(tuned)
@@ -152,10 +144,16 @@ def collect(plan: Plan, folder: Path) -> Suite:
     return suite
 
 
+def _ended(folder: Path, entry: Entry) -> RunRecord | None:
+    """The record of a run, once it has ended."""
+    outcome = read_outcome(Place(folder, entry.name).outcome)
+    return None if outcome is None else read_run(folder, entry.run, entry.contender.name, entry.seed, outcome)
+
+
 def _tried(tuned: Tuned) -> list[Result]:
-    """The rates that were tried, as results with the value that was found, and the one that was chosen."""
-    found = [Result(name, f"chosen {tuned.key}", rate, "") for name, rate in tuned.chosen.items()]
-    return found + [
+    """The chosen rates, and the result of every rate that was tried."""
+    chosen = [Result(name, f"chosen {tuned.key}", rate, "") for name, rate in tuned.chosen.items()]
+    return chosen + [
         Result(name, f"bits per byte after {tuned.steps} steps, {tuned.key} {rate:g}", bits, "bits/byte")
         for name, grid in tuned.tried.items()
         for rate, bits in grid.items()
@@ -165,7 +163,7 @@ def _tried(tuned: Tuned) -> list[Result]:
 
 def compared(runs: Sequence[RunRecord], plan: Plan) -> list[Result]:
     """Every measure of every configuration over its finished runs; ratios are paired with the baseline by seed."""
-    found: list[Result] = []
+    results: list[Result] = []
     finished = [run for run in runs if run.status == FINISHED]
     baseline = {run.seed: run for run in finished if run.config == plan.baseline.name}
     for contender in plan.contenders:
@@ -174,8 +172,8 @@ def compared(runs: Sequence[RunRecord], plan: Plan) -> list[Result]:
             values = {run.seed: value for run in own if (value := run.measures.get(name)) is not None}
             if values:
                 peers = {} if contender == plan.baseline else {s: run.measures.get(name) for s, run in baseline.items()}
-                found.append(_result(contender.name, name, values, peers, plan.baseline.name))
-    return found
+                results.append(_result(contender.name, name, values, peers, plan.baseline.name))
+    return results
 
 
 def _result(config: str, name: str, values: dict[int, float], peers: dict[int, float | None], baseline: str) -> Result:
@@ -194,14 +192,13 @@ def _result(config: str, name: str, values: dict[int, float], peers: dict[int, f
     )
 
 
-def _say_stopping(reporter: Reporter) -> Callable[[str], None]:
-    return lambda name: reporter.info(f"{name}: the current run saves and ends; Ctrl-C once more does not wait for it")
-
-
 def _run_all(plan: Plan, folder: Path, reporter: Reporter) -> None:
+    def say_stopping(signal: str) -> None:
+        reporter.info(f"{signal}: waiting until the current run has saved; press Ctrl-C again to stop at once")
+
     tuned, data = load_tuned(folder), load_suite_data(folder)
     order = [*(tuning_entries(plan) if tuned is None else ()), *entries(plan)]
-    with StopSignals(_say_stopping(reporter)) as stop, SuiteView(reporter, [entry.name for entry in order]) as view:
+    with StopSignals(say_stopping) as stop, SuiteView(reporter, [entry.name for entry in order]) as view:
         for number, entry in enumerate(order):
             if entry.rate is None and tuned is None and plan.tuning is not None:
                 tuned = _finish_tuning(plan, folder, reporter)
@@ -228,7 +225,7 @@ def _run_all(plan: Plan, folder: Path, reporter: Reporter) -> None:
 
 
 def _finish_tuning(plan: Plan, folder: Path, reporter: Reporter) -> Tuned:
-    """Choose every contender's rate, say what was tried, and keep it; checkpoints of these runs serve nobody."""
+    """Choose, report and save every contender's rate, and delete the tuning runs' checkpoints, which nothing needs."""
     assert plan.tuning is not None
     tried: dict[str, dict[float, float | None]] = {}
     for contender in plan.contenders:
@@ -247,16 +244,13 @@ def _finish_tuning(plan: Plan, folder: Path, reporter: Reporter) -> Tuned:
 
 
 def _bits_per_byte(folder: Path, entry: Entry) -> float | None:
-    """Of a tuning run; None for one that did not finish."""
-    outcome = read_outcome(Place(folder, entry.name).outcome)
-    if outcome is None:
-        return None
-    run = read_run(folder, entry.run, entry.contender.name, entry.seed, outcome)
-    return run.measures["bits_per_byte"] if run.status == FINISHED else None
+    """The result of a tuning run, if it finished."""
+    run = _ended(folder, entry)
+    return run.measures["bits_per_byte"] if run is not None and run.status == FINISHED else None
 
 
 def _configured(plan: Plan, entry: Entry, folder: Path, tuned: Tuned | None) -> Config | Outcome:
-    """The configuration of a run; the outcome of one that cannot begin, since the baseline sets its time."""
+    """The configuration of a run, or its outcome if it cannot start because the baseline left no time to match."""
     rate = None if tuned is None else tuned.chosen.get(entry.contender.name)
     if plan.match != "time" or entry.contender == plan.baseline or entry.rate is not None:
         return resolve(plan, entry, folder, rate=rate)

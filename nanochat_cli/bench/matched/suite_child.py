@@ -1,8 +1,8 @@
-"""One run of a suite in a process of its own: `python -m nanochat_cli.bench.matched.suite_child CONFIG OUTCOME`.
+"""One run of a suite in a separate process: `python -m nanochat_cli.bench.matched.suite_child CONFIG OUTCOME`.
 
-Trains, or continues, the run that CONFIG (a resolved TOML file) describes, exports it to know the size of its GGUF
-file, and writes OUTCOME: how it ended, and what only this process can know. It dies with its parent, so that a suite
-that was killed leaves nobody behind who writes into its runs.
+Trains, or continues, the run that CONFIG (a resolved TOML file) describes, exports it to learn the size of its GGUF
+file, and writes OUTCOME: how it ended, and what only this process can know. It dies with its parent, so that a killed
+suite leaves no process behind that still writes into its runs.
 """
 
 import ctypes
@@ -30,7 +30,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(config_file: Path, outcome_file: Path) -> int:
-    """Returns the exit code; whatever went wrong is in the outcome, and its traceback on standard error."""
+    """Returns the exit code. Any error goes into the outcome, and its traceback to standard error."""
     _die_with_parent()
     try:
         outcome = _train(resolve_config(file=config_file))
@@ -46,17 +46,15 @@ def main(config_file: Path, outcome_file: Path) -> int:
 
 
 def write_outcome(path: Path, outcome: Outcome) -> None:
-    """Whole or not at all."""
     write_atomically(path, (json.dumps(asdict(outcome), indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def read_outcome(path: Path) -> Outcome | None:
-    """None when there is none."""
     return Outcome(**parse_json(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 def _train(config: Config) -> Outcome:
-    import nanochat_cli.training.trainer  # noqa: F401 - what importing takes is not the run's
+    import nanochat_cli.training.trainer  # noqa: F401 - so that the run's memory does not include importing
 
     run = config.run.dir / str(config.run.name)
     engine = Engine(PlainReporter())
@@ -74,7 +72,7 @@ def _train(config: Config) -> Outcome:
 
 
 def adamw_state_bytes(config: Config) -> int:
-    """Bytes that AdamW in float32 would keep for every parameter that the run trains, counted from its tensors."""
+    """Bytes of AdamW's state in float32 for every parameter of the run, counted from its tensors."""
     import torch
 
     from nanochat_cli.model.mtp import build_mtp
@@ -88,7 +86,7 @@ def adamw_state_bytes(config: Config) -> int:
 
 
 def _peak_on_device() -> int | None:
-    """Bytes that torch allocated on the GPU at most; None when the run was not there."""
+    """Peak bytes that torch allocated on the GPU; None if the run did not use one."""
     import torch
 
     allocated = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
@@ -96,7 +94,7 @@ def _peak_on_device() -> int | None:
 
 
 def _gguf_bytes(engine: Engine, config: Config, run: Path) -> int | None:
-    """Of a file that is removed again; None, and the reason in the log, for a model that has none."""
+    """Size of a temporary export; None, with the reason in the log, for a model that cannot be exported."""
     file = run / GGUF_FILE
     try:
         engine.export(run, file, config.export.model_copy(update={"verify": False}))
@@ -109,7 +107,7 @@ def _gguf_bytes(engine: Engine, config: Config, run: Path) -> int | None:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Also when the trainer has said in a line of its own that nothing smaller is left to try."""
+    """Also true of the trainer's own error after it has tried every smaller micro-batch."""
     from nanochat_cli.training.update import is_out_of_memory
 
     cause = error.__cause__
@@ -122,12 +120,12 @@ def _one_line(error: Exception) -> str:
 
 
 def _die_with_parent() -> None:
-    """Have the kernel kill this process when the one that started it is gone, however that ended (Linux)."""
+    """Have the kernel kill this process when its parent is gone, however that ended (Linux)."""
     parent = os.environ.get(PARENT)
     if parent is None:
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(parent):  # it was gone before the kernel knew
+    if os.getppid() != int(parent):  # it was gone before prctl took effect
         os.kill(os.getpid(), signal.SIGKILL)
 
 

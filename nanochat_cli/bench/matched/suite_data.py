@@ -1,7 +1,7 @@
-"""The data sets of a suite: prepared once when it begins, and the same for every run of it, whenever that is.
+"""The data sets of a suite: prepared once at its start, and the same for every run, however much later.
 
 `data.json` in the folder of the suite records them. A source that grows between two runs is not read again, and a data
-set that was prepared anew since is an error: runs that are compared are trained and measured on the same documents.
+set that has since been prepared again is an error: compared runs must be trained and measured on the same documents.
 """
 
 import json
@@ -23,18 +23,18 @@ DATA_FILE = "data.json"
 
 @dataclass(frozen=True)
 class SuiteData:
-    """What each configuration is trained on, by what it says about data; empty for a suite of before."""
+    """The data set of each configuration, by its settings for data; empty for a suite of an older version."""
 
     records: dict[str, DatasetRecord]
 
     def fix(self, config: Config) -> None:
-        """Have `config` use the data set that was prepared for it, whatever its source has become."""
+        """Point `config` to the data set that was prepared for it, even if its source has changed since."""
         if (record := self.records.get(_key(config))) is not None:
             config.data.path = Path(record.folder)
 
 
 def prepare_suite_data(configs: Iterable[Config], folder: Path, reporter: Reporter) -> None:
-    """Encode the corpus once, before any process does. Raises DataError for data that no run could use."""
+    """Encode the corpus once, before any run starts. Raises DataError for unusable data."""
     records: dict[str, DatasetRecord] = {}
     for config in configs:
         if _key(config) not in records:
@@ -45,7 +45,7 @@ def prepare_suite_data(configs: Iterable[Config], folder: Path, reporter: Report
 
 
 def load_suite_data(folder: Path) -> SuiteData:
-    """Raises DataError when the record is damaged, or a data set is no longer what it was."""
+    """Raises DataError if the record is damaged or a data set has changed."""
     path = folder / DATA_FILE
     try:
         found = parse_json(path.read_text(encoding="utf-8"))
@@ -53,12 +53,12 @@ def load_suite_data(folder: Path) -> SuiteData:
     except FileNotFoundError:
         return SuiteData({})
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: no record of the data of a suite ({error}); begin a new suite") from error
+        raise DataError(f"{path}: not the record of a suite's data ({error}); begin a new suite") from error
     for record in records.values():
         if not record.same_content(record_of(ShardReader(Path(record.folder)))):
             raise DataError(
-                f"{record.folder}: is not the data set that the suite in {folder} began with; prepare it again as it "
-                "was, or begin a new suite with another --out"
+                f"{record.folder}: no longer the data set with which the suite in {folder} began; prepare it again as "
+                "it was, or begin a new suite with another --out"
             )
     return SuiteData(records)
 

@@ -1,6 +1,6 @@
-"""Starts the process of one run of a suite, follows what the run writes, and says how it ended.
+"""Starts the process of one run of a suite, follows what the run writes, and reports how it ended.
 
-Knows processes, `metrics.jsonl` and signals. What a process does is `bench.matched.suite_child`; what is shown of it is
+Knows processes, `metrics.jsonl` and signals. The process itself is `bench.matched.suite_child`; the display is
 `bench.matched.suite_view`.
 """
 
@@ -27,14 +27,14 @@ from nanochat_cli.report.metrics_log import FILE_NAME
 
 POLL_SECONDS = 0.2
 ENDS_WITHIN = 60.0
-"""Seconds in which a run that is asked to stop has saved everything."""
+"""Seconds that a run gets to save everything when it is asked to stop."""
 
 
 @dataclass
 class Reading:
-    """What a run that is going on has reached.
+    """Progress of the current run.
 
-    total_steps: 0 while the clock decides. memory: bytes, its resident set at most so far.
+    total_steps: 0 if the clock ends the run. memory: bytes, the peak of its resident set so far.
     """
 
     step: int = 0
@@ -47,7 +47,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Place:
-    """Where everything about one run is, in the folder of a suite."""
+    """The files about one run, in the folder of a suite."""
 
     folder: Path
     name: str
@@ -65,14 +65,13 @@ class Place:
         return self.folder / "logs" / f"{self.name}.log"
 
     def prepare(self, config: Config) -> None:
-        """Write what the process reads, and forget how an earlier one ended."""
+        """Write the process's configuration, and delete the outcome of an earlier process."""
         for path in (self.outcome, self.config, self.log):
             path.parent.mkdir(parents=True, exist_ok=True)
         self.outcome.unlink(missing_ok=True)
         self.config.write_text(config_to_toml(config), encoding="utf-8")
 
     def record(self, outcome: Outcome) -> None:
-        """Remember how the run ended."""
         self.outcome.parent.mkdir(parents=True, exist_ok=True)
         write_outcome(self.outcome, outcome)
 
@@ -80,7 +79,7 @@ class Place:
 def run_in_process(
     place: Place, config: Config, update: Callable[[Reading], None], stop_requested: Callable[[], bool]
 ) -> Outcome:
-    """Train `config` in a process of its own, or continue it; `update` is called some times a second.
+    """Train `config`, or continue it, in a separate process; `update` is called a few times per second.
 
     When a stop is requested, the process saves and ends, and the outcome is `interrupted`.
     """
@@ -97,7 +96,7 @@ def run_in_process(
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, PARENT: str(os.getpid())},
-            process_group=0,  # a terminal sends Ctrl-C to the group of the parent, who passes it on once
+            process_group=0,  # a terminal sends Ctrl-C to the parent's group; the parent passes it on, once
         ) as process,
     ):
         try:
@@ -124,7 +123,7 @@ def run_in_process(
 
 
 def _how(code: int, place: Place) -> str:
-    """The end of a process that could not say it itself."""
+    """How a process ended that left no outcome."""
     log = place.log.relative_to(place.folder)
     if code < 0:
         name = signal.Signals(-code).name
@@ -136,12 +135,12 @@ def _how(code: int, place: Place) -> str:
 def _peak_of(pid: int) -> int | None:
     try:
         return peak_memory(pid)
-    except OSError:  # it has ended
+    except OSError:  # the process has ended
         return None
 
 
 class _Tail:
-    """Reads what is appended to a metrics file, which may be cut or not there yet."""
+    """Reads what is appended to a metrics file, which may be truncated or missing at first."""
 
     def __init__(self, path: Path, reading: Reading) -> None:
         self.reading = reading
@@ -149,10 +148,10 @@ class _Tail:
         self._position = 0
 
     def read(self) -> None:
-        """Take in whole lines that are new."""
+        """Read new complete lines."""
         try:
             with self._path.open("rb") as file:
-                if os.fstat(file.fileno()).st_size < self._position:  # a resumed run has cut the file
+                if os.fstat(file.fileno()).st_size < self._position:  # a resumed run has truncated the file
                     self._position = 0
                 file.seek(self._position)
                 for line in file:
@@ -162,7 +161,7 @@ class _Tail:
                     self._position += len(line)
         except FileNotFoundError:
             pass
-        except ValueError:  # it was cut and has grown again, and this is the middle of a line
+        except ValueError:  # truncated and grown again, so that this is the middle of a line
             self._position = 0
 
     def _take(self, record: dict[str, Any]) -> None:
@@ -174,7 +173,7 @@ class _Tail:
 
 
 class _GPUUtilisation:
-    """Samples nvidia-smi's share of time in which a kernel ran; nothing where there is none or the CPU trains."""
+    """Samples nvidia-smi's GPU utilisation; does nothing without nvidia-smi or when training on the CPU."""
 
     EVERY = 1.0
 

@@ -1,6 +1,6 @@
-"""What a person sees of a suite: a table that stays in place on a terminal, or plain lines elsewhere.
+"""The display of a running suite: a table that stays in place on a terminal, or plain lines elsewhere.
 
-Knows the readings of runs and a clock. A thread of Rich draws the table twice a second from what was stored last.
+Knows the readings of runs and a clock. A Rich thread redraws the table twice a second from the latest readings.
 """
 
 import time
@@ -24,17 +24,17 @@ COLUMNS = "run", "state", "progress", "ETA", "loss", "bpb", "tok/s", "memory"
 
 @dataclass
 class Row:
-    """One run. seconds: how long it took or has been running, whole process; None before it starts."""
+    """One run. seconds: how long its process took or has been running; None before it starts."""
 
     name: str
     state: str = WAITING
     seconds: float | None = None
     reading: Reading = field(default_factory=Reading)
     first: tuple[int, float] | None = None
-    """Step and seconds of the first reading: what came before it was the start of the process."""
+    """Step and seconds of the first reading; the time before it went into starting the process."""
 
     def eta(self) -> float | None:
-        """Seconds to the last step at the mean rate so far; None before it can be known."""
+        """Seconds to the last step at the mean rate so far, once that is known."""
         if self.state != RUNNING or self.seconds is None or not self.reading.total_steps:
             return None
         if self.first is None or self.reading.step <= self.first[0]:
@@ -64,7 +64,7 @@ class SuiteView:
             self._live.stop()
 
     def known(self, number: int, state: str) -> None:
-        """A run that an earlier process of the suite has ended."""
+        """Mark a run that had already ended when the suite was resumed."""
         self.rows[number].state = state
 
     def start(self, number: int) -> None:
@@ -75,7 +75,6 @@ class SuiteView:
         self._say(f"{self._place()}: starts")
 
     def update(self, reading: Reading) -> None:
-        """What the current run has reached."""
         row, now = self.rows[self._current], self._clock()
         row.seconds, row.reading = now - self._started, reading
         if row.first is None and reading.step:
@@ -85,14 +84,13 @@ class SuiteView:
             self._say(f"{self._place()}: {', '.join(self._parts(row))}, suite ETA {_duration(self.eta())}")
 
     def finish(self, state: str, reason: str | None = None) -> None:
-        """The current run has ended."""
         row = self.rows[self._current]
         row.state, row.seconds = state, self._clock() - self._started
         parts = [f"{state} after {format_duration(row.seconds)}"] + ([reason] if reason else self._parts(row))
         self._reporter.info(f"{self._place()}: {', '.join(parts)}")
 
     def eta(self) -> float | None:
-        """Seconds until the last run is over, from the mean time of those that have ended; None before the first."""
+        """Seconds until the suite ends, from the mean time of the runs that have ended; None before the first has."""
         times = [row.seconds for row in self.rows if row.state not in (WAITING, RUNNING) and row.seconds is not None]
         if not times:
             return None

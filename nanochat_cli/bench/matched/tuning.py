@@ -1,8 +1,8 @@
-"""The learning rate of every contender, before a suite compares them: the same few rates, as long runs, for each.
+"""Tunes the learning rate of every contender before a suite compares them: the same factors and run lengths for each.
 
 A rate that suits one optimizer handicaps another. Every contender trains with its own rate times each of `factors`, on
-a seed that no compared run has; the rate with the fewest held-out bits per byte is the one it is compared at. What
-was tried is in `tuning.json` in the folder of the suite, once and for all: a suite that is continued keeps it.
+a seed that no compared run uses, and is then compared at the rate with the fewest held-out bits per byte. The outcome
+is kept in `tuning.json` in the folder of the suite; a resumed suite does not tune again.
 """
 
 import json
@@ -20,12 +20,12 @@ from nanochat_cli.nesting import parse_json
 TUNING_FILE = "tuning.json"
 KEY = "optim.lr"
 SEED = 1000
-"""Added to the seed of a tuning run; the seeds that are compared begin at 0."""
+"""Added to the seed of a tuning run; compared seeds begin at 0."""
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """factors: on a contender's own rate; share: of its steps that a tuning run takes."""
+    """factors: multiply a contender's own rate; share: how many of its steps a tuning run takes."""
 
     factors: tuple[float, ...]
     share: float
@@ -33,9 +33,9 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What tuning found. tried: by contender, rate -> bits per byte, None for a run that did not finish.
+    """The outcome of tuning. tried: by contender, rate -> bits per byte, None for a run that did not finish.
 
-    chosen: by contender; one whose runs all failed has none and keeps its own rate.
+    chosen: by contender; one whose runs all failed is absent and keeps its own rate.
     """
 
     seed: int
@@ -45,27 +45,27 @@ class Tuned:
     key: str = KEY
 
     def at_the_edge(self) -> list[str]:
-        """Contenders whose best rate is the smallest or the largest that was tried, so that a better one may exist."""
+        """Contenders whose best rate is the smallest or largest that was tried, so that a better one may exist."""
         return [name for name, rate in self.chosen.items() if rate in (min(self.tried[name]), max(self.tried[name]))]
 
 
 def choose(tried: Mapping[str, Mapping[float, float | None]], *, seed: int, steps: int) -> Tuned:
-    """The rate with the fewest bits per byte of each contender."""
+    """For each contender, the rate with the fewest bits per byte."""
     chosen = {}
-    for name, found in tried.items():
-        finished = {rate: bits for rate, bits in found.items() if bits is not None and math.isfinite(bits)}
+    for name, grid in tried.items():
+        finished = {rate: bits for rate, bits in grid.items() if bits is not None and math.isfinite(bits)}
         if finished:
             chosen[name] = min(finished, key=finished.__getitem__)
-    return Tuned(seed, steps, {name: dict(found) for name, found in tried.items()}, chosen)
+    return Tuned(seed, steps, {name: dict(grid) for name, grid in tried.items()}, chosen)
 
 
 def rates(config: Config, tuning: Tuning) -> list[float]:
-    """What is tried of a contender, in rising order, to three digits."""
+    """The rates that a contender tries, in rising order, to three digits."""
     return sorted(float(f"{config.optim.lr * factor:.3g}") for factor in tuning.factors)
 
 
 def shorten(config: Config, tuning: Tuning, rate: float) -> None:
-    """Make a compared run's configuration, in place, that of a tuning run: a miniature of it, evaluated at its end."""
+    """Turn a compared run's configuration, in place, into a tuning run: a miniature of it, evaluated at its end."""
     train, share = config.train, tuning.share
     train.total_steps, train.time_budget = max(1, round(share * train.total_steps)), None
     config.optim.lr = rate
@@ -77,10 +77,7 @@ def shorten(config: Config, tuning: Tuning, rate: float) -> None:
 
 
 def same_training(one: Config, other: Config) -> bool:
-    """Whether two configurations train alike, so that one of them is tuned for both: how batches are read is no part.
-
-    Nor are their name and their folder.
-    """
+    """Whether two configurations train alike, so that tuning one is enough: name, folder and loader do not matter."""
     return _training(one) == _training(other)
 
 
@@ -93,7 +90,7 @@ def save_tuned(folder: Path, tuned: Tuned) -> None:
 
 
 def load_tuned(folder: Path) -> Tuned | None:
-    """None when nothing was tuned, or not to the end. Raises DataError for a file that is none of ours."""
+    """None unless tuning has been completed. Raises DataError for a file in another form."""
     path = folder / TUNING_FILE
     try:
         found = parse_json(path.read_text(encoding="utf-8"))
@@ -102,11 +99,11 @@ def load_tuned(folder: Path) -> Tuned | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: not what tuning wrote ({type(error).__name__}: {error})") from error
+        raise DataError(f"{path}: not a record of tuning ({type(error).__name__}: {error})") from error
 
 
 def tuning_notes(tuned: Tuned | None) -> list[str]:
-    """What has to be known about the learning rates of a suite: that nobody looked for them, or not far enough."""
+    """What a reader must know about the learning rates of a suite: not tuned, or not far enough."""
     if tuned is None:
         return [UNTUNED]
     if not (names := tuned.at_the_edge()):

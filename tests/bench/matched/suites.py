@@ -1,8 +1,12 @@
-"""Made-up records of runs."""
+"""Made-up records of runs, and suites read back from their `report.json`."""
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from nanochat_cli.bench.matched.records import FINISHED, MEASURES, Point, RunRecord, Suite
+from nanochat_cli.bench.matched.records import FINISHED, MEASURES, REPORT_FILE, Point, RunRecord, Suite
+from nanochat_cli.report.result_file import Claim, Result
 
 
 def record(
@@ -23,3 +27,17 @@ def record(
 
 def suite(runs: Sequence[RunRecord], kind: str = "e3") -> Suite:
     return Suite(kind, {}, {"baseline": "baseline", "seeds": 1}, [], [], list(runs))
+
+
+def read_suite(folder: Path) -> Suite:
+    """The suite in `folder`; JSON has lists where the dataclasses have pairs."""
+
+    def pair(values: dict[str, Any], name: str) -> dict[str, Any]:
+        return values | {name: None if values[name] is None else tuple(values[name])}
+
+    found = json.loads((folder / REPORT_FILE).read_text())
+    found["results"] = [Result(**pair(values, "spread")) for values in found["results"]]
+    found["claims"] = [Claim(**pair(values, "interval")) for values in found["claims"]]
+    for values in found["runs"]:
+        values["evaluations"] = [Point(**point) for point in values["evaluations"]]
+    return Suite(**found | {"runs": [RunRecord(**values) for values in found["runs"]]})

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from nanochat_cli.bench.matched.compare import compare_runs
-from nanochat_cli.bench.matched.records import Suite, read_suite
+from nanochat_cli.bench.matched.records import Suite
 from nanochat_cli.cli.app import main
 from nanochat_cli.config.load import config_to_toml, resolve_config
 from nanochat_cli.errors import DataError
+from tests.bench.matched.suites import read_suite
 from tests.docs.markdown import tables
 from tests.e2e.tiny import TINY, write_corpus
 
@@ -212,7 +213,7 @@ def test_a_run_that_is_not_finished_is_named_with_its_step(copy: Copy) -> None:
         (
             ["plain", "mtp", "--baseline", "best"],
             2,
-            "--baseline best: none of the compared runs; choose one of plain, mtp",
+            "--baseline best is not one of the compared runs: choose one of plain, mtp",
         ),
         (["plain", "mtp", "--out", "runs/plain/config.toml"], 3, "cannot write"),
     ],

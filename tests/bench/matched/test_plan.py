@@ -50,7 +50,7 @@ def test_with_matched_time_the_baseline_of_a_seed_comes_first():
 def test_ablations_are_added_and_the_baseline_always_runs_and_once_more():
     assert [c.name for c in e3(ablations=True).contenders] == [*CONFIGS, *ABLATIONS, "baseline-again"]
     assert [c.name for c in e3(configs=["full"]).contenders] == ["baseline", "full", "baseline-again"]
-    with pytest.raises(ConfigError, match="--configs fast: no such configuration: baseline"):
+    with pytest.raises(ConfigError, match="--configs fast: no such configuration; choose from baseline"):
         e3(configs=["fast"])
 
 

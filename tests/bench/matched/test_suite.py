@@ -16,14 +16,14 @@ import pytest
 
 from nanochat_cli.bench.matched.measures import Outcome
 from nanochat_cli.bench.matched.plan import load_plan, plan_ab
-from nanochat_cli.bench.matched.records import RunRecord, Suite, read_suite
+from nanochat_cli.bench.matched.records import RunRecord, Suite
 from nanochat_cli.bench.matched.suite import begin_suite, compared
 from nanochat_cli.bench.matched.suite_child import read_outcome
 from nanochat_cli.bench.matched.suite_runs import Place, run_in_process
 from nanochat_cli.config.load import resolve_config
 from nanochat_cli.errors import NanochatError
 from nanochat_cli.report.reporter import QuietReporter
-from tests.bench.matched.suites import record
+from tests.bench.matched.suites import read_suite, record
 from tests.e2e.processes import start
 from tests.e2e.tiny import write_corpus
 

@@ -42,7 +42,7 @@ def test_a_data_set_that_was_prepared_anew_ends_a_suite_with_one_line(tmp_path):
     load_suite_data(suite)
     (tmp_path / "src" / "more.txt").write_text("some more text " * 50)
     prepare_dataset(str(tmp_path / "src"), tmp_path / "data", make_config(), QuietReporter())
-    with pytest.raises(DataError, match=r"data: is not the data set that the suite in .*suite began with"):
+    with pytest.raises(DataError, match=r"data: no longer the data set with which the suite in .*suite began"):
         load_suite_data(suite)
 
 

@@ -84,5 +84,5 @@ def test_what_was_tuned_and_how_comes_back_as_it_was_saved(tmp_path):
     save_plan(plan, tmp_path)
     assert load_plan(tmp_path) == plan
     (tmp_path / "tuning.json").write_text("[1]")
-    with pytest.raises(DataError, match=r"tuning\.json: not what tuning wrote"):
+    with pytest.raises(DataError, match=r"tuning\.json: not a record of tuning"):
         load_tuned(tmp_path)
