@@ -13,7 +13,7 @@ from typing import Any
 from nanochat_cli.bench.matched.measures import Outcome, read_run, relate
 from nanochat_cli.bench.matched.records import FINISHED, RunRecord, Suite
 from nanochat_cli.bench.matched.report.configs import Settings, settings_of
-from nanochat_cli.bench.matched.report.sections import NOTES
+from nanochat_cli.bench.matched.report.notes import NOTES
 from nanochat_cli.config.load import load_run_config
 from nanochat_cli.config.size import count_parameters
 from nanochat_cli.errors import ConfigError, DataError

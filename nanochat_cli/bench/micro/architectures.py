@@ -1,7 +1,7 @@
 """`nanochat bench architectures`: time and memory of a training step, every architecture against the plain residual.
 
-Each variant trains in a process of its own, a few compiled steps on random tokens, and the variants take turns. Peak
-memory is that of the process over its own before the model was built.
+Each variant trains in a separate process, a few compiled steps on random tokens, and the variants take turns. Peak
+memory is the growth of the process since before the model was built.
 """
 
 import json
@@ -22,7 +22,7 @@ from nanochat_cli.report.result_file import Result, summarise
 
 WARM_UP, STEPS = 3, 10
 HONEST_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
-"""glibc returns what is freed, so that the peak is of what is held."""
+"""Makes glibc return freed memory, so that the peak counts only what is held."""
 
 
 def measure_architectures(

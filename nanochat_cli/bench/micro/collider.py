@@ -1,11 +1,11 @@
 """`nanochat bench collider`: time and memory of a training step at several shares of filtered tokens, against none.
 
-Every width has a process of its own in which the cases take turns, every round in another order; peak memory is that
-of a process that trains with one case alone. The backward pass is everything from the gradient of the hidden states
-back to the embedding, summed over the micro-batches. `gradient_ms` is what grows with the tokens: forward, choice of
-tokens, loss and backward. The step has clipping, optimizer and quantising the weights besides, which do not. Two more
-cases: `keep all` chooses, and keeps every token; `known before` makes the choice before the forward pass, which then
-saves less for the backward pass.
+Every width has its own process, in which the cases take turns, each round in another order; peak memory is that of a
+process that trains with one case alone. The backward pass is everything from the gradient of the hidden states back to
+the embedding, summed over the micro-batches. `gradient_ms` covers what grows with the tokens: forward, choice of
+tokens, loss and backward. `step_ms` adds clipping, the optimizer and quantising the weights, which do not. Two more
+cases: `keep all` chooses, but keeps every token; `known before` chooses before the forward pass, which then saves less
+for the backward pass.
 """
 
 import json
@@ -45,7 +45,7 @@ class Case(NamedTuple):
 
 
 def cases_of(sparsities: Sequence[float]) -> list[Case]:
-    """One for each share, the first the peer of the others; then keep all, and the last share known before."""
+    """One case for each share, the first the peer of the others; then keep all, and the last share known before."""
     shares = [Case(f"{share:.0%} filtered", share) for share in sparsities]
     last = sparsities[-1]
     return [
@@ -56,7 +56,7 @@ def cases_of(sparsities: Sequence[float]) -> list[Case]:
 
 
 def shape(width: int) -> Config:
-    """Two layers of a width with the vocabulary of the quickstart, micro-batches of 2048 tokens."""
+    """Two layers of this width with the quickstart's vocabulary, and micro-batches of 2048 tokens."""
     overrides = [f"model.dim={width}", "model.n_layers=2", f"model.n_heads={width // 64}", "model.n_kv_heads=4"]
     overrides += [f"model.ffn_dim={width * 3}", "train.batch_size=8", "train.seq_len=256", "model.max_seq_len=256"]
     return resolve_config(["quickstart"], None, [*overrides, f"train.grad_accum={MICRO_BATCHES}"])
@@ -103,7 +103,7 @@ def _child(task: dict[str, Any], environment: dict[str, str] | None = None) -> d
 
 
 def time_cases(config: Config, cases: Sequence[Case], rounds: int) -> dict[str, Any]:
-    """Per case the milliseconds of every round, taking turns; and the growth of the process's peak memory."""
+    """Milliseconds of every round for each case, taking turns; and the growth of the process's peak memory."""
     import torch
 
     from nanochat_cli.training.build import build_state
@@ -134,7 +134,7 @@ def time_cases(config: Config, cases: Sequence[Case], rounds: int) -> dict[str, 
     order = list(range(len(states)))
     for turn in range(WARM_UP + rounds):
         shared.progress.step = turn
-        random.Random(turn).shuffle(order)  # what a case leaves behind in memory is not always the same one's cost
+        random.Random(turn).shuffle(order)  # so that no case always pays for what the same other one leaves in memory
         for number in order:
             state, clock = states[number]
             started = time.perf_counter()
@@ -155,7 +155,7 @@ def _backward_clock(setup: Any) -> Any:
     from nanochat_cli.training.progress import Progress
 
     class BackwardClock(Part):
-        """Sums how long the backward passes of a step took from the gradient of the hidden states on."""
+        """Sums the time of a step's backward passes from the gradient of the hidden states on."""
 
         seconds = 0.0
         _began: float | None = None

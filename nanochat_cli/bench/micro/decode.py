@@ -1,7 +1,7 @@
 """Tokens per second of a whole packed model against llama.cpp on the same GGUF file.
 
-Both sides live in processes of their own (`decode_contender`), take turns, and are stopped while the other runs.
-Knows how to run and compare them; which file, and where results go, is `run_decode`.
+Both sides are separate processes (`decode_contender`) that take turns; each is stopped while the other runs. Knows how
+to run and compare them; choosing the file and writing results is left to `run_decode`.
 """
 
 import json
@@ -18,8 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from nanochat_cli.errors import ConfigError, NanochatError
-from nanochat_cli.export import llama_cpp
+from nanochat_cli.errors import NanochatError
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.report.result_file import Result, summarise
 
@@ -27,12 +26,12 @@ CONTENDERS = ("nanochat", "llama.cpp")
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_DYNAMIC", "OMP_PROC_BIND", "OMP_PLACES")
 METRICS = ("prefill", "decode")
 TIMEOUT = 900.0
-"""Seconds for one answer, loading included."""
+"""Seconds to wait for an answer, loading included."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What both sides do. prompt: token ids."""
+    """The work for both sides. prompt: token ids."""
 
     gguf: Path
     threads: int
@@ -41,7 +40,7 @@ class Job:
 
 
 class Contender:
-    """A child process that can measure itself, stopped between its turns. Use as a context manager."""
+    """A child process that measures itself and is stopped between its turns. A context manager."""
 
     def __init__(self, name: str, job: Job, warn: Callable[[str], None]) -> None:
         self.name, self._warn = name, warn
@@ -52,7 +51,7 @@ class Contender:
             json.dumps({**fields, "prompt": list(job.prompt), "new_tokens": job.new_tokens}), encoding="utf-8"
         )
         self._log = Path(self._folder.name, "log")
-        # How threads wait decides what they reach; both sides get what their libraries choose.
+        # How threads wait decides how fast they are; both sides get their libraries' own choice.
         inherited = {name: value for name, value in os.environ.items() if name not in WAITING}
         with self._log.open("wb") as log:
             self._child = subprocess.Popen(
@@ -80,7 +79,7 @@ class Contender:
         self._folder.cleanup()
 
     def measure(self) -> dict[str, float]:
-        """Prefill and decode rate of one turn, in tokens per second. NanochatError when the process fails."""
+        """Prefill and decode rate of one turn, in tokens per second. NanochatError if the process fails."""
         assert self._child.stdin is not None
         self._child.send_signal(signal.SIGCONT)
         try:
@@ -93,7 +92,7 @@ class Contender:
         return rates
 
     def _wait_for(self, word: str) -> str:
-        """The rest of the next line that begins with `word`; warnings on the way are passed on."""
+        """The rest of the next line that begins with `word`; warnings before it are passed on."""
         assert self._child.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self._child.stdout, selectors.EVENT_READ)
@@ -117,12 +116,7 @@ class Contender:
 
 
 def measure(job: Job, case: str, rounds: int, reporter: Reporter) -> list[Result]:
-    """Both sides in turn, after a round that warms up; the ratio is ours to llama.cpp's, pair by pair.
-
-    Raises ConfigError without xllamacpp.
-    """
-    if not llama_cpp.is_available():
-        raise ConfigError("bench decode compares with llama.cpp: install the extra [llama-cpp] of nanochat")
+    """Both sides in turn, after a warm-up round; the ratio is ours to llama.cpp's, pair by pair. Needs xllamacpp."""
     rates: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
     steps = len(CONTENDERS) * (rounds + 2)
     with ExitStack() as stack, reporter.progress("prefill and decode in turn", steps, "runs") as progress:
@@ -132,9 +126,9 @@ def measure(job: Job, case: str, rounds: int, reporter: Reporter) -> list[Result
             progress.advance()
         for turn in range(-1, rounds):
             for contender in contenders:
-                found = contender.measure()
+                measured = contender.measure()
                 if turn >= 0:
-                    rates[contender.name].append(found)
+                    rates[contender.name].append(measured)
                 progress.advance()
     tokens = {"prefill": len(job.prompt), "decode": job.new_tokens}
     results: list[Result] = []

@@ -1,12 +1,12 @@
-"""One side of `nanochat bench decode`, in its own process, `python -m nanochat_cli.bench.micro.decode_contender`.
+"""One side of `nanochat bench decode`: `python -m nanochat_cli.bench.micro.decode_contender REQUEST`.
 
-REQUEST is JSON: contender (nanochat or llama.cpp), gguf, threads, prompt (token ids), new_tokens. Loads the file, says
-READY, and for every line on standard input reads the prompt and continues it greedily once, answering a line
-`RATES {"prefill": …, "decode": …}` in tokens per second. Other lines of standard output mean nothing; `WARNING …` is
-passed on. A process of its own because the two thread pools would wait for each other in one, and because the other
-side is stopped, not idle, while this one is measured: idle OpenMP threads spin.
+REQUEST is a JSON file: contender (nanochat or llama.cpp), gguf, threads, prompt (token ids), new_tokens. Loads the
+GGUF, prints READY, and for every line on standard input continues the prompt greedily once and prints
+`RATES {"prefill": …, "decode": …}` in tokens per second. `WARNING …` lines are passed on, other output is ignored. Each
+side is a separate process because two thread pools in one would wait for each other, and because the other side must be
+stopped, not idle, during a measurement: idle OpenMP threads spin.
 
-llama.cpp's figures are its server's own: prefill is the prompt's tokens over the time until its logits are there;
+llama.cpp's figures come from its server: prefill is the prompt's tokens over the time until their logits are there;
 decode is all new tokens over the time since the first of them was chosen. Ours are counted the same way.
 """
 

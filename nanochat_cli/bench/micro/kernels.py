@@ -1,8 +1,8 @@
 """Packed ternary products against `F.linear` in one process: time, bytes per second, and the memory roof above them.
 
-Every contender has enough copies of its weights that a pass over them does not fit the last-level cache, and all take
-turns. Ours includes the quantisation of its activations. How calls are timed and which memory roof holds is the
-device's part (`kernels_cpu`, `kernels_cuda`); the picture is `roofline`.
+Every contender has so many copies of its weights that they exceed the last-level cache, and all take turns. Ours
+includes quantising its activations. Timing calls and measuring the memory roof is left to the device (`kernels_cpu`,
+`kernels_cuda`), the picture to `roofline`.
 """
 
 from collections.abc import Callable, Sequence
@@ -58,14 +58,14 @@ class Device(Protocol):
     torch_device: torch.device
     backend: str
     rotation_bytes: int
-    """What the copies of one contender's weights take at least."""
+    """Smallest total size of the copies of one contender's weights."""
     activation_dtype: torch.dtype
-    """Of the activations that ours gets."""
+    """Of the activations for our kernel."""
     memory_roof: str
-    """What the roof was measured with."""
+    """Name of the roof's measurement."""
 
     def prepare(self, calls: Sequence[Call]) -> Callable[[], float]:
-        """Warm up, and return what runs all calls once and tells the seconds per call."""
+        """Warm up, and return a function that runs all calls once and returns the seconds per call."""
         ...
 
     def bytes_per_second(self) -> float:
@@ -73,7 +73,7 @@ class Device(Protocol):
         ...
 
     def peak(self) -> tuple[str, float]:
-        """A matmul rate that was measured here, for comparison: its name and operations per second."""
+        """The measured rate of a matmul, for comparison: its name and operations per second."""
         ...
 
 
@@ -98,12 +98,12 @@ class Point:
 
 @dataclass
 class KernelMeasurements:
-    """All that one run of the benchmark found."""
+    """The outcome of one run of the benchmark."""
 
     device: str
     memory_roof: str
     roof: float
-    """Bytes per second: the median of all measurements of it."""
+    """Bytes per second, median of all measurements."""
     peak_name: str
     peak: float
     results: list[Result] = field(default_factory=list)
@@ -119,15 +119,15 @@ def measure(
 ) -> KernelMeasurements:
     """Time every product, ours and both peers in turn, with one measurement of the memory roof per round."""
     peak_name, peak = device.peak()
-    found = KernelMeasurements(device.name, device.memory_roof, 0.0, peak_name, peak)
+    measurements = KernelMeasurements(device.name, device.memory_roof, 0.0, peak_name, peak)
     roofs: list[float] = []
     with reporter.progress("timing products", len(products) * rounds, "rounds") as progress:
         for product in products:
-            _measure_product(product, device, rounds, roofs, found, progress.advance)
-    found.roof = sorted(roofs)[len(roofs) // 2]
-    found.results.append(summarise(device.name, device.memory_roof, "B/s", roofs))
-    found.results.append(Result(device.name, peak_name, peak, "op/s"))
-    return found
+            _measure_product(product, device, rounds, roofs, measurements, progress.advance)
+    measurements.roof = sorted(roofs)[len(roofs) // 2]
+    measurements.results.append(summarise(device.name, device.memory_roof, "B/s", roofs))
+    measurements.results.append(Result(device.name, peak_name, peak, "op/s"))
+    return measurements
 
 
 def _measure_product(
@@ -135,7 +135,7 @@ def _measure_product(
     device: Device,
     rounds: int,
     roofs: list[float],
-    found: KernelMeasurements,
+    measurements: KernelMeasurements,
     advance: Callable[[], None],
 ) -> None:
     weights = packed_copies(product, device)
@@ -161,25 +161,16 @@ def _measure_product(
     ]
     results += [summarise(f"{case}: F.linear {peer}", "time", "s", seconds[peer]) for peer in ("bf16", "fp32")]
     results.append(summarise(case, f"packed bytes per second, share of {device.memory_roof}", "share", shares))
-    found.results += results
+    measurements.results += results
     ours, share = results[0].value, results[-1].value
     moved = weights[0].bytes + product.tokens * (product.columns * device.activation_dtype.itemsize + product.rows * 4)
-    found.points.append(Point(product, ours, moved))
-    found.rows.append(
-        (
-            str(product),
-            ours * 1e6,
-            results[0].ratio,
-            results[1].ratio,
-            weights[0].bytes / ours / 1e9,
-            100 * share,
-            product.operations / ours / 1e9,
-        )
-    )
+    measurements.points.append(Point(product, ours, moved))
+    rates = weights[0].bytes / ours / 1e9, 100 * share, product.operations / ours / 1e9
+    measurements.rows.append((str(product), ours * 1e6, results[0].ratio, results[1].ratio, *rates))
 
 
 def packed_copies(product: Product, device: Device) -> list[PackedTernary]:
-    """Copies of one packed matrix, of rotation_bytes together."""
+    """Copies of one packed matrix, at least rotation_bytes in all."""
     latent = _random((product.rows, product.columns), product.rows, device)
     first = ternarize_packed(latent, product.granularity)
     copies = [first]

@@ -1,4 +1,4 @@
-"""The CPU as a device of `kernels`: wall time of calls on cold weights, and the rate of a plain read of memory."""
+"""The CPU as a device for `kernels`: wall time of calls on cold weights, and the rate of a plain read of memory."""
 
 import statistics
 import time
@@ -15,16 +15,16 @@ from nanochat_kernels.backends import Unsupported
 from nanochat_kernels.cpu.native import library
 
 CACHES = 4
-"""How many times the last-level cache the rotating weights take."""
+"""The rotating weights take this many times the last-level cache."""
 MIN_ROTATION_BYTES = 100_000_000
 READ_BYTES = 256 * 2**20
 SECONDS_PER_PASS = 0.25
-"""A pass over a contender's copies ends after this: slow products need no more calls."""
+"""A pass over a contender's copies ends early after this time: slow products need no more calls."""
 PEAK_SIZE = 2048
 
 
 class CPU:
-    """Calls one after the other, each on the next copy of its weights. ConfigError without the compiled kernels."""
+    """Runs calls one after the other, each on the next copy of its weights. ConfigError without compiled kernels."""
 
     backend = "cpu"
     activation_dtype = torch.float32
@@ -56,7 +56,7 @@ class CPU:
                 if time.perf_counter() - started > SECONDS_PER_PASS:
                     break
             elapsed = time.perf_counter() - started
-            position += n  # the next pass goes on where this one ended: the copies stay cold
+            position += n  # the next pass continues from here, so that the copies stay cold
             return elapsed / n
 
         return run
@@ -78,7 +78,7 @@ class CPU:
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """Compute on `count` threads, torch and the compiled kernels alike; None: as many as torch chose."""
+    """Compute on `count` threads, in torch and in the compiled kernels; None: as many as torch chose."""
     before = torch.get_num_threads()
     try:
         _set_threads(count or before)
@@ -88,7 +88,7 @@ def threads(count: int | None) -> Iterator[None]:
 
 
 def last_level_cache_bytes() -> int:
-    """Of the first core, as the kernel tells; 32 MiB where it does not."""
+    """The first core's last-level cache according to Linux; 32 MiB where it does not say."""
     sizes = [_cache_bytes(path) for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
     return max(sizes, default=32 * 2**20)
 
@@ -103,4 +103,4 @@ def _set_threads(count: int) -> None:
     try:
         library().nk_set_threads(count)
     except Unsupported:
-        return  # measured without the compiled kernels: whoever needs them says so
+        return  # callers that need the compiled kernels check for them

@@ -1,4 +1,4 @@
-"""A GPU as a device of `kernels`: products in a CUDA graph over rotating weights, and the rate of a plain copy."""
+"""A GPU as a device for `kernels`: products in a CUDA graph over rotating weights, and the rate of a plain copy."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -8,14 +8,14 @@ import torch
 from nanochat_cli.bench.micro.kernels import Call
 
 ROTATION_BYTES = 256 * 2**20
-"""Beyond every cache there is (60 MB on an H200)."""
+"""Larger than any cache (60 MB on an H200)."""
 COPY_BYTES = 2**30
 REPLAYS = 5
 PEAK_SIZE = 8192
 
 
 class CUDA:
-    """All calls of a contender in one graph: no launch costs, no host in between."""
+    """Runs all calls of a contender as one graph, without launch costs and without the host in between."""
 
     backend = "triton"
     activation_dtype = torch.bfloat16
@@ -29,7 +29,7 @@ class CUDA:
         self._target = torch.empty_like(self._source)
 
     def prepare(self, calls: Sequence[Call]) -> Callable[[], float]:
-        """Compiles and warms up outside the graph. The kernels' results stay allocated while the graph lives."""
+        """Compile and warm up outside the graph. The kernels' results stay allocated while the graph lives."""
         side = torch.cuda.Stream(self.torch_device)
         side.wait_stream(torch.cuda.current_stream(self.torch_device))
         with torch.cuda.stream(side):

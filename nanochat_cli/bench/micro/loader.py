@@ -1,19 +1,19 @@
-"""`nanochat bench loader`: how long training waits for batches, read ahead in processes of their own or not.
+"""`nanochat bench loader`: how long training waits for batches, read ahead by worker processes or not.
 
-Two sources (token shards, text tokenised on the fly), each without a step, which is the rate of the loader alone,
-and with one of `step_seconds`. The step sleeps: it takes no core from the workers, as a step on a GPU takes none. The
-two ways take turns in one process, over the same batches.
+Two sources (token shards, text tokenised on the fly), each without a step, which is the rate of the loader alone, and
+with a step of `step_seconds`. The step sleeps: like a step on a GPU, it takes no core from the workers. The two ways
+take turns in one process, over the same batches.
 """
 
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.async_loader import AsyncLoader
-from nanochat_cli.data.batches import Batch
 from nanochat_cli.data.loader import source_spec
 from nanochat_cli.data.loader_sources import BatchSource, SourceSpec
 from nanochat_cli.data.prepare import prepare_dataset
@@ -29,7 +29,7 @@ Measured = dict[str, float]
 
 @dataclass(frozen=True)
 class Effort:
-    """rounds of `steps` steps with a step that takes `step_seconds`, and of `raw_batches` batches without."""
+    """Every round takes `steps` steps of `step_seconds` each, and `raw_batches` batches without a step."""
 
     rounds: int
     steps: int
@@ -57,48 +57,36 @@ def measure_loader(folder: Path, config: Config, effort: Effort, reporter: Repor
 
 
 def _take_turns(
-    spec: SourceSpec, config: Config, effort: Effort, measure: Callable[["_Consumer", Effort], Measured]
+    spec: SourceSpec, config: Config, effort: Effort, measure: Callable[[Iterator[int], Effort], Measured]
 ) -> dict[str, list[Measured]]:
-    found: dict[str, list[Measured]] = {SYNC: [], ASYNC: []}
+    measured: dict[str, list[Measured]] = {SYNC: [], ASYNC: []}
     for _ in range(effort.rounds):
-        found[SYNC].append(measure(_Consumer(spec.open()), effort))
+        measured[SYNC].append(measure(_batches(spec.open()), effort))
         with AsyncLoader(spec, config.loader.workers, config.loader.prefetch) as loader:
-            found[ASYNC].append(measure(_Consumer(loader), effort))
-    return found
+            measured[ASYNC].append(measure(_batches(loader), effort))
+    return measured
 
 
-class _Consumer:
-    """Reads one batch after the other."""
-
-    def __init__(self, source: BatchSource) -> None:
-        self._batches = _endless(source)
-
-    def take(self) -> int:
-        """Take the next batch; its tokens."""
-        inputs, _ = next(self._batches)
-        return inputs.size
+def _batches(source: BatchSource) -> Iterator[int]:
+    """Reads one batch after the other; yields its number of tokens."""
+    for index in count():
+        inputs, _ = source.batch(index)
+        yield inputs.size
 
 
-def _endless(source: BatchSource) -> Iterator[Batch]:
-    index = 0
-    while True:
-        yield source.batch(index)
-        index += 1
-
-
-def _tokens_per_second(consumer: _Consumer, effort: Effort) -> Measured:
-    for _ in range(WARM_UP):  # processes start, and what they had read ahead is used up
-        consumer.take()
+def _tokens_per_second(batches: Iterator[int], effort: Effort) -> Measured:
+    for _ in range(WARM_UP):  # workers start, and what they read ahead meanwhile is used up
+        next(batches)
     started = time.perf_counter()
-    tokens = sum(consumer.take() for _ in range(effort.raw_batches))
+    tokens = sum(next(batches) for _ in range(effort.raw_batches))
     return {"tokens_per_second": tokens / (time.perf_counter() - started)}
 
 
-def _with_step(consumer: _Consumer, effort: Effort) -> Measured:
+def _with_step(batches: Iterator[int], effort: Effort) -> Measured:
     waits, fractions = [], []
     for number in range(WARM_UP + effort.steps):
         started = time.perf_counter()
-        consumer.take()
+        next(batches)
         waited = time.perf_counter() - started
         time.sleep(effort.step_seconds)
         if number >= WARM_UP:
@@ -107,11 +95,11 @@ def _with_step(consumer: _Consumer, effort: Effort) -> Measured:
     return {"data_wait_ms": statistics.median(waits), "busy_fraction": statistics.mean(fractions)}
 
 
-def _results(case: str, found: dict[str, list[Measured]]) -> list[Result]:
+def _results(case: str, measured: dict[str, list[Measured]]) -> list[Result]:
     units = {"tokens_per_second": "tokens/s", "data_wait_ms": "ms", "busy_fraction": ""}
     results = []
-    for metric in found[SYNC][0]:
-        sync, ahead = ([measured[metric] for measured in found[way]] for way in (SYNC, ASYNC))
+    for metric in measured[SYNC][0]:
+        sync, ahead = ([values[metric] for values in measured[way]] for way in (SYNC, ASYNC))
         unit = units[metric]
         results.append(summarise(f"{case}, {SYNC}", metric, unit, sync))
         smaller = metric == "data_wait_ms"

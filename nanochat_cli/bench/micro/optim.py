@@ -1,9 +1,9 @@
-"""`nanochat bench optim`: optimizers with small state against those with whole state.
+"""`nanochat bench optim`: optimizers with reduced state against those with full state.
 
-Three measurements. State bytes are counted from the tensors that exist, for every preset on the meta device. Step times
-are of the whole optimizer on random gradients, the contenders taking turns in one thread of one process. Held-out loss
-is that of small models of bytes after the same steps on the same batches of the standard library's sources, each
-contender at its own best rate for the matrices: the same factors on its default for all, tried on a seed that is not
+Three measurements. State bytes are counted from the actual tensors, for every preset on the meta device. Step times are
+of the whole optimizer on random gradients, the contenders taking turns in one thread of one process. Held-out loss is
+that of small byte-level models after the same steps on the same batches of the standard library's sources, each
+contender at its own best rate for the matrices: all try the same factors on their default rates, on a seed that is not
 compared.
 """
 
@@ -37,11 +37,11 @@ CONTENDERS: dict[str, dict[str, object]] = {
     "gum": {"galore": GALORE | {"unbiased": True}},
 }
 SMALLEST = {"galore": GALORE, "eight_bit": True, "other": "lion", "state_block": 2048}
-"""Bytes only: the least state that the configuration offers."""
+"""For bytes only: the smallest state that the configuration allows."""
 MUON_AND_LION = {"eight_bit": True, "other": "lion"}
-"""Bytes only: as published."""
+"""For bytes only: as published."""
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
-"""On the rate of the matrices, when a contender is tuned."""
+"""On the learning rate of the matrices, to tune a contender."""
 TUNING_SEED = 1000
 TIME_LIMIT = 1.1
 BYTES = 256
@@ -49,7 +49,7 @@ BYTES = 256
 
 @dataclass(frozen=True)
 class Size:
-    """A model and its training. rank and update_freq: of GaLore, in proportion to the model and the steps."""
+    """A model and its training. rank and update_freq: GaLore's, in proportion to the model and the steps."""
 
     dim: int
     n_layers: int
@@ -101,7 +101,7 @@ def measure_optim(reporter: Reporter, *, quick: bool) -> tuple[list[Result], lis
 
 
 def state_bytes(preset: str) -> list[Result]:
-    """Of every contender on the shapes of a preset, whole and of the matrices; ratios are AdamW's bytes / ours."""
+    """State of every contender for a preset's shapes, whole and of the matrices; ratios are AdamW's bytes / ours."""
     model_config = resolve_config([preset]).model
     with torch.device("meta"):
         model = Transformer(model_config)
@@ -119,9 +119,9 @@ def state_bytes(preset: str) -> list[Result]:
 
 
 def step_times(size: Size, rounds: int, reporter: Reporter) -> list[Result]:
-    """Milliseconds of a step between new subspaces, and of one with them; ratios are fp32 Muon's time / ours."""
+    """Milliseconds of a step without a new subspace, whole and of the matrices; ratios are fp32 Muon's time / ours."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # what else the machine does then disturbs least
+    torch.set_num_threads(1)  # one thread is least disturbed by other load on the machine
     optimizers = {name: _ready(size, options) for name, options in CONTENDERS.items()}
     whole: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     matrices: dict[str, list[float]] = {name: [] for name in CONTENDERS}
@@ -148,7 +148,7 @@ def step_times(size: Size, rounds: int, reporter: Reporter) -> list[Result]:
 
 
 def _ready(size: Size, options: Mapping[str, object]) -> Optimizers:
-    """With random gradients, after its first step; the group of the matrices comes first."""
+    """An optimizer with random gradients, after its first step; the group of the matrices comes first."""
     torch.manual_seed(0)
     model = size.model()
     for parameter in model.parameters():
@@ -193,7 +193,7 @@ def held_out_loss(
     streams: tuple[Tensor, Tensor],
     progress: Progress,
 ) -> float:
-    """Nats per byte after training with `options` on batches and weights of `seed`; inf for a run that diverged."""
+    """Nats per byte after training with `options`; `seed` sets batches and weights. inf for a run that diverged."""
     train, held_out = streams
     torch.manual_seed(seed)
     settings = TrainConfig(
@@ -243,7 +243,7 @@ def _loss(model: Transformer, windows: Tensor) -> Tensor:
 
 
 def claims(results: Sequence[Result]) -> list[Claim]:
-    """What was promised of state, time and quality, and what was found."""
+    """Promised and measured state, time and quality."""
     found = {(r.case, r.metric): r for r in results}
     judged = []
     for (name, metric), (peer, at_least, source) in PROMISED.items():
@@ -278,7 +278,7 @@ def claims(results: Sequence[Result]) -> list[Claim]:
 
 
 def parity(ours: Result, peer: Result) -> Claim:
-    """Is the mean difference of loss, paired by seed, less than what the seeds of float32 Muon differ by?"""
+    """Is the mean difference of loss, paired by seed, within the spread of float32 Muon's seeds?"""
     gaps = [a - b for a, b in zip(ours.runs, peer.runs, strict=True)]
     gap, spread = sum(gaps) / len(gaps), max(peer.runs) - min(peer.runs)
     verdict = "supported" if abs(gap) <= spread else "not supported"
@@ -309,4 +309,4 @@ PROMISED = {
     ("hybrid", MATRIX_BYTES): ("adamw-fp32", 0.95, OUR_TARGET),
     ("hybrid, lion, block 2048", "state bytes"): ("adamw-fp32", 0.95, OUR_TARGET),
 }
-"""Whose bytes, of which kind: the peer, the least share of its bytes that is saved on d20, and who says so."""
+"""(Contender, kind of bytes) -> the peer, the least share of the peer's bytes that is saved on d20, and the source."""

@@ -1,36 +1,32 @@
 """The roofline picture (Williams et al., doi:10.1145/1498765.1498785) of measured products.
 
-Both lines are measured in the same run: the slope is the memory roof, and the horizontal a named matmul, which is a
-comparison and no limit, since int8 products may pass it. Knows matplotlib (Agg) and the points of `kernels`.
+Both lines are measured in the same run: the slope is the memory roof; the horizontal is a named matmul, which is for
+comparison and not a limit, since int8 products may exceed it. Knows matplotlib and the points of `kernels`.
 """
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanochat_cli.bench.micro.kernels import KernelMeasurements
+from nanochat_cli.report.plots import finish_axes, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_BLUE, _ORANGE, _GREY = "#2b6cb0", "#c05621", "#4a5568"
-_GRID = "#e2e8f0"
+_GREY = "#4a5568"
+_COLOURS = "#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b83280", "#975a16"
 
 
 def plot_roofline(measurements: KernelMeasurements, out: Path) -> Path:
-    """Writes `roofline_figure` as PNG. Raises DataError when that cannot be done."""
-    from nanochat_cli.report.plots import save_figure
-
+    """Writes `roofline_figure` as PNG. Raises DataError."""
     return save_figure(roofline_figure(measurements), out)
 
 
 def roofline_figure(measurements: KernelMeasurements) -> "Figure":
     """Operations per second over operations per byte, both logarithmic, one point per product."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, NullFormatter
 
-    figure = Figure(figsize=(8, 5.5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 5.5)
     axes = figure.subplots()
     figure.suptitle("packed ternary products, activations quantised on the way", fontsize=13, fontweight="bold")
     axes.set_title(measurements.device, fontsize=10, color=_GREY)
@@ -46,7 +42,7 @@ def roofline_figure(measurements: KernelMeasurements) -> "Figure":
     axes.axhline(measurements.peak, color=_GREY, linestyle="--", linewidth=1.1)
     peak = f"{measurements.peak_name}: {measurements.peak / 1e9:,.0f} Gop/s"
     axes.annotate(peak, (high, measurements.peak), (-4, 4), ha="right", **place)
-    for tokens, color in zip(sorted({point.product.tokens for point in measurements.points}), _colors(), strict=False):
+    for tokens, color in zip(sorted({point.product.tokens for point in measurements.points}), _COLOURS, strict=False):
         points = [point for point in measurements.points if point.product.tokens == tokens]
         axes.scatter([p.intensity for p in points], [p.rate for p in points], color=color, s=28, label=f"M = {tokens}")
         for point in points:
@@ -64,12 +60,6 @@ def roofline_figure(measurements: KernelMeasurements) -> "Figure":
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(EngFormatter(sep=""))
         axis.set_minor_formatter(NullFormatter())
-    axes.grid(True, color=_GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    finish_axes(axes)
     axes.legend(frameon=False, loc="lower right")
     return figure
-
-
-def _colors() -> tuple[str, ...]:
-    return _BLUE, _ORANGE, "#2f855a", "#6b46c1", "#b83280", "#975a16"

@@ -1,4 +1,4 @@
-"""`nanochat bench decode`: which model, as which file; measures, shows and writes."""
+"""`nanochat bench decode`: chooses the model and its file, measures, shows and writes."""
 
 import tempfile
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ SETTINGS = {
     "nanochat": "float32 key/value cache",
     "llama.cpp": "defaults: float16 key/value cache, flash attention auto, repacked weights allowed; top_k 1",
 }
-"""What was compared, for the result file."""
+"""How each side was set up, for the result file."""
 
 
 def run_decode(
@@ -41,9 +41,9 @@ def run_decode(
     new_tokens: int | None = None,
     out: Path | None = None,
 ) -> None:
-    """Measure a run or GGUF file, or, without one, a model of the shape of `config` with random weights.
+    """Measure a run or a GGUF file or, without a target, a model in the shape of `config` with random weights.
 
-    Raises ConfigError without xllamacpp, or when the tokens do not fit the model's context; DataError for a bad file.
+    Raises ConfigError without xllamacpp or if the tokens do not fit the model's context; DataError for a bad file.
     """
     if not llama_cpp.is_available():
         raise ConfigError("bench decode compares with llama.cpp: install the extra [llama-cpp] of nanochat")
@@ -79,14 +79,14 @@ def run_decode(
 
 
 def fitting(context: int, prompt: int | None, new: int | None, usual: tuple[int, int]) -> tuple[int, int]:
-    """Tokens of the prompt and new ones: those asked for, else the usual ones or what the context has room for."""
+    """How many prompt and new tokens: as requested, else the usual number or what fits into the context."""
     new = new or max(2, min(usual[1], context // 4 if prompt is None else context - prompt))
     return prompt or max(1, min(usual[0], context - new)), new
 
 
 @contextmanager
 def _gguf(target: Path | None, config: Config | None, positions: int, reporter: Reporter) -> Iterator[tuple[Path, str]]:
-    """The file to measure, and what to call it; temporary unless it was there already."""
+    """The file to measure and a name for it; temporary unless `target` is a file itself."""
     if target is not None and target.suffix == ".gguf":
         yield target, target.name
         return
@@ -119,7 +119,7 @@ def _shape(model: Transformer) -> str:
 
 
 def _sizes(path: Path) -> tuple[int, int]:
-    """Vocabulary and context. DataError for a file that is no GGUF."""
+    """Sizes of vocabulary and context. DataError for a file that is not a GGUF."""
     file = GGUFFile(path)
     arch = file.fields["general.architecture"]
     return len(file.fields["tokenizer.ggml.tokens"]), int(file.fields[f"{arch}.context_length"])

@@ -27,16 +27,16 @@ def run_kernels(
     n_threads: int | None = None,
     out: Path | None = None,
 ) -> None:
-    """Raises ConfigError for a device that is not here or an --out that is no JSON file, DataError for a locked one."""
+    """Raises ConfigError for a missing device or an --out that does not end in .json, DataError if it is locked."""
     if out is not None:
         if out.suffix != ".json":
             raise ConfigError(f"--out {out}: must end in .json; the roofline becomes {out.with_suffix('.png')}")
         require_writable(out)
     with threads(n_threads):
         where = choose_device(device)
-        found = measure(QUICK if quick else FULL, where, reporter, QUICK_ROUNDS if quick else ROUNDS)
-    roof = f"{found.memory_roof} {format_quantity(found.roof, 'B')}/s"
-    reporter.table(f"{found.device}: {roof}", COLUMNS, found.rows)
+        measured = measure(QUICK if quick else FULL, where, reporter, QUICK_ROUNDS if quick else ROUNDS)
+    roof = f"{measured.memory_roof} {format_quantity(measured.roof, 'B')}/s"
+    reporter.table(f"{measured.device}: {roof}", COLUMNS, measured.rows)
     details = {
         "rotation_bytes": where.rotation_bytes,
         "activation_dtype": str(where.activation_dtype).removeprefix("torch."),
@@ -44,15 +44,15 @@ def run_kernels(
         "cpu_kernels": native.select(None) if where.backend == "cpu" else None,
         "quick": quick,
     }
-    reporter.result({"suite": "kernels", "results": [asdict(result) for result in found.results], **details})
+    reporter.result({"suite": "kernels", "results": [asdict(result) for result in measured.results], **details})
     if out is not None:
-        written = write_results(out, "kernels", found.results, **details)
-        picture = plot_roofline(found, out.with_suffix(".png"))
+        written = write_results(out, "kernels", measured.results, **details)
+        picture = plot_roofline(measured, out.with_suffix(".png"))
         reporter.info(f"wrote {written} and {picture}")
 
 
 def choose_device(name: str | None) -> Device:
-    """`cpu`, `cuda`, or the GPU when there is one."""
+    """`cpu` or `cuda`; None: the GPU if there is one."""
     if name is not None and name not in DEVICES:
         raise ConfigError(f"--device {name} does not exist: choose one of {', '.join(DEVICES)}")
     if name == "cuda" and not torch.cuda.is_available():

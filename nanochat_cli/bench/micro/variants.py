@@ -1,7 +1,7 @@
-"""The architectures that are compared with each other: names, and what each changes of a preset.
+"""The architectures that are compared with each other: names, and the overrides that turn a preset into each.
 
-Every variant has the width, depth and tokens per step of the plain model. The mixture of experts has its active
-parameters, not its total.
+Every variant has the width, depth and tokens per step of the plain model. The mixture of experts has as many active
+parameters, and more in total.
 """
 
 VARIANTS: dict[str, list[str]] = {
@@ -13,4 +13,4 @@ VARIANTS: dict[str, list[str]] = {
     "mtp-heads": ["mtp.enabled=true", "mtp.kind=heads", "mtp.n_tokens=3"],
     "mtp-nextn": ["mtp.enabled=true", "mtp.kind=nextn"],
 }
-"""For the preset quickstart: its feed-forward is 768 wide, three active experts of 256."""
+"""For the preset quickstart, whose feed-forward is 768 wide: three active experts of 256."""

@@ -1,16 +1,17 @@
 """The report of matched runs: `REPORT.md`, `report.html`, pictures and TensorBoard's HParams; and its tables on screen.
 
-Knows the order in which these are made. What they say is in `sections` and `tables`.
+Knows the order in which these are made. What they say is in `notes`, `sections` and `tables`.
 """
 
 from pathlib import Path
 
 from nanochat_cli.bench.matched.records import Suite
-from nanochat_cli.bench.matched.report import html, markdown
 from nanochat_cli.bench.matched.report.configs import read_settings
 from nanochat_cli.bench.matched.report.hparams import write_hparams
+from nanochat_cli.bench.matched.report.notes import notes_of
+from nanochat_cli.bench.matched.report.pages import html, markdown
 from nanochat_cli.bench.matched.report.plots import write_pictures
-from nanochat_cli.bench.matched.report.sections import notes_of, sections_of, title_of
+from nanochat_cli.bench.matched.report.sections import sections_of, title_of
 from nanochat_cli.bench.matched.report.summary import summarise_configs
 from nanochat_cli.bench.matched.report.tables import Table, claims_table, runs_table, step_table, unfinished_table
 from nanochat_cli.durable import write_atomically
@@ -21,16 +22,16 @@ from nanochat_cli.report.reporter import Reporter
 def write_comparison(folder: Path, suite: Suite) -> list[Path]:
     """Writes REPORT.md, report.html, the PNG files and `hparams/` into `folder`; returns the files of the report.
 
-    Configurations are read from the folders of the runs, as far as they are there. Raises DataError when something
-    cannot be written.
+    Configurations are read from the runs' folders, as far as these exist. Raises DataError.
     """
-    settings = read_settings(suite, folder)
-    pictures = write_pictures(folder, suite)
+    settings, summaries = read_settings(suite, folder), summarise_configs(suite)
+    pictures = write_pictures(folder, suite, summaries)
     write_hparams(folder, suite, settings)
-    title, notes, sections = title_of(suite), notes_of(suite), sections_of(suite, settings, pictures)
+    title, notes = title_of(suite), notes_of(suite, summaries)
+    sections = sections_of(suite, summaries, settings, pictures)
     pages = {
-        folder / markdown.FILE_NAME: markdown.markdown(title, notes, sections, folder),
-        folder / html.FILE_NAME: html.html(title, notes, sections),
+        folder / "REPORT.md": markdown(title, notes, sections, folder),
+        folder / "report.html": html(title, notes, sections),
     }
     for path, text in pages.items():
         try:
@@ -51,7 +52,7 @@ def show_comparison(suite: Suite, reporter: Reporter) -> None:
         _show(reporter, "claims", claims_table(suite.claims, short=True))
     if (unfinished := unfinished_table(suite)).rows:
         _show(reporter, "runs that did not finish", unfinished)
-    for note in notes_of(suite):
+    for note in notes_of(suite, summaries):
         reporter.warn(note)
 
 

@@ -1,6 +1,6 @@
-"""What the configurations of compared runs have in common and where they differ.
+"""The settings of compared runs, and where they differ.
 
-Knows run folders and dotted keys. The name, folder and seed of a run are no part of its configuration here.
+Knows run folders and dotted keys. The name, folder and seed of a run do not count as settings here.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,44 +18,40 @@ Settings = dict[str, Any]
 
 
 def settings_of(config: Config) -> Settings:
-    """Dotted key -> plain value, of everything but `run.*`."""
-    found: Settings = {}
+    """Dotted key -> plain value, for everything but `run.*`."""
+    settings: Settings = {}
     plain = config.model_dump(mode="json")
     for key in leaves():
         if not key.startswith("run."):
             value: Any = plain
             for part in key.split("."):
                 value = value[part]
-            found[key] = value
-    return found
+            settings[key] = value
+    return settings
 
 
 def read_settings(suite: Suite, folder: Path) -> dict[str, Settings]:
-    """Folder of a run, as its record names it -> its settings. A run without a readable configuration is left out.
+    """The settings of every run with a readable configuration, by the folder that its record names.
 
-    folder: of the suite; the folder of a run is looked for in there, then in the working folder.
+    folder: the suite's; a run's folder is looked up there, then in the working folder.
     """
-    found = {}
-    for run in suite.runs:
-        if (settings := _read(run, folder)) is not None:
-            found[run.run] = settings
-    return found
+    return {run.run: settings for run in suite.runs if (settings := _read(run, folder)) is not None}
 
 
 def differing_keys(settings: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The keys that do not have one value in all, in the order of the schema."""
+    """The keys whose values differ, in the order of the schema."""
     known = list(settings)
     return [key for key in (known[0] if known else ()) if any(other[key] != known[0][key] for other in known[1:])]
 
 
 def differences_table(suite: Suite, settings: Mapping[str, Settings]) -> Table:
-    """One row per differing key, one column per configuration; several values where its seeds differ too."""
+    """One row per differing key, one column per configuration; several values where its seeds differ."""
     by_config = {
         config: [settings[run.run] for run in suite.of(config) if run.run in settings] for config in suite.configs
     }
     rows = []
     for key in differing_keys(settings.values()):
-        cells = [dict.fromkeys(plain_value(found[key]) for found in known) for known in by_config.values()]
+        cells = [dict.fromkeys(plain_value(run[key]) for run in runs) for runs in by_config.values()]
         rows.append([key, *(" | ".join(values) or NONE for values in cells)])
     return Table(["key", *by_config], rows)
 

@@ -19,10 +19,10 @@ _SUFFIX = ".comparison"
 
 
 def write_hparams(folder: Path, suite: Suite, settings: Mapping[str, Settings]) -> list[Path]:
-    """Writes `folder/hparams/*`, in place of what an earlier call wrote there; returns the folders of the runs.
+    """Writes `folder/hparams/*`, replacing what an earlier call wrote there; returns the folders of the runs.
 
-    settings: by folder of the run; a run without has its configuration's name and its seed only. The metrics are those
-    of MEASURES that the run has, as scalars at step 0. Raises DataError when the files cannot be written.
+    settings: by folder of the run; a run without settings shows only its configuration's name and its seed. The metrics
+    are the run's MEASURES, as scalars at step 0. Raises DataError.
     """
     root = folder / FOLDER
     keys = differing_keys(settings.values())
@@ -36,16 +36,15 @@ def write_hparams(folder: Path, suite: Suite, settings: Mapping[str, Settings]) 
 
 def hyper_parameters(run: RunRecord, settings: Settings | None, keys: list[str]) -> dict[str, Any]:
     """Name -> bool, number or text. A key without a value is left out; an array is text."""
-    found: dict[str, Any] = {"config": run.config, "seed": run.seed}
-    for key in keys if settings is not None else []:
-        value = settings[key] if settings is not None else None
-        if value is not None:
-            found[key] = value if isinstance(value, bool | int | float | str) else plain_value(value)
-    return found
+    set_here = {} if settings is None else {key: settings[key] for key in keys if settings[key] is not None}
+    return {"config": run.config, "seed": run.seed} | {
+        key: value if isinstance(value, bool | int | float | str) else plain_value(value)
+        for key, value in set_here.items()
+    }
 
 
 def _write_run(root: Path, run: RunRecord, settings: Settings | None, keys: list[str]) -> Path:
-    # protobuf makes these classes at import, where no type checker sees them
+    # protobuf creates these classes at import, where no type checker sees them
     from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
     from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2

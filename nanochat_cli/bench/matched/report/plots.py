@@ -5,13 +5,13 @@ Knows a Suite and matplotlib (imported on use). A picture for which nothing was 
 
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from nanochat_cli.bench.matched.claims import NOT_SUPPORTED, SUPPORTED
 from nanochat_cli.bench.matched.records import FINISHED, MEASURES, RunRecord, Suite
-from nanochat_cli.bench.matched.report.summary import ConfigSummary, summarise_configs
+from nanochat_cli.bench.matched.report.summary import ConfigSummary
 from nanochat_cli.bench.matched.report.tables import STEP_PARTS, format_measure
 from nanochat_cli.report.plots import finish_axes, focus_range, new_figure, save_figure, time_unit
 from nanochat_cli.report.result_file import Claim
@@ -27,34 +27,30 @@ _COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b83280", "#b7791f", "#
 _PHASES = ("forward_ms", "backward_ms", "optimizer_ms")
 _UNPARTED = "#cbd5e0"
 _LINE = 120
-"""Characters that fit over a picture."""
+"""Characters that fit on one line above a picture."""
 _DASHES = ("-", "--", ":")
 _VERDICTS = {SUPPORTED: "#2f855a", NOT_SUPPORTED: "#c53030"}
-_PICTURES: dict[str, tuple[str, Callable[[Suite], "Figure | None"]]] = {
-    "tokens": ("bits_per_byte_tokens.png", lambda suite: curves_figure(suite, "tokens")),
-    "seconds": ("bits_per_byte_time.png", lambda suite: curves_figure(suite, "seconds")),
-    "memory": ("memory.png", lambda suite: memory_figure(suite)),
-    "step": ("step_time.png", lambda suite: step_figure(suite)),
-    "claims": ("claims.png", lambda suite: claims_figure(suite)),
-}
 
 
-def write_pictures(folder: Path, suite: Suite) -> dict[str, Path]:
-    """PNG files by name: "tokens", "seconds", "memory", "step", "claims", as far as there is something to draw.
+def write_pictures(folder: Path, suite: Suite, summaries: Sequence[ConfigSummary]) -> dict[str, Path]:
+    """PNG files by name: "tokens", "seconds", "memory", "step", "claims", without those that would be empty.
 
-    Raises DataError when they cannot be written.
+    Raises DataError.
     """
-    found = {}
-    for name, (file, draw) in _PICTURES.items():
-        if (figure := draw(suite)) is not None:
-            found[name] = save_figure(figure, folder / file)
-    return found
+    figures = {
+        "tokens": ("bits_per_byte_tokens.png", curves_figure(suite, "tokens")),
+        "seconds": ("bits_per_byte_time.png", curves_figure(suite, "seconds")),
+        "memory": ("memory.png", memory_figure(suite, summaries)),
+        "step": ("step_time.png", step_figure(summaries)),
+        "claims": ("claims.png", claims_figure(suite)),
+    }
+    return {name: save_figure(figure, folder / file) for name, (file, figure) in figures.items() if figure is not None}
 
 
 def curves_figure(suite: Suite, x: XAxis) -> "Figure | None":
-    """Held-out bits per byte over tokens or training time: the mean of the finished seeds, and a band of all of them.
+    """Held-out bits per byte over tokens or training time: the mean of the finished seeds, and a band over all of them.
 
-    Runs that did not finish are thin lines of their own. None when no run was evaluated.
+    Runs that did not finish are thin separate lines. None if no run was evaluated.
     """
     from matplotlib.ticker import EngFormatter
 
@@ -67,21 +63,13 @@ def curves_figure(suite: Suite, x: XAxis) -> "Figure | None":
         name, scale = time_unit(max(point.seconds for run in suite.runs for point in run.evaluations))
     shown: list[float] = []
     for config, (colour, dash) in styles(suite).items():
+        style: dict[str, Any] = {"color": colour, "linestyle": dash}
         runs = suite.of(config)
         finished = [curve for run in runs if run.status == FINISHED and (curve := _curve(run, x, scale))[0]]
         if finished:
             grid, mean, low, high = mean_curve(finished)
             marker = "o" if len(grid) <= 30 else None
-            axes.plot(
-                grid,
-                mean,
-                color=colour,
-                linestyle=dash,
-                marker=marker,
-                markersize=3.5,
-                linewidth=1.6,
-                label=_text(config),
-            )
+            axes.plot(grid, mean, **style, marker=marker, markersize=3.5, linewidth=1.6, label=_text(config))
             if len(finished) > 1:
                 axes.fill_between(grid, low, high, color=colour, alpha=0.15, linewidth=0)
             shown += [*low, *high]
@@ -89,7 +77,7 @@ def curves_figure(suite: Suite, x: XAxis) -> "Figure | None":
             xs, ys = _curve(run, x, scale)
             if run.status != FINISHED and xs:
                 label = _text(f"{config}, seed {run.seed}: {run.status}")
-                axes.plot(xs, ys, color=colour, linestyle=dash, marker="x", markersize=5, linewidth=0.8, label=label)
+                axes.plot(xs, ys, **style, marker="x", markersize=5, linewidth=0.8, label=label)
                 shown += ys
     axes.set_ylim(*focus_range(shown))
     axes.set_xlim(left=0)
@@ -105,10 +93,10 @@ def curves_figure(suite: Suite, x: XAxis) -> "Figure | None":
 def mean_curve(
     curves: Sequence[tuple[Sequence[float], Sequence[float]]],
 ) -> tuple[list[float], list[float], list[float], list[float]]:
-    """x, mean, smallest and largest y of curves with rising x, where all of them are defined.
+    """x, mean, smallest and largest y of curves with rising x, over the range that they share.
 
-    x: every x of any curve in that range; between its points a curve is linear. Where the curves share no range: the
-    points of the first one alone.
+    x: every x of any curve in that range; a curve is linear between its points. Without a shared range: the points of
+    the first curve.
     """
     import numpy as np
 
@@ -120,21 +108,19 @@ def mean_curve(
     return grid, values.mean(axis=0).tolist(), values.min(axis=0).tolist(), values.max(axis=0).tolist()
 
 
-def memory_figure(suite: Suite) -> "Figure | None":
-    """Bars of optimizer state and peak memory, means over seeds. None when neither was measured."""
+def memory_figure(suite: Suite, summaries: Sequence[ConfigSummary]) -> "Figure | None":
+    """Bars of optimizer state and peak memory, means over seeds. None if neither was measured."""
     names = ("optimizer_state_bytes", "peak_memory_bytes")
-    summaries = summarise_configs(suite)
     if not any(name in summary.measures for summary in summaries for name in names):
         return None
     figure = new_figure(9, 1.3 + 0.38 * len(summaries))
     for axes, name in zip(figure.subplots(1, 2, sharey=True), names, strict=True):
         for row, (summary, (colour, _)) in enumerate(zip(summaries, styles(suite).values(), strict=True)):
-            found = summary.measures.get(name)
-            if found is None:
-                axes.text(0, row, " not measured", va="center", color=_GREY, fontsize=8)
+            if (mean := summary.mean(name)) is None:
+                _not_measured(axes, row)
                 continue
-            axes.barh(row, found.mean / 1e6, color=colour, height=0.65)
-            axes.text(found.mean / 1e6, row, f" {format_measure(found.mean, 'B')}", va="center", fontsize=8)
+            axes.barh(row, mean / 1e6, color=colour, height=0.65)
+            axes.text(mean / 1e6, row, f" {format_measure(mean, 'B')}", va="center", fontsize=8)
         _rows(axes, [summary.config for summary in summaries])
         axes.set_title(MEASURES[name].title, fontsize=10)
         axes.set_xlabel("MB")
@@ -143,32 +129,31 @@ def memory_figure(suite: Suite) -> "Figure | None":
     return figure
 
 
-def step_figure(suite: Suite) -> "Figure | None":
-    """Stacked bars of what a step is made of, means over seeds; a black mark is the whole step. None without times.
+def step_figure(summaries: Sequence[ConfigSummary]) -> "Figure | None":
+    """Stacked bars of the parts of a step, means over seeds; a black mark is the whole step. None without times.
 
     A configuration whose phases were not measured is one grey bar as long as its step.
     """
-    summaries = summarise_configs(suite)
-    if not any(name in summary.measures for summary in summaries for name in (*STEP_PARTS, "step_ms")):
+    unmeasured = [row for row, s in enumerate(summaries) if s.measures.keys().isdisjoint((*STEP_PARTS, "step_ms"))]
+    if len(unmeasured) == len(summaries):
         return None
     figure = new_figure(9, 1.5 + 0.38 * len(summaries))
     axes = figure.subplots()
     parted = [row for row, summary in enumerate(summaries) if any(name in summary.measures for name in _PHASES)]
     left = dict.fromkeys(parted, 0.0)
     for name, colour in zip(STEP_PARTS, ("#2b6cb0", "#c05621", "#2f855a", "#a0aec0"), strict=True):
-        widths = {row: _mean(summaries[row], name) or 0.0 for row in parted}
+        widths = {row: summaries[row].mean(name) or 0.0 for row in parted}
         if any(widths.values()):
             label = MEASURES[name].title
             axes.barh(parted, list(widths.values()), left=list(left.values()), color=colour, height=0.65, label=label)
         left = {row: start + widths[row] for row, start in left.items()}
-    steps = {row: value for row, summary in enumerate(summaries) if (value := _mean(summary, "step_ms")) is not None}
+    steps = {row: value for row, summary in enumerate(summaries) if (value := summary.mean("step_ms")) is not None}
     if whole := {row: value for row, value in steps.items() if row not in left}:
         axes.barh(list(whole), list(whole.values()), color=_UNPARTED, height=0.65, label="step, parts not measured")
     if marked := {row: value for row, value in steps.items() if row in left}:
         axes.scatter(list(marked.values()), list(marked), marker="|", s=180, color=_INK, label="whole step", zorder=3)
-    for row, summary in enumerate(summaries):
-        if not any(name in summary.measures for name in (*STEP_PARTS, "step_ms")):
-            axes.text(0, row, " not measured", va="center", color=_GREY, fontsize=8)
+    for row in unmeasured:
+        _not_measured(axes, row)
     _rows(axes, [summary.config for summary in summaries])
     axes.set_xlim(left=0)
     axes.set_xlabel("ms per step")
@@ -179,7 +164,7 @@ def step_figure(suite: Suite) -> "Figure | None":
 def claims_figure(suite: Suite) -> "Figure | None":
     """One row per claim with its own axis: the interval, the measured value, and the expected range shaded.
 
-    None when no claim has a number.
+    None if no claim has a number.
     """
     claims = [claim for claim in suite.claims if measured_number(claim) is not None or claim.interval is not None]
     if not claims:
@@ -191,7 +176,7 @@ def claims_figure(suite: Suite) -> "Figure | None":
 
 
 def measured_number(claim: Claim) -> float | None:
-    """The number that the measured text begins with, a share as one; "8bit-only was not run" begins with none."""
+    """The number at the start of the measured text, percentages as shares; None for "8bit-only was not run"."""
     match = re.match(r"[-+−]?\d+(\.\d+)?(e[-+]?\d+)?(?=\s|$)", claim.measured)
     if match is None:
         return None
@@ -202,21 +187,20 @@ def measured_number(claim: Claim) -> float | None:
 def styles(suite: Suite) -> Mapping[str, tuple[str, str]]:
     """Colour and line style of every configuration; the baseline is black."""
     others = [config for config in suite.configs if config != suite.baseline]
-    found = {suite.baseline: (_INK, "-")} if suite.baseline in suite.configs else {}
+    chosen = {suite.baseline: (_INK, "-")} if suite.baseline in suite.configs else {}
     for i, config in enumerate(others):
-        found[config] = _COLOURS[i % len(_COLOURS)], _DASHES[i // len(_COLOURS) % len(_DASHES)]
-    return found
+        chosen[config] = _COLOURS[i % len(_COLOURS)], _DASHES[i // len(_COLOURS) % len(_DASHES)]
+    return chosen
 
 
 def _curve(run: RunRecord, x: XAxis, scale: float) -> tuple[list[float], list[float]]:
-    """Points with rising x; of several at one x the last, which is over all held-out documents."""
+    """Points with rising x; of several at one x only the last, which scores all held-out documents."""
     points = {getattr(point, x) / scale: point.bits_per_byte for point in run.evaluations}
     return sorted(points), [points[key] for key in sorted(points)]
 
 
-def _mean(summary: ConfigSummary, name: str) -> float | None:
-    found = summary.measures.get(name)
-    return None if found is None else found.mean
+def _not_measured(axes: "Axes", row: int) -> None:
+    axes.text(0, row, " not measured", va="center", color=_GREY, fontsize=8)
 
 
 def _rows(axes: "Axes", names: Sequence[str]) -> None:
@@ -229,7 +213,7 @@ def _rows(axes: "Axes", names: Sequence[str]) -> None:
 def _draw_claim(axes: "Axes", claim: Claim) -> None:
     from matplotlib.ticker import PercentFormatter
 
-    # A verdict goes on where there are few seeds.
+    # A verdict may end in caveats.
     colour = next((colour for verdict, colour in _VERDICTS.items() if claim.verdict.startswith(verdict)), _GREY)
     value, ends = measured_number(claim), [e for e in (claim.expected_low, claim.expected_high) if e is not None]
     known = [*ends, *(claim.interval or ()), *([] if value is None else [value])]
@@ -258,5 +242,5 @@ def _draw_claim(axes: "Axes", claim: Claim) -> None:
 
 
 def _text(text: str) -> str:
-    """Words as they are: matplotlib would set what stands between two dollar signs as mathematics."""
+    """The text, literally: matplotlib would set anything between two dollar signs as mathematics."""
     return text.replace("$", r"\$")

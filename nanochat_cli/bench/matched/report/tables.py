@@ -1,6 +1,6 @@
-"""The tables of a comparison as text cells: runs, times of a step, claims, what differs, what failed, every measure.
+"""The tables of a comparison as text cells: runs, times of a step, claims, learning rates, failures, every measure.
 
-One definition for the terminal, Markdown and HTML. Knows how a number of a unit is written; no markup.
+One definition for the terminal, Markdown and HTML. Knows how to write a number with its unit; no markup.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from nanochat_cli.report.statistics import interval_name
 
 NONE = "—"
 STEP_PARTS = ("forward_ms", "backward_ms", "optimizer_ms", "data_wait_ms")
-"""What a step is made of, as far as it is measured."""
+"""The measured parts of a step."""
 
 _RUN_MEASURES = {
     "tokens_to_baseline": "tokens to baseline",
@@ -40,16 +40,16 @@ _STEP_MEASURES = {
 
 @dataclass(frozen=True)
 class Table:
-    """columns and rows of text, equally long."""
+    """Every row has one cell per column."""
 
     columns: list[str]
     rows: list[list[str]]
 
 
 def runs_table(summaries: Sequence[ConfigSummary], *, short: bool = False) -> Table:
-    """One row per configuration: means over seeds with their range, the paired difference, and what became of it.
+    """One row per configuration: means over seeds with their range, the paired difference, and the status.
 
-    short: leave out what a narrow terminal has no room for.
+    short: leave out the columns for which a narrow terminal has no room.
     """
     columns: dict[str, Callable[[ConfigSummary], str]] = {
         "configuration": lambda s: s.config,
@@ -71,7 +71,7 @@ def step_table(summaries: Sequence[ConfigSummary]) -> Table:
 
 
 def claims_table(claims: Sequence[Claim], *, short: bool = False) -> Table:
-    """One row per claim, with its interval, under the name that so many seeds deserve. short: without the source."""
+    """One row per claim, with its interval under the name that suits the number of seeds. short: without the source."""
     interval = interval_name(min((claim.seeds for claim in claims if claim.interval and claim.seeds), default=0))
     columns = ["claim", "expected", "measured", interval, "seeds", "verdict", "source"]
     rows = [
@@ -90,15 +90,12 @@ def claims_table(claims: Sequence[Claim], *, short: bool = False) -> Table:
 
 
 def rates_table(tuned: Mapping[str, Any]) -> Table:
-    """One row per configuration: what was chosen, and what every rate that was tried ended with."""
+    """One row per configuration: the chosen rate, and the outcome of every rate that was tried."""
     grids: Mapping[str, Mapping[Any, float | None]] = tuned["tried"]
     width = max((len(grid) for grid in grids.values()), default=0)
     rows = []
     for name, grid in grids.items():
-        cells = [
-            f"{float(rate):g}: {NONE if bits is None else format_measure(bits, 'bits/byte')}"
-            for rate, bits in grid.items()
-        ]
+        cells = [f"{float(rate):g}: {_cell(bits, 'bits/byte')}" for rate, bits in grid.items()]
         chosen = tuned["chosen"].get(name)
         rows.append([name, "its own" if chosen is None else f"{chosen:g}", *cells, *[NONE] * (width - len(cells))])
     return Table(["configuration", "chosen", *(f"rate {n}" for n in range(1, width + 1))], rows)
@@ -116,39 +113,30 @@ def unfinished_table(suite: Suite) -> Table:
 
 def folders_table(suite: Suite) -> Table:
     """One row per run, with its held-out bits per byte and its folder."""
-    rows = []
-    for run in suite.runs:
-        value = run.measures.get("bits_per_byte")
-        shown = NONE if value is None else format_measure(value, "bits/byte")
-        rows.append([run.config, str(run.seed), run.status, shown, run.run])
+    rows = [
+        [run.config, str(run.seed), run.status, _cell(run.measures.get("bits_per_byte"), "bits/byte"), run.run]
+        for run in suite.runs
+    ]
     return Table(["configuration", "seed", "status", "bits per byte", "folder"], rows)
 
 
 def measures_table(summaries: Sequence[ConfigSummary]) -> Table:
     """Every measure of every configuration, to six digits, in the unit of the result file."""
     columns = ["configuration", "measure", "unit", "mean", "low", "high", "seeds", "− baseline", "low", "high"]
-    rows = [
-        [
-            summary.config,
-            MEASURES[name].title,
-            MEASURES[name].unit,
-            *(f"{value:.6g}" for value in (found.mean, found.low, found.high)),
-            str(found.count),
-            *(
-                [NONE] * 3
-                if difference is None
-                else [f"{v:+.6g}" for v in (difference.mean, difference.low, difference.high)]
-            ),
-        ]
-        for summary in summaries
-        for name, found in summary.measures.items()
-        for difference in [summary.differences.get(name)]
-    ]
+    rows = []
+    for summary in summaries:
+        for name, own in summary.measures.items():
+            measure, difference = MEASURES[name], summary.differences.get(name)
+            values = [f"{value:.6g}" for value in (own.mean, own.low, own.high)]
+            differences = [NONE] * 3
+            if difference is not None:
+                differences = [f"{value:+.6g}" for value in (difference.mean, difference.low, difference.high)]
+            rows.append([summary.config, measure.title, measure.unit, *values, str(own.count), *differences])
     return Table(columns, rows)
 
 
 def status_of(summary: ConfigSummary) -> str:
-    """ "finished", or what became of the seeds that did not."""
+    """ "finished", or the status of the seeds that did not finish."""
     others = [run for run in summary.runs if run.status != FINISHED]
     if not others:
         return FINISHED
@@ -158,7 +146,7 @@ def status_of(summary: ConfigSummary) -> str:
 
 
 def format_measure(value: float, unit: str, *, signed: bool = False) -> str:
-    """A value as people read it: bytes in MB, shares in %, seconds as h:mm:ss from a minute on."""
+    """A value for people: bytes in MB, shares in %, seconds as h:mm:ss from a minute on."""
     sign = ("−" if value < 0 else "+" if value > 0 else "") if signed or value < 0 else ""
     size = abs(value)
     if unit == "B":
@@ -175,12 +163,12 @@ def format_measure(value: float, unit: str, *, signed: bool = False) -> str:
 
 
 def number(value: float) -> str:
-    """Four digits, or all of those before the point."""
+    """Four significant digits, or all digits before the point."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def plain_value(value: Any) -> str:
-    """A value of a configuration or of the environment, as TOML would write it, without the quotes."""
+    """A configuration or environment value as in TOML, without the quotes."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list | tuple):
@@ -192,31 +180,24 @@ def _end(value: float, unit: str | None) -> str:
     return f"{number(100 * value)} %" if unit == "share" else number(value)
 
 
+def _cell(value: float | None, unit: str) -> str:
+    return NONE if value is None else format_measure(value, unit)
+
+
 def _means(measures: dict[str, str]) -> dict[str, Callable[[ConfigSummary], str]]:
-    def column(name: str) -> Callable[[ConfigSummary], str]:
-        def cell(summary: ConfigSummary) -> str:
-            found = summary.measures.get(name)
-            return NONE if found is None else format_measure(found.mean, MEASURES[name].unit)
-
-        return cell
-
-    return {title: column(name) for name, title in measures.items()}
+    return {title: lambda s, name=name: _cell(s.mean(name), MEASURES[name].unit) for name, title in measures.items()}
 
 
 def _filled(columns: dict[str, Callable[[ConfigSummary], str]], summaries: Sequence[ConfigSummary]) -> Table:
-    """The table without the columns in which nothing was measured; the first column always stays."""
+    """The table without columns in which nothing was measured; the first column always stays."""
     cells = {title: [cell(summary) for summary in summaries] for title, cell in columns.items()}
     first = next(iter(columns))
     kept = [title for title, column in cells.items() if title == first or any(text != NONE for text in column)]
     return Table(kept, [[cells[title][i] for title in kept] for i in range(len(summaries))])
 
 
-def _with_range(found: Spread | None, unit: str, *, signed: bool = False) -> str:
-    if found is None:
+def _with_range(spread: Spread | None, unit: str, *, signed: bool = False) -> str:
+    if spread is None:
         return NONE
-    mean = format_measure(found.mean, unit, signed=signed)
-    if found.count == 1:
-        return mean
-    return (
-        f"{mean} ({format_measure(found.low, unit, signed=signed)} … {format_measure(found.high, unit, signed=signed)})"
-    )
+    mean, low, high = (format_measure(v, unit, signed=signed) for v in (spread.mean, spread.low, spread.high))
+    return mean if spread.count == 1 else f"{mean} ({low} … {high})"

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from nanochat_cli.bench.matched.report.environments import environment_notes
+from nanochat_cli.bench.matched.report.notes import environment_notes
 from tests.bench.matched.report.suites import record, suite
 
 HERE = {"git": {"commit": "a" * 40, "dirty": False}, "device": "CPU A", "cores": 2, "versions": {"torch": "2.13.0"}}

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from nanochat_cli.bench.matched.records import Point, RunRecord
+from nanochat_cli.bench.matched.records import Point, RunRecord, Suite
 from nanochat_cli.bench.matched.report.plots import (
     claims_figure,
     curves_figure,
@@ -17,11 +17,16 @@ from nanochat_cli.bench.matched.report.plots import (
     step_figure,
     write_pictures,
 )
+from nanochat_cli.bench.matched.report.summary import summarise_configs
 from tests.bench.matched.report.suites import claim, every_status, record, suite, three_seeds
 
 
+def pictures_of(folder: Path, made: Suite) -> dict[str, Path]:
+    return write_pictures(folder, made, summarise_configs(made))
+
+
 def test_files_are_pictures_that_are_not_blank(tmp_path: Path) -> None:
-    files = write_pictures(tmp_path, three_seeds())
+    files = pictures_of(tmp_path, three_seeds())
     assert sorted(files) == ["claims", "memory", "seconds", "step", "tokens"]
     for path in files.values():
         with Image.open(path) as picture:
@@ -38,12 +43,12 @@ def test_files_are_pictures_that_are_not_blank(tmp_path: Path) -> None:
 
 def test_nothing_measured_is_nothing_drawn(tmp_path: Path) -> None:
     empty = RunRecord("baseline", 1, "failed", "no data", "baseline-1", None, {}, [], {})
-    assert write_pictures(tmp_path, suite([empty])) == {}
+    assert pictures_of(tmp_path, suite([empty])) == {}
     assert list(tmp_path.iterdir()) == []
 
 
 def test_every_status_can_be_drawn(tmp_path: Path) -> None:
-    assert sorted(write_pictures(tmp_path, every_status())) == ["memory", "seconds", "step", "tokens"]
+    assert sorted(pictures_of(tmp_path, every_status())) == ["memory", "seconds", "step", "tokens"]
 
 
 def test_the_line_over_tokens_is_the_mean_and_the_band_holds_every_seed() -> None:
@@ -94,7 +99,7 @@ def test_of_two_evaluations_of_one_step_the_last_one_is_drawn() -> None:
 
 def test_bars_are_the_means_and_what_is_missing_is_said() -> None:
     runs = [record("baseline", 1), record("other", 1, without=frozenset({"peak_memory_bytes"}))]
-    figure = memory_figure(suite(runs))
+    figure = memory_figure(suite(runs), summarise_configs(suite(runs)))
     assert figure is not None
     state, peak = figure.axes
     assert [bar.get_width() for bar in state.patches] == [45.0, 45.0]  # pyright: ignore[reportAttributeAccessIssue]
@@ -103,7 +108,7 @@ def test_bars_are_the_means_and_what_is_missing_is_said() -> None:
 
 
 def test_a_step_is_stacked_from_its_parts() -> None:
-    figure = step_figure(suite([record("baseline", 1)]))
+    figure = step_figure(summarise_configs(suite([record("baseline", 1)])))
     assert figure is not None
     bars = [(bar.get_x(), bar.get_width()) for bar in figure.axes[0].patches]  # pyright: ignore[reportAttributeAccessIssue]
     assert bars == [(0, 600), (600, 700), (1300, 150), (1450, 20)]
@@ -114,7 +119,7 @@ def test_a_step_is_stacked_from_its_parts() -> None:
 def test_a_step_without_phases_is_a_bar_and_the_legend_names_only_what_is_drawn(configs: list[str]) -> None:
     phases = frozenset({"forward_ms", "backward_ms", "optimizer_ms"})
     runs = [record(config, 1, without=phases if config == "baseline" else frozenset()) for config in configs]
-    figure = step_figure(suite(runs))
+    figure = step_figure(summarise_configs(suite(runs)))
     assert figure is not None
     axes = figure.axes[0]
     bars = {(bar.get_x(), bar.get_width()) for bar in axes.patches if bar.get_y() < 0.5}  # pyright: ignore[reportAttributeAccessIssue]
