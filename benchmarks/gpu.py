@@ -28,7 +28,7 @@ from benchmarks.gpu_training import PRESET, billion, measure_training, train_for
 from nanochat_cli.bench.micro.kernels_cuda import CUDA
 from nanochat_cli.config.load import resolve_config
 from nanochat_cli.config.schema import Config
-from nanochat_cli.diagnose.validate.triangle import all_cases
+from nanochat_cli.diagnose.validate.three_way_parity import all_cases
 from nanochat_cli.errors import ConfigError, NanochatError, ValidationFailure
 from nanochat_cli.report.reporter import Reporter, open_reporter
 from nanochat_cli.report.result_file import Claim, Result, write_results

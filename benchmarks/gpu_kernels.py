@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from nanochat_cli.bench.micro.kernels import COLUMNS, Device, Product, measure, packed_copies
-from nanochat_cli.diagnose.validate.product_case import Case
-from nanochat_cli.diagnose.validate.triangle import CornerName, require_equal, run_triangle
+from nanochat_cli.diagnose.validate.matmul_case import Case
+from nanochat_cli.diagnose.validate.three_way_parity import CornerName, require_equal, run_corners
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.report.result_file import Claim, Result
 from nanochat_kernels import quantize_activations
@@ -52,7 +52,7 @@ SWEPT = [
 
 def check_triton(cases: Sequence[Case], reporter: Reporter, corner: CornerName = "triton") -> list[Result]:
     """Every operation on every case against the reference. Raises ValidationFailure for the first that differs."""
-    corners = run_triangle(cases, reporter, [corner])
+    corners = run_corners(cases, reporter, [corner])
     require_equal(corners.values(), required=[corner])
     what = corners[corner]
     print(f"{what.form}: {what.comparisons} results on {what.cases} cases equal the reference's", flush=True)

@@ -1,7 +1,7 @@
-"""`nanochat doctor`: what is installed here, what computes, and what is missing, without a name of person or folder.
+"""`nanochat doctor`: what is installed, what works and what is missing, without names of persons or private folders.
 
-Versions come from package metadata. torch is imported once, for the compiled kernels and for CUDA devices; when it
-cannot be, the report says so and goes on. Nothing is downloaded. Compiled kernels are built when they are not yet.
+Versions come from package metadata. torch is imported only for the compiled kernels and CUDA devices; if that fails,
+the report says so and continues. Nothing is downloaded. Compiled kernels are built if they are not yet.
 """
 
 import os
@@ -28,7 +28,7 @@ COMMAND_TIMEOUT = 10.0
 
 @dataclass(frozen=True)
 class Fact:
-    """One line: what, what was found, and what to do about it, empty when it is as it should be."""
+    """One line of the report. advice: what to do about it; empty if all is well."""
 
     name: str
     value: str
@@ -37,7 +37,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Part:
-    """Something that nanochat runs without. version: None when it is not here; unlocks: what it is for."""
+    """An optional part. version: None if it is not installed; unlocks: what it is for."""
 
     name: str
     version: str | None
@@ -57,7 +57,7 @@ class Diagnosis:
         return {"sections": sections, "optional": [asdict(part) for part in self.optional], "text": self.text()}
 
     def text(self) -> str:
-        """A block of plain lines to paste into a bug report."""
+        """Plain lines to paste into a bug report."""
         lines: list[str] = []
         for heading, facts in self.sections.items():
             lines.append(f"{heading}:")
@@ -86,18 +86,18 @@ def diagnose() -> Diagnosis:
 
 
 def anonymous(text: str) -> str:
-    """`text` with the home folder as ~, and without the name in /home/NAME and /Users/NAME."""
+    """The text with the home folder as ~, and without NAME in /home/NAME and /Users/NAME."""
     home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() raises for a user without a home
     if home not in ("~", "/"):
         text = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
     return re.sub(r"/(home|Users)/[^/\s:'\"]+", r"/\1/…", text)
 
 
-# --- what there is ----------------------------------------------------------------------------------------------------
+# --- the sections -----------------------------------------------------------------------------------------------------
 
 
 def versions() -> list[Fact]:
-    """Python, nanochat, and every package that it requires; advice for one that is missing or too old."""
+    """Python, nanochat, and every package that it requires, with advice if one is missing or too old."""
     git = environment.git_state(Path(__file__).resolve().parent)
     changed = ", with changes" if git and git["dirty"] else ""
     commit = f" (commit {git['commit'][:12]}{changed})" if git else ""
@@ -107,9 +107,9 @@ def versions() -> list[Fact]:
     except ValidationFailure as failure:
         return [*facts, Fact("packages", "unknown", str(failure))]
     for requirement in required:
-        found = installed(requirement.name)
-        fits = found is not None and requirement.specifier.contains(found, prereleases=True)
-        facts.append(Fact(requirement.name, found or "not here", "" if fits else f"pip install '{requirement}'"))
+        version = installed(requirement.name)
+        fits = version is not None and requirement.specifier.contains(version, prereleases=True)
+        facts.append(Fact(requirement.name, version or "not here", "" if fits else f"pip install '{requirement}'"))
     return facts
 
 
@@ -137,29 +137,28 @@ def devices() -> list[Fact]:
     built = torch.version.cuda
     if not torch.cuda.is_available():
         present = Path("/dev/nvidia0").exists()
-        advice = "an NVIDIA device is there: install a driver and a torch that fit each other" if present else ""
+        advice = "there is an NVIDIA device: install a driver and a matching torch" if present else ""
         return [Fact("cuda", f"no device; torch is built for {f'CUDA {built}' if built else 'the CPU'}", advice)]
     facts = [Fact("cuda", f"torch is built for CUDA {built}")]
     for index in range(torch.cuda.device_count()):
-        found = torch.cuda.get_device_properties(index)
-        memory = format_quantity(found.total_memory, "B")
-        facts.append(Fact(f"cuda:{index}", f"{found.name}, {memory}, capability {found.major}.{found.minor}"))
+        device = torch.cuda.get_device_properties(index)
+        memory = format_quantity(device.total_memory, "B")
+        facts.append(Fact(f"cuda:{index}", f"{device.name}, {memory}, capability {device.major}.{device.minor}"))
     return facts
 
 
 def compilers() -> list[Fact]:
-    """The C compiler and whether the CPU kernels build with it, the C++ compiler of torch.compile, Triton, Rust."""
+    """The C compiler, the CPU kernels that it builds, the C++ compiler of torch.compile, and Triton."""
     name = os.environ.get("CC") or next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), None)
     c = None if name is None else first_line(output(*name.split(), "--version"))
     cxx, works = environment.compiler(), find_compiler()
     slower = "without it training is not compiled"
-    facts = [
+    return [
         Fact("C", c or "not here", "" if c else "install one, such as gcc: without it the CPU kernels are missing"),
         _kernels(),
         Fact("C++", cxx or "not here", f"{works.obstacle}: {slower}" if works.path is None else ""),
+        Fact("triton", installed("triton") or "not here"),
     ]
-    facts.append(Fact("triton", installed("triton") or "not here"))
-    return facts
 
 
 def _kernels() -> Fact:
@@ -171,18 +170,18 @@ def _kernels() -> Fact:
     try:
         return Fact("CPU kernels", f"built, {native.select(None)} form")
     except Unsupported as reason:
-        return Fact("CPU kernels", f"not built: {reason}", "a slower form computes instead")
+        return Fact("CPU kernels", f"not built: {reason}", "slower PyTorch code is used instead")
 
 
 def space() -> list[Fact]:
-    """Free bytes where runs are written and where data sets and kernels are kept."""
+    """Free bytes where runs are written and where data sets and kernels are cached."""
     cache = os.environ.get("NANOCHAT_CACHE") or "~/.cache/nanochat"
     places = {"working folder": Path.cwd(), "cache": Path(cache).expanduser() if has_home() else Path.cwd()}
     return [Fact(name, f"{format_quantity(free_bytes(path), 'B')} free") for name, path in places.items()]
 
 
 def optional() -> list[Part]:
-    """Parts that are not required, whether they are here or not."""
+    """Optional parts, installed or not."""
     packages = (
         (
             "xllamacpp",
@@ -205,11 +204,11 @@ def optional() -> list[Part]:
     return parts + [Part(name, first_line(output(run, "--version")), use, get) for name, run, use, get in programs]
 
 
-# --- how it is found out ----------------------------------------------------------------------------------------------
+# --- where the facts come from ----------------------------------------------------------------------------------------
 
 
 def cpu_flags() -> set[str]:
-    """Features that the kernel reports; empty where it reports none."""
+    """CPU features according to the kernel, if it reports any."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -219,7 +218,7 @@ def cpu_flags() -> set[str]:
 
 
 def available_memory() -> int | None:
-    """Bytes that can be had without swapping; None where the kernel does not say."""
+    """Bytes that can be allocated without swapping, if the kernel says."""
     try:
         text = Path("/proc/meminfo").read_text(encoding="utf-8")
     except OSError:
@@ -229,13 +228,13 @@ def available_memory() -> int | None:
 
 
 def free_bytes(path: Path) -> int:
-    """Free for this user on the file system of `path`, or of its nearest folder that exists."""
-    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
-    return shutil.disk_usage(there).free
+    """Bytes free for this user on the file system of `path`, or of its nearest existing folder."""
+    existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+    return shutil.disk_usage(existing).free
 
 
 def output(*command: str) -> str:
-    """Standard output of a program; empty when it is not here or fails."""
+    """Standard output of a program; empty if it is missing or fails."""
     try:
         child = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT, check=False)
     except (OSError, subprocess.TimeoutExpired):

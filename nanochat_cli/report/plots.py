@@ -43,12 +43,12 @@ def save_figure(figure: "Figure", out: Path) -> Path:
     return out
 
 
-def new_figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float, *, dpi: int = 150) -> "Figure":
     """An empty figure, in inches, with a canvas of its own. Its axes find room for their labels when it is drawn."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 

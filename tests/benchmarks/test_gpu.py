@@ -15,7 +15,7 @@ from benchmarks.gpu_kernels import check_triton, measure_table
 from nanochat_cli.bench.micro.kernels import Product
 from nanochat_cli.bench.micro.kernels_cpu import CPU
 from nanochat_cli.config.load import resolve_config
-from nanochat_cli.diagnose.validate.product_case import Case
+from nanochat_cli.diagnose.validate.matmul_case import Case
 from nanochat_cli.errors import ValidationFailure
 from nanochat_cli.report.reporter import QuietReporter
 from nanochat_cli.report.result_file import Result

@@ -70,7 +70,7 @@ def test_without_a_compiler_it_says_what_to_do(monkeypatch):
     found = facts(doctor.compilers())
     assert (found["C"].value, found["C"].advice[:11]) == ("not here", "install one")
     assert found["CPU kernels"].value == "not built: no C compiler (cc, gcc, clang): install one, such as gcc"
-    assert found["CPU kernels"].advice == "a slower form computes instead"
+    assert found["CPU kernels"].advice == "slower PyTorch code is used instead"
 
 
 def test_a_compiler_that_cannot_build_for_torch_is_told_with_its_reason(monkeypatch):

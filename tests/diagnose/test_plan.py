@@ -145,7 +145,7 @@ def test_plan_of_an_overlay_alone_is_of_quickstart_and_invents_no_speed_of_an_ab
     found, text = planned(capsys, tmp_path, "--preset", "h200")
     assert found["parameters"]["total"] == 5_507_840
     assert (found["peak_flops"], found["tokens"], found["seconds"]) == (None, None, 300)
-    assert "train.device = cuda is not in this machine; state its --peak-flops" in text
+    assert "this machine has no train.device = cuda; give its --peak-flops" in text
 
 
 def test_plan_says_which_processor_and_number_format_it_measured(capsys, tmp_path):

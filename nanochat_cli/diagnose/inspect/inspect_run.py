@@ -16,11 +16,11 @@ from nanochat_cli.training.methods.fire import stacked
 from nanochat_cli.training.shard_data import ShardData
 
 SEQUENCES = 4
-"""Held-out sequences that the streams are measured on."""
+"""Held-out sequences on which streams are measured."""
 
 
 def inspect_run(run: Path, which: Which, out: Path, reporter: Reporter, *, mhc: bool, isometry: bool) -> None:
-    """Tables and a picture of a checkpoint: its ternary layers, or its residual streams and singular values."""
+    """Tables and pictures of a checkpoint: its ternary layers by default, or its residual streams and isometry."""
     if mhc:
         inspect_streams(run, which, out, reporter)
     if isometry:

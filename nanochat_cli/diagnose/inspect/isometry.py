@@ -1,6 +1,6 @@
 """How far the matrices of a model are from isometries, and how far FIRE would move them (arXiv:2602.08040).
 
-Read-only. Singular values come from `torch.linalg.svdvals`, not from the iteration that FIRE uses.
+Read-only. Singular values come from `torch.linalg.svdvals`, not from FIRE's own iteration.
 """
 
 from collections.abc import Iterable
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 LARGEST_CONDITION = 1e4
-"""Beyond it a direction of the input hardly passes a layer; a fresh square matrix of width 1024 has some 1e3 to 1e4."""
+"""Beyond it some direction of the input hardly passes the layer; a new square matrix of width 1024 has 1e3 to 1e4."""
 LARGEST_DEVIATION = 4.0
-"""In units of a random matrix of the shape."""
+"""In units of a random matrix's deviation."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class MatrixIsometry:
     """One matrix, with k singular values s.
 
     deviation: DfI per rank of the matrix scaled to mean s² = 1, which is k Σ s⁴ / (Σ s²)² − 1; 0 for a multiple of an
-    isometry. against_random: the same in units of a random matrix of the shape. relative_sfe: Σ (s − rms s)² / Σ s²,
-    what FIRE would move with fire.scale = preserve_norm. effective_rank: (Σ s²)² / Σ s⁴, as a share of k.
+    isometry. against_random: the same, relative to a random matrix of that shape. relative_sfe: Σ (s − rms s)² / Σ s²,
+    how far FIRE would move it with fire.scale = preserve_norm. effective_rank: (Σ s²)² / Σ s⁴, as a share of k.
     """
 
     name: str
@@ -34,15 +34,15 @@ class MatrixIsometry:
     effective_rank: float
 
     def warnings(self) -> list[str]:
-        """What stands out; empty when nothing does."""
+        """Short texts about what is unusual."""
         if self.spectral_norm == 0:
             return ["all zeros"]
-        found = []
+        warnings = []
         if not self.condition <= LARGEST_CONDITION:
-            found.append(f"condition {self.condition:.1e}")
+            warnings.append(f"condition {self.condition:.1e}")
         if self.against_random > LARGEST_DEVIATION:
-            found.append("far from an isometry")
-        return found
+            warnings.append("far from an isometry")
+        return warnings
 
     def as_dict(self) -> dict[str, object]:
         return {**asdict(self), "warnings": self.warnings()}
@@ -50,17 +50,17 @@ class MatrixIsometry:
 
 @torch.no_grad()
 def measure_isometry(layers: Iterable[tuple[str, Tensor]]) -> list[MatrixIsometry]:
-    """layers: names and stacks [n, out, in] of matrices; one of several is named `layer#index`."""
-    found = []
+    """layers: names and stacks [n, out, in] of matrices; a matrix of a larger stack is named `layer#index`."""
+    measured = []
     for name, matrices in layers:
         for index, values in enumerate(torch.linalg.svdvals(matrices.double())):
             label = name if len(matrices) == 1 else f"{name}#{index}"
-            found.append(of_singular_values(label, (matrices.shape[1], matrices.shape[2]), values))
-    return found
+            measured.append(isometry_from(label, (matrices.shape[1], matrices.shape[2]), values))
+    return measured
 
 
-def of_singular_values(name: str, shape: tuple[int, int], values: Tensor) -> MatrixIsometry:
-    """values: float64 [k], descending. A matrix of zeros has no deviation and an infinite condition."""
+def isometry_from(name: str, shape: tuple[int, int], values: Tensor) -> MatrixIsometry:
+    """values: singular values, float64 [k], descending. For zeros the deviation is 0 and the condition infinite."""
     squares = values.square()
     largest, smallest, energy = float(values[0]), float(values[-1]), float(squares.sum())
     if energy == 0:

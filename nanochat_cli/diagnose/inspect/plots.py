@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING
 
 from nanochat_cli.diagnose.inspect.isometry import MatrixIsometry
 from nanochat_cli.diagnose.inspect.ternary import LayerHealth
-from nanochat_cli.durable import whole
-from nanochat_cli.errors import DataError
+from nanochat_cli.report.plots import new_figure, save_figure
 from nanochat_cli.training.health.streams import StreamReport
 from nanochat_cli.training.health.ternary import MARGIN_EDGES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+
+_DPI = 120
 
 
 def plot_ternary(layers: Sequence[LayerHealth], out: Path) -> Path:
     """Zeros and weights at a threshold by layer, and the margins of all layers."""
-    figure = _figure(9, 4)
+    figure = new_figure(9, 4, dpi=_DPI)
     left, right = figure.subplots(1, 2)
     places = range(len(layers))
     left.plot(places, [layer.statistics.zero_fraction for layer in layers], marker=".", label="zero codes")
@@ -34,11 +34,11 @@ def plot_ternary(layers: Sequence[LayerHealth], out: Path) -> Path:
         for i in range(len(MARGIN_EDGES))
     ]
     _histogram(right, shares)
-    return _save(figure, out)
+    return save_figure(figure, out)
 
 
 def _histogram(axes: "Axes", shares: Sequence[float]) -> None:
-    """Bins as wide as they are and areas that are their shares; the last one, open above, is a number at its edge."""
+    """Bars in true width whose areas are the shares; the last bin, open above, is a number at its edge."""
     widths = [high - low for low, high in pairwise(MARGIN_EDGES)]
     densities = [share / width for share, width in zip(shares, widths, strict=False)]
     axes.bar(MARGIN_EDGES[:-1], densities, widths, align="edge", edgecolor="white", linewidth=0.8)
@@ -53,11 +53,11 @@ def _histogram(axes: "Axes", shares: Sequence[float]) -> None:
 
 
 def plot_streams(report: StreamReport, out: Path) -> Path:
-    """The mean mixing matrix of every sublayer, and identity mass and diversity over the depth."""
+    """The mean mixing matrix of every sublayer, and identity mass and diversity by depth."""
     layers = report.layers
     columns = min(8, len(layers))
     rows = -(-len(layers) // columns)
-    figure = _figure(1.3 * columns, 1.4 * rows + 2.4)
+    figure = new_figure(1.3 * columns, 1.4 * rows + 2.4, dpi=_DPI)
     grid = figure.add_gridspec(rows + 1, columns, height_ratios=[1.0] * rows + [1.6])
     for index, layer in enumerate(layers):
         axes = figure.add_subplot(grid[index // columns, index % columns])
@@ -71,12 +71,12 @@ def plot_streams(report: StreamReport, out: Path) -> Path:
     axes.set(xlabel="sublayer", ylabel="share", ylim=(0, None))
     _count_layers(axes)
     axes.legend()
-    return _save(figure, out)
+    return save_figure(figure, out)
 
 
 def plot_isometry(layers: Sequence[MatrixIsometry], out: Path) -> Path:
-    """Deviation from isometry and its distance over the depth, and the condition numbers."""
-    figure = _figure(9, 4)
+    """Deviation from isometry, distance to it and condition number by depth."""
+    figure = new_figure(9, 4, dpi=_DPI)
     left, right = figure.subplots(1, 2)
     left.plot([layer.against_random for layer in layers], marker=".", label="deviation, of a random matrix's")
     left.plot([layer.relative_sfe for layer in layers], marker=".", label="SFE to the isometry, of ‖W‖²")
@@ -88,7 +88,7 @@ def plot_isometry(layers: Sequence[MatrixIsometry], out: Path) -> Path:
     right.set(xlabel="matrix, in the order of the table", ylabel="condition number")
     for axes in (left, right):
         _count_layers(axes)
-    return _save(figure, out)
+    return save_figure(figure, out)
 
 
 def _count_layers(axes: "Axes") -> None:
@@ -96,22 +96,3 @@ def _count_layers(axes: "Axes") -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-
-
-def _figure(width: float, height: float) -> "Figure":
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: "Figure", out: Path) -> Path:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with whole(out) as temporary:
-            figure.savefig(temporary, format="png")
-    except OSError as error:
-        raise DataError(f"cannot write {out}: {error.strerror}; free space or choose another --out") from error
-    return out

@@ -1,1 +1,1 @@
-"""What a run will take, from its configuration alone: parameters, FLOPs, memory, file size, time."""
+"""The cost of a run, from its configuration alone: parameters, FLOPs, memory, file size, time."""

@@ -1,7 +1,7 @@
-"""Peak memory of a training step, from the configuration: nothing is trained and no weight is allocated.
+"""Peak memory of a training step, from the configuration alone: nothing is trained and no weight is allocated.
 
-Activations are not estimated by a formula: one block of each kind runs on fake tensors, and what autograd keeps for the
-backward pass is added up. The rest is arithmetic on shapes. Eager mode; a compiled step keeps less.
+Activations are not estimated by a formula: one block of each kind runs on fake tensors, and what autograd saves for the
+backward pass is added up. The rest is arithmetic on shapes. Eager mode; a compiled step saves less.
 """
 
 import os
@@ -26,9 +26,9 @@ from nanochat_kernels import PLANE, Form, choose_form
 from nanochat_kernels.backends import ENVIRONMENT_VARIABLE
 
 MUON_COPIES = 5
-"""Stacks of one shape that a Muon step holds at a time: gradients, update, and three of the iteration."""
+"""Stacks of one shape that a Muon step holds at once: gradients, update, and three for the iteration."""
 LOGIT_COPIES = 3
-"""Logits of a chunk, their exponentials or the gradient before its scaling, and the gradient."""
+"""Logits of a chunk, their exponentials or the unscaled gradient, and the gradient."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class Memory:
 
     latents: int
     quantised: int
-    """Codes and scales in the forms that training multiplies with."""
+    """Codes and scales in the forms that training uses."""
     gradients: int
     optimizer: int
     activations: int
     logits: int
-    """Of one chunk of the loss, and the gradients that the loss computes with them."""
+    """One chunk of the loss, and the gradients that the loss computes from it."""
     step_buffers: int
-    """What the optimizer allocates while it steps."""
+    """Temporary memory of the optimizer."""
 
     @property
     def peak(self) -> int:
@@ -56,7 +56,7 @@ class Memory:
 
 
 def training_memory(config: Config, device: torch.device | None = None) -> Memory:
-    """Of a step of this configuration on `device` (default CPU: float32 activations)."""
+    """Memory of a training step on `device` (default CPU: float32 activations)."""
     device = device or torch.device("cpu")
     with torch.device("meta"):
         model = Transformer(config.model)
@@ -92,7 +92,7 @@ def _quantised_bytes(layer: BitLinear, form: Form | None, device: torch.device) 
 
 
 def _largest_stack(linears: list[BitLinear]) -> int:
-    """Weights that Muon computes together: those of the shape that most of them have, up to a bound."""
+    """Number of weights that Muon computes together: those of the most frequent shape, up to a bound."""
     stacks: dict[tuple[int, int], int] = {}
     for layer in linears:
         experts = getattr(layer, "experts", 1)
@@ -103,7 +103,7 @@ def _largest_stack(linears: list[BitLinear]) -> int:
 
 
 def _activations(config: Config, device: torch.device) -> tuple[int, int]:
-    """Bytes that autograd keeps of a micro-batch, and those of the hidden states' gradients in the loss."""
+    """Bytes that autograd saves for a micro-batch, and those of the hidden states' gradients in the loss."""
     model_config, train = config.model, config.train
     batch, length = train.batch_size, train.seq_len
     form = None if train.forward == "auto" else train.forward
@@ -139,13 +139,13 @@ def _activations(config: Config, device: torch.device) -> tuple[int, int]:
 
 @contextmanager
 def _portable_kernels() -> Iterator[None]:
-    """Within the block the definitions in torch compute: native kernels read addresses, which fake tensors lack."""
+    """Compute with the reference in torch: native kernels read addresses, which fake tensors lack."""
     with patch.dict(os.environ, {ENVIRONMENT_VARIABLE: "reference"}):
         yield
 
 
 def _choose_forms(module: nn.Module, form: Form | None, device: torch.device) -> None:
-    """As `use_forms` does, without packing what is not there."""
+    """Like `use_forms`, but without packing, since fake tensors have no content."""
     for layer in module.modules():
         if isinstance(layer, BitLinear) and _form(layer, form, device) == "int8":
             layer.form = "int8"
@@ -165,7 +165,7 @@ def _kept_ahead(mtp: MTP, model: Transformer, hidden: Tensor) -> int:
 
 
 def _kept(function: Callable[..., object], *arguments: Tensor) -> int:
-    """Bytes of distinct storages that autograd saves while `function` runs, parameters and arguments apart."""
+    """Bytes of distinct storages that autograd saves while `function` runs, without parameters and arguments."""
     sizes: dict[int, int] = {}
     keep: list[Tensor] = []
 
@@ -173,7 +173,7 @@ def _kept(function: Callable[..., object], *arguments: Tensor) -> int:
         storage = tensor.untyped_storage()
         if not isinstance(tensor, nn.Parameter) and storage._cdata not in sizes:
             sizes[storage._cdata] = storage.nbytes()
-            keep.append(tensor)  # so that no other storage takes its place
+            keep.append(tensor)  # so that no other storage reuses its address
         return tensor
 
     owned: set[int] = set()

@@ -1,4 +1,4 @@
-"""The whole plan of a configuration: what it has, what a token costs, how large it gets, how long it takes."""
+"""The plan of a configuration: its parameters, the cost of a token, the size of its file, the length of its run."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,17 +9,17 @@ from nanochat_cli.diagnose.plan.memory import Memory, training_memory
 from nanochat_cli.training.flops import training_flops_per_token
 
 TERNARY_BITS = 2.0625
-"""Of TQ2_0 per weight, scales included."""
+"""Bits per weight in TQ2_0, scales included."""
 VOCABULARY_BYTES_PER_TOKEN = 24
-"""Text, type and merge of a token in a GGUF file, about; the rest of the metadata is negligible."""
+"""Roughly the text, type and merge of a token in a GGUF file; the rest of the metadata is negligible."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """memory: of a training step; gguf_bytes: TQ2_0 with an F16 embedding and head.
 
-    tokens, seconds: of the whole run, at the stated utilisation of the peak; None where the peak is not known and the
-    one depends on it. bound: what ends the run.
+    tokens, seconds: for the whole run, at the given utilisation of the peak; None if they depend on a peak that is
+    unknown. bound: what ends the run.
     """
 
     parameters: ParameterCounts
@@ -38,7 +38,7 @@ class Plan:
 
 
 def make_plan(config: Config, *, tokens: int | None, utilisation: float, peak_flops: float | None) -> Plan:
-    """tokens: default what train.total_steps and train.time_budget allow, whichever ends first."""
+    """tokens: by default what train.total_steps and train.time_budget allow, whichever ends first."""
     train = config.train
     counts = count_parameters(config.model)
     flops = training_flops_per_token(config)

@@ -1,4 +1,4 @@
-"""A plan as tables: of what it is made, what it takes, and on what device and number format its time is founded."""
+"""A plan as tables: parameters, memory, and the run, with the device and number format behind its time."""
 
 from dataclasses import asdict
 
@@ -19,7 +19,7 @@ from nanochat_cli.training.flops import measured_peak
 def show_plan(
     config: Config, reporter: Reporter, *, tokens: int | None, utilisation: float, peak_flops: float | None
 ) -> None:
-    """Print what a configuration will take; nothing is trained. peak_flops: default that of train.device, if here."""
+    """Print the plan of a configuration. peak_flops: by default that of train.device, measured, if it is here."""
     peak, of_what = (peak_flops, "--peak-flops") if peak_flops is not None else _peak(config)
     plan = make_plan(config, tokens=tokens, utilisation=utilisation, peak_flops=peak)
     destination = destination_of(config.model)
@@ -35,7 +35,7 @@ def show_plan(
     memory = plan.memory.as_dict()
     sizes = [(name.replace("_", " "), format_quantity(size, "B")) for name, size in memory.items() if size]
     reporter.table("memory of a training step, eager, float32 activations", ("part", "size"), sizes)
-    founded = of_what if peak is None else f"{utilisation:.0%} of {peak:.3g} FLOP/s ({of_what})"
+    basis = of_what if peak is None else f"{utilisation:.0%} of {peak:.3g} FLOP/s ({of_what})"
     reporter.table(
         "run",
         ("measure", "value"),
@@ -47,7 +47,7 @@ def show_plan(
             ("ends by", _end(plan, config)),
             ("training tokens", "not known" if plan.tokens is None else f"{plan.tokens:,}"),
             ("training time", "not known" if plan.seconds is None else format_span(plan.seconds)),
-            ("founded on", founded),
+            ("based on", basis),
         ],
     )
     reporter.result(
@@ -68,12 +68,12 @@ def show_plan(
 
 
 def _peak(config: Config) -> tuple[float | None, str]:
-    """FLOP/s of the device that would train, and its name with the number format; None where it is not here."""
+    """FLOP/s of the training device, if it is here, and its name with the number format."""
     train = config.train
     try:
         device = choose_device(train.device)
     except ConfigError:
-        return None, f"nothing: train.device = {train.device} is not in this machine; state its --peak-flops"
+        return None, f"nothing: this machine has no train.device = {train.device}; give its --peak-flops"
     dtype = choose_autocast(train.dtype, device) or torch.float32
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model() or "the CPU of this machine"
     threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"

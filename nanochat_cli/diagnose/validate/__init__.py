@@ -1,1 +1,1 @@
-"""Validation: independent programs and backends that must agree about what this toolkit computes."""
+"""The self-test: independent programs and backends must agree on what this toolkit computes."""

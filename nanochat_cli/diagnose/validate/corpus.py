@@ -1,4 +1,4 @@
-"""A small corpus that is the same on every machine: short functions, drawn from a few words with a fixed seed."""
+"""A small corpus that is the same on every machine: short functions, made of a few words with a fixed seed."""
 
 import random
 from pathlib import Path
@@ -10,7 +10,7 @@ N_FILES, FUNCTIONS_PER_FILE = 48, 6
 
 
 def write_corpus(folder: Path) -> None:
-    """N_FILES text files, about 40 kB in all; nothing happens when they are there."""
+    """Write N_FILES text files, about 40 kB in all, unless they exist."""
     if folder.exists():
         return
     folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Stage `environment`: every package that nanochat requires is installed, in a version that it allows."""
+"""Stage `environment`: every package that nanochat requires is installed, in a suitable version."""
 
 import platform
 import sys
@@ -20,32 +20,31 @@ def environment(workspace: Workspace) -> Figure:
         raise ValidationFailure(f"Python {platform.python_version()} is older than {'.'.join(map(str, OLDEST_PYTHON))}")
     required = requirements()
     for requirement in required:
-        found = installed(requirement.name)
-        if found is None:
+        version = installed(requirement.name)
+        if version is None:
             raise ValidationFailure(f"{requirement.name} is not installed: pip install '{requirement}'")
-        if not requirement.specifier.contains(found, prereleases=True):
-            raise ValidationFailure(f"{requirement.name} {found} is installed: pip install '{requirement}'")
+        if not requirement.specifier.contains(version, prereleases=True):
+            raise ValidationFailure(f"{requirement.name} {version} does not fit: pip install '{requirement}'")
     with tempfile.TemporaryFile(dir=workspace.folder) as file:
         file.write(b"nanochat")
     return Figure(
         f"Python {platform.python_version()}, torch {installed('torch')}, {usable_cores()} cores; "
-        f"{len(required)} required packages in their versions",
+        f"{len(required)} required packages in suitable versions",
         [Value("required packages", len(required), "packages"), Value("cores", usable_cores(), "cores")],
     )
 
 
 def requirements() -> list[Requirement]:
-    """What nanochat needs on this system, without extras. Raises ValidationFailure when nanochat is not installed."""
+    """What nanochat needs on this system, without extras. Raises ValidationFailure if nanochat is not installed."""
     try:
         lines = metadata.requires("nanochat") or []
     except metadata.PackageNotFoundError:
-        raise ValidationFailure("nanochat runs from a folder where it is not installed: pip install it") from None
+        raise ValidationFailure("nanochat runs from its folder without being installed: pip install it") from None
     parsed = map(Requirement, lines)
     return [r for r in parsed if r.marker is None or r.marker.evaluate({"extra": ""})]
 
 
 def installed(name: str) -> str | None:
-    """Version of a distribution, or None."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

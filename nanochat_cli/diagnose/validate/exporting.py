@@ -1,4 +1,4 @@
-"""Stages `export`, `gguf`, `packed` and `llama.cpp`: the trained model as a file, and whoever can read the file."""
+"""Stages `export`, `gguf`, `packed` and `llama.cpp`: the trained model as a file, and every program that reads it."""
 
 from typing import Literal, get_args
 
@@ -51,7 +51,7 @@ def export(workspace: Workspace) -> Figure:
 
 
 def gguf(workspace: Workspace) -> Figure:
-    """Every tensor read back is the one in memory, in the exported file and in one of each other type."""
+    """Every tensor read back equals the one in memory, in the exported file and in one of each other type."""
     model, tokenizer, _ = load_run(workspace.run)
     n_values = 0
     types = TYPES[:1] if workspace.quick else TYPES
@@ -71,14 +71,14 @@ def gguf(workspace: Workspace) -> Figure:
 
 
 def packed(workspace: Workspace) -> Figure:
-    """Logits of the packed runtime are those of the trained model, from memory and from the file."""
+    """The packed runtime computes the trained model's logits, from memory and from the file."""
     model, tokenizer, _ = load_run(workspace.run)
     prompts = probe_prompts(model, tokenizer)
     same = _require_same_logits(model, prompts)
     difference = compare_with_reload(workspace.gguf, model, prompts)
-    if difference != 0:  # one scale per row: exact integers, and everything else is computed alike
+    if difference != 0:  # with one scale per row integers are exact, and everything else is computed alike
         raise ValidationFailure(
-            f"the packed runtime computes logits {difference:.1e} away from the model's with the exported file"
+            f"the packed runtime's logits from the exported file differ from the model's by {difference:.1e}"
         )
     return Figure(
         f"{same:,} logits equal bit for bit; from the file max |difference| {difference:.1e}",
@@ -91,7 +91,7 @@ def packed(workspace: Workspace) -> Figure:
 
 @torch.no_grad()
 def _require_same_logits(model: Transformer, prompts: list[list[int]]) -> int:
-    """How many logits of the packed model, unfused, equal the model's to the last bit: all, or ValidationFailure."""
+    """How many logits of the packed model, unfused, equal the model's bit for bit: all, or ValidationFailure."""
     runtime = PackedTransformer.from_model(model, fused=False)
     compared = 0
     for prompt in prompts:
@@ -99,21 +99,21 @@ def _require_same_logits(model: Transformer, prompts: list[list[int]]) -> int:
         ours, theirs = runtime.logits(runtime(tokens)), model.logits(model(tokens))
         if not torch.equal(ours, theirs):
             worst = float((ours - theirs).abs().max())
-            raise ValidationFailure(f"the packed runtime computes logits {worst:.1e} away from the trained model's")
+            raise ValidationFailure(f"the packed runtime's logits differ from the trained model's by {worst:.1e}")
         compared += ours.numel()
     return compared
 
 
 def llama_cpp(workspace: Workspace) -> Figure:
-    """llama.cpp's log-probabilities on the exported file are the model's, as `export.verify` compares them."""
+    """llama.cpp's log-probabilities for the exported file are the model's, as `export.verify` compares them."""
     if not client.is_available():
         raise NotHere("install nanochat[llama-cpp]")
     model, tokenizer, _ = load_run(workspace.run)
     found = compare_with_llama_cpp(workspace.gguf, model, probe_prompts(model, tokenizer))
     if not found.passed:
         raise ValidationFailure(
-            f"llama.cpp computes something else than the model: {found.n_within} of {found.n_prompts} prompts within "
-            f"{found.tolerance:g}, rms difference {found.rms_difference:.1e} where rounding makes {found.rms_noise:.1e}"
+            f"llama.cpp and the model disagree: {found.n_within} of {found.n_prompts} prompts within "
+            f"{found.tolerance:g}, rms difference {found.rms_difference:.1e} where rounding gives {found.rms_noise:.1e}"
         )
     return Figure(
         f"log-probabilities of {found.n_within} of {found.n_prompts} prompts within {found.tolerance:g}, "

@@ -1,7 +1,7 @@
-"""Stages `generation` and `speculative`: the ways to continue a prompt agree with each other.
+"""Stages `generation` and `speculative`: all ways to continue a prompt agree with each other.
 
-Where several positions at once are compared with one at a time, int8 rounding of activations is off: two orders of
-summation differ in the last bit, and a value halfway between two codes would turn that into another token.
+Where a pass over several positions is compared with one pass per position, int8 rounding of activations is off: the
+orders of summation differ in the last bit, and a value halfway between two codes would turn that into another token.
 """
 
 from pathlib import Path
@@ -31,7 +31,7 @@ PROMPTS = (
     "value + 12",
 )
 WIDTH = 8
-"""Tokens of a prompt: those of a batch have equally many."""
+"""Tokens of a prompt; in a batch all must have equally many."""
 N_TOKENS, N_DRAFTS = 32, 2
 GREEDY = SamplingConfig(max_tokens=N_TOKENS, temperature=0)
 SAMPLED = SamplingConfig(max_tokens=N_TOKENS, temperature=1.0, top_k=100, repetition_penalty=1.1, seed=11)
@@ -39,7 +39,7 @@ OTHER_SEED = SamplingConfig(max_tokens=N_TOKENS, temperature=1.0, top_k=100, rep
 
 
 def generation(workspace: Workspace) -> Figure:
-    """Prefill = step by step; a seed gives one text and another seed another; a batch = its rows alone."""
+    """Prefill = step by step; equal seeds give equal texts, others do not; a batch = its rows alone."""
     model, tokenizer, _ = load_run(workspace.run)
     exact = without_activation_rounding(workspace.run)
     prompts = prompt_tokens(tokenizer)
@@ -63,7 +63,7 @@ def speculative(workspace: Workspace) -> Figure:
     """Drafts of the run's own multi-token prediction change no token, greedy or sampled."""
     mtp = load_mtp(workspace.run)
     if mtp is None:
-        raise ValidationFailure(f"{workspace.run} has no multi-token prediction, which it was trained with")
+        raise ValidationFailure(f"{workspace.run} was trained with multi-token prediction, but its checkpoint has none")
     _, tokenizer, _ = load_run(workspace.run)
     model = without_activation_rounding(workspace.run)
     acceptance, compared = Acceptance(), 0
@@ -79,7 +79,7 @@ def speculative(workspace: Workspace) -> Figure:
             compared += len(found)
     if not 0 < acceptance.accepted < acceptance.drafted:
         raise ValidationFailure(
-            f"{acceptance.accepted} of {acceptance.drafted} drafts were accepted: both kinds must occur to be checked"
+            f"{acceptance.accepted} of {acceptance.drafted} drafts were accepted: some must be, and some must not"
         )
     return Figure(
         f"{compared} tokens equal to plain decoding; {acceptance.accepted} of {acceptance.drafted} drafts accepted",
@@ -92,7 +92,7 @@ def speculative(workspace: Workspace) -> Figure:
 
 
 def without_activation_rounding(run: Path) -> Transformer:
-    """The model of a run with float activations; ternary weights as they are."""
+    """The model of a run with its ternary weights, but with float activations."""
     config = load_run_config(run).model.model_dump()
     config["quant"]["activations"] = False
     model = Transformer(ModelConfig.model_validate(config))
@@ -123,11 +123,11 @@ def _require_determinism(model: PackedTransformer, tokenizer: Tokenizer) -> None
 
     first = text(SAMPLED)
     if text(SAMPLED) != first:
-        raise ValidationFailure("the same seed gives another text the second time")
+        raise ValidationFailure("the same seed gives a different text the second time")
     if text(OTHER_SEED) == first:
         raise ValidationFailure("another seed gives the same text")
     if text(GREEDY) != text(GREEDY):
-        raise ValidationFailure("greedy generation gives another text the second time")
+        raise ValidationFailure("greedy generation gives a different text the second time")
 
 
 def _require_rows_alone(model: Transformer, prompts: list[list[int]]) -> int:
@@ -137,5 +137,5 @@ def _require_rows_alone(model: Transformer, prompts: list[list[int]]) -> int:
         settings = SamplingConfig(**{**vars(SAMPLED), "seed": SAMPLED.seed + row})
         alone = [tokens[0] for tokens in generate_tokens(model, [prompt], settings)]
         if batch[row] != alone:
-            raise ValidationFailure(f"row {row} of a batch is continued otherwise than alone")
+            raise ValidationFailure(f"row {row} of a batch is continued differently than alone")
     return sum(map(len, batch))

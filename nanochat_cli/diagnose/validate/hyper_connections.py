@@ -1,4 +1,4 @@
-"""Stage `hyper-connections`: residual mixing is doubly stochastic, and with one stream it is the plain residual."""
+"""Stage `hyper-connections`: residual mixing is doubly stochastic, and one stream is the plain residual."""
 
 import torch
 
@@ -16,13 +16,13 @@ from nanochat_cli.model.transformer import Transformer
 
 SUM_TOLERANCE = 1e-6
 PRODUCT_TOLERANCE = 1e-5
-"""Relative to the largest value; a few float32 roundings."""
+"""Relative to the largest value: a few float32 roundings."""
 DRAWS, SPREADS = 40, (0.1, 1.0, 10.0, 100.0)
 SHAPE = {"vocab_size": 64, "dim": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "ffn_dim": 64, "max_seq_len": 32}
 
 
 def hyper_connections(workspace: Workspace) -> Figure:
-    """Row and column sums for random and extreme logits; reading and writing by definition; one stream, bit for bit."""
+    """Checks row and column sums for random and extreme logits, reading and writing, and one stream bit for bit."""
     checked = [_worst_sum(streams) for streams in (2, 4)]
     worst = max(deviation for deviation, _ in checked)
     matrices = sum(count for _, count in checked)
@@ -40,7 +40,7 @@ def hyper_connections(workspace: Workspace) -> Figure:
 
 @torch.no_grad()
 def _worst_sum(streams: int) -> tuple[float, int]:
-    """Largest |sum - 1| over rows and columns, and how many matrices were looked at."""
+    """Largest |sum - 1| over rows and columns, and the number of matrices checked."""
     mix = HyperConnection(_config(streams, dynamic=False), 0)
     count = len(mix.res_bias)
     generator = torch.Generator().manual_seed(streams)
@@ -63,7 +63,7 @@ def _worst_sum(streams: int) -> tuple[float, int]:
 
 
 def _worst_product() -> float:
-    """read_streams and write_streams against their sums, relative to the largest value."""
+    """Largest deviation of read_streams and write_streams from their definitions, relative to the largest value."""
     generator = torch.Generator().manual_seed(7)
     x, y = torch.randn(2, 9, 4, 32, generator=generator), torch.randn(2, 9, 32, generator=generator)
     pre, post = torch.rand(2, 9, 4, generator=generator), torch.rand(2, 9, 4, generator=generator)
@@ -77,13 +77,13 @@ def _worst_product() -> float:
     )
     worst = max(float((found - expected).abs().max() / expected.abs().max()) for found, expected in pairs)
     if not worst <= PRODUCT_TOLERANCE:
-        raise ValidationFailure(f"reading or writing streams is {worst:.1e} away from its definition")
+        raise ValidationFailure(f"reading or writing streams differs from its definition by {worst:.1e}")
     return worst
 
 
 @torch.no_grad()
 def _one_stream_is_the_plain_residual() -> int:
-    """How many values were compared: one unit-weighted stream, and a model without mHC against one of one stream."""
+    """Compares one unit-weighted stream, and a model with one stream, with plain residuals; returns how many values."""
     generator = torch.Generator().manual_seed(8)
     x, y = torch.randn(2, 9, 32, generator=generator), torch.randn(2, 9, 32, generator=generator)
     one, streams = torch.ones(1), expand_streams(x, 1)

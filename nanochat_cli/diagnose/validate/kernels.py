@@ -1,17 +1,17 @@
-"""Stage `kernels`: reference, CPU kernels, Triton and llama.cpp compute the same products (see `triangle`)."""
+"""Stage `kernels`: reference, CPU kernels, Triton and llama.cpp compute the same products (see `three_way_parity`)."""
 
-from nanochat_cli.diagnose.validate import triangle
+from nanochat_cli.diagnose.validate import three_way_parity
 from nanochat_cli.diagnose.validate.stage import Figure, NotHere, Value, Workspace
 
 
 def kernels(workspace: Workspace) -> Figure:
-    """Integers bit for bit, floats within 1e-5 of what was summed; a corner that cannot run here is named."""
-    cases = triangle.fewest_cases() if workspace.quick else triangle.quick_cases()
-    corners = triangle.run_triangle(cases, workspace.reporter)
+    """Integers are equal, floats within 1e-5 of the summed magnitudes; a corner that cannot run here is named."""
+    cases = three_way_parity.fewest_cases() if workspace.quick else three_way_parity.quick_cases()
+    corners = three_way_parity.run_corners(cases, workspace.reporter)
     for corner in corners.values():
         for reason, what in corner.unsupported.items():
             workspace.reporter.warn(f"kernels: {corner.name} has no {', '.join(sorted(what))} here: {reason}")
-    triangle.require_equal(corners.values(), required=())
+    three_way_parity.require_equal(corners.values(), required=())
     there = [corner for corner in corners.values() if corner.comparisons]
     if not there:
         raise NotHere("neither a C compiler nor Triton nor llama.cpp: nothing to compare with the reference")

@@ -1,4 +1,4 @@
-"""Stage `methods`: the training methods that presets combine, all on at once, for a few steps."""
+"""Stage `methods`: all training methods that presets combine, at once, for a few steps."""
 
 from pathlib import Path
 
@@ -33,11 +33,11 @@ METHODS: Sections = {
     "fire": {"enabled": True, "steps": [FIRE_AFTER], "rewarm_steps": 2},
     "telemetry": {"interval": 4, "tensorboard": False},
 }
-"""mHC-lite, multi-token prediction, Collider, the loader of its own process, 8-bit state, GaLore and FIRE."""
+"""mHC-lite, multi-token prediction, Collider, the asynchronous loader, 8-bit state, GaLore and FIRE."""
 
 
 def methods(workspace: Workspace) -> Figure:
-    """Losses stay finite, every method leaves its telemetry, and the telemetry says that the method did something."""
+    """Losses stay finite, and the telemetry of every method shows that it had an effect."""
     run = train_run(workspace, "methods", STEPS, METHODS)
     losses = finite_losses(run, STEPS)
     seen: dict[str, float] = {}
@@ -47,12 +47,12 @@ def methods(workspace: Workspace) -> Figure:
         raise ValidationFailure(f"no finite {missing[0]} in metrics.jsonl of a run with every method on")
     kept = seen["collider/kept_fraction"]
     if not abs(1 - SPARSITY - kept) < 0.1:
-        raise ValidationFailure(f"Collider kept {kept:.0%} of the tokens where {1 - SPARSITY:.0%} were asked for")
+        raise ValidationFailure(f"Collider kept {kept:.0%} of the tokens instead of {1 - SPARSITY:.0%}")
     optimized = _require_small_state(run)
     n_batches = _require_same_batches(workspace)
     before, after = seen["fire/dfi_before"], seen["fire/dfi_after"]
     if not after < before:
-        raise ValidationFailure(f"FIRE left matrices {after:.2e} from isometries, which were {before:.2e} away before")
+        raise ValidationFailure(f"FIRE left matrices {after:.2e} from isometries, no closer than {before:.2e} before")
     return Figure(
         f"loss {losses[0]:.2f} → {losses[-1]:.2f} in {STEPS} steps; Collider kept {kept:.0%} of the tokens; FIRE: "
         f"deviation from isometry {before:.1e} → {after:.1e}; {n_batches} batches read ahead equal",
@@ -69,7 +69,7 @@ def methods(workspace: Workspace) -> Figure:
 
 
 def _require_small_state(run: Path) -> int:
-    """How many matrices have GaLore's projection and the momentum in it as int8 codes: all, or ValidationFailure."""
+    """How many matrices keep GaLore's projection and its momentum as int8 codes: all, or ValidationFailure."""
     matrices = state_of(run)["optimizer"]["matrix"]
     for name, state in matrices.items():
         for kind in ("projection_codes", "momentum_codes"):
@@ -79,16 +79,16 @@ def _require_small_state(run: Path) -> int:
 
 
 def _require_same_batches(workspace: Workspace) -> int:
-    """How many batches read ahead are those read directly: all, or ValidationFailure."""
+    """How many batches read ahead equal those read directly: all, or ValidationFailure."""
     config = run_config(workspace, "methods", STEPS, METHODS)
     reader = ShardReader(workspace.folder / "data", vocab_size=config.model.vocab_size)
     ahead = open_batches(reader, config)
     direct = source_spec(reader, config, Muted()).open()
     if not isinstance(ahead, AsyncLoader):
-        raise ValidationFailure("loader.enabled = true, and batches are not read ahead")
+        raise ValidationFailure("loader.enabled = true, but batches are not read ahead")
     with ahead:
         for index in range(STEPS):
             pairs = zip(ahead.batch(index), direct.batch(index), strict=True)
             if not all(np.array_equal(one, other) for one, other in pairs):
-                raise ValidationFailure(f"batch {index} read ahead is not the one that is read directly")
+                raise ValidationFailure(f"batch {index} read ahead differs from the one read directly")
     return STEPS

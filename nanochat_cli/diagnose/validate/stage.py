@@ -1,7 +1,7 @@
-"""What a stage of `nanochat validate` is: a check that returns what it measured, or raises ValidationFailure.
+"""A stage of `nanochat validate`: a check that returns what it measured, or raises ValidationFailure.
 
-Knows nothing of what is checked. A Workspace is handed from stage to stage: a folder, and what earlier stages left in
-it for those that need them.
+Knows nothing of what is checked. A Workspace is passed from stage to stage: a folder, with what earlier stages left
+there for later ones.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ class Value(NamedTuple):
 
 @dataclass(frozen=True)
 class Figure:
-    """What a stage measured. text: for people, one line; values: its numbers; details: more of them, for `--json`."""
+    """What a stage measured. text: one line for people; values: the numbers; details: more, for `--json` only."""
 
     text: str
     values: Sequence[Value]
@@ -32,11 +32,11 @@ class Figure:
 
 
 class NotHere(Exception):
-    """A stage needs a part that is not installed; the message says which, and how to install it."""
+    """A stage needs a part that is not installed; the message says which one and how to install it."""
 
 
 class Muted(QuietReporter):
-    """For what the stages run: nothing is printed, warnings are kept."""
+    """Prints nothing, keeps warnings: for what the stages run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Muted(QuietReporter):
 class Workspace:
     """folder: for files, empty at first; quick: leave out what `Stage.left_out` says; passed: names of stages.
 
-    reporter: for the progress of a stage that takes long.
+    reporter: for the progress of a long stage.
     """
 
     folder: Path
@@ -63,25 +63,25 @@ class Workspace:
 
     @property
     def corpus(self) -> Path:
-        """Text files, written by the stage `tokenizer` or `train`, whichever comes first."""
+        """Text files, written by stage `tokenizer` or `train`, whichever runs first."""
         return self.folder / "corpus"
 
     @property
     def run(self) -> Path:
-        """Of the stage `train`."""
+        """The run of stage `train`."""
         return self.folder / "runs" / "whole"
 
     @property
     def gguf(self) -> Path:
-        """Of the stage `export`."""
+        """The file of stage `export`."""
         return self.folder / "model.gguf"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """name: as `--json` has it; needs: stages that must have passed; left_out: what `--quick` leaves out of it.
+    """name: as in `--json`; needs: stages that must have passed; left_out: what `--quick` leaves out.
 
-    all_threads: the others compute on one, since models so small take longer on several.
+    all_threads: use all of them; other stages compute on one, since such small models are slower on several.
     """
 
     name: str
@@ -93,7 +93,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a stage ended. text: what it measured, or why it did not; figure: None unless it passed."""
+    """How a stage ended. text: what it measured, or why not; figure: None unless it passed."""
 
     name: str
     verdict: Verdict

@@ -1,7 +1,7 @@
-"""`nanochat validate`: its stages in order, how they are run, and how the outcome is told.
+"""`nanochat validate`: its stages in order, how they run, and how the outcome is reported.
 
-Every stage runs whatever became of the others, unless it needs one that did not pass; so one run tells everything.
-Modules of stages are imported when the stage runs: one that cannot be imported fails that stage alone.
+A stage runs even if others failed, unless it needs one of those, so that one run shows everything. The module of a
+stage is imported when the stage runs: one that cannot be imported fails that stage alone.
 """
 
 import importlib
@@ -45,7 +45,7 @@ STAGES: dict[str, Stage] = {
 
 
 def validate(reporter: Reporter, *, quick: bool = False) -> None:
-    """Run every stage and report. Raises ValidationFailure, after the last, with the failures of all."""
+    """Run every stage and report. Raises ValidationFailure at the end, with all failures."""
     with workspace(reporter, quick=quick) as place:
         outcomes = run_stages(tuple(STAGES), place)
     report(outcomes, reporter, quick=quick)
@@ -54,13 +54,12 @@ def validate(reporter: Reporter, *, quick: bool = False) -> None:
 
 @contextmanager
 def workspace(reporter: Reporter, *, quick: bool = False) -> Iterator[Workspace]:
-    """A Workspace in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="nanochat-validate-") as folder:
         yield Workspace(Path(folder), quick, reporter)
 
 
 def run_stages(names: Sequence[str], place: Workspace) -> list[Outcome]:
-    """Run these stages, in this order. What they need must be among them, or in `place.passed` already."""
+    """Run these stages, in this order. The stages that they need must be among them, or in `place.passed`."""
     outcomes: list[Outcome] = []
     for number, name in enumerate(names, 1):
         place.reporter.info(f"{number}/{len(names)} {name} …")
@@ -91,7 +90,7 @@ def _run(stage: Stage, place: Workspace) -> Outcome:
         raise
     except NanochatError as failure:
         return ended("failed", str(failure))
-    except Exception as fault:  # noqa: BLE001 - a stage that breaks is a stage that fails; the others still run
+    except Exception as fault:  # noqa: BLE001 - a stage that crashes has failed; the others still run
         return ended("failed", f"{type(fault).__name__}: {fault}")
     return ended("passed", figure.text, figure)
 
@@ -109,7 +108,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def report(outcomes: Sequence[Outcome], reporter: Reporter, *, quick: bool) -> None:
-    """A table, and for `--json` the form of every result file with the stages beside it."""
+    """A table, and for `--json` a result file with the stages added."""
     from nanochat_cli.report.environment import environment
     from nanochat_cli.report.result_file import Result
 
@@ -147,7 +146,7 @@ def report(outcomes: Sequence[Outcome], reporter: Reporter, *, quick: bool) -> N
 
 
 def require_no_failure(outcomes: Sequence[Outcome]) -> None:
-    """Raise ValidationFailure that names every stage that failed, and why."""
+    """Raise ValidationFailure if a stage failed, naming every one and the reason."""
     failed = [f"{outcome.name}: {outcome.text}" for outcome in outcomes if outcome.verdict == "failed"]
     if failed:
         raise ValidationFailure("; ".join(failed))

@@ -1,4 +1,4 @@
-"""The run that the stages train: a model of a million parameters on the corpus of `corpus`, in seconds."""
+"""The run that the stages train: a model of a million parameters on the corpus in `corpus`, in seconds."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ Sections = Mapping[str, Mapping[str, object]]
 def train_run(
     workspace: Workspace, name: str, steps: int, sections: Sections | None = None, *, resume: Path | None = None
 ) -> Path:
-    """Train `runs/NAME` for `steps` steps (or continue `resume` up to them) through the Engine; returns its folder.
+    """Train `runs/NAME` for `steps` steps (or resume `resume` up to them) through the Engine; returns its folder.
 
     sections: merged over the configuration.
     """
@@ -32,7 +32,7 @@ def train_run(
 
 
 def run_config(workspace: Workspace, name: str, steps: int, sections: Sections) -> Config:
-    """Width 256, which every ternary type of GGUF holds; multi-token prediction, which speculative decoding needs."""
+    """Width 256, which fits every ternary type of GGUF, and the multi-token prediction that drafting needs."""
     values: dict[str, Mapping[str, object]] = {
         "run": {"dir": str(workspace.folder / "runs"), "name": name},
         "model": {

@@ -1,4 +1,4 @@
-"""Stage `tokenizer`: text and bytes come back as they were, and a saved tokenizer is the same one."""
+"""Stage `tokenizer`: text and bytes survive the round trip, and a saved tokenizer encodes alike."""
 
 import random
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from nanochat_cli.inference.generate import as_text
 VOCAB_SIZE = 512
 N_TEXTS, LONGEST = 200, 120
 PLANES = ((0x20, 0x7F), (0xA0, 0x24F), (0x370, 0x5FF), (0x3040, 0x30FF), (0x4E00, 0x9FFF), (0x1F300, 0x1FAFF))
-"""Ranges that half of the characters come from; the others come from all of Unicode."""
+"""Half of the characters come from these ranges; the others come from all of Unicode."""
 SURROGATES = range(0xD800, 0xE000)
 
 
@@ -29,7 +29,7 @@ def tokenizer(workspace: Workspace) -> Figure:
         ids = found.encode(text)
         _require(found.decode(ids) == text, f"decode(encode(text)) differs from {text[:40]!r}")
         _require("".join(as_text(ids, found)) == text, f"the streamed text differs from {text[:40]!r}")
-        _require(loaded.encode(text) == ids, f"the saved tokenizer encodes {text[:40]!r} otherwise")
+        _require(loaded.encode(text) == ids, f"the saved tokenizer encodes {text[:40]!r} differently")
         _require(found.eos_id not in ids, f"{text[:40]!r} is encoded with the end-of-text token")
     strings = list(random_bytes(random.Random(2)))
     for content in strings:
@@ -37,13 +37,13 @@ def tokenizer(workspace: Workspace) -> Figure:
         _require(back == content, f"decode_bytes(encode_bytes(bytes)) differs from {content[:20]!r}")
     size = sum(len(text.encode()) for text in texts) + sum(map(len, strings))
     return Figure(
-        f"{len(texts)} texts and {len(strings)} byte strings, {size:,} bytes, come back equal",
+        f"{len(texts)} texts and {len(strings)} byte strings, {size:,} bytes, come back unchanged",
         [Value("texts and byte strings that come back equal", len(texts) + len(strings), "strings")],
     )
 
 
 def random_texts(draw: random.Random) -> Iterator[str]:
-    """N_TEXTS strings of any characters but surrogates, of which UTF-8 has none."""
+    """N_TEXTS strings of any characters but surrogates, which UTF-8 cannot encode."""
     for _ in range(N_TEXTS):
         yield "".join(_character(draw) for _ in range(draw.randint(1, LONGEST)))
 

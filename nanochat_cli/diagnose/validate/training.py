@@ -1,4 +1,4 @@
-"""Stages `train` and `resume`: a tiny model learns, and an interrupted run ends where the whole one does."""
+"""Stages `train` and `resume`: a tiny model learns, and an interrupted run ends exactly like an uninterrupted one."""
 
 import math
 from pathlib import Path
@@ -15,14 +15,14 @@ from nanochat_cli.report.metrics_log import read_metrics
 
 STEPS, STOP_AFTER = 20, 10
 LAST = 4
-"""Steps that the final training loss is the mean of."""
+"""The final training loss is the mean of so many steps."""
 MARGIN = 2.0
-"""Nats per token by which the loss must fall: a model that learns nothing stays at log(vocabulary) = 6.2."""
+"""Nats per token by which the loss must fall; a model that learns nothing stays at log(vocabulary) = 6.2."""
 TIMINGS = ("seconds", "throughput/")
 
 
 def train(workspace: Workspace) -> Figure:
-    """The training loss falls by MARGIN, and so does that of held-out files."""
+    """The training loss falls by MARGIN, and so does the held-out loss."""
     run = train_run(workspace, workspace.run.name, STEPS)
     losses = finite_losses(run, STEPS)
     first, last = losses[0], sum(losses[-LAST:]) / LAST
@@ -31,7 +31,7 @@ def train(workspace: Workspace) -> Figure:
     for what, loss in (("training", last), ("held-out", held_out)):
         if not loss <= first - MARGIN:
             raise ValidationFailure(
-                f"the {what} loss is {loss:.3f} nats per token after {STEPS} steps and was {first:.3f}: "
+                f"the {what} loss went from {first:.3f} to {loss:.3f} nats per token in {STEPS} steps: "
                 f"it must fall by {MARGIN:g}"
             )
     return Figure(
@@ -46,7 +46,7 @@ def train(workspace: Workspace) -> Figure:
 
 
 def resume(workspace: Workspace) -> Figure:
-    """The same run in two parts: weights, optimizer, random state and metrics are those of the whole one."""
+    """The same run in two parts ends with equal weights, optimizer, random state and metrics."""
     part = train_run(workspace, "part", STOP_AFTER)
     train_run(workspace, "part", STEPS, resume=part)
     whole, resumed = (state_of(run) for run in (workspace.run, part))
@@ -56,7 +56,7 @@ def resume(workspace: Workspace) -> Figure:
         if one != other:
             name = next(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
             raise ValidationFailure(
-                f"after a resume, {name} of step {one['step']} is {other.get(name)} in metrics.jsonl and was "
+                f"after a resume, {name} of step {one['step']} is {other.get(name)} in metrics.jsonl instead of "
                 f"{one.get(name)} without an interruption"
             )
     tensors = _tensors(whole)
@@ -69,10 +69,10 @@ def resume(workspace: Workspace) -> Figure:
 
 
 def finite_losses(run: Path, steps: int) -> list[float]:
-    """The training loss of every step. Raises ValidationFailure when one is missing or not finite, or was skipped."""
+    """The training loss of every step. Raises ValidationFailure if one is missing, not finite or skipped."""
     lines = [line for line in read_metrics(run) if "loss/main" in line]
     if len(lines) != steps:
-        raise ValidationFailure(f"metrics.jsonl has the loss of {len(lines)} steps and {steps} were trained")
+        raise ValidationFailure(f"metrics.jsonl has the loss of {len(lines)} steps, but {steps} were trained")
     for line in lines:
         for name in ("loss/main", "loss/objective", "training/grad_norm"):
             if line[name] is None or not math.isfinite(line[name]):
@@ -83,12 +83,12 @@ def finite_losses(run: Path, steps: int) -> list[float]:
 
 
 def state_of(run: Path) -> dict[str, Any]:
-    """Everything in the last checkpoint that a next step depends on."""
+    """Everything in the last checkpoint on which the next step depends."""
     return checkpoints.load(run).tensors
 
 
 def metrics_of(run: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl without what a clock measured; those of an evaluation at the end of each part left out."""
+    """Lines of metrics.jsonl without timings and without evaluations, which happen at the end of each part."""
     lines = [{key: value for key, value in line.items() if not key.startswith(TIMINGS)} for line in read_metrics(run)]
     return [line for line in lines if "loss/main" in line]
 

@@ -1,8 +1,8 @@
 """The Triton backend under its interpreter: `python -m nanochat_cli.diagnose.validate.triton_child CASES RESULTS`.
 
-A process of its own, because Triton decides whether to interpret when it is imported, and the interpreter must not
-reach whoever validates. Reads cases as JSON, writes results as safetensors: tensors by `case number/operation.part`,
-and in the metadata, as JSON by case number, which operations are not supported; `everything` without the backend.
+A separate process, because Triton decides at import whether to interpret, and the interpreter must not affect the
+validating process. Reads cases as JSON, writes results as safetensors: tensors by `case number/operation.part`, and in
+the metadata, as JSON by case number, the unsupported operations; `everything` without the backend.
 """
 
 import json
@@ -14,7 +14,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 from safetensors.torch import save_file
 
-from nanochat_cli.diagnose.validate.product_case import Case, compute
+from nanochat_cli.diagnose.validate.matmul_case import Case, compute
 from nanochat_kernels.backends import Unsupported
 
 
@@ -22,10 +22,10 @@ def main(cases_path: str, results_path: str) -> None:
     tensors, unsupported = {}, {}
     try:
         for number, fields in enumerate(json.loads(Path(cases_path).read_text(encoding="utf-8"))):
-            found, missing = compute(Case(**fields), "triton")
-            tensors |= {f"{number}/{name}": tensor.contiguous() for name, tensor in found.items()}
+            results, missing = compute(Case(**fields), "triton")
+            tensors |= {f"{number}/{name}": tensor.contiguous() for name, tensor in results.items()}
             unsupported[str(number)] = json.dumps(missing)
-            print(number, flush=True)  # whoever waits counts
+            print(number, flush=True)  # the parent counts these lines for its progress bar
     except Unsupported as reason:
         tensors, unsupported = {}, {"everything": str(reason)}
     save_file(tensors, results_path, metadata=unsupported)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from nanochat_cli.cli.app import main
-from nanochat_cli.diagnose.validate import stages, triangle
-from nanochat_cli.diagnose.validate.product_case import Case
+from nanochat_cli.diagnose.validate import stages, three_way_parity
+from nanochat_cli.diagnose.validate.matmul_case import Case
 from nanochat_cli.diagnose.validate.stage import Figure, NotHere, Stage, Value, Workspace
 from nanochat_cli.diagnose.validate.stages import STAGES, report, require_no_failure, run_stages
 from nanochat_cli.errors import Interrupted, ValidationFailure
@@ -40,7 +40,7 @@ def test_the_result_file_has_the_form_of_all_of_them(chain):
 
 def test_every_corner_of_the_kernels_is_told(chain):
     (kernels,) = [stage for stage in chain.found["stages"] if stage["name"] == "kernels"]
-    assert kernels["details"].keys() == set(triangle.CORNERS)
+    assert kernels["details"].keys() == set(three_way_parity.CORNERS)
     assert {corner["verdict"] for corner in kernels["details"].values()} <= {"equal", "absent"}
     assert kernels["details"]["cpu"]["comparisons"] > 0
 
@@ -131,7 +131,7 @@ def test_a_machine_without_llama_cpp_is_told_how_to_get_it(place, monkeypatch):
 
 def test_the_full_form_takes_more_kernels_and_every_type_of_file(place, monkeypatch):
     place.quick = False
-    monkeypatch.setattr(triangle, "quick_cases", lambda: [Case(17, 128, 1)])
+    monkeypatch.setattr(three_way_parity, "quick_cases", lambda: [Case(17, 128, 1)])
     kernels, gguf = run_stages(["kernels", "gguf"], place)
     assert kernels.figure is not None
     assert kernels.figure.details["cpu"]["cases"] == 1

@@ -1,9 +1,9 @@
-"""A matrix product alone in llama.cpp: a GGUF model that does nothing but multiply one ternary matrix.
+"""A single matrix product in llama.cpp: a GGUF model that only multiplies one ternary matrix.
 
-The matrix is the head. One layer adds zeros, so that a prompt of one token reaches the final norm as its embedding,
-a row of int8 codes in Q8_0; ggml quantises the normed row to int8 again, and since every block holds a ±127 it gets
-the same codes. The log-probabilities, less that of a row of zeros, are then the products: int dot · weight scale ·
-activation scale. Two copies of the matrix stand in the head, one with a single scale, which shows the integers.
+The matrix is the head. One layer adds zeros, so that a prompt of one token reaches the final norm as its embedding, a
+row of int8 codes in Q8_0; ggml quantises the normed row to int8 again and, since every block holds a ±127, gets the
+same codes. The log-probabilities minus that of a row of zeros are then the products: int dot · weight scale ·
+activation scale. The head holds two copies of the matrix, one with a single scale, which reveals the integers.
 """
 
 import tempfile
@@ -15,19 +15,19 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from numpy.typing import NDArray
 
 from nanochat_cli.data.tokenizer import Tokenizer
-from nanochat_cli.diagnose.validate.product_case import Case
+from nanochat_cli.diagnose.validate.matmul_case import Case
 from nanochat_cli.export import llama_cpp
 from nanochat_cli.formats.gguf.packing import TERNARY_TYPES, pack
 from nanochat_cli.formats.gguf.tokenizer_metadata import tokenizer_metadata
 from nanochat_cli.formats.gguf.write import add_value
 
 SPREAD = 20.0
-"""Largest logit: the server's float32 softmax keeps its precision over twice this."""
+"""Largest logit: the server's float32 softmax stays precise over twice this range."""
 NORM_EPS = 1e-5
 EMBEDDING_SCALE = 2.0**-7
 HEAD_DIM = 64
 VALUE_ROWS = 1024
-"""Rows of the second copy at most: it tells nothing new about more of them."""
+"""At most this many rows in the second copy: more would test nothing new."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class LlamaCppProduct:
 
 
 def tensor_type(case: Case) -> str | None:
-    """The llama.cpp type that holds the matrix of a case exactly; None when there is none."""
+    """The llama.cpp type that holds the matrix of a case exactly, if any."""
     group = case.group or case.columns
     for name in ("tq2_0", "q2_0"):
         block = TERNARY_TYPES[name].block
@@ -53,7 +53,7 @@ def tensor_type(case: Case) -> str | None:
 
 
 def llama_cpp_product(case: Case) -> LlamaCppProduct:
-    """Ask llama.cpp. ConfigError without xllamacpp, ValidationFailure when it fails, ValueError if no type fits."""
+    """Ask llama.cpp. ConfigError without xllamacpp, ValidationFailure if it fails, ValueError if no type fits."""
     kind = tensor_type(case)
     if kind is None:
         raise ValueError(f"llama.cpp has no type for {case}")
@@ -68,7 +68,7 @@ def llama_cpp_product(case: Case) -> LlamaCppProduct:
     head_scales = np.full((vocab_size, scales.shape[1]), uniform, np.float32)
     head_scales[case.rows : case.rows + n_values] = scales[:n_values]
 
-    # float32 of what RMSNorm multiplies a token with, before the weight of the norm
+    # the factor by which RMSNorm multiplies a token, before the weight of the norm
     normed = EMBEDDING_SCALE / np.sqrt(
         (EMBEDDING_SCALE * grid) ** 2 @ np.full(case.columns, 1 / case.columns) + NORM_EPS
     )

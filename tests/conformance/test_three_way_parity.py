@@ -10,9 +10,9 @@ from _pytest.mark import ParameterSet
 
 from nanochat_cli.config.schema import ExportConfig
 from nanochat_cli.data.tokenizer import Tokenizer
-from nanochat_cli.diagnose.validate.product_case import Case, Results
-from nanochat_cli.diagnose.validate.single_product import llama_cpp_product
-from nanochat_cli.diagnose.validate.triangle import (
+from nanochat_cli.diagnose.validate.matmul_case import Case, Results
+from nanochat_cli.diagnose.validate.matmul_parity import llama_cpp_product
+from nanochat_cli.diagnose.validate.three_way_parity import (
     CORNERS,
     GRANULARITIES,
     ODD_TOKENS,
@@ -23,7 +23,7 @@ from nanochat_cli.diagnose.validate.triangle import (
     quick_cases,
     reference,
     require_equal,
-    run_triangle,
+    run_corners,
     special_cases,
 )
 from nanochat_cli.errors import DataError
@@ -52,7 +52,7 @@ def of_shape(rows: int, columns: int) -> list[Case]:
 
 
 def require_all_equal(cases: list[Case], *corners: CornerName) -> None:
-    found = run_triangle(cases, QuietReporter(), corners)
+    found = run_corners(cases, QuietReporter(), corners)
     require_equal(found.values(), required=corners)
     assert all(corner.cases > 0 for corner in found.values())
 
@@ -163,7 +163,7 @@ def test_one_integer_that_is_off_by_one_is_a_difference(name: str) -> None:
     case = Case(17, 128, 3)
     results = reference(case)
     corner = Corner("cpu", "")
-    corner.report(case, one_more(results, name), results)
+    corner.compare(case, one_more(results, name), results)
     assert len(corner.differences) == 1
     assert name in corner.differences[0]
 
@@ -175,7 +175,7 @@ def test_a_value_that_is_off_by_more_than_the_tolerance_is_a_difference(granular
     for relative, n_differences in ((2e-6, 0), (1e-4, 1)):
         corner = Corner("cpu", "")
         values = results["ternary_matmul.values"]
-        corner.report(case, {"ternary_matmul.values": values * (1 + relative)}, results)
+        corner.compare(case, {"ternary_matmul.values": values * (1 + relative)}, results)
         assert len(corner.differences) == n_differences
 
 
@@ -194,7 +194,7 @@ def test_a_corner_that_must_exist_and_does_not_is_a_failure(monkeypatch: pytest.
     from nanochat_cli.export import llama_cpp
 
     monkeypatch.setattr(llama_cpp, "is_available", lambda: False)
-    corners = run_triangle([Case(17, 128, 1)], QuietReporter(), ["llama.cpp"])
+    corners = run_corners([Case(17, 128, 1)], QuietReporter(), ["llama.cpp"])
     assert corners["llama.cpp"].verdict == "absent"
     require_equal(corners.values(), required=())
     with pytest.raises(ValidationFailure, match=r"llama\.cpp must run here and does not: everything: xllamacpp is not"):

@@ -1,7 +1,7 @@
-"""One ternary matrix and its activations, and what a kernel backend makes of them.
+"""A ternary matrix with activations, and what a kernel backend computes from them.
 
 A case is a few numbers from which every process builds the same tensors, so that only results travel between them.
-Knows the operations of `nanochat_kernels` by name; compares nothing (that is `triangle`).
+Knows the operations of `nanochat_kernels` by name; comparing is left to `three_way_parity`.
 """
 
 import zlib
@@ -28,7 +28,7 @@ class Case:
     """A product of `tokens` activations with a [rows, columns] matrix.
 
     weights: random, all zero, or of one magnitude (every code ±1). magnitude: mean |w| of the latent, which becomes the
-    weight scale. activation_magnitude: of the activations.
+    weight scale.
     """
 
     rows: int
@@ -52,11 +52,11 @@ class Case:
 
     @property
     def group(self) -> int | None:
-        """Inputs per weight scale; None for one per row or tensor."""
+        """Inputs per weight scale; None for one scale per row or tensor."""
         return self.granularity if isinstance(self.granularity, int) else None
 
     def _generator(self, purpose: str) -> torch.Generator:
-        """Seeded by the text of the case: the same in every process, whatever was drawn before."""
+        """A generator seeded by the text of the case: the same in every process, whatever was drawn before."""
         return torch.Generator().manual_seed(zlib.crc32(f"{self}: {purpose}".encode()))
 
     @cached_property
@@ -67,13 +67,12 @@ class Case:
             return torch.zeros(shape)
         if self.weights == "signs":
             return self.magnitude * (2.0 * torch.randint(0, 2, shape, generator=self._generator("latent")) - 1)
-        return torch.randn(shape, generator=self._generator("latent")) * (
-            self.magnitude * 1.2533
-        )  # E|x| of a normal is 0.798 σ
+        spread = self.magnitude * 1.2533  # E|x| of a normal is 0.798 σ
+        return torch.randn(shape, generator=self._generator("latent")) * spread
 
     @cached_property
     def x(self) -> Tensor:
-        """Activations before quantisation: float32 [tokens, columns], every token of another magnitude."""
+        """Activations before quantisation: float32 [tokens, columns], each token with another magnitude."""
         if self.activations == "zeros":
             return torch.zeros(self.tokens, self.columns)
         magnitudes = torch.logspace(-2, 0, self.tokens).unsqueeze(1) * self.activation_magnitude
@@ -81,7 +80,7 @@ class Case:
 
     @cached_property
     def other(self) -> Tensor:
-        """A second input of the shape of `x`, for the gated form."""
+        """A second input, shaped like `x`, for the gated form."""
         return torch.randn(self.tokens, self.columns, generator=self._generator("other"))
 
     @cached_property
@@ -90,7 +89,7 @@ class Case:
 
     @cached_property
     def grid(self) -> Tensor:
-        """Activation codes int8 [tokens, columns]: what any int8 quantiser makes of grid · scale."""
+        """Activation codes int8 [tokens, columns], which every int8 quantiser recovers from grid · scale."""
         if self.activations == "zeros":
             return torch.zeros(self.tokens, self.columns, dtype=torch.int8)
         codes = torch.randint(-127, 128, (self.tokens, self.columns), generator=self._generator("grid"))
@@ -100,12 +99,12 @@ class Case:
 
     @cached_property
     def grid_scale(self) -> Tensor:
-        """float32 [tokens, 1]: any positive numbers."""
+        """float32 [tokens, 1]: arbitrary positive numbers."""
         return torch.logspace(-3, -1, self.tokens).unsqueeze(1) * self.activation_magnitude
 
     @cached_property
     def ternary(self) -> Ternary:
-        """Codes and scales by the definition."""
+        """Codes and scales according to the reference."""
         return load("reference").ternarize(self.latent, self.granularity)
 
     @cached_property
@@ -114,38 +113,38 @@ class Case:
 
 
 Results = dict[str, Tensor]
-"""On the CPU, by `operation.part`; parts `integers` and `values` of a product are its exact and its scaled form."""
+"""Tensors on the CPU by `operation.part`; the parts `integers` and `values` of a product are exact and scaled."""
 
 
 def compute(case: Case, backend: Backend, device: torch.device | str = "cpu") -> tuple[Results, dict[str, str]]:
-    """What `backend` makes of a case on `device`, and the operations that it does not support here, with the reason.
+    """The results of `backend` for a case on `device`, and the operations that it does not support, with the reason.
 
-    Never falls back to another backend. Raises Unsupported when the backend does not exist here at all.
+    Never falls back to another backend. Raises Unsupported if the backend does not exist here at all.
     """
     module = load(backend)
     results: Results = {}
     unsupported: dict[str, str] = {}
     for name, operation in _OPERATIONS.items():
         if not hasattr(module, name):
-            unsupported[name] = "it has no form of it"
+            unsupported[name] = "not implemented"
             continue
         try:
-            found = operation(module, case, torch.device(device))
+            parts = operation(module, case, torch.device(device))
         except Unsupported as reason:
             unsupported[name] = str(reason)
             continue
-        results |= {f"{name}.{part}": tensor.cpu() for part, tensor in found.items()}
+        results |= {f"{name}.{part}": tensor.cpu() for part, tensor in parts.items()}
     return results, unsupported
 
 
 def _ternarize(module: Any, case: Case, device: torch.device) -> Results:
-    found = module.ternarize(case.latent.to(device), case.granularity)
-    return {"codes": found.codes, "scales": found.scales}
+    ternary = module.ternarize(case.latent.to(device), case.granularity)
+    return {"codes": ternary.codes, "scales": ternary.scales}
 
 
 def _ternarize_packed(module: Any, case: Case, device: torch.device) -> Results:
-    found = module.ternarize_packed(case.latent.to(device), case.granularity)
-    return {"packed": found.packed, "scales": found.scales}
+    ternary = module.ternarize_packed(case.latent.to(device), case.granularity)
+    return {"packed": ternary.packed, "scales": ternary.scales}
 
 
 def _unpack(module: Any, case: Case, device: torch.device) -> Results:
@@ -166,7 +165,7 @@ def _swiglu_quantize(module: Any, case: Case, device: torch.device) -> Results:
 
 
 def _ternary_matmul(module: Any, case: Case, device: torch.device) -> Results:
-    """With scales of one, whose product is a small integer and exact in float32, and with the real ones."""
+    """Once with scales of one, so that the product is a small integer and exact in float32, and once with real ones."""
     packed = case.packed.to(device)
     ones = PackedTernary(packed.packed, torch.ones_like(packed.scales), packed.columns)
     codes = case.grid.to(device)
@@ -179,7 +178,7 @@ def _ternary_matmul(module: Any, case: Case, device: torch.device) -> Results:
 
 
 def _packed_linear(module: Any, case: Case, device: torch.device) -> Results:
-    """Quantisation and product in one: of grid · scale, whose codes are the grid again."""
+    """Quantisation and product in one, for grid · scale, whose codes are the grid again."""
     x = (case.grid * case.grid_scale).to(device)
     return {"values": module.packed_linear(x, case.packed.to(device))}
 

@@ -1,10 +1,9 @@
-"""The Triangle of Truth: reference, CPU kernels, Triton kernels and llama.cpp compute the same products.
+"""CPU kernels, Triton kernels and llama.cpp, the three corners, compute the same products as the reference.
 
-The reference is the definition; every other corner is compared with it. Integers (codes, sums, unpacked weights, the
-int dots of products) are equal bit for bit, floats within 1e-5 of the magnitudes that were summed. llama.cpp
-multiplies alone; what it rounds before is its own affair. Triton runs on the
-GPU where there is one, and under its interpreter in a child process elsewhere, on a part of the rows of large matrices.
-A corner that cannot run here says why; nothing is left out silently.
+The reference is the definition. Integers (codes, sums, unpacked weights, the int dots of products) are equal, floats
+within 1e-5 of the summed magnitudes. For llama.cpp only products are compared, not how it quantises. Triton runs on the
+GPU if there is one, else under its interpreter in a child process, with part of the rows of large matrices. A corner
+that cannot run here says why; nothing is skipped silently.
 """
 
 import json
@@ -21,8 +20,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from nanochat_cli.diagnose.validate.product_case import NORM_EPS, Activations, Case, Results, Weights, compute
-from nanochat_cli.diagnose.validate.single_product import llama_cpp_product, tensor_type
+from nanochat_cli.diagnose.validate.matmul_case import NORM_EPS, Activations, Case, Results, Weights, compute
+from nanochat_cli.diagnose.validate.matmul_parity import llama_cpp_product, tensor_type
 from nanochat_cli.errors import ValidationFailure
 from nanochat_cli.export import llama_cpp
 from nanochat_cli.report.reporter import Reporter
@@ -31,12 +30,12 @@ from nanochat_kernels.backends import Backend, Unsupported
 
 RELATIVE_TOLERANCE = 1e-5
 NEAR_TIE = 1e-3
-"""Behind a norm or a gate two correct programs round a value this close to halfway between two codes either way."""
+"""After a norm or a gate, correct programs may differ in rounding a value this close to halfway between two codes."""
 NEAR_INTEGER = 0.1
-"""How far a product from llama.cpp may be from an integer: its log-probabilities are float32."""
+"""How far a product from llama.cpp may be from an integer, since its log-probabilities are float32."""
 INTERPRETED_ROWS, INTERPRETED_VECTOR_ROWS, INTERPRETED_WEIGHTS = 33, 5, 100_000
-"""What the interpreter gets of a matrix: so many rows at most (of a product with a few tokens, which takes a program
-per row), fewer when they are long."""
+"""Limits for the interpreter: rows of a matrix (for few tokens, which take one program per row, the second), and
+weights."""
 FEW_TOKENS = 4
 CHILD_TIMEOUT = 1800.0
 
@@ -48,7 +47,7 @@ SHAPES: tuple[tuple[int, int], ...] = (
 ODD_TOKENS = (1, 3, 7, 65)
 GRANULARITIES: tuple[Granularity, ...] = ("row", "tensor", 256, 128, 64)
 LARGE = 2_000_000
-"""Weights from which two cases are enough: the small shapes cover the other forms."""
+"""Matrices with more weights get only two cases: the small shapes cover the other forms."""
 
 CornerName = Literal["cpu", "triton", "llama.cpp"]
 CORNERS: tuple[CornerName, ...] = ("cpu", "triton", "llama.cpp")
@@ -56,7 +55,7 @@ CORNERS: tuple[CornerName, ...] = ("cpu", "triton", "llama.cpp")
 
 @dataclass
 class Corner:
-    """What came out of one corner. unsupported: by reason, what it says that it cannot do here."""
+    """The outcome of one corner. unsupported: reason -> operations that it cannot do here."""
 
     name: CornerName
     form: str
@@ -67,16 +66,14 @@ class Corner:
 
     @property
     def verdict(self) -> str:
-        """One word: equal, different, or absent."""
+        """equal, different, or absent."""
         return "different" if self.differences else "equal" if self.comparisons else "absent"
 
-    def report(self, case: Case, found: Results, expected: Results) -> None:
-        """Compare the results of one case."""
+    def compare(self, case: Case, results: Results, expected: Results) -> None:
         self.cases += 1
-        for name, tensor in found.items():
+        for name, tensor in results.items():
             self.comparisons += 1
-            difference = differs(case, name, expected[name], tensor)
-            if difference:
+            if difference := differs(case, name, expected[name], tensor):
                 self.differences.append(f"{case}: {name}: {difference}")
 
     def lacks(self, what: str, reason: str) -> None:
@@ -84,7 +81,7 @@ class Corner:
 
 
 def quick_cases() -> list[Case]:
-    """A part that takes seconds and still has every granularity, odd sizes and the special values."""
+    """A selection that takes seconds and still has every granularity, odd sizes and the special values."""
     return [
         Case(127, 128, 1, "row"),
         Case(127, 128, 7, 64),
@@ -103,12 +100,12 @@ def quick_cases() -> list[Case]:
 
 
 def fewest_cases() -> list[Case]:
-    """A part of `quick_cases` for a first look: scales per row and per group, one token and several, zero weights."""
+    """A few of `quick_cases` for a first look: scales per row and per group, one token and several, zero weights."""
     return [Case(127, 128, 1, "row"), Case(33, 256, 7, 128), *special_cases(17, 128, 7)[:1]]
 
 
 def all_cases() -> list[Case]:
-    """Every shape, granularity and odd number of tokens; two of the large matrices."""
+    """Every shape, granularity and odd number of tokens; two cases for each large matrix."""
     cases: list[Case] = []
     for rows, columns in SHAPES:
         if rows * columns > LARGE:
@@ -133,15 +130,12 @@ def special_cases(rows: int, columns: int, tokens: int) -> list[Case]:
     return cases
 
 
-def run_triangle(
+def run_corners(
     cases: Sequence[Case], reporter: Reporter, corners: Sequence[CornerName] = CORNERS
 ) -> dict[CornerName, Corner]:
-    """Compute the cases in every corner and compare. A corner that cannot run is there too, with its reason."""
-    found: dict[CornerName, Corner] = {}
+    """Compute the cases in every corner and compare. A corner that cannot run is included, with its reason."""
     with reporter.progress("comparing kernels", len(cases) * len(corners), "cases") as progress:
-        for name in corners:
-            found[name] = _RUNNERS[name](cases, progress.advance)
-    return found
+        return {name: _RUNNERS[name](cases, progress.advance) for name in corners}
 
 
 def require_equal(corners: Iterable[Corner], required: Iterable[CornerName]) -> None:
@@ -169,7 +163,7 @@ def _in_process(
             return corner
         for operation, reason in missing.items():
             corner.lacks(operation, reason)
-        corner.report(case, results, reference(case))
+        corner.compare(case, results, reference(case))
         advance()
     return corner
 
@@ -193,7 +187,7 @@ def _interpreted(cases: Sequence[Case], advance: Callable[[], None]) -> Corner:
         asked.write_text(json.dumps([asdict(case) for case in parts]), encoding="utf-8")
         command = [sys.executable, "-m", "nanochat_cli.diagnose.validate.triton_child", str(asked), str(answered)]
         with (Path(folder) / "log").open("w+", encoding="utf-8") as log:
-            # The interpreter computes thousands of tiny blocks: threads that wait for each other would take the time.
+            # The interpreter computes thousands of tiny blocks, on which threads would mostly wait for each other.
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
             child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
             assert child.stdout is not None
@@ -217,7 +211,7 @@ def _interpreted(cases: Sequence[Case], advance: Callable[[], None]) -> Corner:
                 }
                 for operation, reason in json.loads(missing[str(number)]).items():
                     corner.lacks(operation, reason)
-                corner.report(case, results, reference(case))
+                corner.compare(case, results, reference(case))
     return corner
 
 
@@ -228,7 +222,7 @@ def _llama_cpp(cases: Sequence[Case], advance: Callable[[], None]) -> Corner:
         return corner
     for case in cases:
         if tensor_type(case) is None:
-            corner.lacks(str(case), "no type holds these columns and scales")
+            corner.lacks(str(case), "no type for these columns and scales")
         else:
             corner.cases += 1
             corner.comparisons += 2
@@ -238,17 +232,17 @@ def _llama_cpp(cases: Sequence[Case], advance: Callable[[], None]) -> Corner:
 
 
 def _differs_in_llama_cpp(case: Case, expected: Results) -> list[str]:
-    """Integers equal; values within the tolerance of the largest of all, as float32 log-probabilities allow."""
+    """Integers must be equal, values within the tolerance of the largest one, as float32 log-probabilities allow."""
     product = llama_cpp_product(case)
     integers = torch.from_numpy(product.integers)
     values = torch.from_numpy(product.values)
     whole = expected["ternary_matmul.integers"].double()
     scaled = (expected["ternary_matmul.values"].double() / case.grid_scale)[:, : values.shape[1]]
-    found = {
+    differences = {
         "integers": _worst((integers - whole).abs() > NEAR_INTEGER, whole, integers),
         "values": _worst((values - scaled).abs() > RELATIVE_TOLERANCE * scaled.abs().max(), scaled, values),
     }
-    return [f"ternary_matmul.{name}: {difference}" for name, difference in found.items() if difference]
+    return [f"ternary_matmul.{name}: {difference}" for name, difference in differences.items() if difference]
 
 
 _RUNNERS: dict[CornerName, Callable[[Sequence[Case], Callable[[], None]], Corner]] = {
@@ -259,7 +253,7 @@ _RUNNERS: dict[CornerName, Callable[[Sequence[Case], Callable[[], None]], Corner
 
 
 def part(case: Case) -> Case:
-    """What the interpreter computes of a case: all columns and tokens, but only so many rows that it takes a second."""
+    """The part of a case for the interpreter: all columns and tokens, but only as many rows as take a second."""
     most = INTERPRETED_VECTOR_ROWS if case.tokens <= FEW_TOKENS else INTERPRETED_ROWS
     return replace(case, rows=min(case.rows, most, max(1, INTERPRETED_WEIGHTS // case.columns)))
 
@@ -268,17 +262,16 @@ def part(case: Case) -> Case:
 
 
 def reference(case: Case) -> Results:
-    """What the definitions say."""
     return compute(case, "reference")[0]
 
 
 def differs(case: Case, name: str, expected: Tensor, found: Tensor) -> str | None:
-    """How a result differs from the reference's; None when it does not."""
+    """How a result differs from the reference, if it does."""
     operation, part_name = name.split(".")
     if found.shape != expected.shape:
         return f"shape {list(found.shape)} instead of {list(expected.shape)}"
     if operation in ("rmsnorm_quantize", "swiglu_quantize"):
-        return _differs_behind_a_float_function(case, operation, part_name, expected, found)
+        return _differs_after_a_float_function(case, operation, part_name, expected, found)
     if part_name == "values":
         off = (found.double() - expected.double()).abs()
         return _worst(off > RELATIVE_TOLERANCE * summed_magnitudes(case), expected, found)
@@ -288,7 +281,7 @@ def differs(case: Case, name: str, expected: Tensor, found: Tensor) -> str | Non
 
 
 def summed_magnitudes(case: Case) -> Tensor:
-    """Σ_g |scale_g · int dot_g| · activation scale: what rounding errors are relative to. [tokens, rows]."""
+    """Σ_g |scale_g · int dot_g| · activation scale, to which rounding errors are relative: [tokens, rows]."""
     codes, grid = case.ternary.codes.double(), case.grid.double()
     group = case.group or case.columns
     total = torch.zeros(case.tokens, case.rows, dtype=torch.float64)
@@ -297,10 +290,10 @@ def summed_magnitudes(case: Case) -> Tensor:
     return total * case.grid_scale
 
 
-def _differs_behind_a_float_function(
+def _differs_after_a_float_function(
     case: Case, operation: str, part_name: str, expected: Tensor, found: Tensor
 ) -> str | None:
-    """Norms and gates are float functions: scales within the tolerance, codes equal but for ties."""
+    """Norms and gates are float functions: scales must be within the tolerance, codes equal except for ties."""
     if part_name == "scale":
         return _worst((found - expected).abs() > RELATIVE_TOLERANCE * expected.abs(), expected, found)
     x = case.x.double()
