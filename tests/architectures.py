@@ -15,7 +15,7 @@ COMBINATIONS = [
 
 
 def shape(combination: str, **overrides: object) -> dict[str, object]:
-    """[model] of a combination: width 256, so that every ternary type of GGUF holds it."""
+    """The [model] section of a combination: width 256, which fits every ternary type of GGUF."""
     residual, mixing, feed_forward, head = combination.split("+")
     values: dict[str, object] = {
         "vocab_size": 288,
@@ -35,7 +35,7 @@ def shape(combination: str, **overrides: object) -> dict[str, object]:
 
 
 def build(combination: str, seed: int = 0, **overrides: object) -> Transformer:
-    """A model whose every parameter is off its initial value, so that nothing is the identity by accident."""
+    """A model in which no parameter has its initial value, so that nothing is the identity by accident."""
     torch.manual_seed(seed)
     model = Transformer(ModelConfig.model_validate(shape(combination, **overrides)))
     generator = torch.Generator().manual_seed(seed + 1)

@@ -1,4 +1,4 @@
-"""What every test process begins with, and what a run of the tests says at its end."""
+"""Set-up of every test process, and the summary at the end of a run."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """One line for each reason why something was skipped: "passed" alone would hide that all of Rust was not run."""
+    """One line for each reason to skip: "passed" alone would hide that, say, no Rust test ran."""
     skipped = terminalreporter.stats.get("skipped", [])
     reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
     for reason, cases in reasons.most_common():

@@ -1,4 +1,4 @@
-"""What is put on the disk, and when: every fsync and every rename of a test, in their order.
+"""What is written to the disk, and when: every fsync and every rename of a test, in order.
 
 `kill -9` cannot tell whether something was synced, since the kernel has it; only a power cut could. So the order of the
 calls is what is asserted: a file is synced before it gets its name, and the folder with the name after.
@@ -24,7 +24,7 @@ class DiskCalls:
     count: int = 0
 
     def require_durable(self) -> None:
-        """All that was renamed to its place was on the disk before, and the folder of that place is afterwards."""
+        """Everything that was renamed had been synced before, and the folder of its new place was synced afterwards."""
         assert self.renames
         for number, place, folder, renamed in self.renames:
             for path, identity in renamed.items():
@@ -39,7 +39,7 @@ def _identity(path: Path | int) -> Identity:
 
 
 def record_disk_calls(monkeypatch: pytest.MonkeyPatch) -> DiskCalls:
-    """Records until the test ends. A rename out of sight (into a hidden name) puts nothing in its place."""
+    """Records until the test ends. A rename to a hidden name does not count."""
     calls = DiskCalls()
     fsync = os.fsync
 

@@ -1,4 +1,4 @@
-"""The library as a program sees it: `nanochat_cli.load` and the Model that it gives."""
+"""The library as a program sees it: `nanochat_cli.load` and the Model that it returns."""
 
 import dataclasses
 import math
@@ -46,7 +46,7 @@ def test_importing_the_package_imports_no_torch_and_names_what_it_offers():
 
 
 @pytest.mark.parametrize(("page", "n_blocks"), [("docs/python.md", 4), ("README.md", 1)])
-def test_the_lines_of_a_page_run_as_they_stand(run, monkeypatch, capfd, page, n_blocks):
+def test_the_examples_of_a_page_run_unchanged(run, monkeypatch, capfd, page, n_blocks):
     monkeypatch.chdir(run.parents[1])
     names: dict[str, object] = {}
     code = [block.content for block in blocks(read(ROOT / page)) if block.language == "python"]
@@ -92,7 +92,7 @@ def test_a_file_continues_as_its_run_does(run, tmp_path):
 
 
 def bits_of(model: nanochat.Model, text: str, window: int) -> tuple[float, int]:
-    """Bits of a document in windows of tokens, each token from a pass of its own over what stands before it."""
+    """Bits of a document in windows of tokens, with a separate pass over its prefix for each token."""
     ids = [model.tokenizer.eos_id, *model.tokenizer.encode(text)]
     bits = 0.0
     for place in range(1, len(ids)):
@@ -115,7 +115,7 @@ def test_a_score_is_the_bits_of_every_token_over_the_bytes_of_the_text(model, re
     assert found.loss == pytest.approx(bits * math.log(2) / n_tokens, rel=1e-5)
 
 
-def test_text_in_context_is_no_part_of_the_answer_and_stops_before_a_stop_string(model):
+def test_the_answer_excludes_the_prompt_and_ends_before_a_stop_string(model):
     whole = model.generate("def ", max_tokens=32, seed=5)
     stop = whole[3:5]
     assert model.generate("def ", max_tokens=32, seed=5, stop=(stop,)) == whole[: whole.index(stop)]
@@ -140,7 +140,7 @@ def test_a_mistake_is_one_line_that_says_what_to_do(run, call, error, words):
     assert "\n" not in str(failure.value)
 
 
-def test_a_checkpoint_can_only_be_chosen_of_a_run(tmp_path):
+def test_a_checkpoint_can_only_be_chosen_for_a_run(tmp_path):
     file = tmp_path / "model.gguf"
     file.touch()
     with pytest.raises(nanochat.DataError, match="checkpoint = best can only be had of a run"):

@@ -80,7 +80,7 @@ def test_a_device_is_written_to_and_not_replaced(tmp_path):
     assert fifo.is_char_device()
 
 
-def test_lines_of_metrics_and_samples_are_synced_when_it_is_promised(tmp_path, monkeypatch):
+def test_lines_of_metrics_and_samples_are_synced_as_promised(tmp_path, monkeypatch):
     calls = record_disk_calls(monkeypatch)
     with MetricsLog(tmp_path / "run", tensorboard=False) as log:
         log.log(1, {"loss/main": 1.0})

@@ -1,4 +1,4 @@
-"""A folder is held by one process, by the kernel's lock: seen from other processes, killed and forked ones too."""
+"""A folder is held by one process, through a lock of the kernel: as other, killed and forked processes see it."""
 
 import os
 import re
@@ -68,7 +68,7 @@ def test_a_forked_child_does_not_keep_it_when_the_parent_is_killed(tmp_path):
     process.stdin.close()  # the child, which had it too, ends
 
 
-def test_who_waits_gets_it_when_the_holder_ends_and_the_folder_outlives_both(tmp_path):
+def test_a_waiting_process_gets_it_when_the_holder_ends_and_the_folder_outlives_both(tmp_path):
     said = []
     with hold(tmp_path / "run") as process:
 
@@ -85,7 +85,7 @@ def test_who_waits_gets_it_when_the_holder_ends_and_the_folder_outlives_both(tmp
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["result"]
 
 
-def test_a_folder_that_nothing_came_to_be_in_is_removed_and_one_that_was_there_stays(tmp_path):
+def test_a_new_folder_that_stays_empty_is_removed_and_an_older_one_stays(tmp_path):
     (tmp_path / "old").mkdir()
     for folder in ("old", "new/deep"):
         with pytest.raises(ZeroDivisionError), held_folder(tmp_path / folder, "trains"):

@@ -1,4 +1,4 @@
-"""A user without a home folder: no HOME, no entry in the list of users, as in a container with a foreign user id."""
+"""A user without a home folder: no HOME and no entry in the user list, as in a container with an unknown user id."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""How deep documents from outside may nest: the limit itself, and that nothing deeper overflows a stack."""
+"""How deeply documents from outside may nest: the limit itself, and that nothing deeper overflows a stack."""
 
 import pytest
 
@@ -20,14 +20,14 @@ def test_json_may_nest_up_to_the_limit_and_no_deeper(left, right, core):
 
 
 @pytest.mark.parametrize("text", ["1", '"a"', "[]", "{}", '{"a": [1, {"b": 2}]}', b'{"a": 1}'])
-def test_what_is_shallow_is_what_json_reads(text):
+def test_shallow_documents_are_read_as_json_reads_them(text):
     import json
 
     assert parse_json(text) == json.loads(text)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1,", b"\xff", "nan nan"])
-def test_what_is_no_json_is_a_value_error(text):
+def test_invalid_json_is_a_value_error(text):
     with pytest.raises(ValueError):  # noqa: PT011 - every reader catches exactly this
         parse_json(text)
 

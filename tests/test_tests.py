@@ -1,4 +1,4 @@
-"""Every test can fail: it asserts something itself or by what it calls; no case is there twice; skipping is told.
+"""Every test can fail, since it or something that it calls asserts; no case occurs twice; skips are reported.
 
 What a test calls is followed by name through tests/, so that this never accuses a test that does assert. That a list of
 cases is not empty is pytest's to say (`empty_parameter_set_mark` in pyproject.toml).
@@ -22,7 +22,7 @@ def functions(tree: ast.AST) -> Iterator[ast.FunctionDef]:
 
 
 def called(tree: ast.AST) -> set[str]:
-    """Last names of all that is called: `pytest.raises` is `raises`."""
+    """Last names of everything that is called: `pytest.raises` is `raises`."""
     functions = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
     return {f.attr if isinstance(f, ast.Attribute) else f.id if isinstance(f, ast.Name) else "" for f in functions}
 
@@ -44,13 +44,13 @@ def asserting(trees: list[ast.Module]) -> set[str]:
 
 
 def idle(tree: ast.Module, names: set[str]) -> list[str]:
-    """Tests of a file that cannot fail but by an error of the code; names: of functions that assert."""
+    """Tests of a file that can fail only through an exception; names: of functions that assert."""
     checked = (f for f in functions(tree) if f.name.startswith("test_"))
     return [f.name for f in checked if not (called(f) & names or any(isinstance(n, ast.Assert) for n in ast.walk(f)))]
 
 
 def repeated(tree: ast.Module) -> list[str]:
-    """Cases that a list of parameters holds more than once, letter for letter."""
+    """Cases that occur literally more than once in a list of parameters."""
     lists = [
         node.args[1].elts
         for node in ast.walk(tree)
@@ -65,7 +65,7 @@ def test_every_test_asserts_something():
     assert {file: found for file, tree in TREES.items() if (found := idle(tree, names))} == {}
 
 
-def test_no_case_is_there_twice():
+def test_no_case_occurs_twice():
     assert {file: found for file, tree in TREES.items() if (found := repeated(tree))} == {}
 
 
@@ -83,7 +83,7 @@ def test_an_idle_test_and_a_repeated_case_are_found():
     assert repeated(tree) == ["1"]
 
 
-def test_what_was_not_run_is_said_at_the_end(tmp_path: Path) -> None:
+def test_skipped_tests_are_listed_at_the_end(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text("from tests.conftest import pytest_terminal_summary\n")
     (tmp_path / "test_it.py").write_text(
         "import pytest\n"

@@ -1,4 +1,4 @@
-"""`benchmarks/gpu.py` on a machine without CUDA: it says so, its checks are checks, and one failure ends nothing."""
+"""`benchmarks/gpu.py` on a machine without CUDA: it says so, its checks can fail, and a failure does not end it."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def test_a_section_that_fails_is_written_down_and_the_others_still_run(tmp_path:
     assert list(found["seconds"]) == ["part 0", "part 1", "part 2", "part 3"]
 
 
-def test_the_later_sections_know_how_much_time_is_left(tmp_path: Path) -> None:
+def test_later_sections_know_how_much_time_is_left(tmp_path: Path) -> None:
     left: list[float] = []
 
     def run(seconds: float) -> gpu.Findings:
@@ -117,7 +117,7 @@ def test_the_operations_are_compared_with_the_reference() -> None:
 
 
 def test_the_table_names_its_targets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the CPU, with small products in the place of the large ones."""
+    """On the CPU, with small products instead of the large ones."""
     from benchmarks import gpu_kernels
 
     fast, wide = Product(128, 256, 1), Product(256, 256, 1)

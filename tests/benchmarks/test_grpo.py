@@ -1,4 +1,4 @@
-"""The result file of `benchmarks/grpo.py` is made of what the runs say."""
+"""The result file of `benchmarks/grpo.py` agrees with its runs."""
 
 import json
 
@@ -16,7 +16,7 @@ def score(compiled: int, solved: int = 0) -> dict[str, object]:
     return {"samples": 4, "solved": solved, "compiled": compiled, "best": solved > 0, "reward": compiled / 4}
 
 
-def test_figures_are_those_of_all_problems_the_practised_and_the_held_out_ones(script, tmp_path):
+def test_figures_cover_all_problems_the_practised_and_the_held_out_ones(script, tmp_path):
     run = tmp_path / "runs" / "python-policy"
     run.mkdir(parents=True)
     saved = {

@@ -1,6 +1,6 @@
-"""A committed result can be traced: the commit that measured it, without changes on top, and the machine.
+"""A committed result can be traced to a commit without uncommitted changes, and to a machine.
 
-Results that were measured otherwise are listed with their reason until they are measured again; the list only shrinks.
+Exceptions are listed with their reason until they are measured again; the list only shrinks.
 """
 
 import json
@@ -17,7 +17,7 @@ from nanochat_cli.report.environment import blemish
 RESULTS = ROOT / "benchmarks" / "results"
 FILES = sorted(path.relative_to(RESULTS).as_posix() for path in RESULTS.rglob("*.json"))
 FLAGS_SINCE = "2026-11-27"
-"""From this day on a result names the instruction sets of its CPU."""
+"""Since this day a result names the instruction sets of its CPU."""
 
 MEASURE_AGAIN = {
     "architectures.json": "no commit",
@@ -28,7 +28,7 @@ MEASURE_AGAIN = {
     "rust_functions.json": "uncommitted changes",
     "speculative.json": "no commit",
 }
-"""File -> why it must be measured again, as `blemish` says it."""
+"""File -> why it must be measured again, in the words of `blemish`."""
 
 
 def environment_of(name: str) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def environment_of(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_result_was_measured_on_a_commit_without_changes_or_waits_to_be_measured_again(name):
+def test_a_result_was_measured_on_a_clean_commit_or_is_listed_to_be_measured_again(name):
     assert blemish(environment_of(name)) == MEASURE_AGAIN.get(name), (
         "measure it on a clean checkout" if name not in MEASURE_AGAIN else "take it off the list"
     )
@@ -51,7 +51,7 @@ def test_a_result_names_its_machine(name):
     assert found["date"] < FLAGS_SINCE or isinstance(found["cpu_flags"], list), name
 
 
-def test_the_list_has_no_file_that_is_gone():
+def test_the_list_names_only_existing_files():
     assert set(MEASURE_AGAIN) <= set(FILES)
 
 

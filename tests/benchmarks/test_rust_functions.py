@@ -1,4 +1,4 @@
-"""`benchmarks/rust_functions.py` keeps the functions that stand alone, with what is said of them."""
+"""`benchmarks/rust_functions.py` keeps the functions that compile alone, with their documentation."""
 
 import json
 
@@ -78,7 +78,7 @@ def test_a_function_of_more_than_thirty_lines_is_left_out(script, lines, found):
     assert [one.name for one in script.functions(f"fn long() {{\n{body}}}\n\nfn short() {{}}\n")] == found
 
 
-def test_equal_functions_are_one_and_names_of_problems_none(script, tmp_path):
+def test_equal_functions_count_once_and_names_of_problems_are_left_out(script, tmp_path):
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "copy.rs").write_text("fn one(n: u8) -> u8 {\n        n\n}\n")
     (tmp_path / "a.rs").write_text("/// First.\nfn one(n: u8) -> u8 {\n    n\n}\n\nfn taken() {}\n")
@@ -90,7 +90,7 @@ def test_equal_functions_are_one_and_names_of_problems_none(script, tmp_path):
 
 
 @needs_rustc
-def test_rustc_says_which_functions_stand_alone(script):
+def test_rustc_tells_which_functions_compile_alone(script):
     fine = ["fn a(n: u8) -> u8 { n }", "fn b(t: &str) -> String { t.to_string() }"]
     wrong = [
         "fn c(n: u8) -> Missing { n }",  # a name
@@ -103,7 +103,7 @@ def test_rustc_says_which_functions_stand_alone(script):
     assert script.compiling([wrong[0], fine[0], *wrong[1:], fine[1]]) == fine
 
 
-def test_functions_that_stand_alone_are_written_more_often(script, tmp_path):
+def test_functions_that_compile_alone_are_written_more_often(script, tmp_path):
     found = [script.Function("a", "/// A.\n", "fn a() {}"), script.Function("b", "", "fn b() {}")]
 
     count = script.write(found, frozenset({"fn a() {}"}), tmp_path / "out.jsonl")

@@ -11,7 +11,7 @@ from nanochat_cli.cli.app import main
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one command line did."""
+    """The result of a command line."""
 
     code: int
     out: str
@@ -19,7 +19,7 @@ class Outcome:
 
     @property
     def error(self) -> str:
-        """The one line of an error, without its prefix; fails when standard error holds anything else."""
+        """The one line of an error, without its prefix; fails if standard error holds anything else."""
         assert self.err.startswith("error: "), self.err
         assert self.err.count("\n") == 1, self.err
         return self.err.removeprefix("error: ").rstrip("\n")

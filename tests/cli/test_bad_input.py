@@ -72,7 +72,7 @@ MISTAKES = [
 
 @pytest.fixture
 def mistakes(folder: Path) -> Path:
-    """A folder with files to be wrong about."""
+    """A folder with files for wrong commands."""
     (folder / "broken.toml").write_text("[train\n")
     (folder / "binary.toml").write_bytes(bytes(range(128, 256)))
     (folder / "typo.toml").write_text("[train]\nbatchsize = 3\n")
@@ -108,7 +108,7 @@ def test_verbose_shows_the_traceback_before_the_line(nanochat):
 
 
 def test_a_read_only_folder_is_refused_before_any_work(monkeypatch, tmp_path):
-    # The tests may run as root, for whom nothing is read-only; the answer of the system is simulated.
+    # The tests may run as root, for whom nothing is read-only, so the system's answer is simulated.
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(DataError, match=f"{tmp_path} is read-only"):
         require_writable(tmp_path / "runs" / "x")
@@ -121,7 +121,7 @@ def test_no_command_is_help_and_a_usage_error(nanochat):
     assert "error" not in outcome.err
 
 
-def test_a_backend_that_does_not_exist_is_named_with_the_ones_that_do(nanochat, monkeypatch):
+def test_an_unknown_backend_is_named_with_the_known_ones(nanochat, monkeypatch):
     monkeypatch.setenv("NANOCHAT_BACKEND", "avx")
     outcome = nanochat("generate")
     assert outcome.code == USAGE

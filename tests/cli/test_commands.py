@@ -313,7 +313,7 @@ def test_presets_show_is_the_file_and_resolved_is_everything(nanochat):
     assert "telemetry" in resolved
 
 
-def test_a_reader_that_leaves_early_is_no_error(folder):
+def test_a_reader_that_leaves_early_is_not_an_error(folder):
     import subprocess
     import sys
 

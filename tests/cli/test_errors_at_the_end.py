@@ -47,7 +47,7 @@ def test_ctrl_c_is_130(nanochat, failing):
     assert outcome.error == "interrupted"
 
 
-def test_the_line_of_an_error_does_not_stand_in_the_middle_of_generated_text(nanochat, monkeypatch):
+def test_an_error_does_not_appear_in_the_middle_of_generated_text(nanochat, monkeypatch):
     def tokenize(engine: Engine, *arguments: object, **options: object) -> None:
         engine.reporter.write("def add(a, b):\n    ret")
         raise KeyboardInterrupt
@@ -84,13 +84,13 @@ def test_verbose_shows_an_internal_fault(nanochat, failing):
     assert "Traceback" in outcome.err
 
 
-def test_a_reader_that_left_is_no_error(nanochat, failing):
+def test_a_reader_that_has_left_is_not_an_error(nanochat, failing):
     failing(BrokenPipeError(errno.EPIPE, "Broken pipe"))
     assert nanochat("tokenize").err == ""
 
 
-def test_ctrl_c_while_the_program_is_loaded_is_no_traceback(tmp_path: Path) -> None:
-    """What the command imports first gets the signal in the middle of its import."""
+def test_ctrl_c_while_the_program_loads_shows_no_traceback(tmp_path: Path) -> None:
+    """The signal arrives in the middle of the command's first import."""
     (tmp_path / "typer.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(5)\n")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -101,7 +101,7 @@ def test_ctrl_c_while_the_program_is_loaded_is_no_traceback(tmp_path: Path) -> N
 
 
 def test_a_termination_ends_a_command_as_ctrl_c_does_and_a_child_at_once(tmp_path: Path) -> None:
-    """What runs inside the command forks a child, which SIGTERM must end, and then gets the signal itself."""
+    """Code inside the command forks a child, which SIGTERM must end, and then gets the signal itself."""
     (tmp_path / "typer.py").write_text(
         "import os, signal, time\n"
         "reader, writer = os.pipe()\n"

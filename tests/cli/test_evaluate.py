@@ -18,7 +18,7 @@ SMALL = ["--suite", "python", "--limit", "2", "--samples", "3", "--max-tokens", 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    """A data set of Python files, and the table [data] of a run that was trained on it."""
+    """A data set of Python files, and the [data] section of a run trained on it."""
     source = tmp_path_factory.mktemp("corpus")
     for number in range(30):
         (source / f"a{number}.py").write_text(f"def f{number}(x):\n    return x * {number} + {number * 7}\n" * 3)

@@ -32,7 +32,7 @@ app()
 
 
 def loaded_by(*arguments: str) -> set[str]:
-    """The heavy modules that a command line imports, in a process of its own."""
+    """The heavy modules that a command line imports in a separate process."""
     child = subprocess.run(
         [sys.executable, "-c", PROBE.format(heavy=HEAVY), *arguments], capture_output=True, text=True, check=True
     )
@@ -50,7 +50,7 @@ def test_no_torch_before_there_is_work(line):
     assert "torch" not in loaded_by(*line.split())
 
 
-def test_help_lists_every_command_that_is_not_hidden(nanochat):
+def test_help_lists_every_visible_command(nanochat):
     outcome = nanochat("--help")
     assert outcome.code == 0
     for name, entry in COMMANDS.items():

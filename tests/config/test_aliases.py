@@ -1,4 +1,4 @@
-"""Flat spellings of published configs: where they go, and what happens to absent features."""
+"""Flat spellings of published configs: which keys they set, and what happens to absent features."""
 
 import pytest
 

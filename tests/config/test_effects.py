@@ -1,4 +1,4 @@
-"""Settings that nothing reads are named with what they need; whole records of runs and presets are left alone."""
+"""Settings without effect are reported with what they need; complete records of runs and presets are not."""
 
 from fnmatch import fnmatchcase
 
@@ -59,7 +59,7 @@ ACTIVE = [
 
 
 @pytest.mark.parametrize("given", ACTIVE)
-def test_a_setting_that_is_read_is_no_matter(given):
+def test_a_setting_that_is_read_is_not_mentioned(given):
     said = []
     resolve_config(["quickstart"], None, given.split(), warn=said.append)
     assert said == []
@@ -74,7 +74,7 @@ def test_settings_with_the_same_reason_are_one_line_with_their_places(tmp_path):
     assert said[0].startswith(f"optim.galore.rank ({file}), optim.galore.update_freq (--set): no effect")
 
 
-def test_the_record_of_a_run_is_read_again_without_a_word(tmp_path):
+def test_the_record_of_a_run_is_read_again_without_a_warning(tmp_path):
     file = tmp_path / "config.toml"
     file.write_text(config_to_toml(resolve_config(["nano-125m", "llama-cpp"])))
     said = []
@@ -83,7 +83,7 @@ def test_the_record_of_a_run_is_read_again_without_a_word(tmp_path):
 
 
 SHIPPED = [preset for preset in presets.available() if preset.name != "llama-cpp"]
-"""Without the overlay that turns off what other presets may have on."""
+"""All but the overlay that turns off what other presets may turn on."""
 
 
 @pytest.mark.parametrize("preset", SHIPPED, ids=lambda preset: preset.name)

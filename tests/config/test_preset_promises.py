@@ -1,4 +1,4 @@
-"""What a preset's description says is what its configuration does, and what it does is said."""
+"""A preset's description and its configuration agree, and the description leaves out no method."""
 
 import re
 
@@ -24,7 +24,7 @@ SAYS = {
     "read ahead": (r"read ahead|asynchronous loader", lambda c: c.loader.enabled),
 }
 ALL = re.compile("every method together|every E3 method")
-"""What stands for MTP, token filtering, batches read ahead, GaLore and 8 bits."""
+"""The words for MTP, token filtering, batches read ahead, GaLore and 8 bits."""
 E3 = {"8-bit", "GaLore", "MTP", "filtering", "read ahead"}
 
 

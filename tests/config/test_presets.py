@@ -53,7 +53,7 @@ def test_every_overlay_composes_with_every_model(model, overlay):
 
 
 def leaves_of(table: dict[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], object]:
-    """Every value that a preset writes, by its keys."""
+    """Every value that a preset sets, by dotted key."""
     found: dict[tuple[str, ...], object] = {}
     for key, value in table.items():
         found |= leaves_of(value, (*path, key)) if isinstance(value, dict) else {(*path, key): value}

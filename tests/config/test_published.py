@@ -113,7 +113,7 @@ PUBLISHED = {"nano": NANO, "medium": MEDIUM, "full": FULL}
 
 
 def resolve(tmp_path, text: str) -> tuple[Config, list[str]]:
-    """As `nanochat train --config FILE` does, and what it warns of."""
+    """The configuration that `nanochat train --config FILE` uses, and its warnings."""
     file = tmp_path / "published.toml"
     file.write_text(text)
     said: list[str] = []

@@ -61,11 +61,11 @@ def test_set_takes_text_without_quotes_and_with_them():
 
 
 @pytest.mark.parametrize("name", ["2024", "true", "1e5", "2024-01-01", "[a]"])
-def test_set_keeps_text_as_text_where_only_text_fits(name):
+def test_set_keeps_text_where_only_text_fits(name):
     assert resolve_config(overrides=[f"run.name={name}"]).run.name == name
 
 
-def test_set_none_unsets_a_key_that_may_be_absent():
+def test_set_none_unsets_an_optional_key():
     assert resolve_config(["quickstart"]).train.time_budget is not None
     assert resolve_config(["quickstart"], overrides=["train.time_budget=none"]).train.time_budget is None
 
@@ -173,14 +173,14 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
         resolve_config(file=tmp_path)
 
 
-def test_a_given_width_takes_the_place_of_the_preset_s_other_way_to_say_it():
+def test_a_given_width_replaces_the_preset_s_other_key_for_it():
     assert resolve_config(["quickstart"]).model.ffn_dim == 768
     assert resolve_config(["quickstart"], overrides=["dim=512", "ffn_mult=4.0"]).model.resolved_ffn_dim == 2048
     both = resolve_config(["quickstart"], overrides=["ffn_mult=4.0", "model.ffn_dim=512"])
     assert both.model.resolved_ffn_dim == 512
 
 
-def test_given_steps_take_the_place_of_the_preset_s_time():
+def test_given_steps_replace_the_preset_s_time():
     assert resolve_config(["quickstart"]).train.time_budget == 300
     config = resolve_config(["quickstart"], overrides=["total_steps=70"])
     assert (config.train.total_steps, config.train.time_budget) == (70, None)
@@ -188,13 +188,13 @@ def test_given_steps_take_the_place_of_the_preset_s_time():
     assert (both.train.total_steps, both.train.time_budget) == (70, 9)
 
 
-def test_a_given_place_of_deltanet_takes_that_of_the_preset():
+def test_a_given_place_of_deltanet_replaces_that_of_the_preset():
     config = resolve_config(["small-560m"], overrides=["model.deltanet.pattern=DA", "model.n_layers=4"])
     assert config.model.delta_layers == (True, False, True, False)
     assert resolve_config(["d20", "llama-cpp"], overrides=["deltanet_ratio=0.5"]).model.is_hybrid
 
 
-def test_overlays_and_files_of_some_keys_stand_on_the_default_model(tmp_path):
+def test_overlays_and_partial_files_extend_the_default_model(tmp_path):
     some = write(tmp_path / "seeds.toml", "hidden_dim = 512\nlearning_rate = 0.01\n")
     whole = write(tmp_path / "config.toml", config_to_toml(resolve_config(["d20"])))
     assert with_default_model([], None, "quickstart") == ["quickstart"]

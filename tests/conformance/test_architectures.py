@@ -1,4 +1,4 @@
-"""Every architecture through a GGUF file: our runtime reads it back, llama.cpp computes the same where it can."""
+"""Every architecture through a GGUF file: our runtime reads it back, and llama.cpp, where it can, computes the same."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def test_a_file_holds_the_model_and_the_packed_runtime_computes_it(
         ours = model.logits(model(TOKENS))
     packed = PackedTransformer.from_model(loaded)
     difference = (packed.logits(packed(TOKENS)) - ours).abs()
-    assert difference.median() <= 1e-5  # norms fused into kernels: a tie may fall the other way
+    assert difference.median() <= 1e-5  # with norms fused into kernels a tie may round the other way
     packed = PackedTransformer.from_model(loaded, fused=False)
     assert (packed.logits(packed(TOKENS)) - ours).abs().max() <= 1e-4
 
@@ -55,10 +55,10 @@ def test_a_file_holds_the_model_and_the_packed_runtime_computes_it(
 def test_llama_cpp_computes_the_same_logits(
     tmp_path: Path, tokenizer: Tokenizer, parts: str, head: str, type_name: str
 ) -> None:
-    """Within 1e-3 on prompts that hang on no rounding tie, and within the rounding noise on the others.
+    """Within 1e-3 on prompts without a rounding tie, and within the rounding noise on the others.
 
-    DeltaNet's exponentials leave 1e-5 between two programs, so that nearly every prompt of a hybrid hangs on a tie;
-    there the comparison without rounding below is the strict one.
+    DeltaNet's exponentials leave 1e-5 between two programs, so that nearly every prompt of a hybrid has a tie; for
+    those the comparison without rounding below is the strict one.
     """
     model = build(f"plain+{parts}+{head}", vocab_size=VOCAB_SIZE)
     path = tmp_path / "model.gguf"

@@ -1,4 +1,4 @@
-"""llama.cpp itself as the oracle: log-probabilities, greedy tokens, tokenisation, and what it does to broken files."""
+"""llama.cpp itself as the oracle: log-probabilities, greedy tokens, tokenisation, and its reaction to broken files."""
 
 import random
 from pathlib import Path
@@ -109,7 +109,7 @@ def kv_heads_tiled(model: Transformer) -> None:
 
 
 @pytest.mark.parametrize("fault", [forget_rope, other_eps, unpermuted_queries, one_flipped_row, kv_heads_tiled])
-def test_the_comparison_fails_when_the_model_computes_something_slightly_else(
+def test_the_comparison_fails_when_the_model_computes_something_slightly_different(
     tmp_path: Path, tokenizer: Tokenizer, fault: Any
 ) -> None:
     model, path, _ = exported(tmp_path, tokenizer, "tq2_0", "f16", {})
@@ -122,12 +122,12 @@ def test_the_comparison_fails_when_the_model_computes_something_slightly_else(
 
 STEPS = 150
 MARGIN = 0.05
-"""Least gap between the best two logits over all compared steps: more than twice what int8 rounding can move one."""
+"""Smallest gap between the best two logits over all compared steps: over twice the effect of int8 rounding on one."""
 
 
 @pytest.fixture(scope="session")
 def decisive(sources: list[str], tokenizer: Tokenizer) -> Transformer:
-    """A model that has learnt a piece of source code almost by heart: nearly every next token is beyond doubt."""
+    """A model that knows a piece of source code almost by heart, so that nearly every next token is certain."""
     torch.manual_seed(0)
     model = Transformer(tiny_config(vocab_size=VOCAB_SIZE, matrix_std=0.05))
     windows = torch.tensor(tokenizer.encode(sources[0])[:320]).unfold(0, 25, 1)
@@ -136,7 +136,7 @@ def decisive(sources: list[str], tokenizer: Tokenizer) -> Transformer:
         for group in optimizer.param_groups:
             group["lr"] = 4e-3 * (1 - step / STEPS)
         batch = windows[torch.randperm(len(windows))[:16]]
-        # A window is a prompt of eight tokens and the sixteen after it: what the test asks for.
+        # A window is a prompt of eight tokens and the sixteen after it, as the test needs them.
         logits = model.logits(model(batch[:, :-1]))[:, 7:]
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 8:].flatten())
         optimizer.zero_grad()

@@ -25,12 +25,12 @@ PRESETS += [[name, overlay] for name in ("medium-3b", "nano-125m-mhc") for overl
 
 
 def tiny(names: list[str]) -> ModelConfig:
-    """The model of these presets with nothing but its sizes changed."""
+    """The model of these presets with only its sizes changed."""
     return ModelConfig.model_validate(resolve_config(names).model.model_dump() | TINY | {"vocab_size": VOCAB_SIZE})
 
 
 def structures() -> dict[str, list[list[str]]]:
-    """Presets that differ in sizes alone share an export."""
+    """Presets that differ only in sizes share an export."""
     found: dict[str, list[list[str]]] = {}
     for names in PRESETS:
         found.setdefault(json.dumps(tiny(names).model_dump()), []).append(names)
@@ -41,12 +41,12 @@ SAME = list(structures().values())
 
 
 @pytest.mark.parametrize("names", PRESETS, ids="+".join)
-def test_a_tiny_shape_has_the_destination_of_the_whole(names: list[str]) -> None:
+def test_a_tiny_shape_has_the_same_destination_as_the_preset(names: list[str]) -> None:
     assert destination_of(tiny(names)) == destination_of(resolve_config(names).model)
 
 
 @pytest.mark.parametrize("same", SAME, ids=lambda same: ",".join("+".join(names) for names in same))
-def test_llama_cpp_opens_exactly_the_files_it_is_said_to_open(
+def test_llama_cpp_opens_exactly_the_files_that_we_say_it_opens(
     tmp_path: Path, tokenizer: Tokenizer, same: list[list[str]]
 ) -> None:
     config = tiny(same[0])

@@ -1,4 +1,4 @@
-"""A model read back from GGUF computes the logits of the model in memory, for every kind that can be exported."""
+"""A model read back from GGUF computes the logits of the model in memory, for every exportable kind."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The Triangle of Truth: reference, CPU kernels, Triton kernels and llama.cpp compute the same products."""
+"""CPU kernels, Triton kernels and llama.cpp compute the same products as the reference."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,7 +67,7 @@ def test_cpu_kernels_equal_the_reference_on_a_large_matrix() -> None:
 
 
 def diagonal(rows: int, columns: int) -> list[Case]:
-    """Cases of a shape that have every granularity and every number of tokens, but not each with each."""
+    """Cases of a shape with every granularity and every number of tokens, but not in every combination."""
     cases = of_shape(rows, columns)
     if len(cases) <= len(ODD_TOKENS):
         return cases
@@ -76,7 +76,7 @@ def diagonal(rows: int, columns: int) -> list[Case]:
 
 
 def plain(case: Case) -> Case:
-    """The case without special values, which have a test of their own."""
+    """The case without special values, which have their own test."""
     return Case(case.rows, case.columns, case.tokens, case.granularity)
 
 

@@ -31,7 +31,7 @@ def write_folder(folder: Path, documents: int, seed: int = 0, size: int = 400) -
 
 
 def make_config(**sections: dict[str, Any]) -> Config:
-    """A configuration with a tiny vocabulary and, unless told otherwise, encoding in the test's own process."""
+    """A configuration with a tiny vocabulary that, by default, encodes in the test's own process."""
     sections["model"] = {"vocab_size": 400} | sections.get("model", {})
     sections["data"] = {"workers": 1, "val_fraction": 0.2} | sections.get("data", {})
     return Config.model_validate(sections)

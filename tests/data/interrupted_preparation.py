@@ -51,7 +51,7 @@ def state(out: Path) -> str:
 
 
 def failing_preparation(out: Path) -> str:
-    """What is there after a preparation of a source that has nothing usable."""
+    """What remains after preparing a source without usable documents."""
     (out.parent / "useless").mkdir(exist_ok=True)
     (out.parent / "useless" / "empty.txt").touch()
     try:
@@ -80,7 +80,7 @@ def main(corpus: str, out: Path, begin_with: Path | None) -> None:
         print(json.dumps(ended), flush=True)
         if not os.WIFSIGNALED(status):
             return
-        if step % 2:  # sometimes go on from what was left, sometimes from nothing
+        if step % 2:  # sometimes continue from what was left, sometimes from nothing
             shutil.rmtree(out)
 
 

@@ -35,7 +35,7 @@ class Counting:
 
 
 def read_without_end() -> None:
-    """As a program of its own: prints the workers' process ids once they have answered."""
+    """Run as a separate program: prints the workers' process ids once they have answered."""
     with AsyncLoader(Counting(), workers=2, prefetch=4) as loader:
         loader.batch(0)
         loader.batch(1)

@@ -1,4 +1,4 @@
-"""The asynchronous loader: the batches of one reader in its order, every failure an error, no process left behind."""
+"""The asynchronous loader: one reader's batches in order, every failure an error, no process left behind."""
 
 import contextlib
 import os
@@ -46,13 +46,13 @@ def children(pid: int) -> set[int]:
 
 @pytest.fixture
 def started() -> Callable[[], set[int]]:
-    """Children of this process that the test began; a test before it may have left multiprocessing's tracker."""
+    """Children that the test started; an earlier test may have left multiprocessing's tracker."""
     before = children(os.getpid())
     return lambda: children(os.getpid()) - before
 
 
 def ended(handle: int, within: float = 10.0) -> bool:
-    """Whether the process of a pidfd ends in time; it need not be a child of this one."""
+    """Whether the process behind a pidfd ends in time; it need not be a child of this one."""
     return bool(select.select([handle], [], [], within)[0])
 
 
@@ -88,7 +88,7 @@ def test_any_number_of_workers_gives_the_batches_of_one_reader(tmp_path: Path, o
                 np.testing.assert_array_equal(found[1], targets)
 
 
-def test_a_loader_begins_anywhere_and_goes_anywhere() -> None:
+def test_a_loader_starts_anywhere_and_jumps_anywhere() -> None:
     with AsyncLoader(Counting(), workers=2, prefetch=3) as loader:
         for index in (17, 18, 18, 19, 3, 4, 4, 100, 20, 21, 22, 23, 24, 0):
             inputs, targets = loader.batch(index)
@@ -203,7 +203,7 @@ def test_a_run_that_reads_ahead_equals_one_that_does_not(
     assert started() == set()
 
 
-def test_a_resumed_run_reads_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_continues_reading_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NANOCHAT_CACHE", str(tmp_path / "cache"))
     write_corpus(tmp_path / "text")
     whole = train(tmp_path, "whole", enabled=True)

@@ -16,7 +16,7 @@ EOS_ID = 7
 
 
 def make_stream(folder: Path, n_tokens: int, shard_tokens: int = 50) -> TokenStream:
-    """Tokens 0, 1, 2, … as documents of random length over several shards: a token tells its own position."""
+    """Tokens 0, 1, 2, … as documents of random length over several shards, so that a token is its own position."""
     rng = random.Random(n_tokens)
     with ShardWriter(folder, "train", 70_000, max_tokens=shard_tokens) as writer:
         start = 0
@@ -111,7 +111,7 @@ def test_smaller_micro_batches_are_the_same_sequence_of_rows(tmp_path: Path) -> 
         np.testing.assert_array_equal(parts, large.batch(index)[0])
 
 
-def test_a_run_that_goes_on_with_other_batches_reads_what_comes_next(tmp_path: Path) -> None:
+def test_a_run_that_continues_with_other_batches_reads_what_comes_next(tmp_path: Path) -> None:
     """Three batches of two windows were read; batch 3 of six windows is what batches 3, 4 and 5 of two would be."""
     stream = make_stream(tmp_path, 500)
     small, large = Batches(stream, 2, 16, seed=9), Batches(stream, 6, 16, seed=9, shift=3 * 2 - 3 * 6)
@@ -119,7 +119,7 @@ def test_a_run_that_goes_on_with_other_batches_reads_what_comes_next(tmp_path: P
     np.testing.assert_array_equal(large.batch(3)[0], expected)
 
 
-def test_evaluation_batches_are_as_many_as_are_announced(tmp_path: Path) -> None:
+def test_there_are_as_many_evaluation_batches_as_announced(tmp_path: Path) -> None:
     stream = make_stream(tmp_path, 203)
     for bound in (None, 1, 40, 100, 10_000):
         windows = evaluation_windows(stream, 16, bound)

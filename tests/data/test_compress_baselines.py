@@ -1,4 +1,4 @@
-"""The compression yardstick equals what the compressors make of the same bytes."""
+"""The compression baselines equal the compressors' own output sizes for the same bytes."""
 
 import gzip
 import lzma

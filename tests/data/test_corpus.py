@@ -1,4 +1,4 @@
-"""Corpora: which documents a source yields, in what order, and what is said when it cannot."""
+"""Corpora: which documents a source yields, in what order, and which errors it reports."""
 
 import bz2
 import gzip
@@ -169,7 +169,7 @@ def test_a_folder_of_records_is_read_when_the_glob_says_so(tmp_path: Path) -> No
     assert contents(tmp_path, glob="*.parquet") == [row.encode() for row in ROWS]
 
 
-def test_a_row_that_has_no_utf8_is_left_out(tmp_path: Path) -> None:
+def test_a_row_that_is_not_utf8_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "\\ud800"}\n{"text": "fine"}\n{"text": null}\n')
     corpus = open_corpus(str(path))
@@ -177,7 +177,7 @@ def test_a_row_that_has_no_utf8_is_left_out(tmp_path: Path) -> None:
     assert corpus.skipped == {"not UTF-8": 1, "empty": 1}
 
 
-def test_records_are_told_by_their_suffix_and_never_read_as_raw_text(tmp_path: Path) -> None:
+def test_records_are_recognised_by_their_suffix_and_never_read_as_raw_text(tmp_path: Path) -> None:
     expected = [row.encode() for row in ROWS]
     lines = write_jsonl(tmp_path / "lines", ROWS).read_bytes()
     array = json.dumps([{"text": row} for row in ROWS], indent=1).encode()
@@ -205,7 +205,7 @@ def test_records_are_told_by_their_suffix_and_never_read_as_raw_text(tmp_path: P
     assert contents(tmp_path / "parquet") == expected
 
 
-def test_json_that_is_no_list_of_records_is_text(tmp_path: Path) -> None:
+def test_json_without_a_list_of_records_is_text(tmp_path: Path) -> None:
     for number, content in enumerate(
         ('{"name": "x"}', '{\n "a": [{"text": 1}]\n}\n', "[1, 2]", '["x", {"text": "y"}]', "{}\n")
     ):
@@ -269,7 +269,7 @@ def test_utf16_and_utf32_with_a_byte_order_mark_are_decoded(tmp_path: Path) -> N
         assert all(piece.endswith(b"\n") for piece in pieces)
 
 
-def test_what_looks_like_utf16_is_called_so(tmp_path: Path) -> None:
+def test_text_that_looks_like_utf16_is_reported_as_such(tmp_path: Path) -> None:
     (tmp_path / "le.txt").write_bytes(("plain words é\n" * 50).encode("utf-16-le"))
     (tmp_path / "be.txt").write_bytes(("plain words é\n" * 50).encode("utf-16-be"))
     (tmp_path / "bad.txt").write_bytes("x".encode("utf-16") + b"\x00\xd8")
@@ -369,7 +369,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 @pytest.fixture
 def hub_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A local data set with a train and a test split; the hub is out of reach and the cache is the test's own."""
+    """A local data set with a train and a test split, without access to the hub and with a separate cache."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

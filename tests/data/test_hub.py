@@ -1,4 +1,4 @@
-"""Data sets of the hub where there is none to be reached."""
+"""Data sets of the hub while it cannot be reached."""
 
 import socket
 
@@ -11,7 +11,7 @@ from nanochat_cli.evaluation.problems import load_problems
 
 @pytest.fixture
 def no_network(monkeypatch, tmp_path):
-    """Nobody answers; every try to look a name up is counted."""
+    """No name can be resolved; every attempt is counted."""
     tried = []
 
     def refuse(host, *_, **__):

@@ -1,4 +1,4 @@
-"""Near-duplicates against every pair compared by hand, and the split that keeps them together."""
+"""Near-duplicates against a comparison of all pairs, and the split that keeps them together."""
 
 import itertools
 import random
@@ -80,7 +80,7 @@ def test_clusters_are_what_chains_of_similar_pairs_connect(
     assert sum(value >= 0.5 for value in similar.values()) > 15
 
 
-def test_a_document_without_words_is_like_no_other(tmp_path: Path) -> None:
+def test_a_document_without_words_resembles_no_other(tmp_path: Path) -> None:
     assert clusters_of([b"", b" \n", b"\t"], tmp_path) == [0, 1, 2]
     assert clusters_of([b"", b"a b", b" ", b"a  b", b"a c"], tmp_path) == [0, 1, 2, 1, 4]
 
@@ -118,7 +118,7 @@ def test_files_of_very_unequal_size_do_not_make_the_held_out_part_much_larger() 
         assert share <= 1.25 * 0.02
 
 
-def test_a_cluster_stays_where_it_is_when_others_come() -> None:
+def test_a_cluster_stays_on_its_side_when_others_are_added() -> None:
     keys = [split_key(str(number).encode()) for number in range(2000)]
     few = choose_held_out(keys[:500], [1] * 500, np.arange(500) // 2, 0.2)
     many = choose_held_out(keys, [1] * 2000, np.arange(2000) // 2, 0.2)
@@ -127,7 +127,7 @@ def test_a_cluster_stays_where_it_is_when_others_come() -> None:
     assert few == many & set(keys[:500])
 
 
-def test_a_family_of_files_that_would_be_most_of_the_held_out_part_is_trained_on() -> None:
+def test_a_family_of_files_too_large_for_the_held_out_part_is_trained_on() -> None:
     n_cluster = 20
     assert n_cluster > LARGEST_SHARE * 0.1 * 400
     for first in range(200):  # whatever the hash of its smallest document is

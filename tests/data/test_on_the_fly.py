@@ -1,4 +1,4 @@
-"""Text tokenised on the fly: rows are the text of training documents, all of it is visited, and nothing held out."""
+"""Text tokenised on the fly: rows are text of training documents, all of it is read and nothing held out is."""
 
 import json
 from pathlib import Path
@@ -67,7 +67,7 @@ def test_the_store_is_the_training_documents_one_after_the_other(tmp_path: Path,
     pieces, whole = store.stretch(0, len(store))
     assert pieces == expected
     assert whole
-    # From the third byte of the last document: the rest of it from its first blank on, and again from the beginning.
+    # From the third byte of the last document: its rest from the first blank on, and then from the beginning again.
     start = len(store) - len(expected[-1]) + 2
     pieces, whole = store.stretch(start, len(expected[-1]) - 2 + len(expected[0]) + 1)
     assert pieces == [expected[-1][expected[-1].index(b" ") :], expected[0], expected[1][:1]]
@@ -100,7 +100,7 @@ def test_an_epoch_visits_every_window_once_and_moves_their_edges(tmp_path: Path)
         total = len(batches.store)
         edges = sorted(starts)
         gaps = [b - a for a, b in zip(edges, [*edges[1:], edges[0] + total], strict=True)]
-        # All windows are equally long; what the last one leaves over is less than one more.
+        # All windows have the same length; less than one more is left over at the end.
         assert sorted(gaps)[:-1] == [size] * (n - 1)
         assert max(gaps) < 2 * size
     assert first != second

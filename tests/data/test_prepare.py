@@ -60,7 +60,7 @@ def test_the_shards_are_what_the_plain_library_encodes_document_by_document(tmp_
     assert manifest.tokenizer.vocab_size == plain.get_vocab_size() == 400
 
 
-def test_the_side_depends_on_the_content_alone(tmp_path: Path) -> None:
+def test_the_side_depends_only_on_the_content(tmp_path: Path) -> None:
     documents = write_folder(tmp_path / "corpus", 60)
     # The same documents under other names, each of them three times, among new ones.
     for copy in range(3):
@@ -230,7 +230,7 @@ def test_the_same_settings_and_source_change_no_file(tmp_path: Path, capsys: pyt
     first = prepare_dataset(str(tmp_path / "corpus"), out, make_config(), PlainReporter())
     before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.iterdir()}
     capsys.readouterr()
-    # The number of workers is no part of the result.
+    # The number of workers does not affect the result.
     again = prepare_dataset(str(tmp_path / "corpus"), out, make_config(data={"workers": 2}), PlainReporter())
     assert again == first
     assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.iterdir()} == before
@@ -259,14 +259,14 @@ def test_a_change_prepares_again_and_equals_a_fresh_preparation(
     assert files_of(out) == files_of(tmp_path / "fresh")
 
 
-def test_output_inside_the_source_is_no_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_inside_the_source_is_not_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     documents = write_folder(tmp_path, 20)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NANOCHAT_CACHE", str(tmp_path / "cache"))
     first = prepare_dataset(".", Path("data/mine"), make_config(), QuietReporter())
     before = files_of(Path("data/mine"))
     cached = cached_dataset(make_config(data={"source": "."}), QuietReporter())
-    # A run, a suite and another data set, as they are written, and what tools leave.
+    # A run, a suite and another data set as we write them, and files that tools leave.
     for name in ("runs/a/config.toml", "runs/a/environment.json", "runs/a/tokenizer.json", "runs/a/samples/1.txt"):
         write_text(tmp_path / name)
     for name in ("suites/b/suite.json", "suites/b/configs/c.toml", "suites/b/logs/c.log"):
@@ -283,7 +283,7 @@ def test_output_inside_the_source_is_no_part_of_it(tmp_path: Path, monkeypatch: 
     assert fresh.train.documents + fresh.val.documents == len(documents)
 
 
-def test_a_manifest_or_a_configuration_of_something_else_is_text(tmp_path: Path) -> None:
+def test_somebody_else_s_manifest_or_configuration_is_text(tmp_path: Path) -> None:
     write_folder(tmp_path, 3)
     write_text(tmp_path / "extension" / "manifest.json", '{"name": "a browser extension", "version": "1"}')
     write_text(tmp_path / "site" / "config.toml", "title = 'a site'")
@@ -300,9 +300,7 @@ def test_a_data_set_is_neither_a_source_nor_written_over_its_source(tmp_path: Pa
         prepare_dataset(str(tmp_path / "data"), tmp_path / "again", make_config(), QuietReporter())
 
 
-def test_a_preparation_that_fails_leaves_the_data_set_that_was_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_preparation_leaves_the_existing_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folder(tmp_path / "corpus", 20)
     out = tmp_path / "data"
     prepare_dataset(str(tmp_path / "corpus"), out, make_config(), QuietReporter())
@@ -322,7 +320,7 @@ def test_a_preparation_that_fails_leaves_the_data_set_that_was_there(
     ShardReader(out, verify="full")
 
 
-def test_the_cache_prepares_once_per_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_prepares_once_per_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NANOCHAT_CACHE", str(tmp_path / "cache"))
     write_folder(tmp_path / "corpus", 20)
     config = make_config(data={"source": str(tmp_path / "corpus")})

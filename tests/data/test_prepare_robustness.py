@@ -22,14 +22,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Python on this checkout. Returns only when every process that inherited its output is gone."""
+    """Run Python in this checkout. Returns only when every process that inherited its output has ended."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
     return subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, timeout=200, env=environment, check=False
     )
 
 
-def test_killed_at_any_durable_step_nothing_half_written_is_believed(tmp_path: Path) -> None:
+def test_killed_at_any_durable_step_nothing_half_written_is_trusted(tmp_path: Path) -> None:
     write_folder(tmp_path / "corpus", 30)
     expected = tmp_path / "expected"
     manifest = prepare_dataset(str(tmp_path / "corpus"), expected, make_config(), QuietReporter())
@@ -48,7 +48,7 @@ def test_killed_at_any_durable_step_nothing_half_written_is_believed(tmp_path: P
     assert not list(out.glob(".*.partial"))
 
 
-def test_killed_while_it_replaces_a_data_set_the_old_or_the_new_one_is_there(tmp_path: Path) -> None:
+def test_killed_while_replacing_a_data_set_the_old_or_the_new_one_is_there(tmp_path: Path) -> None:
     write_folder(tmp_path / "old corpus", 12, seed=1)
     write_folder(tmp_path / "corpus", 30)
     sizes = []
@@ -60,11 +60,11 @@ def test_killed_while_it_replaces_a_data_set_the_old_or_the_new_one_is_there(tmp
     ran = python("-m", "tests.data.interrupted_preparation", *arguments)
     assert ran.returncode == 0, ran.stderr
     ends = [json.loads(line) for line in ran.stdout.splitlines()]
-    # What is left: the old one while the new one is written, no believed one while files are moved, the new one.
+    # What is left: the old one while the new one is written, none that is trusted while files move, then the new one.
     left = [end["left"] for end in ends]
     assert left == sorted(left, key=[old, "no manifest", new].index)
     assert {old, new} <= set(left)
-    # A later preparation puts in place what was whole already, even one that then fails.
+    # A later preparation, even one that fails, moves into place what was already complete.
     then = {(end["left"], end["then"]) for end in ends}
     assert then == {(old, old), (old, new), ("no manifest", new), (new, new)}
 
@@ -102,7 +102,7 @@ def test_a_worker_that_dies_is_an_error_and_not_a_hang(tmp_path: Path) -> None:
         list(encoded)
 
 
-def test_a_full_disk_is_one_line_and_nothing_is_believed(tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line_and_nothing_is_trusted(tmp_path: Path) -> None:
     write_folder(tmp_path / "corpus", 60, size=4000)
     out = tmp_path / "data"
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -124,7 +124,7 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     write_folder(tmp_path / "corpus", 5)
     (tmp_path / "file").touch()
     targets = [tmp_path / "file", tmp_path / "file" / "data", Path("/proc/nanochat")]
-    if os.geteuid() != 0:  # permissions do not bind root
+    if os.geteuid() != 0:  # root ignores permissions
         (tmp_path / "locked").mkdir(mode=0o555)
         targets.append(tmp_path / "locked" / "data")
     for target in targets:

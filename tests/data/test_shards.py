@@ -1,4 +1,4 @@
-"""Shards: plain safetensors, exact counts, and every damage noticed before training reads a token."""
+"""Shards: plain safetensors, exact counts, and all damage noticed before training reads a token."""
 
 import hashlib
 import json
@@ -111,7 +111,7 @@ def edit_manifest(folder: Path, **changes: object) -> None:
         (lambda folder: edit_manifest(folder, train={}), r"manifest\.json: damaged manifest \(train\.tokens: "),
     ],
 )  # fmt: skip
-def test_damage_is_noticed_on_open_and_said_in_one_line(
+def test_damage_is_noticed_on_open_and_reported_in_one_line(
     dataset: Path, damage: Callable[[Path], object], message: str
 ) -> None:
     damage(dataset)
@@ -163,7 +163,7 @@ def test_opening_maps_the_tokens_instead_of_reading_them(dataset: Path) -> None:
 def test_numbers_that_index_past_something_are_refused_though_all_hashes_fit(
     dataset: Path, change: Callable, message: str
 ) -> None:
-    """As from a program that wrote the shard, its size and its hash, and a wrong number."""
+    """As if written by a program that gets the shard's size and hash right, but one number wrong."""
     path, manifest = dataset / "train-00000.safetensors", dataset / "manifest.json"
     tensors = load_file(path)
     change(tensors["tokens"], tensors["doc_offsets"])

@@ -36,7 +36,7 @@ def test_text_is_encoded_as_the_plain_library_encodes_it(pre: str, text: str) ->
     assert BY_PRE[pre].decode(BY_PRE[pre].encode(text)) == text == plain.decode(BY_PRE[pre].encode(text))
 
 
-def test_a_lone_surrogate_is_encoded_instead_of_failing() -> None:
+def test_a_lone_surrogate_is_encoded_and_does_not_fail() -> None:
     tokenizer = BY_PRE["gpt-2"]
     assert tokenizer.decode_bytes(tokenizer.encode("a\ud800b")) == b"a\xed\xa0\x80b"
 
@@ -137,7 +137,7 @@ def test_padding_does_not_change_the_tokenizer_it_starts_from() -> None:
         small.padded_to(299)
 
 
-def test_byte_lengths_are_those_of_the_text_and_zero_for_what_is_no_text() -> None:
+def test_byte_lengths_are_those_of_the_text_and_zero_for_other_tokens() -> None:
     tokenizer = Tokenizer.train(TEXTS[:1], 400).padded_to(420)
     lengths = token_byte_lengths(tokenizer)
     assert lengths.shape == (420,)

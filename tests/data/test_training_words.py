@@ -51,7 +51,7 @@ def test_text_without_long_words_trains_the_tokenizer_that_the_plain_library_tra
     assert [tuple(merge) for merge in json.loads(ours.to_str())["model"]["merges"]] == merges
 
 
-def test_one_very_long_word_does_not_hold_training_up() -> None:
+def test_one_very_long_word_does_not_slow_training_down() -> None:
     # Without cutting this takes more than the timeout of the suite.
     digits = "".join(random.Random(0).choices("0123456789", k=900_000))
     tokenizer = Tokenizer.train([f"x = {digits}\n", "def f(): return 1\n" * 50], 600)
@@ -81,7 +81,7 @@ except KeyboardInterrupt:
 """
 
 
-def test_ctrl_c_is_heard_while_the_tokenizer_is_trained() -> None:
+def test_ctrl_c_works_while_the_tokenizer_is_trained() -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
     )

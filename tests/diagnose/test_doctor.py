@@ -1,4 +1,4 @@
-"""`nanochat doctor`: what it finds, what it says about what is missing, and what it never says."""
+"""`nanochat doctor`: what it finds, what it advises about missing parts, and what it never reveals."""
 
 import builtins
 import json
@@ -73,7 +73,7 @@ def test_without_a_compiler_it_says_what_to_do(monkeypatch):
     assert found["CPU kernels"].advice == "slower PyTorch code is used instead"
 
 
-def test_a_compiler_that_cannot_build_for_torch_is_told_with_its_reason(monkeypatch):
+def test_a_compiler_that_cannot_build_for_torch_is_reported_with_its_reason(monkeypatch):
     lacking = CppCompiler(None, "/usr/bin/g++ does not work: Python.h: No such file (package python3-dev)")
     monkeypatch.setattr(doctor, "find_compiler", lambda: lacking)
     advice = facts(doctor.compilers())["C++"].advice
@@ -167,7 +167,7 @@ def test_the_command_ends_with_0_in_seconds_and_writes_json(tmp_path):
     command = [sys.executable, "-m", "nanochat_cli", "doctor", "--plain", "--json", str(tmp_path / "found.json")]
     started = time.perf_counter()
     child = subprocess.run(command, capture_output=True, text=True, check=True)
-    # Five seconds on an idle machine; other processes may have the cores here.
+    # Five seconds on an idle machine; other processes may be using the cores.
     assert time.perf_counter() - started < 30
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
     assert child.stdout == found["text"]

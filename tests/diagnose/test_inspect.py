@@ -1,4 +1,4 @@
-"""Measures of residual streams and ternary layers on cases whose answer is known, and on a model."""
+"""Measures of residual streams and ternary layers, on cases with known answers and on a model."""
 
 import math
 
@@ -73,7 +73,7 @@ def test_streams_that_stay_copies_are_reported():
 @pytest.mark.parametrize("init", ["identity", "balanced", "high-entropy", "layer-dependent"])
 @pytest.mark.parametrize("streams", [2, 4])
 def test_a_model_is_healthy_wherever_its_mixing_begins(streams, init):
-    """Alpha is 0.9997, a half or one in n! there; models that train well keep it (benchmarks/stream_health.py)."""
+    """Alpha starts at 0.9997, a half or 1 / n!; models that train well keep it (benchmarks/stream_health.py)."""
     model = build(f"mhc-{streams}+attention+dense+tied", mhc={"streams": streams, "init": init})
     report = measure_streams(model, TOKENS[:, :-1], TOKENS[:, 1:])
     assert [layer.warnings() for layer in report.layers] == [[]] * len(report.layers)

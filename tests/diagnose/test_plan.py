@@ -1,4 +1,4 @@
-"""The plan against what really happens: peak memory of a process, parameters of the built model, size of the file."""
+"""The plan against reality: peak memory of a process, parameters of the built model, size of the file."""
 
 import json
 import os
@@ -30,7 +30,7 @@ PRESETS = {
     "nano-125m-mhc": ["model.n_layers=2", "train.seq_len=256", "train.batch_size=1"],
     "e3/mtp-only": ["model.n_layers=2", "train.seq_len=128", "train.batch_size=2"],
 }
-"""Three presets, two of them with fewer layers and tokens: what a test can train."""
+"""Three presets, two of them with so few layers and tokens that a test can train them."""
 
 SLOW = pytest.mark.slow
 CHILD = """
@@ -96,7 +96,7 @@ def test_the_file_has_the_predicted_size(tmp_path):
         assert gguf_bytes(config, count_parameters(model.config)) == pytest.approx(report.bytes, rel=0.02)
 
 
-def test_time_follows_from_tokens_and_the_stated_utilisation():
+def test_time_follows_from_tokens_and_the_given_utilisation():
     config = resolve_config(["quickstart"])
     plan = make_plan(config, tokens=1000, utilisation=0.25, peak_flops=1e12)
     assert plan.seconds == pytest.approx(1000 * plan.flops_per_token / 0.25e12)
@@ -128,7 +128,7 @@ def planned(capsys: pytest.CaptureFixture[str], tmp_path: Path, *words: str) -> 
     return json.loads(file.read_text()), capsys.readouterr().out
 
 
-def test_plan_takes_a_file_and_names_the_architecture_and_what_the_time_is_founded_on(capsys, tmp_path):
+def test_plan_takes_a_file_and_names_the_architecture_and_the_basis_of_the_time(capsys, tmp_path):
     flat = tmp_path / "flat.toml"
     flat.write_text("num_layers = 2\ntotal_steps = 100\nmhc_n_streams = 2\n")
     found, text = planned(capsys, tmp_path, "--config", str(flat), "--peak-flops", "1e12")
@@ -139,7 +139,7 @@ def test_plan_takes_a_file_and_names_the_architecture_and_what_the_time_is_found
     assert "50% of 1e+12 FLOP/s (--peak-flops)" in text
 
 
-def test_plan_of_an_overlay_alone_is_of_quickstart_and_invents_no_speed_of_an_absent_device(capsys, tmp_path):
+def test_an_overlay_alone_plans_quickstart_and_an_absent_device_has_no_speed(capsys, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("the device is here")
     found, text = planned(capsys, tmp_path, "--preset", "h200")

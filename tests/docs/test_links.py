@@ -1,4 +1,4 @@
-"""Every relative link in README.md and docs/ leads to a file of this repository, and to a heading if it names one."""
+"""Every relative link in README.md and docs/ leads to a file of this repository, and to its heading if it has one."""
 
 import re
 from pathlib import Path

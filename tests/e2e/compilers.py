@@ -1,4 +1,4 @@
-"""Machines whose compilers do not work, by programs of their names that stand first on PATH."""
+"""Machines with broken compilers, simulated by programs of those names first on PATH."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""The command line in a process of its own, for tests that stop or kill it, or start several together."""
+"""The command line in a separate process, for tests that stop or kill it, or start several together."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ def start(folder: Path, *line: str) -> "subprocess.Popen[str]":
 
 
 def run_together(folder: Path, *lines: Sequence[str]) -> list[tuple[int, str]]:
-    """Every line at the same moment, each in a process of its own: exit codes and standard errors, in their order."""
+    """Run all lines at the same moment, each in its own process; returns exit codes and standard errors in order."""
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.e2e.waiting_command", *line],

@@ -38,7 +38,7 @@ Change = Callable[[], object]
 
 @dataclass(frozen=True)
 class Mistake:
-    """A command line, what was wrong before it, its exit code, and what its one line must say.
+    """A command line, what was wrong before it, its exit code, and what its one line of error must say.
 
     disk: bytes that a file may have, as on a full disk. changes: files that the command rightly writes before it fails.
     """
@@ -60,12 +60,12 @@ def write(path: str, content: bytes) -> Change:
 
 
 def cut(path: str, size: int) -> Change:
-    """Only the first `size` bytes are left; a negative size counts from the end."""
+    """Keep only the first `size` bytes; a negative size counts from the end."""
     return lambda: Path(path).write_bytes(Path(path).read_bytes()[:size])
 
 
 def flip(path: str) -> Change:
-    """One bit of the last byte is wrong; the size is not."""
+    """Flip one bit of the last byte."""
 
     def change() -> None:
         content = bytearray(Path(path).read_bytes())
@@ -80,7 +80,7 @@ def remove(path: str) -> Change:
 
 
 def replace(path: str, other: str) -> Change:
-    """`path` is a copy of what belongs elsewhere."""
+    """Replace `path` by a copy of another file."""
 
     def change() -> None:
         remove(path)()
@@ -94,7 +94,7 @@ def write_parquet(path: str, column: str) -> Change:
 
 
 def write_gguf(path: str, arch: str) -> Change:
-    """A whole and valid GGUF file of one tensor."""
+    """Write a valid GGUF file with one tensor."""
 
     def change() -> None:
         writer = gguf.GGUFWriter(path, arch)
@@ -186,10 +186,10 @@ CORPUS = [
             write("x.jsonl", b'{"code": "a"}\n')),
     Mistake("parquet without the column", [*TOKENIZE, "x.parquet"], DATA, "columns there: code",
             write_parquet("x.parquet", "code")),
-    Mistake("parquet that is none", [*TOKENIZE, "x.parquet"], DATA, "x.parquet: not a readable parquet file",
+    Mistake("not a parquet file", [*TOKENIZE, "x.parquet"], DATA, "x.parquet: not a readable parquet file",
             write("x.parquet", b"PAR1")),
     Mistake("hf: without a name", [*TOKENIZE, "hf:"], DATA, "write hf:NAME"),
-    Mistake("tokenizer that is none", [*TOKENIZE, "src", "--tokenizer", "src/f1.py"], DATA, "not a tokenizer.json"),
+    Mistake("not a tokenizer", [*TOKENIZE, "src", "--tokenizer", "src/f1.py"], DATA, "not a tokenizer.json"),
     Mistake("tokenizer with too many tokens",
             [*TOKENIZE, "src", "--tokenizer", "data/src/tokenizer.json", "--vocab-size", "280"],
             DATA, "set model.vocab_size=300"),
@@ -321,7 +321,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it to do harm in, as the working folder, with an empty cache."""
+    """A copy of it to damage, as the working folder, with an empty cache."""
     folder = tmp_path / "work"
     shutil.copytree(original, folder)
     for kept in ("config.toml", "dataset.json"):  # as if it had all been made here
@@ -387,7 +387,7 @@ def test_a_batch_beyond_all_memory_is_one_line(capfd: pytest.CaptureFixture[str]
 
 
 @pytest.mark.usefixtures("folder")
-def test_a_missing_environment_is_no_obstacle(capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_environment_is_enough(capfd: pytest.CaptureFixture[str]) -> None:
     Path("runs/tiny/environment.json").unlink()
     assert main([*RESUME, "--quiet"]) == 0
     assert main(["export", "tiny", "--no-verify", "--quiet"]) == 0
@@ -403,7 +403,7 @@ def test_standard_output_on_a_full_disk_is_one_line() -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_a_terminal_that_is_not_utf8_and_a_prompt_that_is_not_either_are_no_error() -> None:
+def test_neither_a_terminal_nor_a_prompt_has_to_be_utf8() -> None:
     done = subprocess.run(
         [*NANOCHAT, "generate", "tiny", "--max-tokens", "3", "-p", b"caf\xe9 \xff", "--json", "found.json"],
         env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},

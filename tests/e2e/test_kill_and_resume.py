@@ -1,6 +1,6 @@
-"""`kill -9` at random moments of a run, resumed each time, ends in the same bits as a run that nobody disturbed.
+"""`kill -9` at random moments of a run, resumed each time, ends in the same bits as an uninterrupted run.
 
-Through the real command in processes of its own. The oracle is the uninterrupted run. With NANOCHAT_RESULT_FILE set,
+Through the real command in separate processes. The oracle is the uninterrupted run. With NANOCHAT_RESULT_FILE set,
 the ten-kill form writes what it found there, in the one form of every committed measurement.
 """
 
@@ -29,7 +29,7 @@ RUN = [
     *("--set", "run.dir=runs", "--set", "data.path=data/src"),
 ]
 TIMINGS = ("seconds", "throughput/")
-"""Beginnings of the names of what depends on the clock."""
+"""Prefixes of the names of values that depend on the clock."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def steps_said(process: "subprocess.Popen[str]") -> Iterator[int]:
-    """The steps that the process reports, as they are done."""
+    """The steps, as the process reports them."""
     assert process.stderr is not None
     for line in process.stderr:
         if found := re.match(r"step (\d+)/", line):
@@ -53,7 +53,7 @@ def steps_said(process: "subprocess.Popen[str]") -> Iterator[int]:
 
 
 def kill_after(process: "subprocess.Popen[str]", step: int, share: float) -> None:
-    """SIGKILL once `step` is done and `share` of the time since the first reported step has passed again per step."""
+    """SIGKILL after `step` plus `share` of the mean time per step since the first reported one."""
     started, first = time.perf_counter(), None
     for said in steps_said(process):
         if first is None:
@@ -69,13 +69,13 @@ def kill_after(process: "subprocess.Popen[str]", step: int, share: float) -> Non
 
 
 def logged_steps(run: Path) -> list[int]:
-    """The step of every whole line of metrics.jsonl."""
+    """The step of every complete line of metrics.jsonl."""
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     return [json.loads(line)["step"] for line in lines if line.endswith("\n")]
 
 
 def without_timings(value: Any) -> Any:
-    """The value without what depends on the clock."""
+    """The value without entries that depend on the clock."""
     if isinstance(value, dict):
         return {key: without_timings(item) for key, item in value.items() if not key.startswith(TIMINGS)}
     return [without_timings(item) for item in value] if isinstance(value, list) else value
@@ -91,7 +91,7 @@ def checkpoint_files(run: Path) -> dict[str, bytes]:
 
 
 def saved_state(run: Path) -> dict[str, Any]:
-    """The plain part of the last checkpoint: where the run stands and what it has measured."""
+    """The plain part of the last checkpoint: the run's progress and measurements."""
     text = (run / "checkpoints" / f"step-{TOTAL_STEPS:06d}" / "state.json").read_text()
     state = without_timings(json.loads(text)["state"])
     del state["config"]["run"]["name"]

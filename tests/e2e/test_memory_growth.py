@@ -30,7 +30,7 @@ TRAIN = [
 
 
 def resident(pid: int) -> int:
-    """VmRSS in bytes; 0 when the process is no more."""
+    """VmRSS in bytes; 0 if the process has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -39,7 +39,7 @@ def resident(pid: int) -> int:
 
 
 def last_step(metrics: Path) -> int:
-    """The last step of which `metrics` has a whole line."""
+    """The last step with a complete line in `metrics`."""
     if not metrics.exists():
         return 0
     lines = metrics.read_text().split("\n")[:-1]

@@ -1,4 +1,4 @@
-"""`nanochat quickstart` on a tiny corpus and model: everything it leaves behind, and what it says."""
+"""`nanochat quickstart` on a tiny corpus and model: everything that it leaves behind and prints."""
 
 import json
 import re
@@ -21,7 +21,7 @@ STEPS = 30
 
 @dataclass(frozen=True)
 class Outcome:
-    """The run's folder, what `--json` wrote, and what the command said."""
+    """The run's folder, what `--json` wrote, and what the command printed."""
 
     run: Path
     result: dict[str, Any]
@@ -106,7 +106,7 @@ def test_results_and_report_agree_with_what_was_said(outcome: Outcome) -> None:
     assert "TQ2_0" in report.upper()
 
 
-def test_bits_per_byte_stands_beside_the_compressors(outcome: Outcome) -> None:
+def test_bits_per_byte_is_shown_beside_the_compressors(outcome: Outcome) -> None:
     said = dict(re.findall(r"^held-out bits per byte, (.+?) {2,}([\d.]+)$", outcome.out, re.MULTILINE))
     expected = {"quickstart-1": outcome.result["held_out"]["bits_per_byte"], **outcome.result["baselines"]}
     assert {"gzip -9", "xz -9e"} <= expected.keys()

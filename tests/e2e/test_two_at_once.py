@@ -1,4 +1,4 @@
-"""Two commands on one folder at the same moment, in processes of their own: nothing is shared, nothing is lost."""
+"""Two commands on one folder at the same moment, in separate processes: nothing is shared, nothing is lost."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The command line in a process that has imported everything and waits for a line on standard input to begin.
+"""The command line in a process that has imported everything and waits for a line on standard input before it runs.
 
 Several of them told at once begin together, whatever importing took. Prints `ready` when it waits.
 """

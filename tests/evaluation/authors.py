@@ -1,4 +1,4 @@
-"""A language model that writes what it is told, through the real sampler, for tests of evaluation."""
+"""A language model that writes prescribed texts through the real sampler, for tests of evaluation."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Runs assembled programs of trusted origin, many at once: what the tests of problems measure with.
+"""Runs assembled, trusted programs, many at once, for the tests of problems.
 
 It has no limits and hides nothing from the programs, so it is not for generated code.
 """

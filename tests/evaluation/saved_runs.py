@@ -1,4 +1,4 @@
-"""Runs on disk that were never trained: what evaluation loads."""
+"""Untrained runs on disk for evaluation to load."""
 
 import inspect
 import json
@@ -16,7 +16,7 @@ from tests.inference.tiny_models import spread_model, tiny_config
 def save_run(
     run: Path, tokenizer: Tokenizer | None = None, *, data: dict[str, Any] | None = None, **shape: object
 ) -> tuple[Transformer, Tokenizer]:
-    """A run of a tiny model with random weights, at step 1; data: the table [data] of its configuration."""
+    """A run of a tiny model with random weights, at step 1; data: the [data] section of its configuration."""
     run.mkdir(parents=True)
     tokenizer = tokenizer or Tokenizer.train([inspect.getsource(json)], 300)
     model_config = tiny_config(vocab_size=tokenizer.vocab_size, **shape).model_dump()

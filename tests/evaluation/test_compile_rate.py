@@ -1,4 +1,4 @@
-"""Held-out functions complete themselves and answers without work do not count; bits per byte by language."""
+"""Compile rate of held-out functions, in which trivial answers do not count; bits per byte by language."""
 
 import pytest
 import torch
@@ -107,7 +107,7 @@ def rate(folder, problems, answers, pool):
 
 
 @needs_rustc
-def test_functions_that_compile_alone_are_asked_and_their_own_text_scores_one(pool, tmp_path):
+def test_functions_that_compile_alone_are_prompts_and_their_own_text_scores_one(pool, tmp_path):
     documents = [("python", PYTHON), ("rust", RUST), ("md", "fn no() {\n}\n")]
     problems = function_problems(documents, 10, pool, QuietReporter())
     assert sorted(problem.prompt.splitlines()[0] for problem in problems) == [
@@ -151,7 +151,7 @@ def test_documents_without_functions_are_an_error(pool):
         ("Makefile", "other"),
     ],
 )
-def test_the_language_of_a_document_is_told_by_its_extension(document, language):
+def test_the_language_of_a_document_follows_from_its_extension(document, language):
     assert language_of(document) == language
 
 
@@ -188,7 +188,7 @@ def test_bits_per_byte_of_languages_are_parts_of_that_of_the_whole(dataset):
     bits = sum(one.bits_per_byte * one.bytes for one in languages.values())
     assert bits == pytest.approx(whole.bits_per_byte * whole.bytes)
     n_rust = sum(len(text) for text in reader.documents("val") if b"pub fn" in text)
-    first = next(reader.tokens("val").documents())[0]  # the first token is no target
+    first = next(reader.tokens("val").documents())[0]  # the first token is not a target
     lost = int(reader.tokenizer.byte_lengths()[first])
     assert languages["rust"].bytes in (n_rust, n_rust - lost)
     named = {(one.case, one.metric): one.value for one in bits_per_byte_results(whole, languages)}
@@ -215,7 +215,7 @@ def test_another_tokenizer_encodes_the_same_text(dataset):
     assert sum(encoded.lengths) == len(encoded)
 
 
-def test_a_source_that_has_changed_leaves_the_whole_figure(dataset, capsys):
+def test_with_a_changed_source_only_the_total_is_reported(dataset, capsys):
     out, config, source = dataset
     extra = source / "later.py"
     extra.write_text("x = 1\n")
@@ -230,6 +230,6 @@ def test_a_source_that_has_changed_leaves_the_whole_figure(dataset, capsys):
     assert "no figures by language" in capsys.readouterr().err
 
 
-def test_a_file_alone_does_not_say_what_was_held_out(tmp_path):
+def test_a_file_alone_does_not_tell_what_was_held_out(tmp_path):
     with pytest.raises(ConfigError, match="give a data set with --data"):
         open_held_out(tmp_path / "model.gguf", None, None, QuietReporter())

@@ -94,7 +94,7 @@ def test_rust_prompts_may_stop_before_the_brace_and_hold_other_items(prompt):
 def test_the_brace_that_a_stop_sequence_swallowed_comes_back():
     assert cut_completion("rust", RUST_PROMPT, "    a", ["\n}"]) == "    a\n}\n"
     assert cut_completion("rust", RUST_PROMPT, "    a", ["\nfn"]) == "    a"
-    assert cut_completion("rust", RUST_PROMPT, "    if a {\n", ["\n}"]) == "    if a {\n\n}\n"  # still open: no program
+    assert cut_completion("rust", RUST_PROMPT, "    if a {\n", ["\n}"]) == "    if a {\n\n}\n"  # still open
 
 
 def test_another_language_is_refused():
@@ -103,7 +103,7 @@ def test_another_language_is_refused():
 
 
 def functions_of_the_standard_library() -> Iterator[tuple[str, str, str]]:
-    """(first lines of a function, its body with what lies before the next statement, the rest of its file)."""
+    """(First lines of a function, its body up to the next statement, the rest of its file)."""
     for path in sorted(Path(sysconfig.get_path("stdlib")).glob("[a-h]*.py")):
         source = path.read_text(encoding="utf-8")
         lines, statements = list(io.StringIO(source)), ast.parse(source).body

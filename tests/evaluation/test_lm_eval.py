@@ -22,7 +22,7 @@ CONTEXT = 64
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A run that was never trained, and its model and tokenizer."""
+    """An untrained run, its model and its tokenizer."""
     run = tmp_path_factory.mktemp("runs") / "tiny"
     model, tokenizer = save_run(run, quant={"activations": False}, max_seq_len=CONTEXT)
     return run, model, tokenizer
@@ -39,7 +39,7 @@ def request(kind, *arguments):
 
 @torch.no_grad()
 def log_probabilities(model, ids):
-    """[len(ids) - 1, V]: of every token behind the first."""
+    """Log-probabilities [len(ids) - 1, V] for every token after the first."""
     return model.logits(model(torch.tensor([ids[:-1]])))[0].double().log_softmax(-1)
 
 
@@ -66,7 +66,7 @@ def test_the_greedy_continuation_is_said_to_be_greedy(saved, adapter):
     assert is_greedy
 
 
-def test_a_token_over_the_border_is_not_lost(saved, adapter):
+def test_a_token_across_the_border_is_not_lost(saved, adapter):
     _, _, tokenizer = saved
     text = next(t for t in ("return", "self", "json", "def", "the", "in") if len(tokenizer.encode(t)) == 1)
     before, target = adapter._encode_pair(text[:1], text[1:])
@@ -82,7 +82,7 @@ def test_rolling_log_likelihood_predicts_every_token_once(saved, adapter):
     expected, whole = 0.0, [tokenizer.eos_id, *ids]
     for start in range(0, len(ids), CONTEXT):
         end = min(start + CONTEXT, len(ids))
-        window = whole[max(0, end - CONTEXT) : end + 1]  # the last one has as much context as the model reads
+        window = whole[max(0, end - CONTEXT) : end + 1]  # the last one has a full context
         rows = log_probabilities(model, window)[start - end :]
         expected += float(rows.gather(1, torch.tensor(ids[start:end])[:, None]).sum())
     assert found == pytest.approx(expected, rel=1e-5)
@@ -135,7 +135,7 @@ def test_what_the_adapter_cannot_do_is_one_line(saved, adapter):
         adapter.apply_chat_template([{"role": "user", "content": "x"}])
 
 
-def test_sequences_that_do_not_fit_the_memory_are_scored_fewer_at_a_time(saved, monkeypatch):
+def test_sequences_that_exceed_the_memory_are_scored_fewer_at_once(saved, monkeypatch):
     adapter = NanochatLM(str(saved[0]), batch_size=8)
     asked = [request("loglikelihood", "a " * n, "b") for n in range(1, 8)]
     expected = adapter.loglikelihood(asked, disable_tqdm=True)
@@ -153,7 +153,7 @@ def test_sequences_that_do_not_fit_the_memory_are_scored_fewer_at_a_time(saved, 
     assert [one for one, _ in found] == pytest.approx([one for one, _ in expected], abs=1e-4)
 
 
-def test_a_device_is_left_aside_with_a_warning(saved, caplog):
+def test_a_device_is_ignored_with_a_warning(saved, caplog):
     assert NanochatLM(str(saved[0]), device="cuda:0").model.device.type == "cpu"
     assert "this model runs on the CPU" in caplog.text
 

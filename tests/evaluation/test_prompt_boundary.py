@@ -1,4 +1,4 @@
-"""A prompt ends where a token ends, and moving white space changes nothing about what is asked or how it is judged."""
+"""A prompt ends where a token ends, and moving white space changes neither the problem nor its judgement."""
 
 from dataclasses import replace
 
@@ -85,7 +85,7 @@ def test_answers_are_assembled_and_rejected_as_before(language: str, joins: Toke
 
 
 def test_where_tokens_join_no_indented_line_follows_a_line_break_alone(joins: Tokenizer) -> None:
-    """Why prompts must not end with one: what a model of this text learns to write there is at the margin."""
+    """Why prompts must not end with a line break: after it, a model of this text learns to write at the margin."""
     tokens = joins.encode(TEXT)
     (line_break,) = joins.encode("\n")
     following = {tokens[index + 1] for index, token in enumerate(tokens[:-1]) if token == line_break}

@@ -26,7 +26,7 @@ def test_its_ends_are_the_shares_that_a_score_test_just_does_not_reject(solved, 
             assert end == mean
 
 
-def test_nothing_solved_is_no_proof_that_nothing_can_be():
+def test_nothing_solved_does_not_prove_that_nothing_can_be():
     (found,) = mean_pass_at_k(dict.fromkeys("abc", (4, 0)))
     assert found.interval == (0, pytest.approx(Z**2 / (3 + Z**2)))
     (found,) = mean_pass_at_k({str(i): (10, 0) for i in range(43)})
@@ -51,7 +51,7 @@ def test_it_covers_the_truth_in_95_of_100_cases_on_average_over_all_truths(count
     assert float(min(coverage)) > 0.8
 
 
-def test_shares_between_none_and_all_spread_less_so_that_it_covers_them_too():
+def test_shares_between_0_and_1_vary_less_so_that_it_covers_them_too():
     ends = share_interval([0.1, 0.2, 0.15])
     assert ends is not None
     assert ends[0] < 0.1
@@ -69,7 +69,7 @@ def test_a_difference_has_the_published_ends():
         assert difference_interval(first, second) == pytest.approx(ends, abs=5e-5)
 
 
-def test_problems_that_did_not_change_are_no_proof_that_none_would():
+def test_unchanged_problems_do_not_prove_that_none_would_change():
     for values in ([0.0] * 43, [1.0] * 20 + [0.0] * 23, [0.5] * 43):
         ends = difference_interval(values, values)
         assert ends is not None

@@ -1,4 +1,4 @@
-"""Right answers score 1, wrong ones 0, and an evaluation that was killed ends with the same figures."""
+"""Right answers score 1, wrong ones 0, and an interrupted evaluation ends with the same figures."""
 
 import json
 
@@ -74,7 +74,7 @@ def test_figures_are_those_of_pass_at_k_over_problems(pool, tmp_path):
     assert named["python, temperature 0.5", "pass@1, low end of the 95 % interval"] == first.interval[0]
 
 
-def test_an_interrupted_evaluation_goes_on_where_it_was_and_gives_the_same_figures(pool, tmp_path):
+def test_an_interrupted_evaluation_continues_where_it_was_and_gives_the_same_figures(pool, tmp_path):
     problems = load_problems("python")[:5]
     answers = {problem.prompt: [problem.solution or "", "    pass\n"] for problem in problems}
     options = SuiteOptions(samples=3, ks=(1, 3), temperatures=(0.2, 0.8), max_tokens=600)
@@ -121,7 +121,7 @@ def test_a_prompt_that_does_not_fit_counts_as_failed(pool, tmp_path):
 
 
 @needs_rustc
-def test_the_brace_of_rust_is_put_back_only_where_generation_stopped_at_it(pool):
+def test_the_brace_of_rust_is_restored_only_where_generation_stopped_at_it(pool):
     asked = Problem("f", "rust", "fn f(a: i32) -> i32 {\n", (), stop=("\n}",))
     for finish in ("stop", "length", "eos"):
         (found,) = judge_completions(asked, [Completion("    a + 1", (1,), (0.0,), finish)], pool)
@@ -139,7 +139,7 @@ def test_the_brace_of_rust_is_put_back_only_where_generation_stopped_at_it(pool)
         ({"top_p": 0.0}, "--top-p 0"),
     ],
 )
-def test_settings_without_sense_are_refused(values, message):
+def test_senseless_settings_are_refused(values, message):
     with pytest.raises(ConfigError, match=message):
         SuiteOptions(**values)
 

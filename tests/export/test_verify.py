@@ -1,4 +1,4 @@
-"""What a verification says: the word "verified" stands only before what was shown."""
+"""The wording of a verification: only what was shown is called "verified"."""
 
 from pathlib import Path
 
@@ -18,8 +18,8 @@ def lines(llama_cpp: LlamaCppComparison | None, arch: str = "llama") -> list[str
 
 
 @pytest.mark.parametrize("stable", [0, 3])
-def test_logits_that_hang_on_rounding_ties_are_not_called_verified(stable):
-    """As after a run that barely trained: 5 of 12 prompts within 0.002, hardly one of them stable."""
+def test_logits_that_depend_on_rounding_ties_are_not_called_verified(stable):
+    """As after a run that barely trained: 5 of 12 prompts within 0.002, hardly any of them stable."""
     found = lines(comparison(5, stable, stable))
     assert found[-1] == INCONCLUSIVE.format(stable)
     assert not any(line.startswith("verified: llama.cpp") for line in found)
@@ -36,7 +36,7 @@ def test_logits_that_agree_are_verified(seen):
 
 
 @pytest.mark.parametrize("arch", ["llama", "nanochat-ternary"])
-def test_a_program_that_was_not_asked_verifies_nothing(arch):
+def test_a_program_that_did_not_run_verifies_nothing(arch):
     *verified, last = lines(None, arch)
     assert all(line.startswith("verified: ") for line in verified)
     assert last.startswith("llama.cpp was not asked: ")

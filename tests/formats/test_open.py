@@ -1,4 +1,4 @@
-"""A run folder back in memory: the model that was saved, from the checkpoint that was asked for."""
+"""A run folder back in memory: the saved model, from the requested checkpoint."""
 
 import inspect
 import json
@@ -60,7 +60,7 @@ def test_a_checkpoint_of_another_model_is_one_clear_line(run: tuple[Path, dict[i
         load_run(folder)
 
 
-def test_a_folder_that_is_no_run_is_one_clear_line(tmp_path: Path, run: tuple[Path, dict[int, Transformer]]) -> None:
+def test_a_folder_that_is_not_a_run_is_one_clear_line(tmp_path: Path, run: tuple[Path, dict[int, Transformer]]) -> None:
     with pytest.raises(DataError, match="is not a folder: name a run"):
         load_run(tmp_path / "none")
     folder, _ = run

@@ -66,7 +66,7 @@ def test_log_probabilities_are_those_of_one_pass_over_the_whole_text(temperature
         torch.testing.assert_close(torch.tensor(completion.log_probabilities), expected, atol=1e-4, rtol=0)
 
 
-def test_a_packed_model_draws_reproducibly_and_more_rows_than_fit_at_once():
+def test_a_packed_model_draws_reproducibly_even_more_rows_than_fit_at_once():
     packed = PackedTransformer.from_model(spread_model(tiny_config()))
     settings = SamplingConfig(max_tokens=3, temperature=1.0)
     (first,) = sample_batch(packed, LetterTokenizer(), ["x"], MAX_ROWS + 2, settings, [0])
@@ -76,7 +76,7 @@ def test_a_packed_model_draws_reproducibly_and_more_rows_than_fit_at_once():
     assert len({one.tokens for one in first}) > MAX_ROWS // 2
 
 
-def test_eos_ends_a_row_and_is_a_token_but_no_text():
+def test_eos_ends_a_row_and_is_a_token_without_text():
     class EndingTokenizer(LetterTokenizer):
         eos_id = 7
 

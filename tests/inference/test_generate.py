@@ -23,7 +23,7 @@ FLOAT_ACTIVATIONS = {"quant": {"activations": False}}
 
 
 class ByteTokenizer:
-    """One token per byte, 0 ends a document; enough of a tokenizer to test streaming against an obvious truth."""
+    """One token per byte, 0 ends a document; enough to test streaming against an obvious truth."""
 
     eos_id = 0
     unused_ids = ()
@@ -36,7 +36,7 @@ class ByteTokenizer:
 
 
 class Scripted(Transformer):
-    """Says a fixed byte string whatever it reads."""
+    """Writes a fixed byte string whatever it reads."""
 
     def __init__(self, script: bytes) -> None:
         super().__init__(tiny_config(dim=32, n_heads=2, n_kv_heads=1, ffn_dim=64, n_layers=1, max_seq_len=128))
@@ -113,7 +113,7 @@ def test_a_row_ends_at_eos_while_the_others_go_on() -> None:
 
 
 @pytest.mark.parametrize("mixing", ["attention", "hybrid"])
-def test_past_the_context_the_later_half_is_read_again(mixing: str) -> None:
+def test_beyond_the_context_the_later_half_is_read_again(mixing: str) -> None:
     """And nothing but that half: keys and values, and the states of recurrent layers, of what came before are gone."""
     model = build(f"plain+{mixing}+dense+untied", max_seq_len=16, vocab_size=256, **FLOAT_ACTIVATIONS)
     start = prompt(10, 4)
@@ -153,7 +153,7 @@ def test_pieces_are_whole_characters_and_join_to_the_text(text: str) -> None:
 
 
 @given(st.binary(max_size=40))
-def test_bytes_that_are_no_utf8_become_replacement_characters_as_in_one_decode(raw: bytes) -> None:
+def test_invalid_utf8_becomes_replacement_characters_as_in_one_decode(raw: bytes) -> None:
     stream = TextStream(ByteTokenizer())
     assert "".join(stream.feed(byte) for byte in raw) + stream.finish() == raw.decode(errors="replace")
 
@@ -202,7 +202,7 @@ def test_max_tokens_bounds_the_text() -> None:
 
 
 class PaddedTokenizer(ByteTokenizer):
-    """Every even id only fills the vocabulary up; an id is the character of its number."""
+    """Every even id only pads the vocabulary; any other is the character of its number."""
 
     unused_ids = range(2, 256, 2)
 
@@ -212,7 +212,7 @@ class PaddedTokenizer(ByteTokenizer):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_ids_without_a_text_are_never_generated(temperature):
-    """Plainly, in a batch and with drafts, all alike; a model that would prefer them else."""
+    """Neither plainly nor in a batch nor with drafts, although the model would prefer them."""
     model, tokenizer = spread_model(tiny_config(quant={"activations": False})), PaddedTokenizer()
     sampling = SamplingConfig(max_tokens=24, temperature=temperature)
     start, unused = tokenizer.encode("let x"), set(tokenizer.unused_ids)

@@ -62,7 +62,7 @@ def test_the_codes_and_scales_are_those_of_training(scale):
 
 @torch.no_grad()
 def stable(model, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
-    """Which prompts, bool [B], have logits that a disturbance of the last bits of every norm does not move."""
+    """Which prompts, bool [B], have logits that do not depend on the last bits of every norm."""
     from nanochat_cli.model.norm import RMSNorm
 
     exact = model.logits(model(tokens))
@@ -84,7 +84,7 @@ def stable(model, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> torc
 @pytest.mark.parametrize("scale", GROUPS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @torch.no_grad()
-def test_fused_logits_agree_where_no_activation_lies_on_a_tie(shape, scale, monkeypatch):
+def test_fused_logits_agree_where_no_activation_is_at_a_tie(shape, scale, monkeypatch):
     model = spread_model(tiny_config(**shape, quant={"scale": scale}))
     packed = PackedTransformer.from_model(model)
     tokens = prompts()
@@ -93,7 +93,7 @@ def test_fused_logits_agree_where_no_activation_lies_on_a_tie(shape, scale, monk
     assert keeps.sum() >= N_PROMPTS // 4
     agree = difference[keeps] <= 1e-4
     assert agree.float().mean() >= 0.75, difference
-    assert difference.max() <= 0.2  # a code or a few, not another model: logits have a standard deviation near 1
+    assert difference.max() <= 0.2  # a few codes at most, not another model: logits have a standard deviation near 1
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -156,7 +156,7 @@ def test_greedy_generation_is_that_of_the_trained_model():
     assert list(generate_tokens(packed, rows, sampling)) == list(generate_tokens(model, rows, sampling))
 
 
-def test_generation_goes_on_past_the_context_and_is_the_same_for_the_same_seed():
+def test_generation_continues_beyond_the_context_and_is_the_same_for_the_same_seed():
     packed = PackedTransformer.from_model(spread_model(tiny_config(max_seq_len=16)))
     sampling = SamplingConfig(max_tokens=40, temperature=1.0, seed=4)
     runs = [list(generate_tokens(packed, [[1, 2, 3]], sampling)) for _ in range(2)]
@@ -172,7 +172,7 @@ def test_its_memory_is_two_bits_a_weight_and_what_is_not_ternary():
     assert packed.bytes == config.n_layers * ternary + 4 * 100 * 256
 
 
-def test_an_embedding_that_float16_holds_exactly_is_kept_as_such():
+def test_an_embedding_that_float16_represents_exactly_is_kept_in_float16():
     model = spread_model(tiny_config())
     with torch.no_grad():
         model.embedding.weight.copy_(model.embedding.weight.half())

@@ -135,7 +135,7 @@ EXTREMES = [
 
 
 @pytest.mark.parametrize("allowed", EXTREMES)
-def test_every_setting_that_is_allowed_chooses_a_token_that_exists(allowed: dict) -> None:
+def test_every_allowed_setting_chooses_an_existing_token(allowed: dict) -> None:
     largest = torch.finfo(torch.float32).max
     logits = torch.tensor([[largest, -largest, 0.0, 1e-40], [50.0, 49.0, -1e30, 0.0]])
     seen = torch.tensor([[True, False, True, False], [False, True, True, False]])
@@ -154,7 +154,7 @@ def test_logits_that_are_not_finite_are_one_clear_line(temperature: float, bad: 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_unused_ids_are_never_chosen_and_do_not_shift_the_others(temperature: float) -> None:
-    """Whatever their logits are; the others are drawn as if the unused ones did not exist."""
+    """Whatever their logits; the others are drawn as if the unused ones did not exist."""
     logits = torch.tensor([[9.0, 1.0, 9.0, 2.0, 0.5]])
     unused, config = torch.tensor([0, 2]), SamplingConfig(temperature=temperature)
     for seed in range(200):
@@ -165,7 +165,7 @@ def test_unused_ids_are_never_chosen_and_do_not_shift_the_others(temperature: fl
 
 
 @pytest.mark.parametrize("p", [0.0, 0.05, 0.3, 1.0])
-def test_min_p_keeps_what_is_at_least_that_share_as_probable_as_the_best(p):
+def test_min_p_keeps_tokens_with_at_least_that_share_of_the_best_probability(p):
     logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(3)) * 2
     possible = keep_min_p(logits, p).isfinite()
     probabilities = logits.double().softmax(-1)

@@ -1,4 +1,4 @@
-"""Self-speculative decoding yields the tokens of plain decoding, whatever is guessed."""
+"""Self-speculative decoding yields the tokens of plain decoding, whatever the drafts are."""
 
 import pytest
 import torch
@@ -65,7 +65,7 @@ def plain_all(model, prompt, sampling) -> list[int | None]:
 
 
 class Oracle:
-    """Guesses from a list of the right tokens, or always wrongly."""
+    """Drafts from a list of the right tokens, or always wrong ones."""
 
     def __init__(self, right: list[int], *, lie: bool) -> None:
         self.right, self.lie, self.done = right, lie, 0
@@ -98,7 +98,7 @@ def test_shared_logits_draft_nothing():
 
 
 class Slow:
-    """A model whose passes take a second of a clock that stands still otherwise."""
+    """A model whose passes each take one second of an otherwise stopped clock."""
 
     def __init__(self, model, clock: list[float]) -> None:
         self._model, self._clock = model, clock
@@ -129,7 +129,7 @@ def test_every_new_token_counts_in_the_rate_and_the_prompt_does_not(lie, passes,
 
 
 def test_a_text_that_ends_counts_its_last_pass():
-    """EOS among the drafts of a pass: the pass is counted, EOS is no token of the text."""
+    """EOS among the drafts of a pass: the pass counts, EOS is not a token of the text."""
     model = build("plain+attention+dense+untied", **EXACT)
     prompt = prompts(1)[0]
     right = plain_all(model, prompt, SamplingConfig(max_tokens=40, temperature=0))

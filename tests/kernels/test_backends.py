@@ -1,4 +1,4 @@
-"""Who computes an operation: the order of backends, how it is overridden, and what is said of a fallback."""
+"""Which backend computes an operation: their order, how it is overridden, and how a fallback is logged."""
 
 import logging
 import subprocess
@@ -22,7 +22,7 @@ def automatic(monkeypatch):
 
 
 def refuse(monkeypatch, reason: str) -> None:
-    """Make the CPU backend one that can do nothing."""
+    """Make the CPU backend refuse every operation."""
 
     def unsupported(*_arguments):
         raise Unsupported(reason)
@@ -47,13 +47,13 @@ def test_the_variable_overrides_the_device_and_the_argument_the_variable(monkeyp
 
 
 @pytest.mark.parametrize(("argument", "source"), [("avx", "backend"), (None, "NANOCHAT_BACKEND")])
-def test_a_name_that_does_not_exist_is_refused_with_the_ones_that_do(monkeypatch, argument, source):
+def test_an_unknown_name_is_refused_with_the_known_ones(monkeypatch, argument, source):
     monkeypatch.setenv("NANOCHAT_BACKEND", "avx")
     with pytest.raises(ValueError, match=f"{source} = avx does not exist: choose one of reference, cpu, triton"):
         requested_backend(argument)
 
 
-def test_a_fallback_gives_the_result_of_the_reference_and_is_said_once_with_its_cause(monkeypatch, caplog):
+def test_a_fallback_gives_the_result_of_the_reference_and_is_logged_once_with_its_cause(monkeypatch, caplog):
     refuse(monkeypatch, "no compiler anywhere")
     x = torch.randn(3, 128, generator=torch.Generator().manual_seed(0))
     with caplog.at_level(logging.WARNING, logger="nanochat_kernels"):
@@ -63,7 +63,7 @@ def test_a_fallback_gives_the_result_of_the_reference_and_is_said_once_with_its_
     assert "no compiler anywhere" in caplog.text
 
 
-def test_an_error_of_the_caller_is_no_reason_to_fall_back():
+def test_an_error_of_the_caller_does_not_cause_a_fallback():
     with pytest.raises(ValueError, match="cannot be split into groups of 100"):
         quantize_activations(torch.zeros(2, 128), 100)
 

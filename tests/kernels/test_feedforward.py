@@ -1,4 +1,4 @@
-"""The feed-forward as one operation: the bits and the gradients of its composition, rows left out."""
+"""The feed-forward as one operation: equal bits and gradients as its composition, with and without filtered rows."""
 
 import pytest
 import torch

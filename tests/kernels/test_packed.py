@@ -1,4 +1,4 @@
-"""PackedTernary: packing, bytes of other origin, and matrices under each other."""
+"""PackedTernary: packing, bytes of other origin, and stacked matrices."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def test_bytes_of_another_origin_are_checked():
             PackedTernary.from_bytes(damaged, packed.scales, 256)
 
 
-def test_a_product_with_rows_under_each_other_is_the_products_under_each_other():
+def test_the_product_of_stacked_matrices_is_the_stacked_products():
     parts = [ternary(5, 256, 1, seed=3), ternary(7, 256, 2, seed=4), ternary(1, 256, 1, seed=5)]
     packed = [PackedTernary.pack(part) for part in parts]
     together = PackedTernary.concatenate(packed)
@@ -62,6 +62,6 @@ def test_a_product_with_rows_under_each_other_is_the_products_under_each_other()
     torch.testing.assert_close(ternary_matmul(x, together, backend="reference"), expected, rtol=1e-6, atol=1e-5)
 
 
-def test_matrices_with_different_inputs_are_not_put_together():
+def test_matrices_with_different_inputs_are_not_stacked():
     with pytest.raises(ValueError, match=r"K = \[128, 256\]"):
         PackedTernary.concatenate([PackedTernary.pack(ternary(2, k, 1, seed=k)) for k in (128, 256)])

@@ -85,7 +85,7 @@ def test_rows_left_out_have_no_gradient_and_the_others_the_one_they_had(form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_choice_known_before_saves_kept_rows_alone_and_gives_the_same_gradients(form):
+def test_a_choice_known_before_saves_only_kept_rows_and_gives_the_same_gradients(form):
     latent, x, dy = random(32, 128, seed=6, grad=True), random(12, 128, seed=7, grad=True), random(12, 32, seed=8)
     weight, kept = quantized(latent), torch.tensor([0, 3, 4, 9, 11])
     gradients, sizes = [], []
@@ -155,7 +155,7 @@ def test_under_bfloat16_autocast_the_output_is_bfloat16_and_the_codes_stay_exact
     assert latent.grad.dtype == torch.float32
 
 
-def test_a_plain_tensor_is_multiplied_as_it_is():
+def test_a_plain_tensor_is_multiplied_unquantised():
     latent, x = random(32, 128, seed=16, grad=True), random(4, 128, seed=17, grad=True)
     y = bit_linear(x, latent, quantized(latent))
     torch.testing.assert_close(y, x @ ternarize(latent.detach()).dequantize().T, rtol=1e-5, atol=1e-4)

@@ -100,14 +100,14 @@ def test_streams_differ_and_every_parameter_gets_a_gradient_after_some_steps(str
     for name, mix in network.hyper_connections():
         for parameter_name, parameter in mix.named_parameters():
             assert parameter.grad is not None, name
-            # Copies before the first mixing and the mean after the last: no doubly stochastic matrix changes those.
+            # The first mixing acts on copies and after the last only the mean counts: neither affects the output.
             unseen = name in ("blocks.0.attention_mix", f"blocks.{SHAPE['n_layers'] - 1}.ffn_mix")
             if not (unseen and parameter_name == "res_bias"):
                 assert parameter.grad.abs().max() > 1e-12, (name, parameter_name)
 
 
 @pytest.mark.parametrize("init", ["identity", "balanced", "high-entropy", "layer-dependent"])
-def test_initial_mixing_is_what_its_name_says(init):
+def test_initial_mixing_matches_its_name(init):
     first, last = (initial_logits(init, 24, layer, 12).softmax(0)[0].item() for layer in (0, 11))
     expected = {
         "identity": (0.99, 0.99),

@@ -30,7 +30,7 @@ def requantize(module: MoE) -> None:
 
 
 def dense_loop(module: MoE, x: Tensor) -> Tensor:
-    """Every expert on every token, times the weight that the router gives it: 0 for those not chosen."""
+    """Every expert on every token, times its weight from the router, which is 0 unless it was chosen."""
     flat = x.reshape(-1, x.shape[-1])
     probabilities = (flat @ module.router.weight.T).softmax(-1)
     biased = probabilities if module.balance_bias is None else probabilities + module.balance_bias

@@ -24,12 +24,12 @@ def make(kind: str, combination: str = "plain+attention+dense+untied", **mtp) ->
     return model, MTP(model.config, MTPConfig.model_validate({"enabled": True, "kind": kind, **mtp}))
 
 
-def test_off_is_nothing():
+def test_off_means_nothing_is_built():
     model = build("plain+attention+dense+untied")
     assert build_mtp(model.config, MTPConfig()) is None
 
 
-def test_targets_move_and_leave_nothing_behind():
+def test_targets_are_shifted_and_the_end_is_ignored():
     targets = torch.tensor([[1, 2, IGNORE, 4]])
     assert shifted_targets(targets, 1).tolist() == [[2, IGNORE, 4, IGNORE]]
     assert shifted_targets(targets, 3).tolist() == [[4, IGNORE, IGNORE, IGNORE]]

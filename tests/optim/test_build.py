@@ -132,7 +132,7 @@ RATES = {"lr": 0.1, "embedding_lr": 0.2, "head_lr": 0.3, "scalar_lr": 0.4}
 
 
 def without_gradients(options: dict, step: int, total: int) -> tuple[dict, dict, dict]:
-    """Parameters before and after one step whose gradients are all zero, and the group of each: decay alone acts."""
+    """Parameters before and after one step with zero gradients, where only decay acts, and the group of each."""
     config = OptimConfig.model_validate({**RATES, "weight_decay": 0.5, "warmup_steps": 0, **options})
     network = model()
     optimizers = build_optimizer(network, config)
@@ -145,7 +145,7 @@ def without_gradients(options: dict, step: int, total: int) -> tuple[dict, dict,
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_without_gradients_a_step_leaves_of_a_matrix_one_minus_rate_times_decay(kind):
+def test_without_gradients_a_step_multiplies_a_matrix_by_one_minus_rate_times_decay(kind):
     """Decoupled decay (arXiv:1711.05101): w ← w − η λ w, on matrices with λ = 0.5, on the rest with Lion's or none."""
     before, after, group = without_gradients({**OPTIMIZERS[kind], "schedule": "constant"}, 3, 10)
     for name, weight in before.items():
@@ -158,7 +158,7 @@ def test_without_gradients_a_step_leaves_of_a_matrix_one_minus_rate_times_decay(
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 @pytest.mark.parametrize("step", [5, 6, 8])
-def test_of_a_two_stage_run_the_last_third_has_no_weight_decay(kind, step):
+def test_the_last_third_of_a_two_stage_run_has_no_weight_decay(kind, step):
     """Of 9 steps the first six (index 5) decay, at 2/3 of (1 − 5/9) of the rate, as the second stage has it."""
     before, after, group = without_gradients({**OPTIMIZERS[kind], "schedule": "two_stage"}, step, 9)
     factor = 1 - 0.1 * (1 - 5 / 9) * (2 / 3) * 0.5 if step == 5 else 1.0
@@ -169,7 +169,7 @@ def test_of_a_two_stage_run_the_last_third_has_no_weight_decay(kind, step):
             assert torch.equal(after[name], weight), name
 
 
-def test_rates_betas_and_eps_reach_the_groups_they_are_named_for():
+def test_rates_betas_and_eps_reach_the_groups_in_their_names():
     """Two AdamW steps written out with scalars (arXiv:1711.05101, Algorithm 2), eps so large that it is seen."""
     beta1, beta2, eps = 0.7, 0.9, 0.5
     options = {**RATES, "matrix": "adamw", "betas": [beta1, beta2], "eps": eps, "schedule": "constant"}

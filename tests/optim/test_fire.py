@@ -53,7 +53,7 @@ def test_the_result_is_the_polar_factor_and_an_isometry_to_the_target(shape, con
 
 
 def test_a_wide_model_with_an_ill_conditioned_matrix_reaches_the_target():
-    # Conditioned by its diagonal and turned by a product of reflections: no decomposition of this size in a test.
+    # Built from a diagonal and a product of reflections, since decomposing a matrix of this size takes too long.
     size, generator = 1024, torch.Generator().manual_seed(0)
     matrix = torch.diag(torch.logspace(0, -4, size, dtype=torch.float64))
     for _ in range(4):
@@ -121,7 +121,7 @@ def test_what_changed_is_reported_with_its_definitions():
     assert change.rank == 48
 
 
-def test_no_isometry_is_nearer_than_the_polar_factor():
+def test_no_isometry_is_closer_than_the_polar_factor():
     matrix = random_matrix((40, 40))
     nearest = (polar_factor(matrix[None]).matrices[0] - matrix).square().sum()
     for seed in range(20):

@@ -1,4 +1,4 @@
-"""GaLore against Muon and AdamW where the subspace holds everything, and against its formula where it does not."""
+"""GaLore against Muon and AdamW if the subspace is everything, and against its formula if it is not."""
 
 import pytest
 import torch
@@ -92,7 +92,7 @@ def test_gradients_inside_the_subspace_are_stepped_as_muon_does_whatever_its_rot
     assert max(differences(ours, theirs)) < 1e-3
 
 
-def test_state_is_of_the_rank_and_nothing_is_kept_of_the_whole_matrix():
+def test_state_has_the_size_of_the_rank_and_nothing_has_that_of_the_matrix():
     galore = GaLore(parameters(), config())
     elements = [2 * (24 * 6 + 6 * 40), 24 * 6 + 6 * 40, 24 * 6 + 6 * 24]
     assert sum(t.numel() for t in galore.state_tensors()) == sum(elements)
@@ -100,7 +100,7 @@ def test_state_is_of_the_rank_and_nothing_is_kept_of_the_whole_matrix():
     assert sum(t.numel() for t in adamw.state_tensors()) == sum(elements) + 6 * (2 * 40 + 40 + 24)
 
 
-def test_a_scale_that_is_set_is_a_factor_on_the_step_of_muon_too():
+def test_an_explicit_scale_multiplies_the_step_of_muon_too():
     ours, theirs = parameters(), parameters()
     for pairs, scale in ((ours, 0.5), (theirs, None)):
         give(pairs, 0)
@@ -154,7 +154,7 @@ def test_momentum_moves_into_a_new_subspace():
     torch.testing.assert_close(new["momentum"], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_experts_under_each_other_are_projected_one_by_one():
+def test_stacked_experts_are_projected_one_by_one():
     stacked = torch.randn(3 * 24, 40, generator=torch.Generator().manual_seed(5))
     together = ("experts", torch.nn.Parameter(stacked.clone()))
     alone = [(f"e{i}", torch.nn.Parameter(part.clone())) for i, part in enumerate(stacked.split(24))]
@@ -168,7 +168,7 @@ def test_experts_under_each_other_are_projected_one_by_one():
 
 
 def test_a_sampled_estimate_of_the_gradient_is_unbiased():
-    """Over many periods, what the two kinds of step are given has the gradient as its mean."""
+    """Over many periods, the mean of what the two kinds of step receive is the gradient."""
     gradient = torch.randn(1, 12, 20, generator=torch.Generator().manual_seed(6))
     galore = GaLore(parameters([(12, 20)] * 3), config(unbiased=True, full_rank_share=0.3))
     stack = galore.stacks[0]

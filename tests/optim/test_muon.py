@@ -90,7 +90,7 @@ def test_cautious_decay_leaves_entries_whose_update_opposes_their_sign():
     torch.testing.assert_close(parameter.detach()[decayed], (plain.detach() - 0.05 * before)[decayed])
 
 
-def test_state_returns_through_its_dictionary():
+def test_state_survives_its_dictionary():
     first, second = named(SHAPES, 8), named(SHAPES, 8)
     one, other = Muon(first), Muon(second)
     for _, p in first:

@@ -39,7 +39,7 @@ def test_row_variance_follows_the_running_mean_square():
         torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_variance_belongs_to_the_state_and_returns_through_its_dictionary():
+def test_the_variance_belongs_to_the_state_and_survives_its_dictionary():
     parameters = [("w", torch.nn.Parameter(random(4, 6)))]
     muon = Muon(parameters, variance_beta=0.9, equilibrate=True)
     parameters[0][1].grad = random(4, 6, seed=1)

@@ -134,7 +134,7 @@ def test_an_8_bit_muon_step_is_the_exact_step_from_the_state_it_read_and_stores_
     ours, exact = parameters(shapes, 4), parameters(shapes, 4)
     quantised, whole = Muon(ours, state_block=128), Muon(exact)
     for step in range(3):
-        for shape, state in quantised.buffers.items():  # the exact optimizer starts where the other one is
+        for shape, state in quantised.buffers.items():  # the exact optimizer starts from the other one's state
             whole.buffers[shape].write(slice(None), state.read(slice(None)))
         give_gradients(ours, step)
         give_gradients(exact, step)

@@ -27,7 +27,7 @@ def model(**options):
 
 
 def step(network, optimizers, seed, index=1):
-    """A step on random gradients: what the model computes is not the subject."""
+    """A step on random gradients: what the model computes does not matter here."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in network.parameters():
         parameter.grad = torch.randn(parameter.shape, generator=generator)
@@ -96,13 +96,13 @@ def test_state_of_another_kind_is_refused_with_the_key_that_differs(saved, resum
         ({"galore": GALORE, "muon_variance_beta": 0.9}, "optim.muon_variance_beta"),
     ],
 )
-def test_what_cannot_be_honoured_together_is_refused(options, message):
+def test_settings_that_exclude_each_other_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         build_optimizer(model(), OptimConfig.model_validate(options))
 
 
 def state_bytes(preset, **options):
-    """Of all tensors, and of those of the matrices: nothing is allocated on the meta device."""
+    """Bytes of all state tensors, and of the matrices' ones; the meta device allocates nothing."""
     config = resolve_config([preset], None, [f"optim.{key}={value}" for key, value in options.items()])
     with torch.device("meta"):
         network = Transformer(config.model)

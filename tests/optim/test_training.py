@@ -18,6 +18,6 @@ EXPERTS = "mhc-2+attention+moe+tied"
         (EXPERTS, {"galore": GALORE | {"unbiased": True, "full_rank_share": 0.5}}),
     ],
 )
-def test_three_steps_equal_two_and_one(tmp_path, combination, optim):
+def test_two_steps_and_one_equal_three(tmp_path, combination, optim):
     model = shape(combination, max_seq_len=16, n_heads=2, n_kv_heads=1)
     assert_resumes(tmp_path, model=model, train=TRAIN, optim=optim)

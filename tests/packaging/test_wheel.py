@@ -1,4 +1,4 @@
-"""The wheel works where there is no checkout: packages, presets and console script are inside it."""
+"""The wheel works without a checkout: packages, presets and console script are inside it."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel's content in a folder of its own."""
+    """The wheel's content, unpacked."""
     target = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-compile"]
     subprocess.run([*command, "--target", str(target), str(wheel)], check=True, capture_output=True)

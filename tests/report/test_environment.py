@@ -1,4 +1,4 @@
-"""The environment names what was really there, and None for what was not."""
+"""The environment names what is really there, and None for what is not."""
 
 import json
 import platform

@@ -13,7 +13,7 @@ from nanochat_cli.report.reporter import PlainReporter, QuietReporter, RichRepor
 
 
 class Clock:
-    """Seconds that pass only when told."""
+    """A clock that only moves when told to."""
 
     def __init__(self) -> None:
         self.now = 1000.0

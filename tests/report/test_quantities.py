@@ -28,7 +28,7 @@ def test_a_clock_counts_to_two_days(seconds, text):
         (4000 * 365.25 * DAY, "4,000 years"),
     ],
 )
-def test_a_span_is_in_the_unit_that_is_read_at_a_glance(seconds, text):
+def test_a_span_is_in_its_most_readable_unit(seconds, text):
     assert format_span(seconds) == text
 
 

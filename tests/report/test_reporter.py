@@ -1,4 +1,4 @@
-"""The three voices: what goes to which stream, and when a plain progress speaks."""
+"""The three reporters: what goes to which stream, and when plain progress prints."""
 
 import io
 import json
@@ -10,7 +10,7 @@ from nanochat_cli.report.reporter import PlainReporter, QuietReporter, Reporter,
 
 
 class Clock:
-    """Seconds that pass only when told."""
+    """A clock that only moves when told to."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -69,7 +69,7 @@ def test_plain_progress_is_silent_at_first_then_regular_with_rate_and_eta(stream
     assert out.getvalue() == ""
 
 
-def test_plain_progress_of_a_short_wait_says_nothing(streams):
+def test_plain_progress_is_silent_during_a_short_wait(streams):
     _, err = streams
     with PlainReporter(*streams, Clock()).progress("encoding", 10) as progress:
         progress.advance(10)

@@ -1,4 +1,4 @@
-"""Paired comparisons have known values, and their intervals cover the truth as often as they say."""
+"""Paired comparisons have known values, and their intervals cover the truth as often as they claim."""
 
 import math
 

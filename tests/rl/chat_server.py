@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint on this machine that answers what a test wrote down."""
+"""A local OpenAI-compatible endpoint that gives the answers of a test."""
 
 import json
 import threading
@@ -9,12 +9,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Answer = str | Callable[[BaseHTTPRequestHandler], None]
-"""The text of an answer, or what a handler does instead of answering."""
+"""The text of an answer, or a function that a handler calls instead of answering."""
 
 
 @dataclass
 class ChatServer:
-    """answer: of a question (system, user); asked: every request's headers and body."""
+    """answer: to a question (system, user); asked: every request's headers and body."""
 
     answer: Callable[[str, str], Answer]
     url: str = ""

@@ -1,4 +1,4 @@
-"""What the tests of GRPO start from."""
+"""The run from which the tests of GRPO start."""
 
 from pathlib import Path
 
@@ -9,5 +9,5 @@ from tests.rl.tiny_run import make_run
 
 @pytest.fixture(scope="session")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained run that nobody writes into."""
+    """A trained run, only to be read."""
     return make_run(tmp_path_factory.mktemp("source"))

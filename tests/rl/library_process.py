@@ -1,4 +1,4 @@
-"""A process that adds experiences to a shared library, pruning now and then; started by test_experience.py."""
+"""A process that adds experiences to a shared library and sometimes prunes it; started by test_experience.py."""
 
 import sys
 from pathlib import Path

@@ -31,7 +31,7 @@ def test_standardised_ones_are_divided_by_the_sample_deviation(size):
 
 
 @pytest.mark.parametrize("standardise", [False, True])
-def test_equal_rewards_have_no_advantage_at_all(standardise):
+def test_equal_rewards_have_no_advantage(standardise):
     values = torch.full((3, 7), 0.1)  # whose float32 mean is not 0.1
     assert torch.equal(group_advantages(values, standardise=standardise), torch.zeros(3, 7))
     assert not informative(values).any()

@@ -1,4 +1,4 @@
-"""The experience library: what it keeps, draws and prunes, and what survives crashes and company."""
+"""The experience library: what it keeps, draws and prunes, and what survives crashes and other processes."""
 
 import json
 import math
@@ -214,7 +214,7 @@ def test_ten_thousand_experiences_load_within_a_second_of_processor_time(path):
 # --- groups -----------------------------------------------------------------------------------------------------------
 
 
-def test_of_a_group_those_above_the_threshold_are_kept(path):
+def test_answers_above_the_threshold_of_a_group_are_kept(path):
     library = ExperienceLibrary(path, clock=lambda: 77.0)
     rewards = [0.0, 1.0, 0.5, 0.5]
     data = [{"index": index} for index in range(4)]
@@ -267,7 +267,7 @@ def test_a_temperature_that_is_not_above_zero_is_refused(temperature):
         log_probabilities([1.0], temperature)
 
 
-def test_draws_have_the_probabilities_of_drawing_one_after_the_other(path):
+def test_draws_have_the_probabilities_of_sequential_drawing(path):
     library = ExperienceLibrary(path)
     advantages = [0.0, 0.5, 1.0]
     library.add(made(index, advantage=advantage) for index, advantage in enumerate(advantages))
@@ -290,7 +290,7 @@ def test_a_cold_draw_is_the_best_and_a_seed_repeats_a_draw(path):
     assert draws[0] == draws[1] != draws[2]
 
 
-def test_the_prompt_asked_for_is_left_out_and_no_pair_comes_twice(path):
+def test_the_current_prompt_is_left_out_and_no_pair_occurs_twice(path):
     library = ExperienceLibrary(path)
     library.add([made(index) for index in range(14)] + [made(1)] * 5)
     drawn = library.sample(100, np.random.default_rng(0), exclude_prompt="prompt 3")
@@ -341,7 +341,7 @@ def test_statistics_count_and_average(path):
     assert (found.mean_reward, found.mean_advantage) == pytest.approx((0.4, 0.2))
 
 
-def test_examples_stand_before_the_prompt_the_best_one_nearest():
+def test_examples_precede_the_prompt_with_the_best_one_last():
     examples = [
         made(0, prompt="P0:", response="R0\n", advantage=0.2),
         made(1, prompt="P1:", response="R1", advantage=0.9),

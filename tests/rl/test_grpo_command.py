@@ -112,7 +112,7 @@ def test_a_trained_run_practises_built_in_problems_and_is_evaluated(nanochat, fo
     assert "practised (2)" in out or "8 of 8 measures are 0 before and after" in err
     assert nanochat("eval tuned")[0] == 0
     assert nanochat("inspect tuned")[0] == 0
-    # Its configuration may be trained from the beginning, which is then no run of grpo.
+    # Training its configuration from the beginning gives an ordinary run.
     assert nanochat("train --config tuned/config.toml --name again", *data)[0] == 0
     assert nanochat("train --resume again --set train.total_steps=6")[0] == 0
 
@@ -167,7 +167,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(nanochat, folder, line,
 # -- problems ------------------------------------------------------------------------------------------------
 
 
-def test_a_problem_is_held_out_by_its_id_wherever_it_stands(folder):
+def test_a_problem_is_held_out_by_its_id_wherever_it_is_listed(folder):
     config = load_run_config(Path("runs/source")).grpo.model_copy(update={"task": "python"})
     first = load_split(config, QuietReporter())
     everything = [*first.practised, *first.held_out]
@@ -196,7 +196,7 @@ METRICS = {
 }
 
 
-def test_elsewhere_than_on_a_terminal_a_round_is_a_line_and_a_long_silence_too():
+def test_without_a_terminal_a_round_is_a_line_and_so_is_a_long_silence():
     now, err = [0.0], io.StringIO()
     with RoundsView(PlainReporter(err=err), 3, title="tuned", clock=lambda: now[0]) as view:
         view.phase("round 1: rollouts", 0, 40)
@@ -212,7 +212,7 @@ def test_elsewhere_than_on_a_terminal_a_round_is_a_line_and_a_long_silence_too()
     ]
 
 
-def test_a_round_speaks_of_its_language_and_not_of_terms_that_no_answer_has():
+def test_a_round_shows_its_language_and_only_terms_that_occur():
     metrics = {**METRICS, "reward/no_panics": 0.5, "reward/warnings": 0.0}
     for languages, words, others in ((["python"], "no exits 0.50", "panic"), (["rust"], "no panics 0.50", "exits")):
         err = io.StringIO()

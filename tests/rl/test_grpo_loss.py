@@ -56,7 +56,7 @@ class Toy:
 
 
 def weight_of_tokens(toy: Toy, options: PolicyLossOptions) -> Tensor:
-    """What each token counts, [B, T], written down per aggregation."""
+    """The weight of each token, [B, T], written out per aggregation."""
     weights = torch.zeros(B, T, dtype=torch.float64)
     for b, t in itertools.product(range(B), range(T)):
         if toy.mask[b, t]:
@@ -125,7 +125,7 @@ def test_on_policy_the_gradient_is_that_of_reinforce_with_a_baseline():
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_what_stands_outside_the_mask_does_not_matter(options):
+def test_values_outside_the_mask_do_not_matter(options):
     toy = Toy(5)
     whole, junk = toy.loss(options), float("nan")
     new = torch.where(toy.mask, toy.new(), float("-inf")).detach().requires_grad_()

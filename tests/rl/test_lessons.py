@@ -40,7 +40,7 @@ RECORDED = """Here is what I would change:
 ]
 ```
 """
-"""In the form that chat models answer: words and a fence around the array."""
+"""As chat models answer: words and a fence around the array."""
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_a_recorded_answer_edits_the_list():
     ],
     ids=str,
 )
-def test_what_is_no_operation_changes_nothing_and_is_counted(operation):
+def test_an_invalid_operation_changes_nothing_and_is_counted(operation):
     lessons, counts = Lessons(16, ["First."]), LessonCounts()
     lessons.apply(json.dumps([operation]), counts)
     assert lessons.texts == ["First."]
@@ -111,7 +111,7 @@ def test_what_is_no_operation_changes_nothing_and_is_counted(operation):
     ["", "I cannot help with that.", '{"operation": "ADD"}', "[1, 2", "[" * 100_000, "]["],
     ids=lambda a: a[:30],
 )
-def test_what_is_no_array_is_refused(answer):
+def test_an_answer_without_an_array_is_refused(answer):
     lessons = Lessons(16, ["First."])
     with pytest.raises(RefusedAnswer):
         lessons.apply(answer, LessonCounts())
@@ -175,7 +175,7 @@ def test_a_group_of_equal_rewards_asks_nothing(group):
 
 
 def drip(server):
-    """Never silent for long, and never done."""
+    """An answer that is never silent for long and never ends."""
 
     def handler(request):
         request.send_response(200)
@@ -240,7 +240,7 @@ def test_a_bad_answer_does_not_end_the_round(group):
     assert (counts.asked, counts.failed, counts.refused, counts.applied) == (2, 0, 1, 1)
 
 
-def test_an_endpoint_that_is_not_there_is_one_line():
+def test_an_unreachable_endpoint_is_one_line():
     with chat_server(lambda *_: ADD) as server:
         pass
     with pytest.raises(
@@ -249,7 +249,7 @@ def test_an_endpoint_that_is_not_there_is_one_line():
         require_answer(endpoint(server))
 
 
-def test_an_endpoint_that_answers_nobody_ends_the_round(group):
+def test_an_endpoint_that_never_answers_ends_the_round(group):
     with (
         chat_server(lambda *_: lambda request: send(request, b"", 500)) as server,
         pytest.raises(DataError, match="not one of 2 questions was answered"),
@@ -266,7 +266,7 @@ def test_only_http_is_an_endpoint(url):
 # -- in a run ------------------------------------------------------------------------------------------------
 
 
-def test_lessons_of_a_round_stand_in_the_prompts_of_the_next_and_survive_a_resume(source, tmp_path):
+def test_lessons_of_a_round_appear_in_the_prompts_of_the_next_and_survive_a_resume(source, tmp_path):
     with chat_server(lambda system, _: ADD if system == LEARN else "A summary.") as server:
         run = grpo_run(source, tmp_path, lessons_url=server.url, rounds=1, shots=0)
         run.run()

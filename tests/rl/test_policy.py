@@ -146,7 +146,7 @@ def test_the_gradient_is_that_of_the_advantage_weighted_likelihood_where_nothing
     assert torch.allclose(found, expected, atol=1e-3 * expected.abs().max().item())
 
 
-def test_an_update_makes_what_did_better_more_probable(learner, drawn, tmp_path):
+def test_an_update_makes_better_answers_more_probable(learner, drawn, tmp_path):
     config = config_of(tmp_path, temperature=0.8, updates=1, batch_size=64).grpo
     batch = collate(drawn)
 
@@ -205,7 +205,7 @@ def test_good_answers_are_those_with_a_large_reward_that_fit_each_once(source):
     assert written == [("def a(x):\n", "    return x + 1\n"), ("def b(x):\n", "    return x + 1\n")]
 
 
-def test_an_answer_that_came_to_its_end_is_learned_with_the_token_that_ends_it(source):
+def test_a_finished_answer_is_learned_with_the_token_that_ends_it(source):
     _, tokenizer, _ = load_run(source)
     answers = {"    return x + 1\n": {"ended": True}, "    return x +": {"ended": False}, "    return x + 2\n": {}}
     experiences = [Experience("def a(x):\n", answer, 1.0, 0.1, 0.0, metadata) for answer, metadata in answers.items()]
@@ -224,7 +224,7 @@ def test_an_answer_that_came_to_its_end_is_learned_with_the_token_that_ends_it(s
         ("    return 1\ndef g", "length", "    return 1\n", True),
     ],
 )
-def test_an_answer_that_was_cut_off_by_its_length_did_not_come_to_its_end(text, finish, code, ended):
+def test_an_answer_cut_off_by_its_length_is_not_finished(text, finish, code, ended):
     rollout = Rollout(Problem("a", "python", "", ()), 0, Prompt(""), Completion(text, (1,), (0.0,), finish))
     assert Judged(rollout, code, Outcome("ran", "ok"), Reward(1.0, {})).ended is ended
 
@@ -292,7 +292,7 @@ def test_updates_that_are_not_finite_end_the_run_naming_the_last_good_round(lear
         learner.update(math.nan)
 
 
-def test_batches_hold_everything_once_in_a_pass_and_follow_seed_and_round():
+def test_batches_hold_everything_once_per_pass_and_depend_on_seed_and_round():
     items = list(range(25))
     found = batches(items, 8, 2, seed=1, round_number=3)
     assert [len(batch) for batch in found] == [8, 8, 8, 1] * 2

@@ -1,6 +1,6 @@
-"""Rewards: each term by itself, the planted hacks that score nothing, honest answers that do not, and the TOML table.
+"""Rewards: each term alone, planted hacks that score nothing, honest answers that score, and the TOML table.
 
-Outcomes are written down here; the compilers and the sandbox have tests of their own.
+Outcomes are made up here; the compilers and the sandbox have their own tests.
 """
 
 import time
@@ -151,7 +151,7 @@ EXAMPLE = "    total = 0\n    for value in values:\n        total += value * sta
         EXAMPLE + "    pass\n",
         EXAMPLE + "\n\ndef more(x):\n    return [x * 3 for _ in range(7)]\n",
     ],
-    ids=["as it is", "laid out anew", "padded", "followed by other code"],
+    ids=["as it is", "reformatted", "padded", "followed by other code"],
 )
 def test_a_copy_of_an_example_scores_nothing_even_when_all_tests_pass(completion):
     copied = attempt("python", completion, n_tests=3, examples=("    return values[0]\n", EXAMPLE))
@@ -166,7 +166,7 @@ def test_a_copy_from_the_prompt_scores_nothing():
     assert reward(copied, RewardConfig()).rejected == "copied"
 
 
-def test_a_few_equal_tokens_are_no_copy():
+def test_a_few_equal_tokens_are_not_a_copy():
     short = "    return max(start, 1)\n"
     assert reward(attempt("python", short, n_tests=3, examples=(short,)), RewardConfig()).rejected is None
 
@@ -244,7 +244,7 @@ def test_giving_up_is_found_in_code_and_not_in_comments_or_strings(language, com
     assert rewards.no_panics(attempt(language, completion)) == float(fine)
 
 
-def test_what_the_prompt_does_is_not_the_model_s_fault():
+def test_the_model_is_not_blamed_for_its_prompt():
     prompt = "fn first(values: &[i32]) -> i32 { *values.first().unwrap() }\n" + RUST
     assert rewards.no_panics(attempt("rust", "    start + first(values)\n}", prompt=prompt)) == 1
 
@@ -330,7 +330,7 @@ FRAGMENTS += [
 
 @given(st.sampled_from(["python", "rust"]), *[st.lists(st.sampled_from(FRAGMENTS), max_size=25).map("".join)] * 3)
 @settings(max_examples=300, deadline=None)
-def test_any_text_at_all_has_a_reward_between_zero_and_one(language, prompt, completion, example):
+def test_any_text_has_a_reward_between_zero_and_one(language, prompt, completion, example):
     found = reward(attempt(language, completion, prompt=prompt, examples=(example,)), RewardConfig())
     assert all(0 <= value <= 1 for value in (found.total, *found.terms.values()))
     assert (found.rejected == "empty") == (not completion.strip())

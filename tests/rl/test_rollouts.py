@@ -1,4 +1,4 @@
-"""Rollouts: their random numbers, their log-probabilities against the model that is trained, and what is judged."""
+"""Rollouts: their random numbers, their log-probabilities against the trained model, and the code that is judged."""
 
 from itertools import product
 
@@ -62,7 +62,7 @@ def test_log_probabilities_are_those_of_the_forward_pass_that_is_trained(loaded,
     with torch.no_grad():
         found = completion_log_probabilities(model, batch, temperature)
     assert batch.mask.sum() > 50
-    # One more rounding than the packed runtime: a tie of a code would be a larger difference, in a token or two.
+    # One more rounding than the packed runtime; a tie would make a larger difference, in a token or two.
     close = (found - batch.old).abs()[batch.mask] < 1e-3
     assert close.float().mean() > 0.98
     assert torch.equal(batch.old[~batch.mask], torch.zeros_like(batch.old[~batch.mask]))
@@ -77,10 +77,10 @@ def test_a_completion_ends_at_a_stop_sequence_or_after_max_tokens(sampler, tmp_p
             assert len(rollout.completion.tokens) <= sampler.max_tokens
             if rollout.completion.finish == "length":
                 assert len(rollout.completion.tokens) == sampler.max_tokens
-    assert ends == {"stop", "length"}  # both happened, so that both were looked at
+    assert ends == {"stop", "length"}  # both cases occurred
 
 
-def test_refreshed_weights_draw_otherwise_and_old_ones_do_not_move(sampler, source, tmp_path):
+def test_refreshed_weights_draw_differently_and_old_ones_stay_unchanged(sampler, source, tmp_path):
     problem = problems(tmp_path)[0]
     before = texts(sampler.group(problem, plain(problem), 8, 1))
     model, _, _ = load_run(source)
@@ -111,7 +111,7 @@ def test_judged_rollouts_come_in_order_with_the_code_that_was_judged(sampler, tm
         assert not (judged.reward.rejected and judged.compiles)
 
 
-def test_an_answer_that_stood_in_the_prompt_is_worth_nothing(sampler, tmp_path):
+def test_an_answer_copied_from_the_prompt_is_worth_nothing(sampler, tmp_path):
     problem = problems(tmp_path)[0]
     honest = sampler.group(problem, plain(problem), 1, 1)[0]
     long_answer = f"    total = x + 1\n    total = total + {problem.id[4:]} - 1\n    return total\n"
@@ -123,7 +123,7 @@ def test_an_answer_that_stood_in_the_prompt_is_worth_nothing(sampler, tmp_path):
         assert (judged.reward.total == 0) == (rejected is not None)
 
 
-def test_what_is_raised_before_a_problem_ends_the_collection(sampler, tmp_path):
+def test_an_error_before_a_problem_ends_the_collection(sampler, tmp_path):
     pool = ReadingPool()
 
     def before_each(done):

@@ -1,4 +1,4 @@
-"""Training-free GRPO: what rollouts are shown, what is remembered, and rounds that can be stopped and continued."""
+"""Training-free GRPO: the examples in prompts, what is remembered, and rounds that can be stopped and continued."""
 
 import io
 import os
@@ -86,7 +86,7 @@ def test_what_does_not_fit_the_context_is_left_out_and_the_problem_never(library
     assert conditioning(library, sampler, lessons=advice, shots=0)(problem).text == problem.prompt
 
 
-def test_lessons_stand_as_comments_before_the_examples(library, sampler, tmp_path):
+def test_lessons_are_comments_before_the_examples(library, sampler, tmp_path):
     problem = problems(tmp_path)[0]
     prompt = conditioning(library, sampler, lessons=["Read the name."], shots=1)(problem)
     assert prompt.text.startswith("# Read the name.\n\ndef add_")
@@ -123,7 +123,7 @@ def untimed(run_dir):
 
 
 class StoppingPool(ReadingPool):
-    """Sends this process a signal when it has judged so many programs."""
+    """Sends this process a signal after judging a given number of programs."""
 
     def __init__(self, after):
         super().__init__()
@@ -180,7 +180,7 @@ def test_a_run_stopped_by_a_signal_continues_as_if_it_had_not_been(source, tmp_p
     assert [line for line in one.splitlines() if line[:1] == "|"] == [x for x in other.splitlines() if x[:1] == "|"]
 
 
-def test_a_run_does_not_go_on_with_other_problems(source, tmp_path, monkeypatch):
+def test_a_run_is_not_continued_with_other_problems(source, tmp_path, monkeypatch):
     run = grpo_run(source, tmp_path, rounds=1)
     run.run()
     with pytest.raises(DataError, match=r"not the problems that .* began with"):
@@ -198,7 +198,7 @@ class NothingCompiles:
 
 
 @pytest.mark.parametrize("mode", ["training-free", "policy"])
-def test_a_run_that_learned_nothing_says_so_and_shows_no_rows_of_zeros(source, tmp_path, mode):
+def test_a_run_that_learned_nothing_says_so_without_rows_of_zeros(source, tmp_path, mode):
     run = grpo_run(source, tmp_path, rounds=1, pool=NothingCompiles(), mode=mode, max_tokens=4, eval_samples=1)
     out, err = io.StringIO(), io.StringIO()
     run.reporter = PlainReporter(out=out, err=err)

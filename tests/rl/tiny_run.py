@@ -1,4 +1,4 @@
-"""A run so small that rounds take seconds: a model that has read right and wrong answers to the problems of a file."""
+"""A run so small that rounds take seconds: its model was trained on right and wrong answers to a file's problems."""
 
 import functools
 import json
@@ -47,7 +47,7 @@ def write_problems(path: Path, numbers: Sequence[int] = NUMBERS) -> Path:
 
 
 def texts() -> list[tuple[str, str]]:
-    """(prompt, answer): each prompt as often with its right answer as with a wrong one, and what comes behind it."""
+    """(prompt, answer) with text after it: each prompt as often with its right answer as with a wrong one."""
     answers = [(n, sign) for n in NUMBERS for sign in "+-"]
     return [(f"def add_{n}(x):\n", f"    return x {sign} {n}\n\ndef ") for n, sign in answers]
 
@@ -96,7 +96,7 @@ def make_run(folder: Path, steps: int = 90) -> Path:
 
 
 class ReadingPool:
-    """Judges by reading: `return x + N` of `add_N` passes, everything else that starts like it compiles."""
+    """Judges by reading: `return x + N` for `add_N` passes, anything else that starts like it compiles."""
 
     def __init__(self) -> None:
         self.seen = 0

@@ -102,7 +102,7 @@ def graded(sandbox):
 
 
 PLAIN = {"nothing": None, "a list of objects": [None]}
-"""Answers that a test may well tell from 9 without asking an object: what Python says of these, the grader may say."""
+"""Answers that a test can tell from 9 without asking the object: the grader must agree with Python on these."""
 
 
 def allowed(answer: str) -> set[str]:
@@ -118,7 +118,7 @@ def allowed(answer: str) -> set[str]:
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
-def test_no_test_passes_by_what_an_answer_says_of_itself(graded, answer):
+def test_no_test_passes_because_of_what_an_answer_claims_to_be(graded, answer):
     outcome = graded[answer]
     passed = {case.call for case, ok in zip(CHECKS, outcome.results, strict=True) if ok}
     assert passed <= allowed(answer), outcome.diagnostics

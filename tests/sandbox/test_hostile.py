@@ -248,7 +248,7 @@ def test_everything_ends_in_time(aftermath):
         assert outcome.seconds < LIMITS.wall + compiling + 1, (name, outcome)
 
 
-def test_no_secret_is_told(aftermath):
+def test_no_secret_is_revealed(aftermath):
     for name, outcome in aftermath.outcomes.items():
         said = outcome.stdout + outcome.stderr + repr(outcome.diagnostics)
         assert SECRET not in said, name

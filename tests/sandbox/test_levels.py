@@ -1,4 +1,4 @@
-"""What each level of isolation that this machine can run holds back: hidden memory, hidden files, other programs."""
+"""What each level of isolation available here holds back: hidden memory, hidden files, other programs."""
 
 # ruff: noqa: E501 (a program is easier to read as it stands)
 
@@ -27,13 +27,13 @@ COMPILE = Limits(wall=20, cpu=20, memory=1536 * MIB, file_size=32 * MIB, disk=64
 
 @pytest.fixture(scope="module", params=["namespaces", "bubblewrap", "limits, own user", "limits, shared user"])
 def level(request):
-    """An isolation that works here; another interpreter where other users cannot read that of the tests."""
+    """An isolation that works here, with another interpreter if other users cannot read that of the tests."""
     mode, _, user = request.param.partition(", ")
     found = Isolation(mode, os.getuid() == 0 and user != "shared user", request.param)
     patch = pytest.MonkeyPatch()
     if user == "own user":
         if os.getuid() != 0:
-            pytest.skip("only root gives programs a user of their own")
+            pytest.skip("only root can run programs as another user")
         patch.setattr(sys, "executable", "/usr/bin/python3")
     argv, visible = interpreter()
     try:
@@ -83,7 +83,7 @@ def refused(sandbox):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_no_limit_would_measure_is_refused(refused, name):
+def test_system_calls_that_escape_the_limits_are_refused(refused, name):
     outcome = refused[name]
     assert "won" not in outcome.stdout, outcome
     assert outcome.status == "runtime error", outcome
@@ -157,7 +157,7 @@ KILLERS = {
 
 @pytest.fixture
 def bystander():
-    """A process of the user of the tests, which a program may wish to kill."""
+    """A process of the tests' user that a program might try to kill."""
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     yield child
     child.communicate(b"\n")
@@ -165,7 +165,9 @@ def bystander():
 
 def test_a_program_cannot_disturb_its_neighbours(level, bystander):
     sources = list(KILLERS.values())
-    if level.mode == "limits" and not level.drop and os.getuid() == 0:  # a fault here must not kill all that root runs
+    if (
+        level.mode == "limits" and not level.drop and os.getuid() == 0
+    ):  # a fault here must not kill every process of root
         sources = [
             f"import os\nos.kill({bystander.pid}, 9)\n",
             f"import resource\nresource.prlimit({bystander.pid}, resource.RLIMIT_CPU, (0, 0))\n",
@@ -203,7 +205,7 @@ def _descendants() -> list[int]:
     return namespaces.descendants(os.getpid())
 
 
-def test_a_grader_that_something_kills_is_no_verdict():
+def test_a_killed_grader_gives_no_verdict():
     def kill() -> None:
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
@@ -227,7 +229,7 @@ def test_a_grader_that_something_kills_is_no_verdict():
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
-def test_a_compiler_that_something_kills_is_no_compile_error(number):
+def test_a_killed_compiler_is_not_a_compile_error(number):
     ended = Ended(-number, None, None, 0.1)
     outcome = _not_compiled(Outcome("ran", ended.status), [], ended)
     assert outcome.status == "killed"
@@ -238,7 +240,7 @@ def test_a_compiler_that_crashes_is_a_compile_error():
     assert _not_compiled(Outcome("ran", ended.status), [], ended).status == "compile error"
 
 
-def test_few_users_of_a_container_are_taken_in_turn(monkeypatch):
+def test_the_few_users_of_a_container_are_used_in_turn(monkeypatch):
     monkeypatch.setattr(process.Path, "read_text", lambda self, **_: "0 100000 65536\n")
     process._users.cache_clear()
     drawn = {process._uid() for _ in range(500)}

@@ -24,7 +24,7 @@ DAEMON = (
 
 @pytest.fixture(scope="module")
 def limited():
-    """Without namespaces, as the same user: this needs nothing of the machine."""
+    """Without namespaces, as the same user: this works on any machine."""
     return Sandbox(LIMITS, isolated=Isolation("limits", False, "resource limits only"))
 
 
@@ -110,7 +110,7 @@ def _until(condition, seconds: float = 20) -> None:
         os.sched_yield()
 
 
-def test_only_the_asked_file_comes_out_and_no_link(tmp_path):
+def test_only_the_requested_file_comes_out_and_no_link(tmp_path):
     argv, visible = interpreter()
     for source, content in [
         ("open('out', 'w').write('made')", "made"),
@@ -122,7 +122,7 @@ def test_only_the_asked_file_comes_out_and_no_link(tmp_path):
         assert target.read_text() == content
 
 
-def test_a_machine_that_can_start_nothing_says_so(monkeypatch):
+def test_a_machine_that_cannot_start_processes_says_so(monkeypatch):
     host.isolation.cache_clear()
     monkeypatch.setattr(host, "_candidates", lambda root: [Isolation("bubblewrap", False, "")])
     monkeypatch.setattr(host.shutil, "which", lambda name: "/nonexistent/bwrap")

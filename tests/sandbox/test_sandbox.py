@@ -96,7 +96,7 @@ def test_a_python_check_function_calls_the_program(sandbox):
     assert (good.solved, bad.solved) == (True, False)
 
 
-def test_python_classes_generators_and_every_plain_type_cross_over(sandbox):
+def test_python_classes_generators_and_every_plain_type_are_passed(sandbox):
     source = (
         "import collections\nclass Stack:\n    def __init__(self): self.items = []\n"
         "    def push(self, x): self.items.append(x); return self\n"
@@ -207,7 +207,7 @@ def test_a_rust_program_that_must_fail_does_not_compile(sandbox, body):
 
 
 @needs_rustc
-def test_rust_tests_that_do_not_fit_are_told_from_programs_that_do_not_compile(sandbox):
+def test_rust_tests_that_do_not_fit_are_distinguished_from_programs_that_do_not_compile(sandbox):
     outcome = sandbox.judge(Program("rust", ADD["rust"], (Case("sub(1, 2)", "3"),)))
     assert (outcome.stage, outcome.status) == ("compiled", "tests do not compile")
 
@@ -225,7 +225,7 @@ def test_debug_texts_are_compared_without_the_order_of_maps():
     assert canonical("{1: [1, 2]}") != canonical("{1: [2, 1]}")
 
 
-def test_reports_end_where_they_are_no_reports():
+def test_reading_reports_ends_at_the_first_other_text():
     assert reports(b"0 3\na\nb\n1 panic\n2 9\nshort") == {0: "a\nb", 1: None}
     assert reports(b"nonsense\n0 1\nx\n") == {}
 

@@ -1,4 +1,4 @@
-"""What is printed before the first step says what the run is and how long it will be."""
+"""The announcement before the first step describes the run and its length."""
 
 from nanochat_cli.report.reporter import PlainReporter
 from nanochat_cli.training.announcement import announcement
@@ -27,7 +27,7 @@ def test_a_time_budget_is_the_expected_time(tmp_path):
     assert "or what fits 2 min of training (train.time_budget)" in lines(config, resumed)[1]
 
 
-def test_it_is_said_before_the_first_step(tmp_path, capsys):
+def test_it_is_printed_before_the_first_step(tmp_path, capsys):
     (tmp_path / "tiny").mkdir()
     Trainer(tiny_config(tmp_path), SyntheticData(8, 16), tmp_path / "tiny", PlainReporter())
     said = capsys.readouterr().err.splitlines()

@@ -53,7 +53,7 @@ def test_every_measure_equals_its_definition():
 
 @pytest.mark.parametrize("chunk", [4, 5, 1000])
 def test_groups_are_those_of_the_targets_that_count_wherever_others_stand_between(chunk):
-    """A group scored among others is what it is when every other target is left out."""
+    """A group scores the same among others as when every other target is left out."""
     network, token_bytes = model(), 1 + torch.arange(32) % 3
     inputs, targets = batch(3)
     targets[0, 2:4] = targets[1, 0] = -100

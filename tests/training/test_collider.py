@@ -157,7 +157,7 @@ def test_keeping_all_is_the_plain_backward_pass_bit_for_bit():
     inputs, targets = batch(2)
     targets = targets.where(targets >= 0, 0)
     found = []
-    # Every token but the least important one reaches the threshold; what is left to filter is less than a sixteenth.
+    # Every token but the least important one reaches the threshold, so less than a sixteenth is left to filter.
     for state in (plain(model), filtering(model, sparsity=0.05, threshold=1e-9)[0]):
         loss = gradient_of(state, inputs, targets)
         found.append(gradients(model, None))
@@ -231,7 +231,7 @@ def test_a_token_at_the_threshold_is_never_filtered():
     assert len(kept) < 101
 
 
-def test_deltanet_has_no_rule_and_is_refused():
+def test_deltanet_is_refused_since_filtering_does_not_define_it():
     with pytest.raises(ConfigError, match=r"collider\.enabled needs model\.deltanet off"):
         resolve_config(["quickstart"], None, ["use_collider=true", "deltanet_ratio=0.5"])
 
@@ -269,7 +269,7 @@ def test_a_run_with_filtering_resumes_bit_for_bit_and_logs_what_it_kept(tmp_path
 
 
 def run_with_threshold(folder, threshold):
-    """What a run of 13 steps says, of which 12 filter 35 % as far as the threshold allows."""
+    """The messages of a run of 13 steps, of which 12 filter 35 % as far as the threshold allows."""
     lines: list[str] = []
 
     class Listening(PlainReporter):
@@ -288,7 +288,7 @@ def run_with_threshold(folder, threshold):
     return lines
 
 
-def test_a_threshold_that_defeats_the_share_is_told_once_and_the_share_is_shown(tmp_path):
+def test_a_threshold_that_defeats_the_share_is_reported_once_with_the_share(tmp_path):
     lines = run_with_threshold(tmp_path, 0.05)
     told = [line for line in lines if "collider.threshold" in line]
     assert len(told) == 1
@@ -296,7 +296,7 @@ def test_a_threshold_that_defeats_the_share_is_told_once_and_the_share_is_shown(
     assert any(re.search(r"9\d% of the tokens kept|100% of the tokens kept", line) for line in lines)
 
 
-def test_a_threshold_that_lets_the_share_decide_is_no_matter(tmp_path):
+def test_a_threshold_that_lets_the_share_decide_is_not_mentioned(tmp_path):
     lines = run_with_threshold(tmp_path, 1.0)
     assert not any("collider.threshold" in line for line in lines)
     assert any("6" in line and "% of the tokens kept" in line for line in lines)

@@ -1,4 +1,4 @@
-"""When compiling is chosen, with which compiler, and what happens where it does not work."""
+"""When compiling is chosen, with which compiler, and what happens if it does not work."""
 
 import subprocess
 import sys
@@ -49,7 +49,7 @@ def test_the_setting_wins(compiler):
 
 
 def found_with(folder, cache, **more):
-    """What a process finds that has `folder` first on its PATH."""
+    """The compiler that a process with `folder` first on its PATH finds."""
     program = (
         "from nanochat_cli.training.cpp_compiler import find_compiler as f; print(f().path, f().obstacle, sep='|')"
     )
@@ -79,7 +79,7 @@ def test_a_machine_without_any_compiler_is_told_what_to_install(tmp_path):
         pytest.param(write_compiler_without_python_headers, "(package python3-dev)", marks=works),
     ],
 )
-def test_a_run_with_a_compiler_that_does_not_work_is_eager_and_ends_well(fake, says, tmp_path):
+def test_a_run_with_a_broken_compiler_is_eager_and_succeeds(fake, says, tmp_path):
     write_corpus(tmp_path / "src")
     line = ["train", *TINY, "--set", "train.compile=on", "--set", "train.total_steps=2", "--set", "data.source=src"]
     env = environment(fake(tmp_path / "bin"), tmp_path / "cache")
@@ -91,8 +91,8 @@ def test_a_run_with_a_compiler_that_does_not_work_is_eager_and_ends_well(fake, s
     assert "Traceback" not in child.stderr
 
 
-def test_a_run_that_cannot_be_compiled_after_all_goes_on_eagerly(compiler, monkeypatch, tmp_path):
-    """The check passed, and inductor fails all the same: the run is the eager one, bit for bit, and says why once."""
+def test_a_run_that_cannot_be_compiled_after_all_continues_eagerly(compiler, monkeypatch, tmp_path):
+    """The check passes but inductor fails: the run equals the eager one bit for bit and says why once."""
     from torch._inductor import config as inductor
     from torch._inductor.utils import fresh_cache
 

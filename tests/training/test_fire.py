@@ -32,7 +32,7 @@ def make_trainer(config, *, resume=False, reporter=None) -> Trainer:
 
 
 def train_until(trainer: Trainer, steps: int) -> None:
-    """As `fit` does, and then killed: what was not saved is lost."""
+    """Train like `fit`, then as if killed: what was not saved is lost."""
     with trainer.log:
         while trainer.progress.step < steps:
             trainer._step()
@@ -117,7 +117,7 @@ def test_a_run_killed_around_an_event_resumes_bit_for_bit_with_its_telemetry(tmp
     assert rates[5] == pytest.approx(rates[4] / 3, rel=0.2)  # the schedule itself moves a little
 
 
-def test_a_finished_run_goes_on_with_fire_at_the_step_where_it_stopped(tmp_path):
+def test_a_finished_run_continues_with_fire_at_the_step_where_it_stopped(tmp_path):
     make_trainer(tiny_config(tmp_path)).fit()
     fire = {"enabled": True, "steps": [12], "rewarm_steps": 2}
     config = tiny_config(tmp_path, train={"total_steps": 15}, fire=fire)

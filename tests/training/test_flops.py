@@ -48,7 +48,7 @@ def test_formula_equals_the_flops_torch_counts(model_config: ModelConfig, batch_
     # The math backend is made of matmuls that are counted one by one, over the full T × T square.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.logits(model(tokens)).sum().backward()
-    # Of the square, causal attention needs half: what the formula adds once, the counter sees twice.
+    # Causal attention needs half of the square: the counter sees twice what the formula adds.
     attention = model_flops_per_token(model_config, seq_len) - model_flops_per_token(model_config, 0)
     expected = (model_flops_per_token(model_config, seq_len) + attention) * batch_size * seq_len
     assert counter.get_total_flops() == expected
@@ -61,7 +61,7 @@ def test_a_known_shape_by_hand() -> None:
 
 
 class InsideOwnOperations(TorchDispatchMode):
-    """Runs our operators as the functions that they are, so that a counter sees the products inside."""
+    """Runs our operators as plain functions, so that a counter sees the products inside."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.namespace == "nanochat":
@@ -96,12 +96,12 @@ def test_a_training_step_takes_what_torch_counts_with_tokens_ahead_and_with_filt
     setup = replace(setup_of(model, mtp), config=whole, score=TokenLoss.of(model, whole.train))
     state = state_of(setup, *([TokenFilter(setup)] if filtering else []))
     tokens = torch.randint(0, 96, (rows, seq_len + 1))
-    # Which torch does not know by itself: a product that is added in place.
+    # torch does not count this product, which is added in place.
     counted = {torch.ops.aten.addmm_: lambda _, left, right, **__: 2 * left[0] * left[1] * right[1]}
     counter = FlopCounterMode(display=False, custom_mapping=counted)
     with sdpa_kernel(SDPBackend.MATH), counter, InsideOwnOperations():
         gradient_of(state, tokens[:, :-1], tokens[:, 1:])
-    # Attention aside, of which the counter sees the whole square: see above.
+    # Without attention, of which the counter sees the whole square: see above.
     attention = model_flops_per_token(whole.model, seq_len) - model_flops_per_token(whole.model, 0)
     layers = 4 / 3 if kind == "nextn" else 1
     kept = 0.75 if filtering else 1.0

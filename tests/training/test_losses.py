@@ -1,4 +1,4 @@
-"""Chunked cross-entropy against the whole one, and its peak memory."""
+"""Chunked cross-entropy against the plain one, and its peak memory."""
 
 import math
 
@@ -107,7 +107,7 @@ def test_peak_memory_is_that_of_a_chunk_not_of_all_logits():
     assert peak_growth(SETUP, "chunked_cross_entropy(hidden, unembedding, targets, 256)[0].backward()") < 0.4 * logits
 
 
-def test_logits_that_are_known_give_the_loss_of_some_tokens_without_computing_them_again():
+def test_known_logits_give_the_loss_of_some_tokens_without_being_computed_again():
     hidden, unembedding, targets = problem(dtype=torch.float32)
     kept = torch.arange(0, len(targets), 2)
     logits = torch.empty(len(targets), len(unembedding))

@@ -1,4 +1,4 @@
-"""Times of the parts of a step: they are logged when asked for, add up to less than the step, and change nothing."""
+"""Times of the parts of a step: they are logged on request, add up to less than the step, and change nothing."""
 
 import time
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_without_the_key_nothing_is_logged_and_the_losses_are_the_same(tmp_path)
     assert [record["loss/main"] for record in plain] == [record["loss/main"] for record in measured]
 
 
-def test_a_phase_counts_as_often_as_it_occurs_and_a_reading_starts_anew(monkeypatch):
+def test_a_phase_counts_as_often_as_it_occurs_and_a_reading_resets_it(monkeypatch):
     clock = iter([0.0, 1.0, 5.0, 8.0, 10.0, 10.5])
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     phases = CPUPhases()
@@ -62,7 +62,7 @@ def test_the_clock_is_that_of_the_device():
 
 
 class _Event:
-    """Stands for a CUDA event: its time is the number of events that were recorded before it."""
+    """Replaces a CUDA event: its time is the number of events recorded before it."""
 
     recorded = 0
 

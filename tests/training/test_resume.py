@@ -1,4 +1,4 @@
-"""What may change when a run is resumed: it has its effect, or one line names the key; nothing is lost in silence."""
+"""Changes to the configuration of a resumed run: each takes effect or is refused by key, never silently ignored."""
 
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -31,7 +31,7 @@ BASES: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 ELSEWHERE = ("run.dir", "run.name", "data.", "tokenizer.", "grpo.", "export.", "loader.", "bigram_init.")
-"""Keys that the trainer does not read when it resumes; a bigram start lies before the first step."""
+"""Keys that the trainer does not read when it resumes; a bigram start happens before the first step."""
 
 
 def base_config(folder: Path, name: str, steps: int = STEPS) -> Config:
@@ -70,7 +70,7 @@ def another(key: str, value: Any) -> Any:
 
 
 def changed(config: Config, key: str) -> Config | None:
-    """`config` with another value of one key; None when it has none that is valid."""
+    """`config` with another value of one key, if there is a valid one."""
     values = config.model_dump()
     *path, name = key.split(".")
     section = values
@@ -184,7 +184,7 @@ def test_more_steps_extend_a_run_with_a_time_budget(tmp_path):
     assert rates[-1] < 0.1 * max(rates)
 
 
-def test_a_time_budget_that_is_used_up_is_no_extension(tmp_path):
+def test_a_time_budget_that_is_used_up_does_not_extend_a_run(tmp_path):
     run = trainer(budgeted(tmp_path))
     with run.log:
         for _ in range(20):
@@ -211,7 +211,7 @@ def test_a_finished_run_with_a_time_budget_is_finished_when_nothing_was_changed(
 # -- other batches -----------------------------------------------------------------------------------------------
 
 
-def test_other_batches_go_on_at_the_window_where_the_old_ones_ended(tmp_path):
+def test_other_batches_continue_at_the_window_where_the_old_ones_ended(tmp_path):
     trainer(base_config(tmp_path, "plain")).fit()  # 3 steps of 2 windows
     config = base_config(tmp_path, "plain", 5)
     config.train.batch_size, config.train.grad_accum = 3, 2
@@ -223,7 +223,7 @@ def test_other_batches_go_on_at_the_window_where_the_old_ones_ended(tmp_path):
     assert trainer(config, resume=True).data.shifted == 6 - 18, "also when it is resumed once more"
 
 
-def test_another_sequence_length_goes_on_after_as_many_tokens_and_says_so(tmp_path, capsys):
+def test_another_sequence_length_continues_after_as_many_tokens_and_says_so(tmp_path, capsys):
     trainer(base_config(tmp_path, "plain")).fit()  # 3 × 2 × 16 = 96 tokens
     config = base_config(tmp_path, "plain", 5)
     config.train.seq_len = 8

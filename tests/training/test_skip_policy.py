@@ -71,7 +71,7 @@ def test_the_state_survives_json_and_decides_the_same() -> None:
     assert policy.state_dict() == resumed.state_dict()
 
 
-def test_a_norm_that_stays_high_is_a_new_level_and_no_divergence() -> None:
+def test_a_norm_that_stays_high_is_a_new_level_and_not_divergence() -> None:
     policy = SkipPolicy(4.0, 20)
     reasons = [policy.reason_to_skip(2.0, norm) for norm in [1.0] * 30 + [5.0] * 200]
     assert [step for step, reason in enumerate(reasons) if reason] == [30, 31, 32]

@@ -1,4 +1,4 @@
-"""The first signal asks, the second acts, and nothing of it outlives the `with`."""
+"""The first signal requests a stop, the second enforces it, and the handlers do not outlive the `with`."""
 
 import os
 import pty
@@ -62,7 +62,7 @@ def test_an_ignored_signal_stays_ignored(number: signal.Signals) -> None:
         signal.signal(number, original)
 
 
-def test_what_happens_now_is_said_at_once_and_once() -> None:
+def test_the_consequence_is_announced_at_once_and_once() -> None:
     said: list[str] = []
     with StopSignals(said.append) as stop:
         signal.raise_signal(signal.SIGUSR1)

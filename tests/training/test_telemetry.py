@@ -14,7 +14,7 @@ from nanochat_cli.training.health.ternary import MARGIN_EDGES, Layer, TernaryTel
 
 
 def make_layer(name: str, rows: int, columns: int, groups: int | None, generator: torch.Generator) -> Layer:
-    """A layer with random latents and absmean scales; groups: scales per row, None for one scale in all."""
+    """A layer with random latents and absmean scales; groups: scales per row, None for a single scale."""
     latent = torch.randn(rows, columns, generator=generator) * 0.02
     if groups is None:
         scales = latent.abs().mean().half().float().reshape(1, 1)
@@ -112,7 +112,7 @@ def test_a_resumed_measurement_equals_the_uninterrupted_one(tmp_path: Path) -> N
     assert resumed.measure([second]) == telemetry.measure([second])
 
 
-def test_scalars_leave_out_what_is_not_known_yet() -> None:
+def test_scalars_leave_out_unknown_values() -> None:
     layer = make_layer("a", 4, 16, 1, torch.Generator().manual_seed(5))
     telemetry = TernaryTelemetry()
     assert "ternary/flip_rate" not in telemetry.measure([layer])[0].scalars()
@@ -121,7 +121,7 @@ def test_scalars_leave_out_what_is_not_known_yet() -> None:
     assert all(name.startswith("ternary/") for name in scalars)
 
 
-def test_no_layers_is_a_fault_of_the_caller() -> None:
+def test_no_layers_is_an_error_of_the_caller() -> None:
     with pytest.raises(ValueError, match="no ternary layers"):
         TernaryTelemetry().measure([])
 

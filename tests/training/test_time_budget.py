@@ -1,4 +1,4 @@
-"""Steps that fit a time budget, and what the learning rate does in them, with a made-up clock."""
+"""The steps that fit into a time budget, and their learning rates, with a made-up clock."""
 
 import itertools
 
@@ -12,7 +12,7 @@ from nanochat_cli.training.time_budget import TimeBudget
 
 
 def simulate(step_seconds, budget, config, max_steps=10_000, progress=None, filtering=0):
-    """A run by the clock; budget None: of max_steps. Returns (its progress, factor on the rate of every step)."""
+    """A run by the clock, or of max_steps without a budget. Returns its progress and each step's factor on the rate."""
     clock = None if budget is None else TimeBudget(budget, config, max_steps)
     asked = WarmUps.configured(config, filtering)
     progress = progress or Progress(
@@ -63,7 +63,7 @@ def test_every_run_is_at_its_peak_within_a_third_and_ends_decayed(schedule, mach
         assert peak <= len(rates) / 3, (peak, len(rates))
         assert rates[: peak + 1] == sorted(rates[: peak + 1]), "no rate falls in the warm-up"
         if schedule != "constant":
-            # The minimum would be reached one step later: the last rate is what one step of the decay leaves.
+            # The minimum would be reached one step later, so the last rate is that of one remaining step of decay.
             one_step = {"wsd, late decay": 1 / (0.1 * len(rates)), "two_stage": 2 / 3 / len(rates)}
             left = max(one_step.get(schedule, 1 / (0.6 * len(rates))), 1e-9)
             assert rates[-1] <= config.min_lr_ratio + left + 1e-9

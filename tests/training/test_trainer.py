@@ -110,7 +110,7 @@ def test_too_many_skipped_steps_end_the_run_naming_the_last_good_checkpoint(tmp_
         run.fit()
 
 
-def test_a_run_whose_norms_rise_for_good_goes_on(tmp_path):
+def test_a_run_whose_norms_rise_for_good_continues(tmp_path):
     run = trainer(tiny_config(tmp_path, train={"total_steps": 60, "max_skipped_steps": 10}))
     clip = run.state.optimizers.clip_grad_norm
     run.state.optimizers.clip_grad_norm = lambda limit: clip(limit) * (100 if run.progress.step >= 30 else 1)
@@ -132,7 +132,7 @@ def poison(run, at):
     run._step = poisoned
 
 
-def test_what_is_saved_while_steps_are_skipped_neither_counts_as_good_nor_replaces_what_is(tmp_path):
+def test_a_checkpoint_saved_while_steps_are_skipped_is_not_good_and_replaces_no_good_one(tmp_path):
     sections = {"train": {"max_skipped_steps": 6}, "checkpoint": {"interval": 2, "keep_last": 1, "keep_best": False}}
     run = trainer(tiny_config(tmp_path, **sections))
     poison(run, 5)

@@ -55,7 +55,7 @@ def test_not_even_one_sequence_is_a_clear_error(tmp_path):
         gradients(tmp_path, 0)
 
 
-def test_other_runtime_errors_are_not_taken_for_lack_of_memory():
+def test_other_runtime_errors_are_not_mistaken_for_lack_of_memory():
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nanochat_cli.bench.matched.measures import Outcome, read_run, relate
+from nanochat_cli.bench.matched.measures import RunOutcome, read_run, relate
 from nanochat_cli.bench.matched.records import FINISHED, RunRecord, Suite
 from nanochat_cli.bench.matched.report.configs import Settings, settings_of
 from nanochat_cli.bench.matched.report.notes import NOTES
@@ -138,7 +138,7 @@ def _baseline(runs: Sequence[_Run], targets: Sequence[Path], name: str | None) -
 
 def _record(run: _Run) -> RunRecord:
     found, export = run.results.get("results", {}), run.results.get("export") or {}
-    outcome = Outcome(
+    outcome = RunOutcome(
         FINISHED,
         parameters=run.parameters,
         optimizer_state_bytes=found.get("optimizer_state_bytes"),

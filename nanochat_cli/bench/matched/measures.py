@@ -21,7 +21,7 @@ WARM_UP_SHARE = 0.1
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """How a run's process ended, as reported by itself or by its parent.
 
     peak_memory_bytes: on a GPU the peak of torch's allocations; on a CPU the growth of the process while it trained.
@@ -37,7 +37,7 @@ class Outcome:
     adamw_state_bytes: int | None = None
 
 
-def read_run(folder: Path, run: str, config: str, seed: int, outcome: Outcome) -> RunRecord:
+def read_run(folder: Path, run: str, config: str, seed: int, outcome: RunOutcome) -> RunRecord:
     """The record of the run in `folder / run`, without curves if it never began.
 
     A run whose held-out loss is not finite has diverged, whatever its process reported.

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from nanochat_cli.bench.matched.claims import TUNING, judge, load_claims
-from nanochat_cli.bench.matched.measures import Outcome, read_run, relate
+from nanochat_cli.bench.matched.measures import RunOutcome, read_run, relate
 from nanochat_cli.bench.matched.noise import noise_note
 from nanochat_cli.bench.matched.plan import (
     PLAN_FILE,
@@ -209,7 +209,7 @@ def _run_all(plan: Plan, folder: Path, reporter: Reporter) -> None:
                 continue
             view.start(number)
             config = _configured(plan, entry, folder, tuned)
-            if isinstance(config, Outcome):
+            if isinstance(config, RunOutcome):
                 outcome = config
                 place.record(outcome)
             else:
@@ -249,7 +249,7 @@ def _bits_per_byte(folder: Path, entry: Entry) -> float | None:
     return run.measures["bits_per_byte"] if run is not None and run.status == FINISHED else None
 
 
-def _configured(plan: Plan, entry: Entry, folder: Path, tuned: Tuned | None) -> Config | Outcome:
+def _configured(plan: Plan, entry: Entry, folder: Path, tuned: Tuned | None) -> Config | RunOutcome:
     """The configuration of a run, or its outcome if it cannot start because the baseline left no time to match."""
     rate = None if tuned is None else tuned.chosen.get(entry.contender.name)
     if plan.match != "time" or entry.contender == plan.baseline or entry.rate is not None:
@@ -257,6 +257,6 @@ def _configured(plan: Plan, entry: Entry, folder: Path, tuned: Tuned | None) -> 
     reference = Entry(plan.baseline, entry.seed)
     outcome = read_outcome(Place(folder, reference.name).outcome)
     if outcome is None or outcome.status != FINISHED:
-        return Outcome(FAILED, f"{reference.name} has not finished, so there is no training time to match")
+        return RunOutcome(FAILED, f"{reference.name} has not finished, so there is no training time to match")
     record = read_run(folder, reference.run, plan.baseline.name, entry.seed, outcome)
     return resolve(plan, entry, folder, record.measures["train_seconds"], rate)

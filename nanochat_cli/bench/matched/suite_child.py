@@ -14,7 +14,7 @@ import traceback
 from dataclasses import asdict
 from pathlib import Path
 
-from nanochat_cli.bench.matched.measures import Outcome
+from nanochat_cli.bench.matched.measures import RunOutcome
 from nanochat_cli.bench.matched.records import DIVERGED, FAILED, FINISHED, INTERRUPTED, OUT_OF_MEMORY
 from nanochat_cli.bench.peak_memory import peak_memory
 from nanochat_cli.config.load import CONFIG_FILE, resolve_config
@@ -35,25 +35,25 @@ def main(config_file: Path, outcome_file: Path) -> int:
     try:
         outcome = _train(resolve_config(file=config_file))
     except Interrupted:
-        outcome = Outcome(INTERRUPTED, "stopped, with everything saved")
+        outcome = RunOutcome(INTERRUPTED, "stopped, with everything saved")
     except Diverged as error:
-        outcome = Outcome(DIVERGED, str(error))
+        outcome = RunOutcome(DIVERGED, str(error))
     except Exception as error:  # noqa: BLE001 - a run that fails is a row of the report; the traceback is in its log
         traceback.print_exc()
-        outcome = Outcome(OUT_OF_MEMORY if _is_out_of_memory(error) else FAILED, _one_line(error))
+        outcome = RunOutcome(OUT_OF_MEMORY if _is_out_of_memory(error) else FAILED, _one_line(error))
     write_outcome(outcome_file, outcome)
     return 0 if outcome.status == FINISHED else 1
 
 
-def write_outcome(path: Path, outcome: Outcome) -> None:
+def write_outcome(path: Path, outcome: RunOutcome) -> None:
     write_atomically(path, (json.dumps(asdict(outcome), indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def read_outcome(path: Path) -> Outcome | None:
-    return Outcome(**parse_json(path.read_text(encoding="utf-8"))) if path.is_file() else None
+def read_outcome(path: Path) -> RunOutcome | None:
+    return RunOutcome(**parse_json(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
-def _train(config: Config) -> Outcome:
+def _train(config: Config) -> RunOutcome:
     import nanochat_cli.training.trainer  # noqa: F401 - so that the run's memory does not include importing
 
     run = config.run.dir / str(config.run.name)
@@ -61,7 +61,7 @@ def _train(config: Config) -> Outcome:
     before = peak_memory()
     result = engine.fit(config, run if (run / CONFIG_FILE).is_file() else None)
     peak = _peak_on_device()
-    return Outcome(
+    return RunOutcome(
         FINISHED,
         parameters=result.parameters,
         optimizer_state_bytes=result.optimizer_bytes,

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nanochat_cli.bench.matched.measures import Outcome
+from nanochat_cli.bench.matched.measures import RunOutcome
 from nanochat_cli.bench.matched.records import FAILED, INTERRUPTED
 from nanochat_cli.bench.matched.suite_child import PARENT, read_outcome, write_outcome
 from nanochat_cli.bench.peak_memory import peak_memory
@@ -71,14 +71,14 @@ class Place:
         self.outcome.unlink(missing_ok=True)
         self.config.write_text(config_to_toml(config), encoding="utf-8")
 
-    def record(self, outcome: Outcome) -> None:
+    def record(self, outcome: RunOutcome) -> None:
         self.outcome.parent.mkdir(parents=True, exist_ok=True)
         write_outcome(self.outcome, outcome)
 
 
 def run_in_process(
     place: Place, config: Config, update: Callable[[Reading], None], stop_requested: Callable[[], bool]
-) -> Outcome:
+) -> RunOutcome:
     """Train `config`, or continue it, in a separate process; `update` is called a few times per second.
 
     When a stop is requested, the process saves and ends, and the outcome is `interrupted`.
@@ -116,7 +116,7 @@ def run_in_process(
     update(tail.reading)
     outcome = read_outcome(place.outcome)
     if outcome is None:
-        outcome = Outcome(INTERRUPTED, "stopped") if stopped else Outcome(FAILED, _how(process.returncode, place))
+        outcome = RunOutcome(INTERRUPTED, "stopped") if stopped else RunOutcome(FAILED, _how(process.returncode, place))
     outcome = replace(outcome, gpu_utilisation=utilisation.mean())
     place.record(outcome)
     return outcome

@@ -92,7 +92,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StageOutcome:
     """How a stage ended. text: what it measured, or why not; figure: None unless it passed."""
 
     name: str

@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
-from nanochat_cli.diagnose.validate.stage import Figure, NotHere, Outcome, Stage, Workspace
+from nanochat_cli.diagnose.validate.stage import Figure, NotHere, Stage, StageOutcome, Workspace
 from nanochat_cli.errors import Interrupted, NanochatError, ValidationFailure
 from nanochat_cli.report.reporter import Reporter
 
@@ -58,9 +58,9 @@ def workspace(reporter: Reporter, *, quick: bool = False) -> Iterator[Workspace]
         yield Workspace(Path(folder), quick, reporter)
 
 
-def run_stages(names: Sequence[str], place: Workspace) -> list[Outcome]:
+def run_stages(names: Sequence[str], place: Workspace) -> list[StageOutcome]:
     """Run these stages, in this order. The stages that they need must be among them, or in `place.passed`."""
-    outcomes: list[Outcome] = []
+    outcomes: list[StageOutcome] = []
     for number, name in enumerate(names, 1):
         place.reporter.info(f"{number}/{len(names)} {name} …")
         outcome = _run(STAGES[name], place)
@@ -72,14 +72,14 @@ def run_stages(names: Sequence[str], place: Workspace) -> list[Outcome]:
     return outcomes
 
 
-def _run(stage: Stage, place: Workspace) -> Outcome:
+def _run(stage: Stage, place: Workspace) -> StageOutcome:
     missing = [name for name in stage.needs if name not in place.passed]
     if missing:
-        return Outcome(stage.name, "not run", 0.0, f"not run: needs {', '.join(missing)}")
+        return StageOutcome(stage.name, "not run", 0.0, f"not run: needs {', '.join(missing)}")
     started = time.perf_counter()
 
-    def ended(verdict: str, text: str, figure: Figure | None = None) -> Outcome:
-        return Outcome(stage.name, verdict, time.perf_counter() - started, text, figure)  # pyright: ignore[reportArgumentType]
+    def ended(verdict: str, text: str, figure: Figure | None = None) -> StageOutcome:
+        return StageOutcome(stage.name, verdict, time.perf_counter() - started, text, figure)  # pyright: ignore[reportArgumentType]
 
     try:
         with nullcontext() if stage.all_threads else _one_thread():
@@ -107,7 +107,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def report(outcomes: Sequence[Outcome], reporter: Reporter, *, quick: bool) -> None:
+def report(outcomes: Sequence[StageOutcome], reporter: Reporter, *, quick: bool) -> None:
     """A table, and for `--json` a result file with the stages added."""
     from nanochat_cli.report.environment import environment
     from nanochat_cli.report.result_file import Result
@@ -145,7 +145,7 @@ def report(outcomes: Sequence[Outcome], reporter: Reporter, *, quick: bool) -> N
     )
 
 
-def require_no_failure(outcomes: Sequence[Outcome]) -> None:
+def require_no_failure(outcomes: Sequence[StageOutcome]) -> None:
     """Raise ValidationFailure if a stage failed, naming every one and the reason."""
     failed = [f"{outcome.name}: {outcome.text}" for outcome in outcomes if outcome.verdict == "failed"]
     if failed:

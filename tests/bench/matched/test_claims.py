@@ -81,10 +81,10 @@ def with_repeat(ours: float, theirs: float, again: float):
 
 @pytest.mark.parametrize(
     ("ours", "verdict"),
-    # Twice as fast is claimed, and the baseline run twice differs by 10 %: between 1.82 and 2.2 nothing is judged.
+    # Twice as fast is claimed, and two runs of the baseline differ by 10 %: nothing between 1.82 and 2.2 is judged.
     [(100 / 2.3, "supported"), (100 / 2.1, "within noise"), (100 / 1.9, "within noise"), (100 / 1.7, "not supported")],
 )
-def test_a_speed_that_is_nearer_to_the_claim_than_two_equal_runs_to_each_other_is_within_noise(ours, verdict):
+def test_a_speed_closer_to_the_claim_than_two_equal_runs_to_each_other_is_within_noise(ours, verdict):
     found = judge(FASTER, with_repeat(ours, 100.0, 110.0))
     assert found.verdict == verdict
     assert "two runs of one configuration differ by up to 10.0%" in found.measured
@@ -103,7 +103,7 @@ def test_without_a_repeat_the_seeds_of_the_baseline_are_the_noise():
     assert noise_floor(suite([record("baseline", measures={"step_ms": 1.0})]), "step_ms") is None
 
 
-def test_a_claim_that_the_baseline_keeps_too_is_not_supported_by_it():
+def test_a_claim_that_the_baseline_fulfils_too_is_not_judged():
     claims = {claim.id: claim for claim in load_claims()}
     for busy, verdict in ((0.9996, "not measurable here"), (0.7, "supported")):
         runs = [record("baseline", seed, measures={"busy_fraction": busy}) for seed in range(3)]
@@ -139,7 +139,7 @@ def test_a_verdict_that_depends_on_learning_rates_says_when_they_were_not_tuned(
     assert judge(quality, made).verdict == ("supported" if tuned else "supported (learning rates not tuned)")
 
 
-def test_what_is_expected_reads_as_people_write_it():
+def test_the_expected_range_is_written_for_people():
     expected = {claim.id: claim.expected for claim in load_claims()}
     assert expected["mtp-data-efficiency"] == "10–20 %"
     assert expected["collider-backward"] == "at least 35 %"
@@ -167,7 +167,7 @@ def test_seeds_that_never_reached_the_baseline_are_not_left_out():
         ("colour = 3", "colour"),
     ],
 )
-def test_a_claim_that_cannot_be_judged_is_an_error_of_the_file(tmp_path, line, message):
+def test_an_incomplete_claim_is_an_error_of_the_file(tmp_path, line, message):
     names = ("id", "statement", "source", "scope", "config", "measure", "form", "direction")
     written = ("x", "x", "x", "x", "full", "loss", "value", "at least")
     values = {name: f'"{text}"' for name, text in zip(names, written, strict=True)} | {"low": "1.0"}

@@ -24,7 +24,7 @@ Copy = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with the runs `plain` and `mtp`, alike but for multi-token prediction and one learning rate."""
+    """A working folder with the runs `plain` and `mtp`, which differ in MTP and one learning rate."""
     folder = tmp_path_factory.mktemp("work")
     write_corpus(folder / "src")
     line = ["train", *TINY, "--quiet", "--set", "data.source=src", "--set", "train.total_steps=6"]
@@ -39,7 +39,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def work(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder of its own with copies of both runs, without their checkpoints."""
+    """A separate working folder with copies of both runs, without their checkpoints."""
     shutil.copytree(trained / "runs", tmp_path / "runs", ignore=shutil.ignore_patterns("checkpoints"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -79,7 +79,7 @@ def test_the_report_of_two_runs_has_their_own_figures(work: Path, capsys: pytest
         assert row["bits per byte"] == f"{own[name]['results']['bits_per_byte']:.4f}"
         assert row["status"] == "finished"
     difference = own["mtp"]["results"]["bits_per_byte"] - own["plain"]["results"]["bits_per_byte"]
-    assert abs(difference) > 1e-3  # else its sign would be that of rounding
+    assert abs(difference) > 1e-3  # otherwise rounding would decide its sign
     assert float(rows["mtp"]["− baseline"].replace("−", "-")) == pytest.approx(difference, abs=5.1e-5)
     assert found["key"].rows == [["optim.head_lr", "0.0005", "0.1"], ["mtp.enabled", "false", "true"]]
     suite = read_suite(folder)
@@ -131,7 +131,7 @@ def test_another_value_is_another_configuration(copy: Copy) -> None:
     assert groups(compare_runs(paths("plain", "faster"))) == {"plain": [1337], "faster": [2]}
 
 
-def test_runs_of_one_name_are_called_by_their_paths(copy: Copy) -> None:
+def test_runs_with_one_name_are_called_by_their_paths(copy: Copy) -> None:
     copy("mtp", "elsewhere/plain")
     suite = compare_runs(paths("plain", "elsewhere/plain"), "elsewhere/plain")
     assert suite.configs == ["runs/elsewhere/plain", "runs/plain"]
@@ -156,7 +156,7 @@ def change(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
-def test_other_held_out_documents_are_said_and_leave_out_what_hangs_on_them(copy: Copy) -> None:
+def test_other_held_out_documents_are_noted_and_figures_that_depend_on_them_left_out(copy: Copy) -> None:
     other = copy("plain", "other")
     results = json.loads((other / "results.json").read_text())
     results["baselines"]["gzip -9"] = 9.5
@@ -167,14 +167,14 @@ def test_other_held_out_documents_are_said_and_leave_out_what_hangs_on_them(copy
     assert all(run.measures["bits_per_byte"] is not None for run in suite.runs)
 
 
-def test_documents_of_runs_without_compressors_are_told_by_their_source(copy: Copy) -> None:
+def test_without_compressors_documents_are_compared_by_their_source(copy: Copy) -> None:
     other = copy("plain", "other", "data.source=elsewhere")
     assert compare_runs(paths("plain", "other")).settings["notes"] == []  # the same ones, in another place
     (other / "results.json").unlink()
     assert "the [data] sections differ" in compare_runs(paths("plain", "other")).settings["notes"][0]
 
 
-def test_another_tokenizer_device_or_part_is_said(copy: Copy) -> None:
+def test_another_tokenizer_device_or_part_is_noted(copy: Copy) -> None:
     other = copy("plain", "other", "eval.final_max_tokens=100")
     change(other / "tokenizer.json", "{", "{ ")
     environment = json.loads((other / "environment.json").read_text())
@@ -184,7 +184,7 @@ def test_another_tokenizer_device_or_part_is_said(copy: Copy) -> None:
         assert any(words in note for note in notes), words
 
 
-def test_seeds_that_nobody_shares_are_said_in_the_report(copy: Copy, capsys: pytest.CaptureFixture[str]) -> None:
+def test_seeds_without_a_partner_are_noted_in_the_report(copy: Copy, capsys: pytest.CaptureFixture[str]) -> None:
     copy("mtp", "mtp-2", "run.seed=2")
     assert main(["bench", "compare", "plain", "mtp-2"]) == 0
     assert "mtp-2: no seed in common with plain" in capsys.readouterr().err

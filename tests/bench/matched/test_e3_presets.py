@@ -1,4 +1,4 @@
-"""The configurations of the E3 suite are those that were published, and the isolated ones have one method each.
+"""The configurations of the E3 suite are the published ones, and the isolated ones have one method each.
 
 The oracle is the table below, written by hand from what was published: which methods a configuration has, and with
 which numbers.

@@ -1,11 +1,11 @@
-"""What a run measured is read from its metrics: medians of steady steps, main loss only, when a target is reached."""
+"""Measures are read from a run's metrics: medians of steady steps, the main loss only, when a target is reached."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from nanochat_cli.bench.matched.measures import MAX_POINTS, Outcome, first_reached, read_run, relate
+from nanochat_cli.bench.matched.measures import MAX_POINTS, RunOutcome, first_reached, read_run, relate
 from nanochat_cli.bench.matched.records import FINISHED, MEASURES
 from tests.bench.matched.suites import record
 
@@ -36,13 +36,13 @@ def write_metrics(folder: Path, steps: int, final: float | None = 2.0) -> None:
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def read(folder: Path, outcome: Outcome):
+def read(folder: Path, outcome: RunOutcome):
     return read_run(folder, "runs/full-seed1", "full", 1, outcome)
 
 
 def test_times_are_of_the_steps_after_the_first_tenth(tmp_path):
     write_metrics(tmp_path / "runs" / "full-seed1", 40)
-    found = read(tmp_path, Outcome(FINISHED, None, 1000, 8, 1 << 20, 77, 0.5))
+    found = read(tmp_path, RunOutcome(FINISHED, None, 1000, 8, 1 << 20, 77, 0.5))
     measures = found.measures
     assert measures.keys() == MEASURES.keys()
     assert (measures["backward_ms"], measures["step_ms"], measures["forward_ms"]) == (200.0, 500.0, 100.0)
@@ -58,7 +58,7 @@ def test_times_are_of_the_steps_after_the_first_tenth(tmp_path):
 
 def test_a_long_curve_is_thinned_and_keeps_its_end(tmp_path):
     write_metrics(tmp_path / "runs" / "full-seed1", 1240)
-    curve = read(tmp_path, Outcome(FINISHED)).train
+    curve = read(tmp_path, RunOutcome(FINISHED)).train
     assert len({len(values) for values in curve.values()}) == 1
     assert 300 < len(curve["step"]) <= MAX_POINTS
     assert curve["step"][-1] == 1240
@@ -67,13 +67,13 @@ def test_a_long_curve_is_thinned_and_keeps_its_end(tmp_path):
 
 def test_a_run_whose_held_out_loss_is_not_finite_has_diverged(tmp_path):
     write_metrics(tmp_path / "runs" / "full-seed1", 40, final=None)
-    found = read(tmp_path, Outcome(FINISHED))
+    found = read(tmp_path, RunOutcome(FINISHED))
     assert (found.status, found.measures["bits_per_byte"]) == ("diverged", None)
     assert found.reason is not None
 
 
 def test_a_run_that_never_began_is_a_row_without_numbers(tmp_path):
-    found = read(tmp_path, Outcome("out of memory", "27 TB"))
+    found = read(tmp_path, RunOutcome("out of memory", "27 TB"))
     assert (found.status, found.reason, found.evaluations) == ("out of memory", "27 TB", [])
     assert set(found.measures.values()) == {None}
     assert found.train == {"step": [], "tokens": [], "seconds": [], "loss": []}

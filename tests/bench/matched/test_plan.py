@@ -47,7 +47,7 @@ def test_with_matched_time_the_baseline_of_a_seed_comes_first():
     ]
 
 
-def test_ablations_are_added_and_the_baseline_always_runs_and_once_more():
+def test_ablations_are_added_and_the_baseline_always_runs_twice():
     assert [c.name for c in e3(ablations=True).contenders] == [*CONFIGS, *ABLATIONS, "baseline-again"]
     assert [c.name for c in e3(configs=["full"]).contenders] == ["baseline", "full", "baseline-again"]
     with pytest.raises(ConfigError, match="--configs fast: no such configuration; choose from baseline"):
@@ -112,7 +112,7 @@ def test_matched_time_is_a_budget_for_all_but_the_baseline(tmp_path):
         (("nonsense",), "KEY=VALUE"),
     ],
 )
-def test_a_question_that_makes_no_sense_is_an_error_before_anything_runs(arguments, message):
+def test_a_plan_that_makes_no_sense_is_an_error_before_anything_runs(arguments, message):
     with pytest.raises(ConfigError, match=message):
         ab(*arguments)
 
@@ -122,7 +122,7 @@ def test_a_base_that_ends_by_the_clock_needs_a_matched_time():
         ab("optim.lr=0.01", base="quickstart")
 
 
-def test_a_plan_comes_back_as_it_was_saved(tmp_path: Path):
+def test_a_saved_plan_is_loaded_unchanged(tmp_path: Path):
     plan = e3(seeds=2, given=("optim.lr=0.01",))
     save_plan(plan, tmp_path / "suite")
     assert load_plan(tmp_path / "suite") == plan

@@ -1,7 +1,7 @@
-"""Suites of real, tiny runs: interrupted ones end as undisturbed ones do, and runs that go wrong are rows.
+"""Suites of real, tiny runs: interrupted ones end like uninterrupted ones, and failed runs are rows of the report.
 
-Through the command in processes of its own, with one thread, so that sums have one order. The oracle is the suite
-that nobody disturbed.
+Through the command in separate processes, with one thread, so that sums have one order. The oracle is the suite that
+was never interrupted.
 """
 
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from nanochat_cli.bench.matched.measures import Outcome
+from nanochat_cli.bench.matched.measures import RunOutcome
 from nanochat_cli.bench.matched.plan import load_plan, plan_ab
 from nanochat_cli.bench.matched.records import RunRecord, Suite
 from nanochat_cli.bench.matched.suite import begin_suite, compared
@@ -57,7 +57,7 @@ def finish(process: "subprocess.Popen[str]", code: int = 0) -> str:
 
 
 def wait_for_step(process: "subprocess.Popen[str]", metrics: Path, step: int) -> None:
-    """Until a run has logged `step`; fails when the suite ends before."""
+    """Wait until a run has logged `step`; fail if the suite ends before."""
     while process.poll() is None:
         lines = metrics.read_text().splitlines()[:-1] if metrics.is_file() else []
         if lines and json.loads(lines[-1])["step"] >= step:
@@ -67,7 +67,7 @@ def wait_for_step(process: "subprocess.Popen[str]", metrics: Path, step: int) ->
 
 
 def without_timings(suite: Suite, configs: list[str]) -> list[RunRecord]:
-    """What runs of equal configurations have in common; a GGUF file has the run's name in it, and so its length."""
+    """What runs of equal configurations share; the size of a GGUF file depends on the run's name, which is in it."""
     found = []
     for run in (run for config in configs for run in suite.of(config)):
         measures = {
@@ -135,7 +135,7 @@ def test_continuing_with_other_options_is_an_error(folder):
     assert "a suite is here; continue it with --resume" in errors
 
 
-def test_data_that_no_run_could_use_are_an_error_before_a_suite_exists(folder):
+def test_unusable_data_are_an_error_before_a_suite_exists(folder):
     nothing = [*SUITE, "--vary", OTHER, "--set", "data.path=data/none", "--out", "nothing"]
     assert "data/none" in finish(start(folder, "bench", "ab", *nothing), 3)
     assert not (folder / "nothing").exists()
@@ -148,11 +148,11 @@ def test_a_process_that_dies_is_a_run_that_failed_and_is_started_again(tmp_path,
     monkeypatch.setattr(sys, "executable", str(killed))
     config = resolve_config(["quickstart"], None, [f"run.dir={tmp_path}/runs", "run.name=x", "train.device=cpu"])
     outcome = run_in_process(Place(tmp_path, "x"), config, lambda reading: None, lambda: False)
-    assert outcome == Outcome("failed", "its process was killed by SIGKILL, perhaps for lack of memory (logs/x.log)")
+    assert outcome == RunOutcome("failed", "its process was killed by SIGKILL, perhaps for lack of memory (logs/x.log)")
     assert read_outcome(Place(tmp_path, "x").outcome) == outcome
 
 
-def test_a_suite_none_of_whose_runs_finished_says_so_and_has_a_report(tmp_path, monkeypatch):
+def test_a_suite_without_a_finished_run_says_so_and_has_a_report(tmp_path, monkeypatch):
     write_corpus(tmp_path / "src")
     monkeypatch.setenv("NANOCHAT_CACHE", str(tmp_path / "cache"))
     given = [text for text in TINY if not text.startswith("data.path")] + [f"data.source={tmp_path / 'src'}"]

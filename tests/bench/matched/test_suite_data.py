@@ -1,4 +1,4 @@
-"""The runs of a suite have one data set, fixed when it begins: a source that grows meanwhile changes none of them."""
+"""The runs of a suite share one data set, fixed when it begins: a source that grows meanwhile changes none of them."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def config(source: str) -> Config:
     return make_config(data={"source": source})
 
 
-def test_a_run_is_trained_on_what_was_prepared_whatever_the_source_has_become(tmp_path, monkeypatch):
+def test_a_run_is_trained_on_the_prepared_data_even_if_the_source_has_changed(tmp_path, monkeypatch):
     monkeypatch.setenv("NANOCHAT_CACHE", str(tmp_path / "cache"))
     write_folder(tmp_path / "src", 20)
     suite = tmp_path / "suite"
@@ -33,7 +33,7 @@ def test_a_run_is_trained_on_what_was_prepared_whatever_the_source_has_become(tm
     assert other.data.path is None
 
 
-def test_a_data_set_that_was_prepared_anew_ends_a_suite_with_one_line(tmp_path):
+def test_a_data_set_that_was_prepared_again_ends_a_suite_with_one_line(tmp_path):
     write_folder(tmp_path / "src", 20)
     prepare_dataset(str(tmp_path / "src"), tmp_path / "data", make_config(), QuietReporter())
     suite = tmp_path / "suite"
@@ -46,7 +46,7 @@ def test_a_data_set_that_was_prepared_anew_ends_a_suite_with_one_line(tmp_path):
         load_suite_data(suite)
 
 
-def test_a_suite_of_before_there_were_records_goes_on(tmp_path):
+def test_a_suite_from_before_such_records_is_resumed(tmp_path):
     found = config("stdlib")
     load_suite_data(tmp_path).fix(found)
     assert found.data.path is None

@@ -1,6 +1,6 @@
-"""A suite that tunes: rates first, then every run at its contender's best one, also after a crash in between.
+"""A suite that tunes: rates first, then every run at its contender's best rate, even after a crash in between.
 
-The runs are made up: each writes the held-out figure that its learning rate would end with. The oracle is that formula.
+The runs are made up: each writes the held-out figure that a formula gives for its learning rate. That is the oracle.
 """
 
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nanochat_cli.bench.matched import suite as suites
-from nanochat_cli.bench.matched.measures import Outcome
+from nanochat_cli.bench.matched.measures import RunOutcome
 from nanochat_cli.bench.matched.plan import Plan, plan_e3, save_plan
 from nanochat_cli.bench.matched.profiles import load_profile
 from nanochat_cli.bench.matched.records import Suite
@@ -25,13 +25,13 @@ BEST = {False: 0.02, True: 0.04}
 
 
 class Runs:
-    """In place of processes. fails_at: the number of the call that raises."""
+    """Replaces processes. fails_at: the number of the call that raises."""
 
     def __init__(self, fails_at: int | None = None) -> None:
         self.done: list[Config] = []
         self.fails_at = fails_at
 
-    def __call__(self, place: Place, config: Config, update: object, stop_requested: object) -> Outcome:
+    def __call__(self, place: Place, config: Config, update: object, stop_requested: object) -> RunOutcome:
         if len(self.done) == self.fails_at:
             raise RuntimeError("the machine was turned off")
         self.done.append(config)
@@ -41,8 +41,8 @@ class Runs:
         folder = config.run.dir / str(config.run.name)
         folder.mkdir(parents=True)
         (folder / FILE_NAME).write_text("".join(json.dumps(line) + "\n" for line in (step, end)))
-        place.record(Outcome("finished"))
-        return Outcome("finished")
+        place.record(RunOutcome("finished"))
+        return RunOutcome("finished")
 
 
 def plan() -> Plan:
@@ -64,7 +64,7 @@ def run(folder: Path, monkeypatch: pytest.MonkeyPatch, runs: Runs) -> Suite:
     return suites.resume_suite(folder, QuietReporter(), folder / "copied")
 
 
-def test_a_suite_compares_each_at_its_best_rate_and_says_what_was_tried(tmp_path, monkeypatch):
+def test_a_suite_compares_each_at_its_best_rate_and_reports_what_was_tried(tmp_path, monkeypatch):
     save_plan(plan(), tmp_path)
     runs = Runs()
     found = run(tmp_path, monkeypatch, runs)
@@ -83,7 +83,7 @@ def test_a_suite_compares_each_at_its_best_rate_and_says_what_was_tried(tmp_path
 
 
 @pytest.mark.parametrize("fails_at", [2, 8])
-def test_a_suite_that_dies_while_it_tunes_or_later_goes_on_where_it_was(tmp_path, monkeypatch, fails_at):
+def test_a_suite_that_dies_while_tuning_or_later_is_resumed_where_it_was(tmp_path, monkeypatch, fails_at):
     save_plan(plan(), tmp_path)
     first, second = Runs(fails_at), Runs()
     with pytest.raises(RuntimeError, match="turned off"):

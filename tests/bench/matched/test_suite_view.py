@@ -1,4 +1,4 @@
-"""What is said of a suite while it runs."""
+"""What a suite shows while it runs."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Tuning: the same few rates and steps for every contender, on a seed that is not compared; the best rate is taken."""
+"""Tuning: the same factors and steps for every contender, on a seed that is not compared; the best rate is chosen."""
 
 from dataclasses import replace
 
@@ -51,14 +51,14 @@ def test_a_tuning_run_is_a_miniature_whose_periods_shrink_with_it(tmp_path):
     assert config.run.name == "full-lr0.04"
 
 
-def test_without_tuning_there_are_no_such_runs_and_rates_stay(tmp_path):
+def test_without_tuning_there_are_no_tuning_runs_and_rates_stay(tmp_path):
     plan = e3(configs=["full"])
     assert tuning_entries(plan) == []
     assert {resolve(plan, entry, tmp_path).optim.lr for entry in entries(plan)} == {0.02}
     assert "not tuned" in tuning_notes(None)[0]
 
 
-def test_the_rate_with_the_fewest_bits_is_taken_and_runs_without_a_figure_are_no_candidates():
+def test_the_rate_with_the_fewest_bits_is_chosen_among_runs_with_a_figure():
     tuned = choose(
         {"a": {0.01: 2.5, 0.02: 2.25, 0.04: None}, "b": {0.01: 3.0, 0.02: float("nan"), 0.04: 2.0}, "c": {0.01: None}},
         seed=1000,
@@ -75,7 +75,7 @@ def test_a_chosen_rate_is_that_of_every_compared_run(tmp_path):
     assert {resolve(plan, entry, tmp_path, rate=0.08).optim.lr for entry in entries(plan)} == {0.08}
 
 
-def test_what_was_tuned_and_how_comes_back_as_it_was_saved(tmp_path):
+def test_a_saved_tuning_is_loaded_unchanged(tmp_path):
     tuned = choose({"a": {0.01: 2.5, 0.02: None}}, seed=1000, steps=40)
     assert load_tuned(tmp_path) is None
     save_tuned(tmp_path, tuned)

@@ -31,7 +31,7 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def state(pid: int) -> str:
-    """T: stopped, as the kernel tells."""
+    """The state of a process according to the kernel; T: stopped."""
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
 
 
@@ -61,7 +61,7 @@ def test_results_compare_pairs_of_rounds(gguf: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CONTENDERS)
-def test_a_file_that_cannot_be_loaded_is_one_line_with_the_side(tmp_path: Path, gguf: Path, name: str) -> None:
+def test_a_file_that_cannot_be_loaded_is_one_line_that_names_the_side(tmp_path: Path, gguf: Path, name: str) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(gguf.read_bytes()[:2000])
     with pytest.raises(NanochatError, match=rf"{name} ended with exit code .*: \S") as failure:
@@ -142,7 +142,7 @@ def test_a_model_with_a_short_context_is_measured_with_what_fits(
         (256, 8, 4, (8, 4)),
     ],
 )
-def test_tokens_are_those_asked_for_or_the_usual_ones_or_what_fits(context, prompt, new, expected) -> None:
+def test_tokens_are_as_requested_or_as_usual_or_as_many_as_fit(context, prompt, new, expected) -> None:
     assert run_decode.fitting(context, prompt, new, (512, 128)) == expected
 
 

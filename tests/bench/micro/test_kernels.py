@@ -20,7 +20,7 @@ TINY = [Product(128, 256, 1), Product(64, 128, 3, 128)]
 
 
 class Clock:
-    """A device on which every contender takes a known time: ours 2 s, bf16 8 s, fp32 16 s; memory reads 100 B/s."""
+    """A device where every contender takes a known time: ours 2 s, bf16 8 s, fp32 16 s; memory reads 100 B/s."""
 
     name, backend, memory_roof = "clock", "cpu", "read rate"
     torch_device, activation_dtype, rotation_bytes = torch.device("cpu"), torch.float32, 10_000
@@ -72,7 +72,7 @@ def test_contenders_take_turns() -> None:
 
 
 def test_all_contenders_compute_the_same_product_on_enough_copies() -> None:
-    """A sum of 256 products of independent noise: int8 activations and ternary weights move it by a part of itself."""
+    """Sums of 256 products of independent noise, which int8 activations and ternary weights change only in part."""
     clock = Clock()
     product = Product(128, 256, 2)
     measure([product], clock, QuietReporter(), rounds=1)

@@ -81,7 +81,7 @@ def test_a_promise_is_judged_by_the_worst_size():
 
 
 def test_each_contender_is_compared_at_the_rate_that_was_best_on_another_seed(monkeypatch):
-    # The loss of a made-up run is its distance from 0.012 for AdamW and 0.01 for the others, and has no seed in it.
+    # The loss of a made-up run is its distance from 0.012 for AdamW and 0.01 for the others, whatever the seed.
     tried: dict[bool, list[tuple[int, float]]] = {True: [], False: []}
 
     def loss(size, steps, seed, options, streams, progress):
@@ -113,7 +113,7 @@ def test_the_promise_of_86_percent_against_adamw_is_not_lowered_to_what_is_reach
     ("losses", "verdict"),
     [((1.0, 1.1, 1.22), "supported"), ((1.5, 1.6, 1.7), "not supported"), ((1.0, 1.1), "not measurable here")],
 )
-def test_parity_is_within_what_seeds_differ_by_and_takes_three_of_them(losses, verdict):
+def test_parity_means_within_the_spread_of_at_least_three_seeds(losses, verdict):
     peer = [1.0, 1.1, 1.2][: len(losses)]
     cases = [
         Result(f"a / {name}", "loss", runs[0], "nats", runs=list(runs)) for name, runs in (("8", losses), ("m", peer))

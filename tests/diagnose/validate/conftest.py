@@ -1,4 +1,4 @@
-"""One chain of `nanochat validate --quick` for all tests: its run and its file are what faults are planted into."""
+"""One `nanochat validate --quick` for all tests, into whose run and file they plant faults."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ from nanochat_cli.diagnose.validate.stage import Muted, Workspace
 
 @dataclass(frozen=True)
 class Chain:
-    """What the command ended with, and the workspace that it left."""
+    """The command's result, and the workspace that it left."""
 
     code: int
     found: dict[str, Any]

@@ -10,7 +10,7 @@ import torch
 
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.diagnose.validate.matmul_case import Case
-from nanochat_cli.diagnose.validate.stage import Outcome, Workspace
+from nanochat_cli.diagnose.validate.stage import StageOutcome, Workspace
 from nanochat_cli.diagnose.validate.stages import require_no_failure, run_stages
 from nanochat_cli.errors import ValidationFailure
 from nanochat_cli.formats.gguf.file import GGUFFile
@@ -23,7 +23,7 @@ def failure(name: str, place: Workspace) -> str:
     """The text of a stage's only outcome, which must be a failure that ends the command with exit code 4."""
     if name == "train":  # it trains the run again
         shutil.rmtree(place.run)
-    outcomes: list[Outcome] = run_stages([name], place)
+    outcomes: list[StageOutcome] = run_stages([name], place)
     assert [outcome.verdict for outcome in outcomes] == ["failed"], outcomes
     with pytest.raises(ValidationFailure, match=f"^{re.escape(name)}: ") as raised:
         require_no_failure(outcomes)

@@ -17,7 +17,7 @@ from nanochat_cli.export import llama_cpp
 from nanochat_cli.report.reporter import PlainReporter
 
 
-def test_every_stage_passes_here_and_tells_a_time_and_figures(chain):
+def test_every_stage_passes_here_and_reports_a_time_and_figures(chain):
     assert chain.code == 0, chain.found
     assert chain.found["valid"] is True
     assert [stage["name"] for stage in chain.found["stages"]] == list(STAGES)
@@ -38,7 +38,7 @@ def test_the_result_file_has_the_form_of_all_of_them(chain):
     assert measured == chain.place.passed
 
 
-def test_every_corner_of_the_kernels_is_told(chain):
+def test_every_corner_of_the_kernels_is_reported(chain):
     (kernels,) = [stage for stage in chain.found["stages"] if stage["name"] == "kernels"]
     assert kernels["details"].keys() == set(three_way_parity.CORNERS)
     assert {corner["verdict"] for corner in kernels["details"].values()} <= {"equal", "absent"}
@@ -47,7 +47,7 @@ def test_every_corner_of_the_kernels_is_told(chain):
 
 @pytest.fixture
 def three(monkeypatch: pytest.MonkeyPatch) -> dict[str, Stage]:
-    """In place of the real stages: `first`, and two that need the one before them."""
+    """Replaces the real stages: a chain of three, each needing the one before it, and one alone."""
 
     def fine(workspace: Workspace) -> Figure:
         return Figure("max |difference| 0", [Value("largest difference", 0.0, "1")])
@@ -69,7 +69,7 @@ def failing(error: BaseException):
     return check
 
 
-def test_after_a_failure_all_that_does_not_need_it_still_runs(three, tmp_path):
+def test_after_a_failure_every_stage_that_does_not_need_it_still_runs(three, tmp_path):
     three["first"] = Stage("first", failing(ValidationFailure("the sum is 2")))
     outcomes = run_stages(tuple(three), Workspace(tmp_path))
     assert [outcome.verdict for outcome in outcomes] == ["failed", "not run", "not run", "passed"]

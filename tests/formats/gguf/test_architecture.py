@@ -128,7 +128,7 @@ def bad(**changes: Any) -> dict[str, Any]:
     ],
     ids=str,
 )
-def test_hyper_parameters_that_we_cannot_compute_are_one_clear_line(fields: dict[str, Any], message: str) -> None:
+def test_unsupported_hyper_parameters_are_one_clear_line(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message) as error:
         config_from_metadata(fields, tied=False, quant=QuantConfig())
     assert "\n" not in str(error.value)

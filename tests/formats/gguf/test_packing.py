@@ -57,7 +57,7 @@ def test_ggufs_own_decoder_reads_the_same_weights(name: str, matrix: tuple[np.nd
 
 
 @pytest.mark.parametrize("name", ["tq2_0", "tq1_0"])
-def test_bytes_equal_ggufs_encoder_where_that_one_is_exact(name: str) -> None:
+def test_bytes_equal_ggufs_encoder_where_it_is_exact(name: str) -> None:
     rng = np.random.default_rng(1)
     codes = rng.integers(-1, 2, (8, 1024), dtype=np.int8)
     codes[:, ::256] = 1  # gguf takes the absolute maximum as the scale: every block needs a non-zero code
@@ -113,7 +113,7 @@ def test_a_type_is_refused_exactly_when_a_block_would_need_two_scales(name: str,
 @pytest.mark.parametrize(
     ("columns", "fits"), [(96, ["q4_0"]), (320, ["q2_0", "q4_0"]), (100, []), (256, [*TERNARY_TYPES])]
 )
-def test_a_type_is_refused_when_the_row_is_no_multiple_of_its_block(columns: int, fits: list[str]) -> None:
+def test_a_type_is_refused_when_the_row_is_not_a_multiple_of_its_block(columns: int, fits: list[str]) -> None:
     codes = np.ones((2, columns), np.int8)
     scales = np.ones((2, 1), np.float32)
     assert fitting_types(scales, 2, columns) == fits
@@ -139,7 +139,7 @@ def test_scales_that_are_not_f16_values_are_a_programming_error() -> None:
 
 
 @pytest.mark.parametrize(("name", "byte"), [("tq2_0", 0xFF), ("q2_0", 0xFF), ("q4_0", 0x00), ("q4_0", 0xFF)])
-def test_a_file_of_a_float_model_is_no_ternary_matrix(name: str, byte: int) -> None:
+def test_a_float_tensor_is_not_a_ternary_matrix(name: str, byte: int) -> None:
     packed = np.full((1, TERNARY_TYPES[name].block_bytes), byte, np.uint8)
     with pytest.raises(DataError, match="not a ternary model"):
         unpack(name, packed)

@@ -1,4 +1,4 @@
-"""The file as a whole: what it says about itself, what is refused, how it appears on disk, and damaged files."""
+"""The file as a whole: its metadata, what is refused, how it is written to disk, and damaged files."""
 
 import os
 import resource
@@ -60,7 +60,7 @@ def test_the_file_says_what_it_is_and_where_it_comes_from(
     assert "nanochat.git" not in fields
 
 
-def test_there_is_one_tensor_per_parameter_and_none_more(
+def test_there_is_one_tensor_per_parameter_and_no_other(
     tmp_path: Path, tokenizer: Tokenizer, model: Transformer
 ) -> None:
     report = export(model, tokenizer, tmp_path / "m.gguf")
@@ -290,7 +290,7 @@ def foreign(path: Path, arch: str, tensors: dict[str, np.ndarray], fields: dict[
         (lambda arch, tensors: (arch, {"a": np.ones(1, np.float32)}), "no tensor token_embd"),
     ],
 )
-def test_a_model_that_we_do_not_compute_is_one_clear_line(
+def test_an_unsupported_model_is_one_clear_line(
     tmp_path: Path, tokenizer: Tokenizer, change: Any, message: str
 ) -> None:
     path = tmp_path / "m.gguf"
@@ -305,7 +305,7 @@ def test_a_model_that_we_do_not_compute_is_one_clear_line(
     assert str(error.value).count(str(other)) == 1
 
 
-def test_a_ternary_file_of_another_program_loads_with_the_scales_it_has(
+def test_a_ternary_file_of_another_program_keeps_its_scales(
     tmp_path: Path, tokenizer: Tokenizer, model: Transformer
 ) -> None:
     path, other = tmp_path / "m.gguf", tmp_path / "other.gguf"

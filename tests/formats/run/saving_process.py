@@ -15,7 +15,7 @@ MODEL = {"dim": 8}
 
 
 def tensors_of(step: int) -> dict[str, dict[str, torch.Tensor]]:
-    """What the checkpoint of a step holds: a function of the step, so that a reader can tell a mixture of two."""
+    """The content of a step's checkpoint: a function of the step, so that a reader would notice a mixture of two."""
     weight = torch.arange(4096, dtype=torch.float32).view(64, 64) * step + 0.5
     return {"model": {"weight": weight}, "optimizer": {"momentum": -weight}}
 

@@ -1,4 +1,4 @@
-"""Checkpoints: exact round trip, crash safety at every instant, and damage that is told, never papered over."""
+"""Checkpoints: exact round trip, crash safety at every instant, and damage that is reported, never hidden."""
 
 import math
 import os
@@ -376,7 +376,7 @@ def test_fingerprint_depends_on_values_and_not_on_key_order() -> None:
 # --- a training that goes on ----------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_that_is_removed_while_it_is_read_is_read_anew_and_a_named_one_is_an_error(tmp_path, monkeypatch):
+def test_a_checkpoint_removed_while_being_read_is_read_again_and_a_named_one_is_an_error(tmp_path, monkeypatch):
     save_steps(tmp_path, 1, 2)
     verify, moved = checkpoints._verified_document, []
 
@@ -397,7 +397,7 @@ def test_a_checkpoint_that_is_removed_while_it_is_read_is_read_anew_and_a_named_
         load(tmp_path, 2)
 
 
-def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_anew(tmp_path, monkeypatch):
+def test_a_checkpoint_replaced_while_being_read_is_read_again(tmp_path, monkeypatch):
     save_steps(tmp_path, 1)
     verify, replaced = checkpoints._verified_document, []
 

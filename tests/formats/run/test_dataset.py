@@ -36,7 +36,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder again, as it was: tests change it at the same place, which the runs have recorded."""
+    """The folder in its original state; tests change it in place, since the runs have recorded its path."""
     backup = prepared.with_name("backup")
     if not backup.exists():
         shutil.copytree(prepared, backup)
@@ -54,7 +54,7 @@ def figure(*line: str) -> float:
 
 
 def refusal(capfd: pytest.CaptureFixture[str], code: int, *line: str) -> str:
-    """The one line with which a command ends."""
+    """The one line of error with which a command ends."""
     capfd.readouterr()
     assert main(list(line)) == code
     out, err = capfd.readouterr()
@@ -83,7 +83,7 @@ def test_nothing_is_measured_on_a_folder_with_another_tokenizer(folder, capfd):
         assert re.search(r"data has another tokenizer than \S*runs/shards/tokenizer\.json", message), command
     assert not (folder / "runs" / "new").exists()
     assert not (folder / "runs" / "shards" / "scores.safetensors").exists()
-    assert figure("shards", "--data", "data") > 0  # in the tokens of the run, because it was asked for
+    assert figure("shards", "--data", "data") > 0  # in the tokens of the run, because --data asks for it
 
 
 def test_nothing_is_measured_on_other_held_out_documents_in_the_same_tokens(folder, capfd):
@@ -99,7 +99,7 @@ def test_nothing_is_measured_on_other_held_out_documents_in_the_same_tokens(fold
     assert figure("shards") > 0  # it belongs to the new data set now
 
 
-def test_a_file_more_in_the_source_changes_no_figure_of_a_run(folder, capfd):
+def test_an_additional_file_in_the_source_changes_no_figure_of_a_run(folder, capfd):
     before = figure("text")
     (folder / "src" / "another.py").write_text("def another():\n    return 'something else'\n" * 20)
     assert figure("text") == before
@@ -117,7 +117,7 @@ def test_a_run_is_measured_and_resumed_from_any_folder(folder, tmp_path, monkeyp
     assert main(["train", "--resume", str(folder / "runs" / "text"), "--set", "train.total_steps=3"]) == 0
 
 
-def test_a_run_of_before_with_a_relative_path_is_found_and_said_to_be_unchecked(folder, tmp_path, monkeypatch, capfd):
+def test_an_old_run_with_a_relative_path_is_found_and_reported_as_unchecked(folder, tmp_path, monkeypatch, capfd):
     before = figure("shards")
     run = folder / "runs" / "shards"
     config = tomlkit.parse((run / "config.toml").read_text())

@@ -10,7 +10,7 @@ from nanochat_cli.folders import held_folder
 from nanochat_cli.formats.run.find import new_run, which_checkpoint
 
 
-def test_a_nameless_run_gets_the_first_number_after_all_that_exist(tmp_path):
+def test_an_unnamed_run_gets_the_first_number_after_all_existing_ones(tmp_path):
     for taken in ("quick-1", "quick-4", "quick-x", "quicker-9"):
         (tmp_path / taken).mkdir()
     config = RunConfig(dir=tmp_path)
@@ -20,7 +20,7 @@ def test_a_nameless_run_gets_the_first_number_after_all_that_exist(tmp_path):
     assert not folder.exists(), "nothing came to be in it"
 
 
-def test_a_number_that_another_process_takes_meanwhile_is_left_to_it(tmp_path, monkeypatch):
+def test_a_number_that_another_process_takes_first_is_left_to_it(tmp_path, monkeypatch):
     mkdir = Path.mkdir
 
     def slower(path: Path, *arguments: object, **keywords: object) -> None:
@@ -55,7 +55,7 @@ def test_a_checkpoint_is_named_by_pointer_or_step(run):
 
 
 @pytest.mark.parametrize(("text", "code"), [("best", 3), ("15", 3), ("newest", 2), ("-1", 2), ("٣", 2), ("1" * 40, 2)])
-def test_one_that_is_not_there_is_an_error_that_lists_those_that_are(run, text, code):
+def test_a_missing_checkpoint_is_an_error_that_lists_the_existing_ones(run, text, code):
     with pytest.raises(NanochatError, match=r"saved steps: 10, 20, 100") as caught:
         which_checkpoint(run, text)
     assert caught.value.exit_code == code

@@ -1,4 +1,4 @@
-"""Compiling the C sources: once, into a cache that several processes, read-only homes and damaged files cannot hurt."""
+"""Compiling the C sources once, into a cache that survives parallel processes, read-only homes and damaged files."""
 
 import ctypes
 import os
@@ -49,7 +49,7 @@ def answer_of(path: Path) -> int:
 
 
 def counting_compiler(folder: Path) -> tuple[str, Path]:
-    """A CC that compiles and notes every compilation, and its notes."""
+    """A CC that logs every compilation, and its log."""
     notes, script = folder / "notes", folder / "counting-cc"
     script.write_text(f'#!/bin/sh\n[ "$1" = --version ] || echo compiled >> {notes}\nexec cc "$@"\n')
     script.chmod(0o755)
@@ -57,7 +57,7 @@ def counting_compiler(folder: Path) -> tuple[str, Path]:
 
 
 def cannot_be_written(folder: Path) -> Path:
-    """A cache root that this user cannot create anything in; root may write anywhere but below a file."""
+    """A cache root in which nothing can be created; not even root can write below a file."""
     if os.geteuid() == 0:
         folder.write_text("in the way")
     else:
@@ -137,7 +137,7 @@ def one_bit_flipped(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [truncated, emptied, one_bit_flipped])
-def test_a_damaged_file_is_made_again(source: Path, damage) -> None:
+def test_a_damaged_file_is_built_again(source: Path, damage) -> None:
     path = shared_library(source)
     whole = path.read_bytes()
     damage(path)
@@ -146,7 +146,7 @@ def test_a_damaged_file_is_made_again(source: Path, damage) -> None:
     assert answer_of(again) == 42
 
 
-def test_a_cache_that_cannot_be_written_is_said_and_replaced_for_this_process(
+def test_a_read_only_cache_is_reported_and_replaced_for_this_process(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     compiler, notes = counting_compiler(tmp_path)
@@ -187,7 +187,7 @@ def test_a_folder_that_others_may_write_is_not_trusted(source: Path, mode: int) 
     assert answer_of(path) == 42
 
 
-def test_a_file_that_others_may_write_is_made_again(source: Path) -> None:
+def test_a_file_that_others_may_write_is_built_again(source: Path) -> None:
     kept = shared_library(source)
     kept.chmod(0o666)
     assert shared_library(source).stat().st_mode & 0o022 == 0
@@ -206,7 +206,7 @@ def test_without_a_compiler_the_backend_is_unsupported(source: Path, monkeypatch
         shared_library(source)
 
 
-def test_a_cc_that_is_no_program_is_named(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cc_that_is_not_a_program_is_named(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "no-such-compiler -O1")
     with pytest.raises(Unsupported, match=r"^CC = no-such-compiler -O1 is no program here$"):
         shared_library(source)
@@ -220,7 +220,7 @@ def test_a_compile_error_is_one_line_with_its_place(source: Path) -> None:
     assert not list(cache_folder().glob("*"))
 
 
-def test_a_linker_error_is_told_too(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_linker_error_is_reported_too(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "cc -lno_such_library")
     with pytest.raises(Unsupported, match="cannot find -lno_such_library"):
         shared_library(source)

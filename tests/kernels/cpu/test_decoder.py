@@ -1,4 +1,4 @@
-"""The native decoder against the same model written down plainly in float64, over several positions.
+"""The native decoder against a plain float64 form of the same model, over several positions.
 
 Two correct programs round an activation that lies halfway between two int8 codes to different sides. The oracle
 therefore reports how near to such a tie it came, and only sequences that kept away from ties are compared.
@@ -66,7 +66,7 @@ def build(group: int | None, qk_norm: bool, sub_norm: bool, head_dtype: torch.dt
 
 
 class Oracle:
-    """The forward pass of a whole sequence in float64; `margin`: the smallest distance to a rounding tie."""
+    """The forward pass of a sequence in float64; `margin`: the smallest distance to a rounding tie."""
 
     def __init__(self, model: Model) -> None:
         self.model = model

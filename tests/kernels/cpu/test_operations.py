@@ -87,8 +87,8 @@ def test_values_halfway_between_two_codes_round_to_even_as_in_the_reference():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_norm_and_gate_quantise_as_the_reference_except_at_rounding_ties(dtype):
-    """The sums of a norm and the exponential differ in the last bits, which moves only codes beside a tie."""
+def test_norm_and_gate_quantise_like_the_reference_except_at_rounding_ties(dtype):
+    """The sums of a norm and the exponential differ in the last bits, which changes only codes near a tie."""
     x, up, weight = random(7, 768, seed=2).to(dtype), random(7, 768, seed=3).to(dtype), random(768, seed=4).abs()
     pairs = [
         (cpu.rmsnorm_quantize(x, weight, 1e-5, 128), reference_activations.rmsnorm_quantize(x, weight, 1e-5, 128)),
@@ -181,7 +181,7 @@ def test_unpacking_returns_the_codes_and_refuses_code_3():
         cpu.unpack(packed)
 
 
-def test_what_the_library_does_not_cover_falls_to_the_reference(caplog):
+def test_unsupported_operations_fall_back_to_the_reference(caplog):
     x = random(2, 100, seed=12)
     with pytest.raises(Unsupported, match="multiples of 32"):
         cpu.quantize_activations(x)

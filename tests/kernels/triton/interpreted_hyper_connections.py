@@ -58,7 +58,7 @@ def test_streams_that_are_one_expanded_tensor_are_taken():
     torch.testing.assert_close(hyper_connections.mix_streams(x, weights), reference.mix_streams(x, weights))
 
 
-def test_other_numbers_of_streams_and_types_are_unsupported():
+def test_other_stream_counts_and_types_are_unsupported():
     with pytest.raises(Unsupported, match="of 3 streams"):
         hyper_connections.mix_streams(torch.zeros(1, 1, 3, 8), torch.zeros(1, 3))
     with pytest.raises(Unsupported, match="bfloat16"):

@@ -21,7 +21,7 @@ from nanochat_kernels.triton_kernels.small_matmul import ternary_small_matmul
 
 SHAPES = [(127, 128), (1, 4096), (17, 128), (33, 256), (63, 384), (65, 256), (24, 640), (8, 2048)]
 GROUPS = [64, 128, 256, 384]
-# Wide enough for the interpreter, whose time goes by programs: few outputs of many, many rows a program.
+# For the interpreter, whose time is proportional to programs: few outputs, and many rows per program.
 GEMV = GemvConfiguration(8, 32, 1)
 
 

@@ -153,7 +153,7 @@ def test_swiglu_and_quantisation_equal_the_reference_except_at_ties(dtype, token
     assert_equal_except_at_ties(actual, reference.swiglu_quantize(gate, up, group), exact)
 
 
-def test_a_token_that_no_program_holds_is_unsupported_with_its_width():
+def test_a_token_too_wide_for_one_program_is_unsupported_with_its_width():
     with pytest.raises(Unsupported, match="40000"):
         operations.quantize_activations(torch.zeros(1, 40000))
 

@@ -1,4 +1,4 @@
-"""The Triton kernels compiled for GPUs that are not here: what the machine code must and must not contain.
+"""The Triton kernels compiled for absent GPUs: what the machine code must and must not contain.
 
 Compiled in a child process without TRITON_INTERPRET, which would keep kernels from being compiled at all.
 """
@@ -47,7 +47,7 @@ def assert_sound(kernels: list[Figures]) -> None:
 
 
 def decode_loops(kernels: list[Figures], token: str = "M=1,") -> list[Figures]:
-    """The decode kernels for one token whose rows are long enough to be walked through in a loop."""
+    """The decode kernels for one token whose rows are long enough for a loop."""
     return [figures for figures in kernels if figures["kernel"] in DECODE_LIMITS and token in figures["case"]]
 
 
@@ -81,7 +81,7 @@ def test_decode_of_one_token_stays_within_its_instructions_per_weight(essential)
 
 
 def test_no_thread_waits_for_another_in_a_decode_loop(essential):
-    """Activations arranged otherwise than the weights would go through shared memory, two barriers a plane."""
+    """Activations in another layout than the weights would go through shared memory, with two barriers per plane."""
     loops = decode_loops(essential, token="M=")
     assert {figures["kernel"] for figures in loops} == set(DECODE_LIMITS)
     for figures in loops:
@@ -97,7 +97,7 @@ def test_activations_are_divided_by_their_scale_with_correct_rounding(essential)
 
 
 def test_the_epilogue_of_integer_products_is_two_roundings_in_the_reference_order(essential):
-    """Nothing but products: no sum that could be fused with one, no division."""
+    """Only products: no sum that could be fused with one, and no division."""
     products = [figures for figures in essential if figures["case"].startswith("int8_matmul")]
     vectors = [figures for figures in essential if figures["kernel"] == "gemv_row_kernel"]
     assert products

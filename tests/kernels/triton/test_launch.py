@@ -1,4 +1,4 @@
-"""What the Triton launchers do where no kernel can run, and that they never look at data."""
+"""The Triton launchers where no kernel can run; and they never read data."""
 
 import itertools
 import logging
@@ -53,7 +53,7 @@ print(torch.equal(y, ternary_matmul(quantize_activations(x, backend="reference")
 
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_no_launcher_reads_data_from_the_device(capability):
-    """Meta tensors have no data: whatever waits for the host, such as item(), raises on them."""
+    """Meta tensors have no data: anything that synchronises with the host, such as item(), raises."""
     cases = [case for case in ahead_of_time.cases() if capability in case.architectures]
     assert cases
     for case in cases:

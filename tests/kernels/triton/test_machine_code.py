@@ -40,10 +40,10 @@ def test_the_innermost_loop_with_the_instruction_is_found_without_its_nops():
     assert sass.opcodes(body) == {"IDP": 2, "BRA": 1}
 
 
-def test_of_an_unrolled_loop_and_its_remainder_the_unrolled_one_is_found():
+def test_the_unrolled_loop_is_found_and_not_its_remainder():
     assert sass.opcodes(sass.inner_loop(REMAINDER, "IMMA")) == {"IMMA": 2, "BRA": 1}
 
 
-def test_a_forward_branch_is_no_loop_and_a_loop_without_the_instruction_does_not_count():
+def test_neither_a_forward_branch_nor_a_loop_without_the_instruction_counts():
     assert sass.inner_loop(NESTED, "IMMA") == []
     assert len(sass.instructions(NESTED)) == 10

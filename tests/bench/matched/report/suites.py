@@ -1,4 +1,4 @@
-"""Made-up suites for tests of the comparison report: what every measure is follows from configuration and seed."""
+"""Made-up suites for tests of the comparison report: every measure follows from configuration and seed."""
 
 from pathlib import Path
 
@@ -87,7 +87,7 @@ def three_seeds() -> Suite:
 
 
 def every_status() -> Suite:
-    """A finished baseline, and one run of every other status; names and reasons that markup would take for its own."""
+    """A finished baseline, and one run of every other status; names and reasons contain markup characters."""
     broken = record(
         "a|b <script>alert('x')</script> $1$ & *c*", 1, status="diverged", reason="losses <inf> at | step 3"
     )
@@ -103,5 +103,5 @@ def every_status() -> Suite:
 
 
 def as_files(folder: Path) -> list[str]:
-    """Names of everything in a folder."""
+    """Names of all files in a folder."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())

@@ -1,4 +1,4 @@
-"""A report says what `report.json` says: in Markdown, in HTML, on the screen; and says what is missing."""
+"""A report agrees with `report.json`, in Markdown, in HTML and on the screen, and names what is missing."""
 
 import io
 import json
@@ -19,11 +19,11 @@ from tests.docs.markdown import Table, tables
 
 VOID = {"meta", "img"}
 HALF_A_DIGIT = 5.0001e-5
-"""Bits per byte are shown with four decimals; −0.03125 is as far as that from what is shown."""
+"""Bits per byte are shown with four decimals; −0.03125 lies this far from its rounded form."""
 
 
 class Page(HTMLParser):
-    """What a browser would see: text, tags with their attributes, and tags that do not match."""
+    """A page as a browser sees it: text, tags with their attributes, and tags that do not match."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -65,13 +65,13 @@ def write(folder: Path, made: Suite) -> Report:
 
 @pytest.fixture(scope="module")
 def complete(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """Of three configurations with three seeds and claims."""
+    """The report of three configurations with three seeds and claims."""
     return write(tmp_path_factory.mktemp("complete"), three_seeds())
 
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """Of runs with every status."""
+    """The report of runs with every status."""
     return write(tmp_path_factory.mktemp("broken"), every_status())
 
 
@@ -194,7 +194,7 @@ def test_a_measure_that_some_seeds_lack_is_a_mean_of_the_others(tmp_path: Path) 
     assert rows["baseline"]["tokens/s"] == "684"
     assert rows["other"]["peak memory"] == "—"
     assert rows["other"]["bits per byte"] == "1.2656 (1.2578 … 1.2734)"
-    assert numbers(rows["other"]["− baseline"]) == [-0.5, -0.5, -0.5]  # of the two seeds that both have
+    assert numbers(rows["other"]["− baseline"]) == [-0.5, -0.5, -0.5]  # over the two seeds that both have
     assert "tokens to baseline" not in rows["baseline"]  # nobody has it
     steps = by_first(next(t for t in found if "step, ms" in t.header))
     assert steps["other"]["forward, ms"] == "—"

@@ -1,4 +1,4 @@
-"""A report says when its runs did not run in one place, or on code that no commit has."""
+"""A report says when its runs took place on different machines or commits, or with uncommitted code."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The pictures of a comparison show the means, ranges and intervals of the suite, and are not drawn from nothing."""
+"""The pictures of a comparison show the means, ranges and intervals of the suite, and none is drawn without data."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def test_files_are_pictures_that_are_not_blank(tmp_path: Path) -> None:
         assert 0.1 < white / sum(count for count, _ in colours) < 0.999
 
 
-def test_nothing_measured_is_nothing_drawn(tmp_path: Path) -> None:
+def test_nothing_is_drawn_when_nothing_was_measured(tmp_path: Path) -> None:
     empty = RunRecord("baseline", 1, "failed", "no data", "baseline-1", None, {}, [], {})
     assert pictures_of(tmp_path, suite([empty])) == {}
     assert list(tmp_path.iterdir()) == []
@@ -76,7 +76,7 @@ def test_one_seed_has_no_band_and_an_unfinished_run_is_a_line_of_its_own() -> No
     labels = [text.get_text() for text in legend.get_texts()]
     assert labels[0] == "baseline"
     assert "stopped, seed 1: interrupted" in labels
-    FigureCanvasAgg(figure).draw()  # a name with dollar signs is no mathematics
+    FigureCanvasAgg(figure).draw()  # a name with dollar signs is not mathematics
 
 
 def test_the_mean_of_curves_is_over_the_range_that_they_share() -> None:
@@ -97,7 +97,7 @@ def test_of_two_evaluations_of_one_step_the_last_one_is_drawn() -> None:
     assert np.asarray(figure.axes[0].get_lines()[0].get_xydata())[-1].tolist() == [8192, 1.5]
 
 
-def test_bars_are_the_means_and_what_is_missing_is_said() -> None:
+def test_bars_are_the_means_and_missing_ones_are_named() -> None:
     runs = [record("baseline", 1), record("other", 1, without=frozenset({"peak_memory_bytes"}))]
     figure = memory_figure(suite(runs), summarise_configs(suite(runs)))
     assert figure is not None
