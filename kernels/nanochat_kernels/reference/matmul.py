@@ -13,9 +13,6 @@ from nanochat_kernels.reference.activations import QuantizedActivations, quantiz
 from nanochat_kernels.reference.packed import PackedTernary
 from nanochat_kernels.reference.packing import unpack_plane128
 
-EXACT_FLOAT32_INPUTS = 2**24 // 127
-"""Up to this many inputs a float32 sum of int8 × {-1, 0, 1} never rounds."""
-
 
 def int8_matmul(
     a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, out_dtype: torch.dtype = torch.float32
