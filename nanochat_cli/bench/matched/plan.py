@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from nanochat_cli.bench.matched.noise import REPEAT
+from nanochat_cli.bench.matched.records import write_text
 from nanochat_cli.bench.matched.tuning import Tuning, rates, same_training, shorten
 from nanochat_cli.config.effects import why_without_effect
 from nanochat_cli.config.load import resolve_config
 from nanochat_cli.config.overrides import parse_override
 from nanochat_cli.config.schema import Config, TrainConfig
 from nanochat_cli.config.sources import read_source
-from nanochat_cli.durable import write_atomically
 from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.nesting import parse_json
 
@@ -218,11 +218,7 @@ def resolve(
 
 def save_plan(plan: Plan, folder: Path) -> None:
     """Write `folder/suite.json`. Raises DataError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / PLAN_FILE, (json.dumps(asdict(plan), indent=1, ensure_ascii=False) + "\n").encode())
-    except OSError as error:
-        raise DataError(f"cannot write {folder}: {error.strerror}; free space or choose another --out") from error
+    write_text(folder / PLAN_FILE, json.dumps(asdict(plan), indent=1, ensure_ascii=False))
 
 
 def load_plan(folder: Path) -> Plan:

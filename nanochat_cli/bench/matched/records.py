@@ -129,11 +129,14 @@ class Suite:
 
 
 def write_suite(folder: Path, suite: Suite) -> Path:
-    """Write `folder/report.json` atomically. Raises DataError."""
-    path = folder / REPORT_FILE
-    text = json.dumps(asdict(suite), indent=1, ensure_ascii=False, allow_nan=False)
+    """Write `folder/report.json`. Raises DataError."""
+    return write_text(folder / REPORT_FILE, json.dumps(asdict(suite), indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a file of a suite atomically, with a final line break; returns its path. Raises DataError."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, (text + "\n").encode())
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror}; free space or choose another --out") from error

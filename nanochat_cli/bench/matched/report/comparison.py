@@ -5,7 +5,7 @@ Knows the order in which these are made. What they say is in `notes`, `sections`
 
 from pathlib import Path
 
-from nanochat_cli.bench.matched.records import Suite
+from nanochat_cli.bench.matched.records import Suite, write_text
 from nanochat_cli.bench.matched.report.configs import read_settings
 from nanochat_cli.bench.matched.report.hparams import write_hparams
 from nanochat_cli.bench.matched.report.notes import notes_of
@@ -14,8 +14,6 @@ from nanochat_cli.bench.matched.report.plots import write_pictures
 from nanochat_cli.bench.matched.report.sections import sections_of, title_of
 from nanochat_cli.bench.matched.report.summary import summarise_configs
 from nanochat_cli.bench.matched.report.tables import Table, claims_table, runs_table, step_table, unfinished_table
-from nanochat_cli.durable import write_atomically
-from nanochat_cli.errors import DataError
 from nanochat_cli.report.reporter import Reporter
 
 
@@ -29,16 +27,10 @@ def write_comparison(folder: Path, suite: Suite) -> list[Path]:
     write_hparams(folder, suite, settings)
     title, notes = title_of(suite), notes_of(suite, summaries)
     sections = sections_of(suite, summaries, settings, pictures)
-    pages = {
-        folder / "REPORT.md": markdown(title, notes, sections, folder),
-        folder / "report.html": html(title, notes, sections),
-    }
-    for path, text in pages.items():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, text.encode())
-        except OSError as error:
-            raise DataError(f"cannot write {path}: {error.strerror}; free space or choose another place") from error
+    pages = [
+        write_text(folder / "REPORT.md", markdown(title, notes, sections, folder)),
+        write_text(folder / "report.html", html(title, notes, sections)),
+    ]
     return [*pages, *pictures.values()]
 
 

@@ -23,7 +23,7 @@ def markdown(title: str, notes: Sequence[str], sections: Sequence[Section], fold
         if section.table is not None:
             parts.append(_table(section.table))
         parts += [f"![{escape(name)}]({path.relative_to(folder).as_posix()})" for name, path in section.pictures]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts)
 
 
 def html(title: str, notes: Sequence[str], sections: Sequence[Section]) -> str:
@@ -33,7 +33,7 @@ def html(title: str, notes: Sequence[str], sections: Sequence[Section]) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["inline"] = _inline
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(title=title, notes=notes, sections=sections) + "\n"
+    return template.render(title=title, notes=notes, sections=sections)
 
 
 def escape(text: str) -> str:
