@@ -102,6 +102,14 @@ def every_status() -> Suite:
     return suite(runs)
 
 
+def everything() -> Suite:
+    """Three seeds, runs of every other status, claims, notes and tuned rates: every section of a report."""
+    tried = {"baseline": {"0.01": 2.5, "0.02": 2.25}, "mtp-only": {"0.01": None}}
+    tuned = {"steps": 4, "key": "optim.lr", "tried": tried, "chosen": {"baseline": 0.02}}
+    whole = three_seeds()
+    return suite([*whole.runs, *every_status().runs[1:]], whole.claims, notes=["the data differ"], tuning=tuned)
+
+
 def as_files(folder: Path) -> list[str]:
     """Names of all files in a folder."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())

@@ -14,9 +14,10 @@ from nanochat_cli.bench.matched.records import STATUSES, Suite, write_suite
 from nanochat_cli.bench.matched.report.comparison import show_comparison, write_comparison
 from nanochat_cli.errors import DataError
 from nanochat_cli.report.reporter import PlainReporter
-from tests.bench.matched.report.suites import claim, every_status, record, suite, three_seeds
+from tests.bench.matched.report.suites import claim, every_status, everything, record, suite, three_seeds
 from tests.docs.markdown import Table, tables
 
+GOLDEN = Path(__file__).with_name("golden")
 VOID = {"meta", "img"}
 HALF_A_DIGIT = 5.0001e-5
 """Bits per byte are shown with four decimals; −0.03125 lies this far from its rounded form."""
@@ -237,6 +238,13 @@ def test_the_screen_shows_runs_claims_and_failures_and_warns() -> None:
     show_comparison(every_status(), PlainReporter(out, err))
     assert "out of memory after step 0" in out.getvalue()
     assert "warning: 4 of 5 runs did not finish" in err.getvalue()
+
+
+@pytest.mark.parametrize("name", ["REPORT.md", "report.html"])
+def test_a_page_is_the_committed_one_to_the_last_character(tmp_path: Path, name: str) -> None:
+    write_comparison(tmp_path, everything())
+    page = re.sub(r"(?<=base64,)[^\"]+", "", (tmp_path / name).read_text())  # pixels depend on matplotlib's version
+    assert page == (GOLDEN / name).read_text()
 
 
 def test_writing_again_gives_the_same_report(tmp_path: Path) -> None:
