@@ -65,7 +65,7 @@ def test_a_file_that_is_written_whole_is_on_the_disk_before_it_is_named(tmp_path
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_what_fails_in_between_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_a_failure_in_between_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "config.toml"
     write_atomically(path, b"old")
     writing = whole(path)

@@ -37,7 +37,7 @@ def run(folder, dataset):
     return folder / "runs" / "tiny"
 
 
-def test_a_suite_is_evaluated_once_and_goes_on_with_resume(nanochat, run, folder):
+def test_a_suite_is_evaluated_once_and_continues_with_resume(nanochat, run, folder):
     first = nanochat("eval", *SMALL, "--k", "1,3", "--json", "all.json")
     assert first.code == 0, first.err
     out = run / "eval" / "python-step-000001"
@@ -63,7 +63,7 @@ def test_a_suite_is_evaluated_once_and_goes_on_with_resume(nanochat, run, folder
     assert "seed = 0, not 5" in other.err
 
 
-def test_a_stop_says_how_to_go_on(nanochat, run, monkeypatch):
+def test_a_stop_says_how_to_continue(nanochat, run, monkeypatch):
     from nanochat_cli.evaluation import complete_problems
 
     draw, calls = complete_problems.sample_batch, []

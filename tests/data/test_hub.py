@@ -26,7 +26,7 @@ def no_network(monkeypatch, tmp_path):
     return tried
 
 
-def test_problems_of_the_hub_without_a_network_end_in_one_line_that_says_what_to_do(no_network, capfd):
+def test_hub_problems_without_a_network_are_one_line_that_says_what_to_do(no_network, capfd):
     with pytest.raises(DataError) as caught:
         load_problems("humaneval")
     assert str(caught.value).startswith("humaneval: cannot load: no connection to hub.example")

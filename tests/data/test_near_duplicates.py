@@ -93,7 +93,7 @@ def test_nothing_is_left_in_the_folder(tmp_path: Path) -> None:
 # -- which are held out ----------------------------------------------------------------------------------
 
 
-def test_about_the_asked_share_is_held_out_and_no_cluster_is_divided() -> None:
+def test_about_the_requested_share_is_held_out_and_no_cluster_is_divided() -> None:
     rng = np.random.default_rng(0)
     keys = [split_key(str(number).encode()) for number in range(6000)]
     sizes = rng.integers(100, 5000, 6000).tolist()

@@ -41,7 +41,7 @@ def test_a_shard_is_a_plain_safetensors_file(tmp_path: Path, vocab_size: int, dt
     np.testing.assert_array_equal(stream[:], np.concatenate(documents))
 
 
-def test_a_document_longer_than_a_shard_has_a_shard_of_its_own(tmp_path: Path) -> None:
+def test_a_document_longer_than_a_shard_gets_its_own_shard(tmp_path: Path) -> None:
     with ShardWriter(tmp_path, "train", 400, max_tokens=10) as writer:
         for size in (4, 25, 4):
             writer.add(np.zeros(size, dtype=np.int64), size)

@@ -47,7 +47,7 @@ def test_a_character_cut_in_half_decodes_to_the_replacement_character() -> None:
 
 
 @every_pre
-def test_the_vocabulary_has_exactly_the_asked_size_and_every_byte(pre: str) -> None:
+def test_the_vocabulary_has_exactly_the_requested_size_and_every_byte(pre: str) -> None:
     tokenizer = BY_PRE[pre]
     assert tokenizer.vocab_size == 512
     assert {bytes([byte]) for byte in range(256)} <= {tokenizer.token_bytes(i) for i in range(512)}
@@ -80,7 +80,7 @@ def test_digits_are_grouped_as_each_pre_tokenizer_says() -> None:
     assert longest == {"gpt-2": 7, "llama3": 3, "qwen2": 1}
 
 
-def test_no_token_is_longer_than_asked() -> None:
+def test_no_token_is_longer_than_allowed() -> None:
     texts = ["a" * 40 + " "] * 20
     longest = {}
     for limit in (4, 24, 64):

@@ -93,7 +93,7 @@ def test_the_curve_is_a_picture_and_the_sample_a_continuation(outcome: Outcome) 
         assert one["continuation"] in text
 
 
-def test_results_and_report_agree_with_what_was_said(outcome: Outcome) -> None:
+def test_results_and_report_agree_with_the_output(outcome: Outcome) -> None:
     results = json.loads((outcome.run / "results.json").read_text())
     assert results["results"]["bits_per_byte"] == outcome.result["held_out"]["bits_per_byte"]
     assert results["baselines"] == outcome.result["baselines"]

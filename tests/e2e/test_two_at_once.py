@@ -52,7 +52,7 @@ def test_two_trainings_started_together_have_a_folder_each(folder):
 
 
 @pytest.mark.slow
-def test_of_two_trainings_with_one_name_the_second_ends_with_one_line(folder):
+def test_the_second_of_two_trainings_with_one_name_ends_with_one_line(folder):
     line = ["train", *RUN, "--set", "train.total_steps=4", "--name", "same"]
     ended = run_together(folder, line, line)
     assert sorted(code for code, _ in ended) == [0, 2], ended
@@ -114,7 +114,7 @@ def test_a_preparation_that_fails_leaves_no_folder(folder):
 
 
 @pytest.mark.slow
-def test_of_two_suites_in_one_folder_one_runs(folder):
+def test_only_one_of_two_suites_in_one_folder_runs(folder):
     sets = [word for text in RUN if "=" in text for word in ("--set", text)]
     line = ["bench", "ab", "--base", "quickstart", "--base", "cpu", *sets, "--set", "train.total_steps=2"]
     line += ["--vary", "optim.muon_momentum=0.8", "--seeds", "1", "--out", "suite"]

@@ -59,7 +59,7 @@ def test_log_likelihoods_are_sums_over_the_continuation_in_batches_of_any_shape(
         assert is_greedy == (predicted.argmax(-1).tolist() == target)
 
 
-def test_the_greedy_continuation_is_said_to_be_greedy(saved, adapter):
+def test_the_greedy_continuation_is_reported_as_greedy(saved, adapter):
     _, model, tokenizer = saved
     best = int(log_probabilities(model, [*tokenizer.encode("def"), 0])[-1].argmax())
     ((_, is_greedy),) = adapter._loglikelihood_tokens([(None, tokenizer.encode("def"), [best])], disable_tqdm=True)

@@ -97,7 +97,7 @@ def test_the_seed_decides_and_the_global_generator_is_not_touched() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_row_ends_at_eos_while_the_others_go_on() -> None:
+def test_a_row_ends_at_eos_while_the_others_continue() -> None:
     model = spread_model(tiny_config())
     prompts = [prompt(6, seed) for seed in range(2)]
     free = list(generate_tokens(model, prompts, GREEDY))

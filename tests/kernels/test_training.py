@@ -192,7 +192,7 @@ def test_the_form_is_the_one_measured_faster_at_the_nearest_shape(monkeypatch):
     assert choose_form(torch.device("cuda"), 1024, 1024) == "float"  # not measured
 
 
-def test_the_float8_gradient_of_the_input_is_off_by_the_rounding_of_dy_alone():
+def test_the_float8_gradient_of_the_input_is_off_only_by_the_rounding_of_dy():
     """e4m3 has 4 significant bits: each element of dy is off by at most 1/16 of itself, in any direction."""
     latent, x = random(64, 128, seed=20, grad=True), random(32, 128, seed=21, grad=True)
     dy, weight = random(32, 64, seed=22) * torch.logspace(-6, 3, 32).unsqueeze(1), quantized(latent)

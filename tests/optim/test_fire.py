@@ -145,7 +145,7 @@ def test_lost_directions_and_zeros_end_at_the_bound_and_are_reported():
     "settings",
     [{"matrix": "muon"}, {"matrix": "muon", "muon_variance_beta": 0.9}, {"matrix": "adamw", "other": "lion"}],
 )
-def test_a_reset_zeroes_the_state_of_the_named_parameters_alone(settings):
+def test_a_reset_zeroes_only_the_state_of_the_named_parameters(settings):
     model = build("plain+attention+moe+untied")
     optimizers = build_optimizer(model, OptimConfig(**settings))
     for parameter in model.parameters():

@@ -151,7 +151,7 @@ def test_the_norm_of_released_gradients_is_that_of_their_projections_and_they_ar
 
 
 @pytest.mark.parametrize("options", [{"eight_bit": True}, {"galore": GALORE, "eight_bit": True}], ids=str)
-def test_reset_zeroes_the_moments_of_the_named_parameters_alone(options):
+def test_reset_zeroes_only_the_moments_of_the_named_parameters(options):
     network = model()
     optimizers = build_optimizer(network, OptimConfig.model_validate(options))
     step(network, optimizers, 0)

@@ -37,7 +37,7 @@ def path(tmp_path: Path) -> Path:
 # --- persistence ------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_added_is_read_back_equal_by_another(path):
+def test_additions_are_read_back_equal_by_another_library(path):
     strange = 'a\nb\r\u2028\x85\0"\\ \ud800 é 𝄞'
     added = [made(0), made(1, prompt=strange, response=strange, metadata={"terms": {strange: [1, None, 0.1]}})]
     ExperienceLibrary(path).add(added)

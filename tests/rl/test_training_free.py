@@ -76,7 +76,7 @@ def test_the_same_round_and_problem_are_shown_the_same(library, sampler, tmp_pat
     assert len(others) > 5
 
 
-def test_what_does_not_fit_the_context_is_left_out_and_the_problem_never(library, sampler, tmp_path):
+def test_examples_that_do_not_fit_the_context_are_left_out_but_never_the_problem(library, sampler, tmp_path):
     problem = problems(tmp_path)[0]
     prompt = conditioning(library, sampler, shots=5)(problem)
     assert sampler.has_room(prompt.text)

@@ -213,7 +213,7 @@ def test_rust_tests_that_do_not_fit_are_distinguished_from_programs_that_do_not_
 
 
 @needs_rustc
-def test_a_rust_program_with_a_main_of_its_own_and_maps_in_any_order(sandbox):
+def test_a_rust_program_with_its_own_main_and_maps_in_any_order(sandbox):
     source = "#![allow(unused)]\nuse std::collections::HashMap;\nfn main() { panic!() }\nfn f(n: u8) -> HashMap<u8, Vec<u8>> {\n"
     source += "    let mut m = HashMap::new(); for i in 0..n { m.insert(i, vec![]); } m\n}\n"
     outcome = sandbox.judge(Program("rust", source, (Case("f(9)", "(0..9).map(|i| (i, vec![])).collect()"),)))

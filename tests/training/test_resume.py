@@ -140,7 +140,7 @@ def test_a_changed_key_works_or_is_named_in_one_line(tmp_path, base):
         ("plain", {"mtp": {"enabled": True}}, "mtp.enabled"),
     ],
 )
-def test_what_a_checkpoint_holds_is_blamed_on_the_key_that_was_changed(tmp_path, base, change, key):
+def test_a_mismatch_with_the_checkpoint_is_blamed_on_the_changed_key(tmp_path, base, change, key):
     config = trained(tmp_path, base)
     other = Config.model_validate(
         {name: section | change.get(name, {}) for name, section in config.model_dump().items()}

@@ -17,7 +17,7 @@ def tokenizer():
 
 
 @pytest.mark.parametrize("context", [32, 64, 1024])
-def test_prompts_and_what_followed_are_neighbours_in_documents_spread_over_all(tokenizer, context):
+def test_prompts_and_their_continuations_are_neighbours_in_documents_spread_over_all(tokenizer, context):
     found = held_out_prompts([text.encode() for text in RUST], tokenizer, context, 3)
     sources = [next(i for i, text in enumerate(RUST) if one.prompt + one.truth in text) for one in found]
     assert sources == [0, 3, 6]

@@ -24,7 +24,7 @@ def test_a_non_finite_loss_or_norm_is_skipped_from_the_first_step_on(bad: float)
     assert (policy.skipped, policy.consecutive, policy.mean_norm) == (2, 2, None)
 
 
-def test_the_running_mean_is_the_weighted_mean_of_the_accepted_norms_alone() -> None:
+def test_the_running_mean_is_the_weighted_mean_of_accepted_norms_only() -> None:
     generator = random.Random(5)
     policy = SkipPolicy(3.0, 100, warmup_steps=10, decay=0.9)
     accepted: list[float] = []

@@ -38,7 +38,7 @@ def test_the_claims_of_the_suite_are_about_configurations_that_exist():
     assert {f"e3/{name}" for name in (*CONFIGS, *ABLATIONS)} <= set(names())
 
 
-def test_supported_means_that_the_low_end_reaches_what_was_expected():
+def test_supported_means_that_the_low_end_reaches_the_expected_value():
     found = judge(FASTER, with_steps([50.0, 50.0, 40.0], [100.0, 100.0, 100.0]))
     assert found.verdict == "supported"
     assert found.interval is not None

@@ -104,7 +104,7 @@ def test_the_report_of_two_runs_has_their_own_figures(work: Path, capsys: pytest
     assert sorted(path.name for path in (folder / "hparams").iterdir()) == ["mtp-seed-1337", "plain-seed-1337"]
 
 
-def test_a_second_report_gets_a_folder_of_its_own(work: Path) -> None:
+def test_a_second_report_gets_its_own_folder(work: Path) -> None:
     for _ in range(2):
         assert main(["bench", "compare", "plain", "mtp", "--quiet"]) == 0
     assert sorted(path.name for path in Path("comparisons").iterdir()) == ["compare-1", "compare-2"]
@@ -121,7 +121,7 @@ def test_runs_that_differ_in_seed_and_name_only_are_one_configuration(copy: Copy
     assert suite.settings["notes"] == []
 
 
-def test_a_repeat_with_the_same_seed_is_a_configuration_of_its_own(copy: Copy) -> None:
+def test_a_repeat_with_the_same_seed_is_a_separate_configuration(copy: Copy) -> None:
     copy("plain", "again")
     assert groups(compare_runs(paths("plain", "again"))) == {"plain": [1337], "again": [1337]}
 

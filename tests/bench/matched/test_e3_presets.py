@@ -70,7 +70,7 @@ def test_two_configurations_differ_in_the_keys_of_their_methods_and_in_no_other(
     assert {key.split(".")[0] if "optim" not in key else key for key in found} <= sections, found
 
 
-def test_muon_8bit_galore2_and_full_differ_in_the_optimizer_alone():
+def test_muon_8bit_galore2_and_full_differ_only_in_the_optimizer():
     assert differing("muon-8bit", "galore2") == {"optim.eight_bit", "optim.galore.enabled"}
     assert differing("muon-8bit", "full") == {"optim.galore.enabled"}
     assert differing("galore2", "full") == {"optim.eight_bit"}

@@ -82,7 +82,7 @@ def test_after_a_failure_every_stage_that_does_not_need_it_still_runs(three, tmp
         require_no_failure(outcomes)
 
 
-def test_a_fault_of_the_program_fails_its_stage_alone(three, tmp_path):
+def test_an_internal_error_fails_only_its_stage(three, tmp_path):
     three["alone"] = Stage("alone", failing(KeyError("weight")))
     outcomes = run_stages(tuple(three), Workspace(tmp_path))
     assert [outcome.verdict for outcome in outcomes] == ["passed", "passed", "passed", "failed"]

@@ -137,7 +137,7 @@ def test_a_run_that_was_moved_with_its_data_is_measured_where_it_is(folder, tmp_
     assert figure(str(tmp_path / "moved" / "runs" / "shards")) == before
 
 
-def test_what_a_run_keeps_is_absolute(folder):
+def test_a_run_keeps_absolute_paths(folder):
     assert load_run_config(folder / "runs" / "shards").data.path == folder / "data"
     assert load_run_config(folder / "runs" / "text").data.source == str(folder / "src")
 

@@ -143,7 +143,7 @@ def test_the_hidden_state_gives_the_logits():
     torch.testing.assert_close(hidden @ model.head.T, logits, rtol=1e-5, atol=1e-4)
 
 
-def test_what_is_out_of_range_is_refused_and_writes_nothing():
+def test_values_out_of_range_are_refused_and_write_nothing():
     decoder = build(None, False, False, torch.float32, seed=6).native()
     keys, values = torch.zeros(2, 2, KV_HEADS, 8, HEAD_DIM)
     for token, position, message in ((VOCAB, 0, "vocabulary"), (-1, 0, "vocabulary"), (0, 8, "position 8")):

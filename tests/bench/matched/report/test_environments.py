@@ -26,7 +26,7 @@ def test_another_machine_commit_or_torch_is_named_with_its_runs():
     ]
 
 
-def test_uncommitted_changes_are_said():
+def test_uncommitted_changes_are_noted():
     dirty = HERE | {"git": {"commit": "a" * 40, "dirty": True}}
     assert environment_notes(made(*[dirty] * 6)) == [
         "Measured with uncommitted changes: baseline-0, baseline-1, baseline-2, baseline-3 and 2 more."

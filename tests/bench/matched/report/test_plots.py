@@ -66,7 +66,7 @@ def test_the_line_over_tokens_is_the_mean_and_the_band_holds_every_seed() -> Non
     assert [text.get_text() for text in legend.get_texts()] == ["baseline", "mtp-only", "muon-8bit"]
 
 
-def test_one_seed_has_no_band_and_an_unfinished_run_is_a_line_of_its_own() -> None:
+def test_one_seed_has_no_band_and_an_unfinished_run_is_a_separate_line() -> None:
     figure = curves_figure(every_status(), "seconds")
     assert figure is not None
     axes = figure.axes[0]
@@ -89,7 +89,7 @@ def test_the_mean_of_curves_is_over_the_range_that_they_share() -> None:
     assert mean_curve([([1.0], [3.0]), ([2.0], [5.0])]) == ([1.0], [3.0], [3.0], [3.0])
 
 
-def test_of_two_evaluations_of_one_step_the_last_one_is_drawn() -> None:
+def test_the_last_of_two_evaluations_of_one_step_is_drawn() -> None:
     run = record("baseline", 1)
     run.evaluations.append(Point(8, 8192, 12.8, 1.5, 4.0))
     figure = curves_figure(suite([run]), "tokens")
