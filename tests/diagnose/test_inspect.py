@@ -108,7 +108,7 @@ def test_dead_rows_and_flips_are_found(tmp_path):
 
 def test_every_picture_of_an_inspection_has_named_axes_and_bins_as_wide_as_they_are(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(plots, "_save", lambda figure, out: drawn.append(figure) or out)
+    monkeypatch.setattr(plots, "save_figure", lambda figure, out: drawn.append(figure) or out)
     model = build("mhc-2+attention+dense+tied")
     layers = layer_health(model.ternary_layers(), TernaryTelemetry())
     plot_ternary(layers, tmp_path)
