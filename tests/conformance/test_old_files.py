@@ -166,6 +166,6 @@ def test_runs_are_compared_and_measured(nanochat: Run, tmp_path: Path) -> None:
 def test_every_file_is_of_the_version_that_is_named() -> None:
     files = sorted((FIXTURES / "written" / "runs").glob("*/environment.json"))
     commits = {json.loads(file.read_text())["git"]["commit"] for file in files}
-    assert len(files) == 14
+    assert len(files) == 15
     assert commits == {EXPECTED["commit"]}
     assert EXPECTED["commit"].startswith("d6f3346")
