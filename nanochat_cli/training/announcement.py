@@ -1,6 +1,6 @@
-"""What a run is, in two lines before its first step: model and device, length and expected time.
+"""Two lines about a run before its first step: model and device, length and expected time.
 
-Knows the configuration, a rate of operations that was measured, and where the run stands.
+Knows the configuration, a measured rate of operations, and the progress of the run.
 """
 
 from nanochat_cli.config.schema import Config
@@ -9,7 +9,7 @@ from nanochat_cli.report.quantities import counted, format_quantity, format_span
 from nanochat_cli.training.progress import Progress
 
 EXPECTED_UTILISATION = 0.4
-"""Of the peak, for the time that is announced before anything is measured: runs reach half of it to twice that."""
+"""Share of the peak assumed before anything is measured: real runs reach half of it to twice that."""
 
 
 def announcement(
@@ -37,7 +37,7 @@ def announcement(
 
 
 def architecture(config: Config) -> str:
-    """Layers and what is special of them, in a phrase."""
+    """The layers and what is special about them, in a phrase."""
     model = config.model
     delta = sum(model.delta_layers)
     kinds = [

@@ -34,7 +34,7 @@ class HeldOut:
 
 
 class _Scored(NamedTuple):
-    """Of some targets in a row, those that do not count included: losses float64 nats, lengths in bytes."""
+    """Consecutive targets, with those that do not count: losses in nats, float64; lengths in bytes."""
 
     losses: Tensor
     lengths: Tensor
@@ -110,19 +110,21 @@ def _score(
     token_bytes = token_bytes.to(device)
     was_training = model.training
     model.eval()
-    for inputs, targets in batches:
-        with torch.autocast(device.type, dtype=autocast_dtype or torch.bfloat16, enabled=autocast_dtype is not None):
-            hidden = model(inputs.to(device)).reshape(-1, model.config.dim)
-        flat = targets.to(device).reshape(-1)
-        for start in range(0, flat.shape[0], chunk):
-            rows = slice(start, start + chunk)
-            target = flat[rows]
-            logits = model.logits(hidden[rows]).float()
-            valid = target != IGNORE
-            losses = F.cross_entropy(logits, target, reduction="none", ignore_index=IGNORE).double()
-            lengths = torch.where(valid, token_bytes[target.clamp(min=0)], 0)
-            yield _Scored(losses, lengths, (logits.argmax(-1) == target) & valid, valid)
-    model.train(was_training)
+    autocast = torch.autocast(device.type, autocast_dtype or torch.bfloat16, enabled=autocast_dtype is not None)
+    try:
+        for inputs, targets in batches:
+            with autocast:
+                hidden = model(inputs.to(device)).reshape(-1, model.config.dim)
+            flat = targets.to(device).reshape(-1)
+            for start in range(0, flat.shape[0], chunk):
+                target = flat[start : start + chunk]
+                logits = model.logits(hidden[start : start + chunk]).float()
+                valid = target != IGNORE
+                losses = F.cross_entropy(logits, target, reduction="none", ignore_index=IGNORE).double()
+                lengths = torch.where(valid, token_bytes[target.clamp(min=0)], 0)
+                yield _Scored(losses, lengths, (logits.argmax(-1) == target) & valid, valid)
+    finally:
+        model.train(was_training)
 
 
 class _Sums:

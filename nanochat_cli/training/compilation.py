@@ -11,8 +11,8 @@ import torch
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.training.cpp_compiler import find_compiler
 
-# What compiling saves of a step is measured in benchmarks/results/qat_overhead.json; it costs tens of seconds on two
-# cores, so that a run of less than two minutes would lose by it.
+# benchmarks/results/qat_overhead.json has what compiling saves per step. It costs tens of seconds on two cores, so a
+# run of less than two minutes would lose by it.
 MIN_SECONDS_WORTH_COMPILING = 120.0
 
 

@@ -19,7 +19,7 @@ PROGRAM = "#include <Python.h>\n#include <omp.h>\nint probe() { return omp_get_m
 
 @dataclass(frozen=True)
 class CppCompiler:
-    """path: of one that works, or None; obstacle: why there is none, in words."""
+    """path: of a compiler that works, or None; obstacle: why none does, in words."""
 
     path: str | None
     obstacle: str = ""

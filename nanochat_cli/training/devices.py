@@ -1,4 +1,4 @@
-"""What a run computes on and in which number format, and the errors where this machine has no such thing."""
+"""The device and the number format of a run, and the errors where this machine lacks them."""
 
 import torch
 

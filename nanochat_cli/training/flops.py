@@ -53,7 +53,7 @@ def training_flops_per_token(config: Config, kept: float = 1.0) -> float:
 
 
 def _ahead_per_token(config: Config) -> tuple[float, float]:
-    """Of multi-token prediction, forward and backward: its modules, and its products with the unembedding."""
+    """FLOPs of multi-token prediction, forward and backward: its modules, and its products with the unembedding."""
     model, mtp = config.model, config.mtp
     unembedding = 6.0 * model.vocab_size * model.dim
     if mtp.kind == "shared":

@@ -1,4 +1,4 @@
-"""Evaluation of a run that goes on, on the held-out documents or a sample of them; the view shows how far it is."""
+"""Evaluation during a run, on the held-out documents or a sample of them; the view shows its progress."""
 
 from collections.abc import Iterator
 
@@ -19,7 +19,7 @@ def score(
     max_tokens: int | None,
     autocast_dtype: torch.dtype | None,
 ) -> HeldOut:
-    """Of `model` after `step` steps. max_tokens: of the sample; None: all."""
+    """Score `model` after `step` steps. max_tokens: of the sample; None: all."""
     # On a CPU compiling the model once more for inference costs more than evaluating eagerly.
     stance = "force_eager" if model.device.type == "cpu" else "default"
     total = data.held_out_batches(max_tokens)

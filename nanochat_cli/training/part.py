@@ -22,9 +22,9 @@ from nanochat_cli.training.training_data import TrainingData
 
 @dataclass
 class Setup:
-    """What a part is built from. data: None where there is nothing to read.
+    """The arguments of every part. data: None where there is nothing to read.
 
-    beside: what is trained beside the model, by the prefix of its names; a part with such a module adds it.
+    beside: modules that are trained beside the model, by the prefix of their names; a part with such a module adds it.
     """
 
     config: Config
@@ -103,7 +103,7 @@ class Part:
         """After the last backward pass. failed: there was an error, and the gradient is void."""
 
     def metrics(self, progress: Progress) -> dict[str, Tensor]:
-        """Of the step whose gradient is known, 0-dim on the device: read together with the loss."""
+        """Metrics of the step whose gradient is known, 0-dim on the device: read together with the loss."""
         return {}
 
     def after_step(self, progress: Progress, metrics: Mapping[str, float], *, taken: bool) -> None:

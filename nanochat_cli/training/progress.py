@@ -1,4 +1,4 @@
-"""Where a run stands, and what it came to."""
+"""Training progress, and the final result."""
 
 from dataclasses import dataclass, field
 
@@ -8,9 +8,9 @@ from nanochat_cli.training.bits_per_byte import HeldOut
 
 @dataclass
 class Progress:
-    """Where a run stands; all of it is in the checkpoint. step: steps done; seconds: spent in steps.
+    """How far a run has come; all of it is in the checkpoint. step: steps done; seconds: spent in steps.
 
-    excess_seconds: those of them that a time budget does not count. warm_ups: None in checkpoints of older versions.
+    excess_seconds: seconds that a time budget does not count. warm_ups: None in checkpoints of older versions.
     """
 
     total_steps: int
@@ -27,18 +27,18 @@ class Progress:
     best_step: int | None = None
     final_step: int | None = None
     good_step: int | None = None
-    """Of the last checkpoint that was saved after a step that was taken, not while steps were skipped."""
+    """Step of the last checkpoint that was saved while no steps were being skipped."""
     evaluations: list[dict[str, float]] = field(default_factory=list)
 
     @property
     def known_total(self) -> int | None:
-        """What the learning rate may decay by; None while a time budget still decides."""
+        """The total that the learning rate decays by; None while a time budget still decides."""
         return self.total_steps if self.total_is_final else None
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """progress and skipped at the end; held_out: over all held-out tokens (or eval.final_max_tokens)."""
+    """progress, skipped: at the end. held_out: over all held-out tokens, or eval.final_max_tokens of them."""
 
     progress: Progress
     held_out: HeldOut

@@ -1,4 +1,4 @@
-"""What a run may change when it is resumed, and where it then stands.
+"""What may change when a run is resumed, and where it then continues.
 
 Knows configurations and the plain values of a checkpoint. Keys that say what a checkpoint holds cannot change; what is
 changed otherwise has its effect from here on: a longer run moves the decay, other batches go on at the window where the
@@ -18,7 +18,7 @@ from nanochat_cli.training.progress import Progress
 
 
 def require_resumable(checkpoint: Checkpoint, run_dir: Path, config: Config) -> dict[str, Any]:
-    """What `config` changes: key -> its value until now.
+    """The keys that `config` changes -> their values until now.
 
     Raises DataError naming the first key that says what the checkpoint holds.
     """
@@ -30,7 +30,7 @@ def require_resumable(checkpoint: Checkpoint, run_dir: Path, config: Config) -> 
         if then.get(key) != now.get(key):
             old, new = (_value(one, key) for one in (before, config))
             raise DataError(
-                f"{checkpoint.path} was trained with another {key} ({old}, not {new}), and what it holds hangs on it: "
+                f"{checkpoint.path} was trained with another {key} ({old}, not {new}), and its contents depend on it: "
                 f"resume with --set {key}={old}, or start a new run"
             )
     return _differences(before.model_dump(mode="json"), config.model_dump(mode="json"))
@@ -64,7 +64,7 @@ def held(config: Config) -> dict[str, object]:
 
 
 def restored_progress(saved: Mapping[str, Any], config: Config, changed: Mapping[str, Any], asked: WarmUps) -> Progress:
-    """Where the run stands. asked: the warm-ups of `config`.
+    """The progress to continue from. asked: the warm-ups of `config`.
 
     Raises ConfigError when what bounds the run was changed to what it has used up.
     """
@@ -93,7 +93,7 @@ def shift_of(progress: Progress, config: Config) -> int:
 
 
 def data_name(data: DataConfig) -> str:
-    """What a run is trained on, to notice that it goes on with something else."""
+    """A name for the training data, to notice that a resumed run has other data."""
     return data.source if data.path is None else str(data.path.resolve())
 
 
@@ -111,7 +111,7 @@ def _require_more(progress: Progress, config: Config) -> None:
 
 
 def _saved_config(checkpoint: Checkpoint, run_dir: Path) -> Config | None:
-    """The configuration that a checkpoint was trained with; of one that does not hold it, that of its run."""
+    """The configuration that a checkpoint was trained with; if it holds none, that of its run."""
     saved = checkpoint.state.get("config")
     if saved is not None:
         return Config.model_validate(saved)

@@ -80,7 +80,7 @@ class ScoreBatches:
     """Scores of the tokens that a step predicts, in the order of `data.batches`."""
 
     def __init__(self, path: Path, reader: ShardReader, config: Config, shift: int = 0) -> None:
-        """Raises DataError for a file that is none, is of other data, or lacks what the first step needs."""
+        """Raises DataError if it is not such a file, belongs to other data, or lacks what the first step needs."""
         self._path = path
         try:
             with safe_open(path, framework="pt") as file:

@@ -1,7 +1,7 @@
 """A prepared data set as the trainer sees it: torch batches by step, and the held-out stream.
 
-The order of batches is `data.batches`', and whether they are read ahead is `data.loader`'s affair; here arrays become
-tensors, and the micro-batches of a step become one global batch.
+The order of batches comes from `data.batches`, and `data.loader` may read them ahead; here arrays become tensors, and
+the micro-batches of a step become one global batch.
 """
 
 from collections.abc import Iterator
@@ -48,7 +48,7 @@ class ShardData:
         return torch.from_numpy(inputs), torch.from_numpy(targets)
 
     def shift(self, windows: int) -> None:
-        """Before the first batch: the order is moved by so many places (see `data.batches`)."""
+        """Before the first batch: move the order by so many windows (see `data.batches`)."""
         self._shift = windows
 
     def scores(self, step: int) -> Tensor | None:

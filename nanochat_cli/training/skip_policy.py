@@ -1,10 +1,10 @@
 """Which optimizer steps are skipped: those whose loss or gradient norm is not finite, or whose norm spikes.
 
 A spike is one batch, or a few. A norm that stays high is a new level, which skipping could never bring down: the step
-is taken (clipped by the trainer), and the mean begins anew there. So only what is not finite can end a run.
+is taken, clipped, and the running mean starts over. So only values that are not finite can end a run.
 
-Knows two numbers per step and keeps a running mean of the norms it accepted; skipping the step itself is the
-trainer's affair. The state is a plain dictionary and belongs into the checkpoint, since decisions depend on it.
+Sees two numbers per step and decides; `training.update` acts on it. The state is a plain dictionary, which belongs in
+the checkpoint because decisions depend on it.
 """
 
 import math
@@ -13,18 +13,18 @@ from dataclasses import asdict, dataclass
 from nanochat_cli.errors import Diverged
 
 PATIENCE = 3
-"""Steps in a row that are skipped at most for a norm that is high but finite."""
+"""At most this many steps in a row are skipped for a norm that is high but finite."""
 
 
 @dataclass
 class SkipState:
-    """What the next decision depends on."""
+    """The values that the next decision depends on."""
 
     mean_sum: float = 0.0  # exponential sum of the accepted norms, before bias correction
     accepted: int = 0
     skipped: int = 0
     consecutive: int = 0
-    not_finite: int = 0  # of these, the last ones in a row whose loss or norm was not finite
+    not_finite: int = 0  # steps in a row, up to the last one, whose loss or norm was not finite
 
 
 class SkipPolicy:
@@ -32,8 +32,8 @@ class SkipPolicy:
 
     The mean is an exponential moving average with bias correction (as of Adam's moments, arXiv:1412.6980), `decay`
     per accepted step; skipped steps do not enter it. For the first `warmup_steps` accepted steps only non-finite ones
-    are skipped, since norms fall fast at the start, and again after PATIENCE. advice: what ends the line of a
-    divergence.
+    are skipped, since norms fall fast at the start, and again after PATIENCE. advice: the last words of the error when
+    a run diverges.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class SkipPolicy:
         return reason
 
     def divergence(self, what: str, last_checkpoint: str | None) -> Diverged:
-        """The error that ends a run, for `what` was seen."""
+        """The error that ends a run because of `what`."""
         good = (
             "no good checkpoint was saved"
             if last_checkpoint is None

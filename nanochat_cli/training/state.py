@@ -35,9 +35,9 @@ class TrainState:
     reporter: Reporter = field(default_factory=QuietReporter)
     phases: Phases = field(default_factory=Phases)
     unit: str = "step"
-    """What an update is called in messages."""
+    """The word for an update in messages."""
     to_save_memory: str = "train.seq_len or the model"
-    """What to lower where a single row does not fit."""
+    """Settings to lower when a single row does not fit."""
 
     @property
     def is_good(self) -> bool:
@@ -51,14 +51,14 @@ class TrainState:
         return shares[-1] if shares else None
 
     def tensors(self) -> dict[str, Any]:
-        """What a checkpoint holds as tensors, by the name of the file."""
+        """The tensors of a checkpoint, by the name of their file."""
         tensors = {"model": self.model.state_dict(), "optimizer": self.optimizers.state_dict()}
         for part in self.parts:
             tensors |= part.tensors()
         return tensors | {"random": checkpoints.rng_state()}
 
     def values(self) -> dict[str, Any]:
-        """What a checkpoint holds in `state.json`."""
+        """The plain values of a checkpoint, in `state.json`."""
         values = {"progress": asdict(self.progress), "skip_policy": self.skip_policy.state_dict()}
         for part in self.parts:
             values |= part.values()

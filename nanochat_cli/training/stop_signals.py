@@ -1,6 +1,6 @@
 """Graceful stop: turns the first signal into a flag that the training loop polls between steps.
 
-Knows signals only; saving the state and raising `Interrupted` is the trainer's affair.
+Knows signals only; saving the state and raising `Interrupted` are left to the trainer.
 """
 
 import contextlib
@@ -11,9 +11,9 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 
 SECOND_ENDS = (signal.SIGINT, signal.SIGTERM)
-"""Of these a second one acts at once."""
+"""Signals of which a second one acts at once."""
 SIGNALS = (*SECOND_ENDS, signal.SIGHUP, signal.SIGUSR1)
-"""What stops a run: Ctrl-C, a scheduler or `kill`, a terminal that was closed, a scheduler's warning."""
+"""Signals that stop a run: Ctrl-C, a scheduler or `kill`, a closed terminal, a scheduler's warning."""
 
 
 class StopSignals:
@@ -66,7 +66,7 @@ class StopSignals:
                     self._say(self._received.name)
 
     def _leave_terminals(self) -> None:
-        """Writing to one that is gone fails, and would end what has yet to save."""
+        """Writing to a closed terminal fails, and would end the run before it has saved."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for descriptor in self._terminals:
             os.dup2(nowhere, descriptor)

@@ -1,11 +1,11 @@
 """How many steps fit a time budget.
 
-The number is estimated anew after every step while the schedule does not depend on it yet (warm-up and the flat
-part of WSD), and then frozen, so that the decay ends where the budget ends. Once frozen it is part of the state
-of a run, and a resumed run takes the same steps.
+The number is re-estimated after every step while the schedule does not depend on it yet (warm-up and the flat part of
+WSD), and then frozen, so that the decay ends where the budget ends. Once frozen it is part of the state of a run, and a
+resumed run takes the same steps.
 
-No single step may eat the budget: a machine that was suspended, or a process that was stopped, is charged a share of
-it. Whatever happens, a schedule that decays has a last part of the run to decay in.
+No single step may use up the budget: if the machine was suspended or the process stopped, only a share of the budget is
+charged. A schedule that decays always has a last part of the run to decay in.
 """
 
 import statistics
@@ -20,15 +20,15 @@ CALIBRATION_STEPS = 6
 """Steps that are timed before the total is frozen, unless train.total_steps bounds it."""
 WINDOW = 64
 STEP_SHARE = 0.25
-"""Of the budget, that one step is charged at most."""
+"""Largest share of the budget that one step is charged."""
 REST_SHARE = 0.25
-"""Of the run, that is left at least when the total is frozen."""
+"""Smallest share of the run that is left when the total is frozen."""
 
 
 class TimeBudget:
     """Turns measured step times into a total. budget: seconds of training steps, compilation included.
 
-    The first LEAST_STEPS steps are always taken: a budget that is eaten by compilation still trains a little.
+    The first LEAST_STEPS steps are always taken: even if compilation uses up the budget, something is trained.
     """
 
     def __init__(self, budget: float, config: OptimConfig, max_steps: int) -> None:
@@ -41,7 +41,7 @@ class TimeBudget:
         self._rest = 0.0 if config.schedule == "constant" else min(REST_SHARE, rest)
 
     def fit(self, progress: Progress, asked: WarmUps, last_step_seconds: float) -> None:
-        """After a step that `progress` counts already: the total and the warm-ups that fit, and whether they are final.
+        """Set the total and the warm-ups that fit, and whether they are final. `progress` counts the last step already.
 
         asked: the warm-ups of the configuration.
         """
@@ -54,7 +54,7 @@ class TimeBudget:
         progress.total_is_final = self.must_freeze(progress.step, progress.total_steps, past.rate)
 
     def excess(self, seconds: float) -> float:
-        """What a step of so many seconds took beyond all that it is charged."""
+        """Seconds of a step beyond what is charged for it."""
         return max(0.0, seconds - STEP_SHARE * self.budget)
 
     def total_steps(self, step: int, elapsed: float, last_step_seconds: float) -> int:

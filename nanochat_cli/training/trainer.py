@@ -93,7 +93,7 @@ class Trainer:
 
     @property
     def progress(self) -> Progress:
-        """Where the run stands."""
+        """How far the run has come."""
         return self.state.progress
 
     def fit(self) -> TrainResult:
@@ -151,7 +151,7 @@ class Trainer:
         self._record(metrics, inputs.numel(), waited, seconds)
 
     def _before_step(self) -> None:
-        """What parts do between two steps is logged with the next one: a resume logs it neither twice nor never."""
+        """Metrics from between two steps belong to the next one, so that a resume logs them neither twice nor never."""
         started = time.perf_counter()
         metrics: dict[str, float] = {}
         for part in self.state.parts:
@@ -254,7 +254,7 @@ class Trainer:
                 self.save(best=True)
 
     def _say_stopping(self, signal_name: str) -> None:
-        """At once, as the step or the evaluation that goes on may take a while."""
+        """Said at once, since the current step or evaluation may take a while."""
         lost = "everything" if self.progress.good_step is None else f"what came after step {self.progress.good_step}"
         self.view.event(
             f"{signal_name}: stopping after what is being done now ({self.view.doing}), then saving; "

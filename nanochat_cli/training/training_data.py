@@ -1,4 +1,4 @@
-"""What the trainer asks of its data."""
+"""What training asks of its data."""
 
 from collections.abc import Iterator
 from typing import Protocol
@@ -11,7 +11,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class TrainingData(Protocol):
-    """What the trainer asks of the data: int64 [B, T] inputs and targets (-100: does not count)."""
+    """Batches of inputs and targets, int64 [B, T]; a target of -100 does not count."""
 
     token_bytes: Tensor
 
@@ -20,7 +20,7 @@ class TrainingData(Protocol):
         ...
 
     def shift(self, windows: int) -> None:
-        """Before the first batch: the order is moved by so many windows, of a run that read batches of another size."""
+        """Before the first batch: move the order by so many windows, since the run has read batches of another size."""
         ...
 
     def is_ready(self, step: int) -> bool:
@@ -28,11 +28,11 @@ class TrainingData(Protocol):
         ...
 
     def close(self) -> None:
-        """End whatever reads ahead; a batch asked for afterwards begins anew."""
+        """Stop reading ahead; the next batch starts it again."""
         ...
 
     def scores(self, step: int) -> Tensor | None:
-        """float32 [B, T], scores of the tokens to be predicted, from collider.scores; None without such a file."""
+        """float32 [B, T], a score for each target of a step, from a file; None without one."""
         ...
 
     def held_out_batches(self, max_tokens: int | None) -> int:
@@ -40,7 +40,7 @@ class TrainingData(Protocol):
         ...
 
     def held_out(self, max_tokens: int | None) -> Iterator[Batch]:
-        """The held-out stream, or windows of it that are spread evenly."""
+        """The held-out stream, or evenly spread windows of it."""
         ...
 
     def pieces(self) -> Iterator[NDArray[np.int64]]:

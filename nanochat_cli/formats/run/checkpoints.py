@@ -1,7 +1,7 @@
 """Checkpoints: `RUN/checkpoints/step-000500/{model,optimizer,…}.safetensors + state.json`, and two pointer files.
 
 Knows how a nested dictionary of tensors and plain values becomes files that survive `kill -9`, a full disk and bit
-rot, and how it comes back exactly. What is in the dictionaries is the trainer's affair. No pickle anywhere.
+rot, and how it comes back exactly. What is in the dictionaries is up to the caller. No pickle anywhere.
 
 A checkpoint is written to a hidden folder beside its place, every file and the folder are fsynced, and a rename makes
 it visible; only then does the pointer `latest` (and `best`) change, by an atomic replace. A folder that replaces one
@@ -380,7 +380,7 @@ def _folder(root: Path, step: int) -> Path | None:
 
 
 def _finish_replacements(root: Path) -> None:
-    """After a crash inside the replacement of a step: puts the old folder back, or removes it if the new one stands."""
+    """After a crash inside the replacement of a step: puts the old folder back, or removes it for the new one."""
     for replaced in root.glob(_REPLACED + "*"):
         final = root / replaced.name.removeprefix(_REPLACED)
         if final.exists():

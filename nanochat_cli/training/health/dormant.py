@@ -1,7 +1,7 @@
-"""Dormant units of the feed-forward layers (arXiv:2302.12902): those that are hardly ever active.
+"""Dormant units of the feed-forward layers (arXiv:2302.12902): units that are hardly ever active.
 
 A unit is a hidden feature, an input of w_down. Its score is its mean absolute activation over the tokens of a batch, in
-units of the mean over the layer. Measured in evaluation mode, without gradients and without a trace in the model.
+units of the mean over the layer. Measured in evaluation mode, without gradients; the model is left as it was.
 """
 
 import torch

@@ -26,13 +26,13 @@ GAIN_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class StreamStatistics:
-    """Of one sublayer, means over the tokens of a batch."""
+    """Measures of one sublayer, means over the tokens of a batch."""
 
     name: str
     alpha: float
     """Weight of the identity permutation."""
     entropy: float
-    """Of the permutation weights, as a share of its maximum."""
+    """Entropy of the permutation weights, as a share of its maximum."""
     orthogonality: float
     """Frobenius norm of HᵀH − I."""
     gain: float
@@ -53,7 +53,7 @@ class StreamStatistics:
         return self.name.startswith("blocks.0.attention")
 
     def warnings(self) -> list[str]:
-        """What is not healthy; empty when all is."""
+        """Findings; empty when all is healthy."""
         found = []
         if not self.diversity > SMALLEST_DIVERSITY and not self.reads_copies:
             found.append("the streams are copies of each other")

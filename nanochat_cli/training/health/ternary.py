@@ -23,7 +23,7 @@ Layer = tuple[str, Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class TernaryStatistics:
-    """Of one layer, or of all layers together (every weight counts the same)."""
+    """Statistics of one layer, or of all layers together (every weight counts the same)."""
 
     weights: int
     zero_fraction: float
@@ -87,7 +87,7 @@ class TernaryTelemetry:
 
 
 def layers_of(named: Iterable[tuple[str, BitLinear]]) -> list[Layer]:
-    """What `measure` takes, of ternary layers as they are now."""
+    """Named ternary layers as they are now, for `measure`."""
     layers = []
     for name, layer in named:
         ternary = layer.ternary()
@@ -147,7 +147,7 @@ def count_changes(
 
 
 def _statistics(weights: int, scale_count: int, counts: Sequence[float]) -> TernaryStatistics:
-    """From the numbers of `count_layer` and `count_changes`, of one layer or summed over layers."""
+    """Statistics from the numbers of `count_layer` and `count_changes`, of one layer or summed over layers."""
     zeros, dead_rows, scale_sum, *bins, flips, drift = counts
     first = flips != flips  # NaN: at least one layer had nothing to compare with
     return TernaryStatistics(

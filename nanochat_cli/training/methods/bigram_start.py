@@ -1,10 +1,10 @@
-"""Start from the corpus' bigrams: embedding and head are fitted to its pair counts before training.
+"""Start from the bigrams of the corpus: embedding and head are fitted to its pair counts before training.
 
 With no block in between, the model computes logits(y | x) = unembedding_y · norm(embedding_x). The expected
 cross-entropy of that over *all* pairs of neighbouring tokens of the training split is a sum over the distinct
 contexts only, so that one exact full-corpus gradient costs 6 V² C FLOPs, however long the corpus is. A few dozen Adam
-steps on it take seconds for a small vocabulary and bring the model to about the entropy of the bigrams, which
-gradient steps on batches of text need a large part of a short run for. The blocks then learn what bigrams lack.
+steps on it take seconds for a small vocabulary and bring the model to about the entropy of the bigrams; gradient steps
+on batches of text need a large part of a short run for that. The blocks then learn what bigrams lack.
 Nothing about the model or its export changes: the result is a starting point.
 
 The idea is this project's; docs/training.md has what it is worth, measured, and when not to use it.

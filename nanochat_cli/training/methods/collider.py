@@ -61,7 +61,7 @@ class KeptShare:
         self._shares: list[float] = []
 
     def notice(self, kept: float) -> str | None:
-        """What there is to say. kept: share of a step's tokens that stayed."""
+        """The warning when it is due, else None. kept: share of a step's tokens that stayed."""
         if len(self._shares) >= self.WATCHED:
             return None
         self._shares.append(kept)

@@ -16,7 +16,7 @@ from nanochat_cli.training.progress import Progress
 
 
 class ExpertBalance(Part):
-    """Of all mixtures of the model."""
+    """Balances and counts all mixtures of the model."""
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
@@ -32,7 +32,7 @@ class ExpertBalance(Part):
             moe.loss_scale.fill_(micro.share)
 
     def end(self, *, failed: bool) -> None:
-        """What has to be done again counts once."""
+        """Tokens that have to be read again count once."""
         if failed:
             for counter, value in zip(self._counters, self._before, strict=True):
                 counter.copy_(value)

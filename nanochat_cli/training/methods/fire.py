@@ -25,7 +25,7 @@ from nanochat_cli.training.progress import Progress
 from nanochat_cli.training.resume import data_name
 
 REWARM_SHARE = 0.5
-"""Of the steps that are left after an event, that the learning rate takes at most to climb again."""
+"""The learning rate takes at most this share of the steps left after an event to climb again."""
 
 
 @dataclass
