@@ -2,7 +2,8 @@
 
 `presets/e3/claims.toml` holds them. A claim is supported when the conservative end of its interval reaches the expected
 value. It is not measurable here when a run or number that it needs is missing for any seed, or when `only_if` does not
-hold, so that it could only fail or only succeed. A claim about time is within noise when that end is closer to the
+hold, so that it could only fail or only succeed. A run that never reaches the baseline rules a claim out if what it
+spent is already too much. A claim about time is within noise when that end is closer to the
 expected value than two runs of one configuration are to each other. The verdict notes fewer than ENOUGH_SEEDS seeds,
 and learning rates that matter but were not tuned.
 """
@@ -28,7 +29,8 @@ SUPPORTED, NOT_SUPPORTED, NOT_MEASURABLE = "supported", "not supported", "not me
 WITHIN_NOISE = "within noise"
 TUNING = "tuning"
 """Key in a suite's settings: the learning rates that were tried, if any."""
-_NEVER_REACHED = ("tokens_to_baseline", "seconds_to_baseline")
+_SPENT = {"tokens_to_baseline": "tokens", "seconds_to_baseline": "seconds"}
+"""Measures of how soon a run reaches the baseline -> what a run that never did has spent, and so needs more than."""
 
 
 class Condition(BaseModel):
@@ -113,18 +115,29 @@ def judge(spec: ClaimSpec, suite: Suite) -> Claim:
     """What the runs of a suite say about one claim, seed by seed."""
     estimate = _unmet(spec, suite) or _estimate(spec, suite)
     if isinstance(estimate, str):
-        return _claim(spec, measured=estimate, verdict=NOT_MEASURABLE)
+        bounded = spec.measure in _SPENT and spec.direction == "at least"
+        at_best = _estimate(spec, suite, never_reached="spent") if bounded else estimate
+        if isinstance(at_best, str) or _verdict(spec, suite, at_best) != NOT_SUPPORTED:
+            return _claim(spec, measured=estimate, verdict=NOT_MEASURABLE)
+        return _claim(spec, measured=estimate, verdict=NOT_SUPPORTED + _caveats(spec, suite, at_best))
+    measured = _shown(estimate.value, spec.unit)
+    if (floor := _noise(spec, suite)) is not None:
+        measured += f" (two runs of one configuration differ by up to {floor - 1:.1%})"
+    verdict = _verdict(spec, suite, estimate) + _caveats(spec, suite, estimate)
+    return _claim(spec, measured=measured, verdict=verdict, estimate=estimate)
+
+
+def _noise(spec: ClaimSpec, suite: Suite) -> float | None:
+    return noise_floor(suite, spec.measure) if MEASURES[spec.measure].timed else None
+
+
+def _verdict(spec: ClaimSpec, suite: Suite, estimate: Estimate) -> str:
     low, high = estimate.interval or (estimate.value, estimate.value)
     end, bound = (low if spec.direction == "at least" else high), spec.bound
     assert bound is not None, "validated"
-    floor = noise_floor(suite, spec.measure) if MEASURES[spec.measure].timed else None
-    verdict = SUPPORTED if (end >= bound if spec.direction == "at least" else end <= bound) else NOT_SUPPORTED
-    if floor is not None and _apart(spec, end, bound) < floor:
-        verdict = WITHIN_NOISE
-    measured = _shown(estimate.value, spec.unit)
-    if floor is not None:
-        measured += f" (two runs of one configuration differ by up to {floor - 1:.1%})"
-    return _claim(spec, measured=measured, verdict=verdict + _caveats(spec, suite, estimate, floor), estimate=estimate)
+    if (floor := _noise(spec, suite)) is not None and _apart(spec, end, bound) < floor:
+        return WITHIN_NOISE
+    return SUPPORTED if (end >= bound if spec.direction == "at least" else end <= bound) else NOT_SUPPORTED
 
 
 def _apart(spec: ClaimSpec, end: float, bound: float) -> float:
@@ -135,14 +148,14 @@ def _apart(spec: ClaimSpec, end: float, bound: float) -> float:
     return max(ratios[0] / ratios[1], ratios[1] / ratios[0])
 
 
-def _caveats(spec: ClaimSpec, suite: Suite, estimate: Estimate, floor: float | None) -> str:
+def _caveats(spec: ClaimSpec, suite: Suite, estimate: Estimate) -> str:
     """The caveats of a verdict, in brackets; empty without any."""
     caveats = []
     if estimate.seeds < ENOUGH_SEEDS:
         caveats.append(f"{estimate.seeds} seed{'s' if estimate.seeds > 1 else ''} only")
     if MEASURES[spec.measure].learned and not suite.settings.get(TUNING):
         caveats.append("learning rates not tuned")
-    if MEASURES[spec.measure].timed and floor is None:
+    if MEASURES[spec.measure].timed and _noise(spec, suite) is None:
         caveats.append("noise not measured")
     return f" ({'; '.join(caveats)})" if caveats else ""
 
@@ -178,14 +191,19 @@ def _claim(spec: ClaimSpec, *, measured: str, verdict: str, estimate: Estimate |
     )
 
 
-def _estimate(spec: ClaimSpec, suite: Suite) -> Estimate | str:
-    """The comparison over all seeds, or the reason why they cannot be compared."""
+def _estimate(spec: ClaimSpec, suite: Suite, never_reached: Literal["missing", "spent"] = "missing") -> Estimate | str:
+    """The comparison over all seeds, or the reason why they cannot be compared.
+
+    never_reached: what a run of `config` counts with that never reached the baseline; with what it has spent, the
+    estimate is the best that can be true of it.
+    """
     sides = [(spec.config, spec.measure)]
     if spec.peer is not None:
         sides.append((spec.peer, spec.peer_measure or spec.measure))
     columns: list[list[float]] = []
     for config, measure in sides:
-        values = _values(config, suite.of(config), measure)
+        spent = never_reached == "spent" and config == spec.config
+        values = _values(config, suite.of(config), measure, spent=spent)
         if isinstance(values, str):
             return values
         columns.append(values)
@@ -199,7 +217,7 @@ def _estimate(spec: ClaimSpec, suite: Suite) -> Estimate | str:
         return str(error)
 
 
-def _values(config: str, runs: Sequence[RunRecord], measure: str) -> list[float] | str:
+def _values(config: str, runs: Sequence[RunRecord], measure: str, *, spent: bool = False) -> list[float] | str:
     """The measure for every seed, or why one lacks it: leaving that seed out would mean picking the seeds that suit."""
     if not runs:
         return f"{config} was not run"
@@ -208,6 +226,11 @@ def _values(config: str, runs: Sequence[RunRecord], measure: str) -> list[float]
     values = [value for run in runs if (value := run.measures.get(measure)) is not None]
     if len(values) == len(runs):
         return values
-    if measure in _NEVER_REACHED:
+    if spent and all(run.train.get(_SPENT[measure]) for run in runs):
+        reached = [run.measures.get(measure) for run in runs]
+        return [
+            run.train[_SPENT[measure]][-1] if value is None else value for run, value in zip(runs, reached, strict=True)
+        ]
+    if measure in _SPENT:
         return f"{config} reached the baseline's bits per byte with {len(values)} of {len(runs)} seeds"
     return f"{config}: {MEASURES[measure].title} was not measured"

@@ -157,6 +157,21 @@ def test_seeds_that_never_reached_the_baseline_are_not_left_out():
     assert found.interval is None
 
 
+@pytest.mark.parametrize(("form", "bound"), [("ratio", 2.0), ("saving", 0.5)])
+@pytest.mark.parametrize("theirs", [3.9, 4.1])
+def test_a_run_that_has_spent_too_much_without_reaching_the_baseline_rules_the_claim_out(form, bound, theirs):
+    """It has spent 2: what takes the baseline 4 could still have been twice as fast, had it ended there."""
+    spec = FASTER.model_copy(update={"measure": "tokens_to_baseline", "form": form, "low": bound})
+    runs = [record("baseline", seed, measures={"tokens_to_baseline": theirs}) for seed in range(3)]
+    runs += [record("full", seed, measures={"tokens_to_baseline": None}) for seed in range(3)]
+    made = suite(runs)
+    made.settings["tuning"] = {"key": "optim.lr"}
+    found = judge(spec, made)
+    assert found.verdict == ("not supported" if theirs < 4 else "not measurable here")
+    assert found.measured == "full reached the baseline's bits per byte with 0 of 3 seeds"
+    assert found.interval is None
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
