@@ -9,6 +9,15 @@ Names:
     effective weight = codes · scale: what a forward pass multiplies with
 """
 
+from nanochat_kernels.bit_linear import (
+    Form,
+    GradInput,
+    QuantizedInput,
+    bit_linear,
+    bit_linears,
+    choose_form,
+    quantize_input,
+)
 from nanochat_kernels.feedforward import swiglu_feed_forward
 from nanochat_kernels.kept_rows import KeptRows, drop_filtered
 from nanochat_kernels.linear_products import LinearWeight
@@ -29,15 +38,6 @@ from nanochat_kernels.reference.activations import QuantizedActivations, fake_qu
 from nanochat_kernels.reference.packed import PackedTernary
 from nanochat_kernels.reference.packing import PLANE, pack_plane128, unpack_plane128
 from nanochat_kernels.reference.ternarize import Granularity, Ternary, fake_ternarize
-from nanochat_kernels.training import (
-    Form,
-    GradInput,
-    QuantizedInput,
-    bit_linear,
-    bit_linears,
-    choose_form,
-    quantize_input,
-)
 
 __all__ = [
     "PLANE",

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
+from nanochat_kernels.bit_linear import Form, GradInput, QuantizedInput, bit_linear, quantize_input
 from nanochat_kernels.kept_rows import KeptRows, kept_index, scatter_rows
 from nanochat_kernels.linear_products import LinearWeight, input_gradient, linear_product, weight_gradients
 from nanochat_kernels.reference.activations import codes_and_scale
-from nanochat_kernels.training import Form, GradInput, QuantizedInput, bit_linear, quantize_input
 
 
 def swiglu_feed_forward_reference(

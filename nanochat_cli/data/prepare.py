@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nanochat_cli.atomic_write import write_atomically
 from nanochat_cli.config.schema import Config, DataConfig
 from nanochat_cli.data import split
 from nanochat_cli.data.corpus import NAMED, Corpus, open_corpus
@@ -45,7 +46,6 @@ from nanochat_cli.data.shards import (
 from nanochat_cli.data.text_files import LONG_LINE
 from nanochat_cli.data.text_sample import TextSample
 from nanochat_cli.data.tokenizer import Tokenizer
-from nanochat_cli.durable import write_atomically
 from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.folders import held_folder
 from nanochat_cli.home import has_home

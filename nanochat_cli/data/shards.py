@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from nanochat_cli.atomic_write import sync
 from nanochat_cli.data.tokenizer import Tokenizer
-from nanochat_cli.durable import sync
 from nanochat_cli.errors import DataError
 from nanochat_cli.nesting import parse_json
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from nanochat_cli.atomic_write import whole
 from nanochat_cli.config.schema import DataConfig
 from nanochat_cli.data.corpus import Corpus
 from nanochat_cli.data.on_the_fly import COLUMNS
 from nanochat_cli.data.prepare import bounded, source_of
 from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.data.split import held_out_keys, split_key
-from nanochat_cli.durable import whole
 from nanochat_cli.errors import DataError
 from nanochat_cli.report.reporter import Reporter
 

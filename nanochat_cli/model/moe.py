@@ -17,7 +17,7 @@ from nanochat_cli.config.schema import ModelConfig, QuantConfig
 from nanochat_cli.model.bitlinear import BitLinear
 from nanochat_cli.model.feedforward import FeedForward
 from nanochat_kernels import LinearWeight, QuantizedInput, Ternary, drop_filtered, quantize_input
-from nanochat_kernels.grouped import KeptAssignments, grouped_bit_linear
+from nanochat_kernels.experts import KeptAssignments, grouped_bit_linear
 
 
 class Routing(NamedTuple):

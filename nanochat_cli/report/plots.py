@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanochat_cli.durable import whole
+from nanochat_cli.atomic_write import whole
 from nanochat_cli.errors import DataError
 from nanochat_cli.report.metrics_log import series
 from nanochat_cli.report.text_plot import line_plot

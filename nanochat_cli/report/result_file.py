@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nanochat_cli.durable import write_atomically
+from nanochat_cli.atomic_write import write_atomically
 from nanochat_cli.errors import DataError
 from nanochat_cli.report.environment import blemish, environment
 from nanochat_cli.report.quantities import format_quantity

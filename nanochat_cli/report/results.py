@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nanochat_cli.durable import write_atomically
+from nanochat_cli.atomic_write import write_atomically
 from nanochat_cli.errors import DataError
 from nanochat_cli.folders import held_file
 from nanochat_cli.nesting import parse_json

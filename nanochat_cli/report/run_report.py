@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nanochat_cli.durable import write_atomically
+from nanochat_cli.atomic_write import write_atomically
 from nanochat_cli.errors import DataError
 from nanochat_cli.report.quantities import format_duration, format_quantity
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nanochat_cli.durable import write_atomically
+from nanochat_cli.atomic_write import write_atomically
 from nanochat_cli.errors import DataError
 from nanochat_cli.evaluation.pass_at_k import pass_at_k
 from nanochat_cli.evaluation.share_intervals import difference_interval, share_interval

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from nanochat_cli.durable import write_atomically
+from nanochat_cli.atomic_write import write_atomically
 from nanochat_cli.errors import DataError
 from nanochat_cli.nesting import parse_json
 

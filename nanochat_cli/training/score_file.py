@@ -13,10 +13,10 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from nanochat_cli.atomic_write import whole
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.batches import IGNORE_INDEX, Batches
 from nanochat_cli.data.shards import ShardReader
-from nanochat_cli.durable import whole
 from nanochat_cli.errors import DataError
 from nanochat_cli.formats.run.dataset import split_fingerprint
 from nanochat_cli.model.transformer import Transformer

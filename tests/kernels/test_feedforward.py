@@ -6,7 +6,7 @@ import torch
 from nanochat_cli.training.cpp_compiler import find_compiler
 from nanochat_kernels import KeptRows, quantize_input, swiglu_feed_forward
 from nanochat_kernels.feedforward import swiglu_feed_forward_reference
-from tests.kernels.test_training import FORMS, quantized, random
+from tests.kernels.test_bit_linear import FORMS, quantized, random
 
 ROWS = 12
 KEPT = torch.tensor([0, 3, 4, 9, 11])

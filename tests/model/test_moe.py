@@ -8,7 +8,7 @@ from nanochat_cli.config.schema import ModelConfig
 from nanochat_cli.model.moe import MoE
 from nanochat_cli.optim.muon import Muon
 from nanochat_kernels import quantize_input
-from nanochat_kernels.grouped import grouped_bit_linear, grouped_bit_linear_reference
+from nanochat_kernels.experts import grouped_bit_linear, grouped_bit_linear_reference
 
 SHAPE = {"vocab_size": 64, "dim": 32, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "ffn_dim": 48, "max_seq_len": 32}
 

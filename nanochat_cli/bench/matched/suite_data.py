@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from nanochat_cli.atomic_write import write_atomically
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.prepare import cached_dataset
 from nanochat_cli.data.shards import ShardReader
-from nanochat_cli.durable import write_atomically
 from nanochat_cli.errors import DataError
 from nanochat_cli.formats.run.dataset import DatasetRecord, record_of
 from nanochat_cli.nesting import parse_json

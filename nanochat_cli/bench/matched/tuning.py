@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nanochat_cli.atomic_write import write_atomically
 from nanochat_cli.config.schema import Config
-from nanochat_cli.durable import write_atomically
 from nanochat_cli.errors import DataError
 from nanochat_cli.nesting import parse_json
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat_cli.durable import write_atomically
+from nanochat_cli.atomic_write import write_atomically
 from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.model.transformer import Transformer
 

@@ -19,9 +19,9 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nanochat_cli.atomic_write import whole
 from nanochat_cli.config.schema import ExportConfig
 from nanochat_cli.data.tokenizer import Tokenizer
-from nanochat_cli.durable import whole
 from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.formats.gguf.architecture import Architecture, architecture_of, metadata
 from nanochat_cli.formats.gguf.packing import TERNARY_TYPES, pack

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanochat_cli import __version__
+from nanochat_cli.atomic_write import write_atomically
 from nanochat_cli.config.load import CONFIG_FILE, config_to_toml
 from nanochat_cli.config.schema import Config
-from nanochat_cli.durable import write_atomically
 from nanochat_cli.errors import DataError
 from nanochat_cli.folders import held_folder
 from nanochat_cli.formats.run.find import new_run

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from nanochat_cli.atomic_write import write_atomically
 from nanochat_cli.config.load import CONFIG_FILE, load_run_config
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.prepare import cached_dataset
 from nanochat_cli.data.shards import MANIFEST, ShardReader, Split
 from nanochat_cli.data.tokenizer import Tokenizer
-from nanochat_cli.durable import write_atomically
 from nanochat_cli.errors import ConfigError, DataError, NanochatError
 from nanochat_cli.folders import holder_of
 from nanochat_cli.formats.run.find import DEFAULT_FOLDER

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grouped_mm
 
+from nanochat_kernels.bit_linear import QuantizedInput, bit_linear
 from nanochat_kernels.kept_rows import kept_index, scatter_rows
 from nanochat_kernels.linear_products import LinearWeight
-from nanochat_kernels.training import QuantizedInput, bit_linear
 
 
 class KeptAssignments(NamedTuple):

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from nanochat_cli.atomic_write import whole, write_atomically
 from nanochat_cli.data.prepare import prepare_dataset
-from nanochat_cli.durable import whole, write_atomically
 from nanochat_cli.evaluation.sample_file import SampleFile
 from nanochat_cli.formats.run import checkpoints
 from nanochat_cli.report.metrics_log import MetricsLog
