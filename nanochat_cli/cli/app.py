@@ -1,7 +1,7 @@
-"""`nanochat`: the table of subcommands, loaded when they are called, and the end of every error.
+"""`nanochat`: the table of subcommands, each imported when it is called, and the handling of every error.
 
 Only Typer is imported here: `nanochat --help` costs what an empty Typer app costs. A subcommand is a
-module with a Typer app named `app`; its line in the help stands in the table below.
+module with a Typer app named `app`; its line in the help comes from the table below.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ class Entry:
 
 
 COMMANDS: dict[str, Entry] = {
-    "quickstart": Entry("quickstart", "The whole job on this machine: tokenize, train, measure, export, run."),
+    "quickstart": Entry("quickstart", "The whole chain on this machine: tokenize, train, measure, export, run."),
     "tokenize": Entry("tokenize", "Train a tokenizer and encode a corpus into shards."),
     "train": Entry("train", "Train a ternary model."),
     "eval": Entry("evaluate", "Measure bits per byte, compile rate or pass@k."),
@@ -50,7 +50,7 @@ COMMANDS: dict[str, Entry] = {
     "plan": Entry("plan", "Print parameters, memory, file size and time of a configuration."),
     "score": Entry("score", "Write the loss of every training token under a run, for token filtering."),
     "inspect": Entry("inspect", "Look into a run: health of its ternary layers and its residual streams."),
-    "doctor": Entry("doctor", "Show what is installed here, what computes, and what is missing."),
+    "doctor": Entry("doctor", "Show what is installed, what can compute, and what is missing."),
     "presets": Entry("presets", "List presets with their true sizes, or show one."),
 }
 
@@ -64,7 +64,7 @@ class LazyGroup(TyperGroup):
             self.add_command(TyperCommand(name, help=entry.help, hidden=entry.hidden))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """As the base class; ctx is Typer's private Context class."""
+        """Load the subcommand's module first. ctx: Typer's private Context class."""
         if args[0] in COMMANDS:
             require_known_backend()
             provide_home()
@@ -78,7 +78,7 @@ def _load(name: str) -> Any:
     command.name = name
     for part in [command, *getattr(command, "commands", {}).values()]:
         part.params.extend(common_parameters())
-        # Lines of the source are no lines of the terminal: each paragraph is wrapped anew.
+        # The source's line breaks do not fit the terminal: each paragraph is rewrapped.
         part.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in (part.help or "").split("\n\n"))
     return command
 
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; every expected error becomes one line."""
     session = Session()
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that is not UTF-8 shows "?" for what it cannot show, instead of ending the command.
+        # A terminal that is not UTF-8 shows "?" for an unknown character, instead of ending the command.
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="replace")
     arguments = sys.argv[1:] if arguments is None else list(arguments)
@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = str(error) if isinstance(error, NanochatError) else error.format_message()
         return _fail(session, message, error.exit_code)
     except SystemExit as exiting:
-        # Typer's answer when the reader of our output, such as `head`, has seen enough; no fault of anybody.
+        # Typer exits when the reader of our output, such as `head`, closes the pipe: not an error.
         return 0 if isinstance(exiting.__context__, BrokenPipeError) else 1
     except OSError as error:
         if error.errno not in _FILE_TROUBLE:
@@ -152,9 +152,9 @@ _ANY_BYTES = {"-p", "--prompt", "--stop"}
 
 
 def _require_text(arguments: Sequence[str]) -> None:
-    """Raise ConfigError for an argument that is not UTF-8: configurations and reports could not hold it.
+    """Raise ConfigError for an argument that is not UTF-8, which configurations and reports cannot hold.
 
-    Prompts may be anything, and so may what `tokenize` reads: a corpus has the names that it has.
+    Prompts may be any bytes, and so may the file names of a corpus that `tokenize` reads.
     """
     for option, argument in zip(["", *arguments], arguments, strict=False):
         try:
@@ -163,9 +163,7 @@ def _require_text(arguments: Sequence[str]) -> None:
             if arguments[0] == "tokenize" or option in _ANY_BYTES or argument.partition("=")[0] in _ANY_BYTES:
                 continue
             shown = argument.encode("utf-8", "backslashreplace").decode()
-            raise ConfigError(
-                f"the argument {shown:.200} is not UTF-8: write it, or rename the file, in UTF-8"
-            ) from None
+            raise ConfigError(f"the argument {shown:.200} is not UTF-8: retype it, or rename the file") from None
 
 
 _FILE_TROUBLE = {
@@ -182,7 +180,7 @@ _FILE_TROUBLE = {
     errno.EPERM,
     errno.EROFS,
 }
-"""What the file system refuses, not what we got wrong."""
+"""The user's file system is at fault; any other OSError is an internal error."""
 
 
 def _fail(session: Session, message: str, code: int) -> int:
@@ -199,8 +197,8 @@ def _fail(session: Session, message: str, code: int) -> int:
 
 
 def _fail_unexpectedly(session: Session, error: Exception) -> int:
-    """An internal fault: one line, and the traceback in a file unless `--verbose` shows it."""
-    summary = f"internal fault: {type(error).__name__}: {error}"
+    """Report an internal error: one line, and the traceback in a file unless `--verbose` shows it."""
+    summary = f"internal error: {type(error).__name__}: {error}"
     if session.verbose:
         _print_traceback()
         return _fail(session, summary, 1)
@@ -215,7 +213,7 @@ def _fail_unexpectedly(session: Session, error: Exception) -> int:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """MemoryError and what torch raises on CPU and CUDA, told without importing torch."""
+    """Whether it is a MemoryError or torch's error on CPU or CUDA; does not import torch."""
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"

@@ -1,7 +1,8 @@
 """`nanochat bench`: comparisons with named peers, measured here and now."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,6 +11,10 @@ from nanochat_cli.cli.bench_suites import ab, e3
 from nanochat_cli.cli.options import Overrides, Presets, resolve
 from nanochat_cli.cli.session import session_of
 from nanochat_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from nanochat_cli.report.reporter import Reporter
+    from nanochat_cli.report.result_file import Claim, Result
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
@@ -27,16 +32,16 @@ def bench() -> None:
 def kernels(
     ctx: typer.Context,
     quick: Quick = False,
-    device: Annotated[str | None, typer.Option(metavar="DEVICE", help="cpu or cuda; default: cuda if there.")] = None,
+    device: Annotated[str | None, typer.Option(metavar="DEVICE", help="cpu or cuda; default: cuda if any.")] = None,
     threads: Threads = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write JSON here, and the roofline beside it as PNG.")
     ] = None,
 ) -> None:
-    """Time packed ternary products against F.linear in bf16 and fp32, on weights that no cache holds.
+    """Time packed ternary products against F.linear in bf16 and fp32, on weights too large for any cache.
 
-    Activation quantisation included; all contenders take turns in one process. Beside the times: bytes of packed
-    weights per second, as a share of the read rate (CPU) or copy rate (GPU) of memory that is measured in between.
+    Includes activation quantisation; all contenders take turns in one process. Also reports bytes of packed weights
+    per second, as a share of the memory's read rate (CPU) or copy rate (GPU), which is measured in between.
     """
     from nanochat_cli.bench.micro.run_kernels import run_kernels
 
@@ -59,8 +64,8 @@ def decode(
 ) -> None:
     """Time prefill and decode of a whole model against llama.cpp on the same GGUF file.
 
-    Without TARGET: random weights of the shape of --preset (default nano-125m), written as TQ2_0. The two sides take
-    turns in processes of their own; the one that waits is stopped.
+    Without TARGET: random weights in the shape of --preset (default nano-125m), written as TQ2_0. The two sides take
+    turns in separate processes; the waiting one is suspended.
     """
     from nanochat_cli.formats.run.find import find_run_or_gguf
 
@@ -90,25 +95,22 @@ def decode(
 def architectures(
     ctx: typer.Context,
     preset: Annotated[
-        str, typer.Option(metavar="NAME", help="The plain model that the others are made of.")
+        str, typer.Option(metavar="NAME", help="The plain model that the variants are made from.")
     ] = "quickstart",
     overrides: Overrides = [],  # noqa: B006
     quick: Quick = False,
     out: Out = None,
 ) -> None:
-    """Time and memory of a training step with several residual streams, DeltaNet, experts or MTP, against without.
+    """Measure what several residual streams, DeltaNet, experts and MTP add to a training step's time and memory.
 
-    Every variant has the width and depth of the plain model and trains in a process of its own; they take turns.
+    Every variant has the width and depth of the plain model and trains in its own process; they take turns.
     """
     from nanochat_cli.bench.micro.architectures import measure_architectures
-    from nanochat_cli.report.result_file import show_results, write_results
 
     reporter = session_of(ctx).reporter
     variants = ["plain", "mhc-2", "mhc-4"] if quick else None
     results = measure_architectures(preset, overrides, reporter, rounds=1 if quick else 3, variants=variants)
-    show_results(reporter, "training step; ratio: plain / variant", results)
-    if out is not None:
-        write_results(out, "architectures-cost", results)
+    _publish(reporter, "training step; ratio: plain / variant", out, "architectures-cost", results)
 
 
 @app.command()
@@ -118,7 +120,7 @@ def loader(
     quick: Quick = False,
     out: Out = None,
 ) -> None:
-    """Time the wait for batches, read ahead by processes (loader.enabled) or not, from shards and from text.
+    """Time the wait for batches with and without processes that read ahead (loader.enabled), from shards and text.
 
     Without a step (the loader's own rate) and with one that sleeps, as the CPU does while a GPU computes.
     """
@@ -126,55 +128,64 @@ def loader(
 
     from nanochat_cli.bench.micro.loader import FULL, QUICK, measure_loader
     from nanochat_cli.config.load import resolve_config
-    from nanochat_cli.report.result_file import show_results, write_results
 
     session = session_of(ctx)
-    # The batch of a small GPU, whatever the preset's model is trained with; little text, as its amount changes nothing.
+    # A batch for a small GPU instead of the preset's; little text, since its amount does not matter.
     shape = ["train.batch_size=8", "train.seq_len=1024", "model.max_seq_len=1024", "loader.workers=2"]
     shape.append(f"data.max_bytes={4_000_000 if quick else 16_000_000}")
     config = resolve_config(["quickstart"], None, shape + overrides)
     with TemporaryDirectory() as folder:
         results = measure_loader(Path(folder), config, QUICK if quick else FULL, session.reporter)
-    show_results(session.reporter, "loader; ratio: to reading in the trainer", results)
-    if out is not None:
-        shown = {"workers": config.loader.workers, "prefetch": config.loader.prefetch}
-        tokens = {"batch_size": config.train.batch_size * config.train.grad_accum, "seq_len": config.train.seq_len}
-        write_results(out, "loader", results, settings={**shown, **tokens})
+    settings = {"workers": config.loader.workers, "prefetch": config.loader.prefetch}
+    settings |= {"batch_size": config.train.batch_size * config.train.grad_accum, "seq_len": config.train.seq_len}
+    title = "loader; ratio: to reading in the trainer"
+    _publish(session.reporter, title, out, "loader", results, settings=settings)
 
 
 @app.command()
 def optim(ctx: typer.Context, quick: Quick = False, out: Out = None) -> None:
-    """State bytes, step time and held-out loss of 8-bit and low-rank optimizers, against whole Muon and AdamW.
+    """Compare state bytes, step time and held-out loss of 8-bit and low-rank optimizers with plain Muon and AdamW.
 
-    Bytes are counted for the shapes of every preset; times and losses are of small models.
+    Bytes are counted for the shapes of every preset; times and losses are measured on small models.
     """
     from nanochat_cli.bench.micro.optim import measure_optim
-    from nanochat_cli.report.result_file import show_results, write_results
 
     reporter = session_of(ctx).reporter
     results, claims = measure_optim(reporter, quick=quick)
-    show_results(reporter, "ratio above 1: better than the peer", results, claims)
-    if out is not None:
-        write_results(out, "optim", results, claims)
+    _publish(reporter, "ratio above 1: better than the peer", out, "optim", results, claims)
 
 
 @app.command()
 def collider(ctx: typer.Context, quick: Quick = False, out: Out = None) -> None:
-    """Time and memory of training steps that leave filtered tokens out of the backward pass.
+    """Measure time and memory of training steps that leave filtered tokens out of the backward pass.
 
-    Three widths, five shares of filtered tokens, which take turns; also: all kept, and chosen before the forward pass.
+    At three widths, five shares of filtered tokens take turns; so do keeping all, and choosing before the forward pass.
     """
     from nanochat_cli.bench.micro.collider import measure_collider
-    from nanochat_cli.report.result_file import show_results, write_results
 
     reporter = session_of(ctx).reporter
     if quick:
         results = measure_collider(reporter, widths=(512,), sparsities=(0.0, 0.4), rounds=2)
     else:
         results = measure_collider(reporter)
-    show_results(reporter, "training step; ratio: nothing filtered / filtered", results)
+    _publish(reporter, "training step; ratio: nothing filtered / filtered", out, "collider", results)
+
+
+def _publish(
+    reporter: "Reporter",
+    title: str,
+    out: Path | None,
+    suite: str,
+    results: "Sequence[Result]",
+    claims: "Sequence[Claim]" = (),
+    **details: Any,
+) -> None:
+    """Show the results, and write them where `--out` asks for it."""
+    from nanochat_cli.report.result_file import show_results, write_results
+
+    show_results(reporter, title, results, claims)
     if out is not None:
-        write_results(out, "collider", results)
+        write_results(out, suite, results, claims, **details)
 
 
 app.command()(compare)

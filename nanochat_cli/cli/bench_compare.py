@@ -1,4 +1,4 @@
-"""`nanochat bench compare`: one report of runs that are there already."""
+"""`nanochat bench compare`: one report on existing runs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,17 +12,17 @@ def compare(
     ctx: typer.Context,
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Finished runs, by path or name; two or more.")],
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="For the report; default: comparisons/compare-N.")
+        Path | None, typer.Option(metavar="DIR", help="Folder of the report; default: comparisons/compare-N.")
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The run that others are compared with; default: the first.")
+        str | None, typer.Option(metavar="NAME", help="The run to compare the others with; default: the first.")
     ] = None,
 ) -> None:
     """Compare finished runs: held-out bits per byte, times, memory, and what differs in their configurations.
 
-    Runs that differ in nothing but name, folder and seed are seeds of one configuration; its means are over them, and
-    differences to the baseline are between runs of the same seed. Writes REPORT.md, report.html, report.json,
-    pictures, and hparams/ for TensorBoard. Nothing is trained.
+    Runs that differ only in name, folder and seed count as seeds of one configuration: means are taken over them, and
+    differences from the baseline are between runs of the same seed. Writes REPORT.md, report.html, report.json,
+    plots, and hparams/ for TensorBoard. Trains nothing.
     """
     from nanochat_cli.bench.matched.compare import compare_runs
     from nanochat_cli.bench.matched.records import write_suite

@@ -20,7 +20,7 @@ Seeds = Annotated[
 ]
 MatchOption = Annotated[
     MatchName | None,
-    typer.Option(help="What is equal: optimizer steps, tokens, or the baseline's training time; default: its bound."),
+    typer.Option(help="What runs share: optimizer steps, tokens or training time; default: what bounds the baseline."),
 ]
 Out = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the suite; default: the next in ./runs.")]
 Report = Annotated[Path | None, typer.Option(metavar="DIR", help="Copy the report there, without the runs.")]
@@ -35,9 +35,9 @@ def e3(
     configs: Annotated[
         str | None, typer.Option(metavar="A,B", help="Configurations besides the baseline; default: the five.")
     ] = None,
-    ablations: Annotated[bool, typer.Option("--ablations", help="Also the methods one by one.")] = False,
+    ablations: Annotated[bool, typer.Option("--ablations", help="Also each method alone.")] = False,
     tune: Annotated[
-        bool, typer.Option("--tune", help="First look for the learning rate of each: the same few for all.")
+        bool, typer.Option("--tune", help="First choose each one's learning rate, all from the same few.")
     ] = False,
     seeds: Seeds = None,
     match: MatchOption = None,
@@ -46,10 +46,10 @@ def e3(
     out: Out = None,
     report: Report = None,
 ) -> None:
-    """Train the E3 configurations on the same data, and judge what is claimed for them.
+    """Train the E3 configurations on the same data, and test what is claimed for them.
 
-    Each run is an ordinary run in a process of its own; runs of one seed follow each other. A run that diverges, fails
-    or does not fit into memory is a row of the report. After Ctrl-C, --resume goes on.
+    Each run is an ordinary run in its own process; one seed's runs follow each other. A run that diverges, fails or
+    does not fit into memory is a row of the report. After Ctrl-C, continue with --resume.
     """
     from nanochat_cli.bench.matched.plan import plan_e3
     from nanochat_cli.bench.matched.profiles import load_profile, profile_of_this_machine
@@ -87,7 +87,7 @@ def ab(
     ctx: typer.Context,
     base: Annotated[list[str], typer.Option("--base", metavar="PRESET", help="What both sides share.")] = [],  # noqa: B006
     vary: Annotated[
-        list[str], typer.Option("--vary", metavar="KEY=VALUE", help="One contender against the base, each time.")
+        list[str], typer.Option("--vary", metavar="KEY=VALUE", help="A variant of the base; may be repeated.")
     ] = [],  # noqa: B006
     seeds: Seeds = None,
     match: MatchOption = None,
@@ -96,9 +96,9 @@ def ab(
     out: Out = None,
     report: Report = None,
 ) -> None:
-    """Train a base and the same with one key changed, on the same data, and compare them.
+    """Train a base and variants with one key changed, on the same data, and compare them.
 
-    Runs, measures and report are those of bench e3. Without --seeds there are three.
+    Runs, measures and report are as in bench e3; the default is three seeds.
     """
     from nanochat_cli.bench.matched.plan import natural_match, plan_ab
     from nanochat_cli.bench.matched.profiles import every_run
@@ -137,10 +137,8 @@ def _begin(session: Session, plan: "Plan", out: Path | None, report: Path | None
 
 
 def _require_same(folder: Path, plan: "Plan") -> None:
-    """Raise ConfigError when the options describe another suite than the one that is to be continued."""
+    """Raise ConfigError when the options describe a different suite from the one to continue."""
     from nanochat_cli.bench.matched.plan import PLAN_FILE, load_plan
 
     if load_plan(folder) != plan:
-        raise ConfigError(
-            f"--resume: {folder / PLAN_FILE} is of a suite with other options; leave them out, or choose another --out"
-        )
+        raise ConfigError(f"--resume: {folder / PLAN_FILE} has other options; leave them out, or choose another --out")

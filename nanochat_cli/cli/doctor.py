@@ -1,4 +1,4 @@
-"""`nanochat doctor`: what is here, for a person who asks why something is slow or missing, and for bug reports."""
+"""`nanochat doctor`: what this machine has, to explain why something is slow or missing, and for bug reports."""
 
 from typing import Annotated
 
@@ -16,19 +16,19 @@ def doctor(
 ) -> None:
     """Show versions, devices, compilers, optional parts, memory and disk; names of people and folders are left out.
 
-    Ends with exit code 0 whatever it finds. `nanochat validate` tells whether what is here computes what it should.
+    The exit code is 0 whatever it finds. `nanochat validate` checks that what is installed computes correctly.
     """
     from nanochat_cli.diagnose.doctor import diagnose
 
     reporter = session_of(ctx).reporter
-    found = diagnose()
-    reporter.result(found.as_dict())
+    diagnosis = diagnose()
+    reporter.result(diagnosis.as_dict())
     if plain:
-        reporter.write(found.text())
+        reporter.write(diagnosis.text())
         return
-    for heading, facts in found.sections.items():
+    for heading, facts in diagnosis.sections.items():
         reporter.table(heading, ("what", "found", "to do"), [(f.name, f.value, f.advice) for f in facts])
     columns = ("part", "found", "what it is for", "how to get it")
-    rows = [(p.name, p.version or "not here", p.unlocks, "" if p.version else p.install) for p in found.optional]
+    rows = [(p.name, p.version or "not here", p.unlocks, "" if p.version else p.install) for p in diagnosis.optional]
     reporter.table("optional parts", columns, rows)
     reporter.info("for a bug report: nanochat doctor --plain")

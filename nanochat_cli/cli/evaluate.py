@@ -44,10 +44,10 @@ def evaluate(
         typer.Option("--temperature", metavar="T,T,…", help="Draw at each of these.", rich_help_panel=_DRAWING),
     ] = "0.2",
     limit: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="The first N problems only.", rich_help_panel=_DRAWING)
+        int | None, typer.Option(min=1, metavar="N", help="Only the first N problems.", rich_help_panel=_DRAWING)
     ] = None,
     max_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens of a completion at most.", rich_help_panel=_DRAWING)
+        int, typer.Option(min=1, help="Most tokens in a completion.", rich_help_panel=_DRAWING)
     ] = 256,
     top_p: Annotated[
         float,
@@ -68,12 +68,12 @@ def evaluate(
         Path | None, typer.Option(metavar="DIR", help="Completions and results; default: beside the target.")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A data set for bpb and compile; default: that of the run.")
+        Path | None, typer.Option(metavar="DIR", help="A data set for bpb and compile; default: the run's.")
     ] = None,
     checkpoint: Checkpoint = None,
     backend: Backend = None,
 ) -> None:
-    """Measure a model on documents that training never saw, or on programs that it has to write.
+    """Measure a model on documents that training never saw, or on programs that it writes.
 
     Without --suite: loss, perplexity, accuracy and bits per byte of a run on all its held-out documents. Programs are
     compiled and run in a sandbox.
@@ -82,11 +82,11 @@ def evaluate(
     from nanochat_cli.formats.run.find import find_run_or_gguf, which_checkpoint
 
     session = session_of(ctx)
-    found = find_run_or_gguf(target)
-    which = which_checkpoint(found, checkpoint)
+    path = find_run_or_gguf(target)
+    which = which_checkpoint(path, checkpoint)
     if suite is None and out is None and data is None and (target is None or target.suffix != ".gguf"):
         _refuse_settings(ctx)
-        session.engine.evaluate(found, which)
+        session.engine.evaluate(path, which)
         return
     if suite in (None, BITS_PER_BYTE):
         suite = BITS_PER_BYTE
@@ -104,7 +104,7 @@ def evaluate(
     from nanochat_cli.evaluation.evaluate_target import evaluate_target
 
     evaluate_target(
-        found,
+        path,
         suite,
         options,
         session.reporter,
@@ -117,7 +117,7 @@ def evaluate(
 
 
 def _refuse_settings(ctx: typer.Context) -> None:
-    """Raise ConfigError for an option of completions: none are drawn."""
+    """Raise ConfigError for an option that only matters where completions are drawn."""
     for parameter in ctx.command.params:
         panel = getattr(parameter, "rich_help_panel", None)
         source = ctx.get_parameter_source(parameter.name or "")
@@ -128,9 +128,9 @@ def _refuse_settings(ctx: typer.Context) -> None:
 
 
 def _listed(option: str, text: str, kind: type[Any]) -> tuple[Any, ...]:
-    """The numbers of a list with commas. Raises ConfigError."""
+    """Comma-separated numbers. Raises ConfigError."""
     try:
         return tuple(kind(part) for part in text.split(","))
     except ValueError:
         example = "1,5,10" if kind is int else "0.2,0.8"
-        raise ConfigError(f"{option} {text}: needs numbers with commas between them, such as {example}") from None
+        raise ConfigError(f"{option} {text}: needs numbers separated by commas, such as {example}") from None

@@ -1,4 +1,4 @@
-"""`nanochat export`: a run into a file that runs elsewhere."""
+"""`nanochat export`: write a run as a file that other programs can run."""
 
 from pathlib import Path
 from typing import Annotated

@@ -19,7 +19,7 @@ def generate(
         Path | None, typer.Argument(metavar="TARGET", help="A run or a .gguf file; default: the latest run.")
     ] = None,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="Text to continue; empty: a new document.")] = "",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 128,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0: always the most probable token.")] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="Draw from the K most probable tokens; 0: from all.")] = 0,
     top_p: Annotated[
@@ -39,15 +39,15 @@ def generate(
         typer.Option(min=0, max=4, metavar="N", help="Guess N tokens ahead with the run's own MTP modules; 0: off."),
     ] = 0,
 ) -> None:
-    """Continue a prompt with a run or a GGUF file of this project. The text goes to standard output."""
+    """Continue a prompt with a run or a GGUF file that nanochat wrote. The text goes to standard output."""
     from nanochat_cli.formats.run.find import find_run_or_gguf, which_checkpoint
 
     session = session_of(ctx)
-    found = find_run_or_gguf(target)
+    path = find_run_or_gguf(target)
     session.engine.generate(
-        found,
+        path,
         prompt,
-        which=which_checkpoint(found, checkpoint),
+        which=which_checkpoint(path, checkpoint),
         stream=stream,
         backend=backend,
         speculate=speculate,

@@ -1,4 +1,4 @@
-"""`nanochat grpo`: learn from rewards, or continue to."""
+"""`nanochat grpo`: learn from rewards."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,8 +29,8 @@ def grpo(
         str | None,
         typer.Option(metavar="MODE", help="training-free: show experiences; policy: GRPO; rft: fine-tune on answers."),
     ] = None,
-    rounds: Annotated[int | None, typer.Option(metavar="N", help="Rounds of rollouts; with --resume: in all.")] = None,
-    group: Annotated[int | None, typer.Option(metavar="G", help="Rollouts of a problem in a round.")] = None,
+    rounds: Annotated[int | None, typer.Option(metavar="N", help="Rounds of rollouts; with --resume: total.")] = None,
+    group: Annotated[int | None, typer.Option(metavar="G", help="Rollouts per problem in a round.")] = None,
     lessons: Annotated[
         str | None, typer.Option(metavar="URL", help="OpenAI-compatible endpoint that writes lessons (training-free).")
     ] = None,
@@ -46,29 +46,29 @@ def grpo(
     from nanochat_cli.rl.learn import learn_from_rewards
 
     session = session_of(ctx)
-    found = find_run(run)
+    source = find_run(run)
     fixed = {"--task": {"grpo.task": task}, "--mode": {"grpo.mode": mode}, "--group": {"grpo.group": group}}
     fixed["--lessons"] = {"grpo.lessons_url": lessons}
     options = {**fixed, "--rounds": {"grpo.rounds": rounds}}
-    config = run_config(found, overrides, options, session.reporter.warn)
+    config = run_config(source, overrides, options, session.reporter.warn)
     if resume:
         given = [option for option, values in fixed.items() if None not in values.values()]
-        _require_continuation(found, config, [*given, *(["--out"] if out is not None else [])])
-        require_writable(found)
-        learn_from_rewards(config, found, session.reporter)
+        _require_continuation(source, config, [*given, *(["--out"] if out is not None else [])])
+        require_writable(source)
+        learn_from_rewards(config, source, session.reporter)
         return
-    config.grpo.source = found
-    stem = _place(config, found, out)
+    config.grpo.source = source
+    stem = _place(config, source, out)
     learn_from_rewards(config, None, session.reporter, stem)
 
 
 def _require_continuation(run: Path, config: "Config", given: list[str]) -> None:
-    """Raise ConfigError where something is asked for that a run cannot change, or that it never was."""
+    """Raise ConfigError for options that a begun run cannot change, and for a run of another command."""
     from nanochat_cli.config.load import load_run_config
     from nanochat_cli.config.paths import anchor
 
     if given:
-        raise ConfigError(f"{given[0]} does not go with --resume: a run continues with its own; --rounds and --set do")
+        raise ConfigError(f"{given[0]} does not go with --resume: a run keeps its own; --rounds and --set may be given")
     begun = load_run_config(run)
     if begun.grpo.source is None:
         raise ConfigError(f"{run}: not a run of nanochat grpo; leave out --resume to start one from it")
@@ -82,7 +82,7 @@ def _require_continuation(run: Path, config: "Config", given: list[str]) -> None
 
 
 def _place(config: "Config", source: Path, out: Path | None) -> str:
-    """Say where the new run goes, beside its source unless `out` does; returns what a nameless one is named after."""
+    """Set the new run's folder, by default one beside its source; returns the stem for a run without a name."""
     from nanochat_cli.formats.run.find import require_free, require_writable
 
     stem = f"{source.name}-{config.grpo.mode}"

@@ -23,9 +23,9 @@ def inspect(
     """Show the health of a run's ternary layers; --mhc: of its residual streams; --isometry: of its singular values."""
     from nanochat_cli.formats.run.find import find_run, which_checkpoint
 
-    found = find_run(run)
-    which = which_checkpoint(found, checkpoint)
+    run_dir = find_run(run)
+    which = which_checkpoint(run_dir, checkpoint)
     from nanochat_cli.diagnose.inspect.inspect_run import inspect_run
 
-    out = out or found / "inspect"
-    inspect_run(found, which, out, session_of(ctx).reporter, mhc=mhc, isometry=isometry)
+    out = out or run_dir / "inspect"
+    inspect_run(run_dir, which, out, session_of(ctx).reporter, mhc=mhc, isometry=isometry)

@@ -1,4 +1,4 @@
-"""Options that several commands take: which configuration, which run."""
+"""Options that several commands share: which configuration, which run."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -54,7 +54,7 @@ Backend = Annotated[
 
 
 def require_known_backend() -> None:
-    """Raise ConfigError when NANOCHAT_BACKEND names none, before anything is imported that would read it."""
+    """Raise ConfigError for an unknown NANOCHAT_BACKEND, before anything that reads it is imported."""
     name = os.environ.get("NANOCHAT_BACKEND")
     if name and name not in get_args(BackendName):
         raise ConfigError(f"NANOCHAT_BACKEND = {name} does not exist: choose one of {', '.join(get_args(BackendName))}")
@@ -69,7 +69,7 @@ def resolve(
     default_preset: str,
     options: Mapping[str, Mapping[str, object]] | None = None,
 ) -> "Config":
-    """The configuration that the options ask for, on `default_preset` when they name no model; warns of idle keys.
+    """The configuration of the options, based on `default_preset` if they name no model; warns of unused keys.
 
     options: option -> {key: value}, as in `config.load.resolve_config`.
     """
@@ -77,5 +77,5 @@ def resolve(
 
     named, presets = presets, with_default_model(presets, file, default_preset)
     if len(presets) > len(named) and (named or file is not None):
-        session.reporter.info(f"no preset names a model: it is {default_preset}, changed")
+        session.reporter.info(f"no preset names a model: starting from {default_preset}")
     return resolve_config(presets, file, overrides, options or {}, session.reporter.warn, session.reporter.info)

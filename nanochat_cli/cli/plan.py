@@ -1,4 +1,4 @@
-"""`nanochat plan`: what a configuration will take, before anything runs."""
+"""`nanochat plan`: what a configuration will cost, before anything runs."""
 
 from typing import Annotated
 
@@ -21,13 +21,13 @@ def plan(
         typer.Option(min=1, metavar="N", help="Training tokens; default: what its steps and time allow."),
     ] = None,
     utilisation: Annotated[
-        float, typer.Option(min=0.001, max=1, help="Share of the peak that training reaches: yours to know.")
+        float, typer.Option(min=0.001, max=1, help="Share of the peak that training reaches: your assumption.")
     ] = 0.5,
     peak_flops: Annotated[
         float | None, typer.Option(min=1, metavar="F", help="FLOP/s of the device; default: train.device, measured.")
     ] = None,
 ) -> None:
-    """Print parameters, FLOPs per token, peak training memory, file, llama.cpp or not, and time of a configuration."""
+    """Print a configuration's parameters, FLOPs per token, peak training memory, file, llama.cpp support and time."""
     session = session_of(ctx)
     resolved = resolve(session, preset, config, overrides, default_preset="quickstart")
     from nanochat_cli.diagnose.plan.show import show_plan

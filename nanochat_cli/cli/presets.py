@@ -9,14 +9,14 @@ import typer
 from nanochat_cli.cli.session import session_of
 
 NARROW = 90
-"""Columns of a terminal below which only names, yes or no, and descriptions are readable."""
+"""In a terminal with fewer columns, only names, yes or no, and descriptions are shown."""
 
 app = typer.Typer(add_completion=False, invoke_without_command=True)
 
 
 @app.callback()
 def presets(ctx: typer.Context) -> None:
-    """List presets with their true sizes and whether llama.cpp runs what they train, or show one."""
+    """List presets with their true sizes and whether llama.cpp runs their models, or show one."""
     if ctx.invoked_subcommand is None:
         _list(ctx)
 
@@ -54,7 +54,7 @@ def _list(ctx: typer.Context) -> None:
     from nanochat_cli.formats.gguf.architecture import destination_of
 
     session = session_of(ctx)
-    found: list[dict[str, object]] = []
+    entries: list[dict[str, object]] = []
     rows: list[list[object]] = []
     for preset in available():
         entry: dict[str, object] = {"name": preset.name, "base": preset.base and preset.base.name}
@@ -66,9 +66,9 @@ def _list(ctx: typer.Context) -> None:
             entry |= {"kind": "model", "parameters": count, "arch": destination.arch}
             entry |= {"llama_cpp": destination.runs_in_llama_cpp, "llama_cpp_reason": destination.reason}
             columns = [preset.name, format_parameters(count), destination.arch, destination.answer]
-        found.append({**entry, "description": preset.description})
+        entries.append({**entry, "description": preset.description})
         rows.append([*columns, preset.description])
-    session.reporter.result({"presets": found})
+    session.reporter.result({"presets": entries})
     if session.quiet:
         session.reporter.write("".join(f"{row[0]}\n" for row in rows))
     else:
@@ -77,5 +77,5 @@ def _list(ctx: typer.Context) -> None:
             header = ("name", "llama.cpp", "description")
             rows = [[row[0], str(row[3]).partition(":")[0], row[-1]] for row in rows]
         session.reporter.table("presets", header, rows)
-        if not all(entry.get("llama_cpp", True) for entry in found):
-            session.reporter.info("for a file that llama.cpp runs add --preset llama-cpp after the model's preset")
+        if not all(entry.get("llama_cpp", True) for entry in entries):
+            session.reporter.info("for a file that llama.cpp runs, add --preset llama-cpp after the model's preset")

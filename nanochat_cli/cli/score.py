@@ -17,7 +17,7 @@ def score(
     run: Run = None,
     checkpoint: Checkpoint = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where to write them; default: RUN/scores.safetensors.")
+        Path | None, typer.Option(metavar="FILE", help="File to write; default: RUN/scores.safetensors.")
     ] = None,
     max_tokens: Annotated[
         int | None,
@@ -28,11 +28,11 @@ def score(
 ) -> None:
     """Write the loss of every training token under a run's model, for collider.scores.
 
-    With collider.score = excess they are subtracted from the loss of the model that trains; with ce they choose tokens
-    by themselves, before the forward pass, which then keeps less for the backward pass.
+    With collider.score = excess they are subtracted from the loss of the model in training; with ce they alone choose
+    tokens, before the forward pass, which then keeps less for the backward pass.
     """
     from nanochat_cli.formats.run.find import find_run, which_checkpoint
 
-    found = find_run(run)
-    which = which_checkpoint(found, checkpoint)
-    session_of(ctx).engine.score(found, which, out=out or found / "scores.safetensors", max_tokens=max_tokens)
+    run_dir = find_run(run)
+    which = which_checkpoint(run_dir, checkpoint)
+    session_of(ctx).engine.score(run_dir, which, out=out or run_dir / "scores.safetensors", max_tokens=max_tokens)

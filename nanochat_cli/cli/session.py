@@ -1,7 +1,7 @@
-"""What all commands share: `--json`, `--quiet`, `--verbose`, and the Engine that they drive.
+"""Shared by all commands: `--json`, `--quiet`, `--verbose`, and the Engine.
 
-The three options are declared once, here, and added to every command by `cli.app`; a command reads
-none of them and asks its Session for a reporter or an engine.
+The three options are declared once, here, and added to every command by `cli.app`; instead of reading
+them, a command asks its Session for a reporter or an engine.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ _PANEL = "Every command"
 
 @dataclass
 class Session:
-    """One invocation. The fields are filled while the command line is parsed."""
+    """One invocation. The fields are set while the command line is parsed."""
 
     json_path: Path | None = None
     quiet: bool = False
@@ -42,12 +42,12 @@ class Session:
         return Engine(self.reporter)
 
     def end_line(self) -> None:
-        """Whatever is said next begins on a line of its own."""
+        """End an unfinished line of output, so that the next message starts its own."""
         if "reporter" in vars(self):
             self.reporter.end_line()
 
     def write_json(self, outcome: dict[str, object]) -> None:
-        """Write what the command found, and `outcome` on top, where `--json` asked for it."""
+        """Write the command's results, updated with `outcome`, if `--json` asked for them."""
         if self.json_path is not None:
             from nanochat_cli.report.reporter import write_json
 
@@ -59,7 +59,6 @@ class Session:
 
 
 def session_of(ctx: typer.Context) -> Session:
-    """The Session of this invocation."""
     session = ctx.find_root().obj
     assert isinstance(session, Session)
     return session
@@ -106,7 +105,7 @@ def _common(
         typer.Option(
             "--quiet",
             "-q",
-            help="Only warnings and the product itself.",
+            help="Print only warnings and the product itself.",
             callback=_remember_quiet,
             expose_value=False,
             rich_help_panel=_PANEL,

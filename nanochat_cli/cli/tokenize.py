@@ -1,4 +1,4 @@
-"""`nanochat tokenize`: a corpus into a tokenizer and shards."""
+"""`nanochat tokenize`: turn a corpus into a tokenizer and shards."""
 
 from pathlib import Path
 from typing import Annotated
@@ -20,20 +20,20 @@ def tokenize(
         typer.Option(metavar="SRC", help="stdlib, a file or folder, .jsonl, .parquet, or hf:NAME (@CONFIG, :SPLIT)."),
     ] = "stdlib",
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the data set; default: data/ and the source's name.")
+        Path | None, typer.Option(metavar="DIR", help="Folder of the data set; default: data/NAME-OF-SOURCE.")
     ] = None,
     glob: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help="Files of a folder that are taken, e.g. '*.rs'.")
+        str | None, typer.Option(metavar="PATTERN", help="Which files of a folder to read, e.g. '*.rs'.")
     ] = None,
     text_field: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Field of records; dots for one inside another.")
+        str | None, typer.Option(metavar="NAME", help="Field of a record with its text; a.b for a nested one.")
     ] = None,
     vocab_size: Annotated[int | None, typer.Option(help="Entries of the tokenizer; default: the preset's.")] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Use this tokenizer.json instead of training one.")
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace another data set that is in DIR; runs that used it lose it.")
+        bool, typer.Option("--force", help="Replace another data set in DIR; runs that used it lose it.")
     ] = False,
     preset: Presets = [],  # noqa: B006 - Typer copies it
     config: ConfigFile = None,
@@ -41,8 +41,8 @@ def tokenize(
 ) -> None:
     """Train a byte-level BPE tokenizer on a corpus and encode it into shards.
 
-    Re-running with the same input changes nothing; an interrupted run is finished. A data set of other documents or
-    settings is replaced only with --force.
+    Repeating the command with the same input changes nothing; after an interruption it finishes the work. A data set
+    with other documents or settings is replaced only with --force.
     """
     from nanochat_cli.formats.run.find import require_writable
 
@@ -70,7 +70,7 @@ def tokenize(
 
 
 def _local_path(source: str) -> Path | None:
-    """Where the source lies, unless it is one that needs no file."""
+    """The source's path, unless it needs no file."""
     return None if source == "stdlib" or source.startswith("hf:") else Path(source)
 
 

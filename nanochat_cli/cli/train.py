@@ -25,11 +25,11 @@ def train(
     config: ConfigFile = None,
     overrides: Overrides = [],  # noqa: B006
     name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Name of the run; default: the preset's and a counter.")
+        str | None, typer.Option(metavar="NAME", help="Name of the run; default: the preset's name and a counter.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run from its last checkpoint.")] = False,
 ) -> None:
-    """Train a ternary model: quickstart where no preset names another; without data, on the embedded corpus."""
+    """Train a ternary model: by default the quickstart preset, on the embedded corpus."""
     session = session_of(ctx)
     if resume:
         _resume(session, run if run is not None or name is None else Path(name), bool(preset or config), overrides)
@@ -39,27 +39,22 @@ def train(
     resolved = resolve(
         session, preset, config, overrides, default_preset="quickstart", options={"--name": {"run.name": name}}
     )
-    resolved.grpo.source = None  # that of a run of nanochat grpo whose configuration this is
-    start(session, resolved, stem=_stem(preset, config))
-
-
-def start(session: Session, config: "Config", *, stem: str) -> None:
-    """Check what can be checked without reading data, and train."""
-    require_startable(config, stem)
-    session.engine.train(config, None, stem)
+    resolved.grpo.source = None  # --config may name the configuration of a run of nanochat grpo
+    stem = _stem(preset, config)
+    require_startable(resolved, stem)
+    session.engine.train(resolved, None, stem)
 
 
 def require_startable(config: "Config", stem: str) -> None:
-    """Raise ConfigError or DataError, within milliseconds, for a run that has no place or no data."""
+    """Raise ConfigError or DataError, within milliseconds, if the run's place is taken or it has no data."""
     from nanochat_cli.formats.run.find import require_free, require_writable
 
     require_free(config.run)
     require_writable(config.run.dir / (config.run.name or stem))
-    check_data(config)
+    _require_data(config)
 
 
-def check_data(config: "Config") -> None:
-    """Raise DataError when `data.path` is no data set."""
+def _require_data(config: "Config") -> None:
     path = config.data.path
     if path is not None and not (path / "manifest.json").is_file():
         reason = "it has no manifest.json; write one with nanochat tokenize" if path.is_dir() else "no such folder"
@@ -72,19 +67,17 @@ def _resume(session: Session, target: Path | None, other_config: bool, overrides
 
     run = find_run(target)
     if other_config:
-        session.reporter.warn(
-            f"--resume continues {run} with its own {CONFIG_FILE}; --preset and --config are not read"
-        )
+        session.reporter.warn(f"--resume continues {run} with its own {CONFIG_FILE}; --preset and --config are ignored")
     config = run_config(run, overrides, warn=session.reporter.warn)
     if config.grpo.source is not None:
         raise ConfigError(f"{run}: a run of nanochat grpo; continue it with: nanochat grpo --resume {run}")
     require_writable(run)
-    check_data(config)
+    _require_data(config)
     session.engine.train(config, resume=run)
 
 
 def _stem(presets: list[str], config: Path | None) -> str:
-    """What a run is named after: the first preset of a model, else its file, else quickstart."""
+    """Stem of the run's name: the first model preset, else the file, else quickstart."""
     from nanochat_cli.config.presets import load
 
     models = [name for name in presets if not load(name).is_overlay]

@@ -12,14 +12,14 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def validate(
     ctx: typer.Context,
-    quick: Annotated[bool, typer.Option("--quick", help="Leave out what takes long; the output says what.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Leave out the slow checks; the output names them.")] = False,
 ) -> None:
     """Check the whole chain on a tiny model, in under a minute.
 
     Kernels against their definition, Triton and llama.cpp; mHC-lite; the tokenizer; training, resuming and exporting a
     small run; the file against the model, in our runtime and in llama.cpp; generation, speculative decoding, and the
     training methods together. Needs no data and leaves nothing behind. Exit code 4 when a stage fails; a part that is
-    not installed is named and fails nothing.
+    not installed is named, which is not a failure.
     """
     from nanochat_cli.diagnose.validate.stages import validate
 

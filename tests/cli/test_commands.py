@@ -113,7 +113,7 @@ def test_flat_keys_alone_change_quickstart(nanochat, engine, folder):
     config, _, stem = engine.last[1]
     assert (stem, config.model.dim, config.model.vocab_size) == ("seeds", 512, 4096)
     assert (config.train.total_steps, config.train.time_budget) == (50, None)
-    assert "no preset names a model: it is quickstart, changed" in outcome.err
+    assert "no preset names a model: starting from quickstart" in outcome.err
 
 
 def test_a_setting_without_effect_is_a_warning_of_the_command(nanochat, engine):

@@ -71,7 +71,7 @@ def test_an_internal_fault_keeps_its_traceback_in_a_file(nanochat, failing, tmp_
     outcome = nanochat("tokenize")
     assert outcome.code == 1
     found = re.fullmatch(
-        r"internal fault: ZeroDivisionError: of something \(traceback in (\S+); --verbose shows it\)", outcome.error
+        r"internal error: ZeroDivisionError: of something \(traceback in (\S+); --verbose shows it\)", outcome.error
     )
     assert found is not None
     assert "Traceback" in Path(found[1]).read_text()

@@ -113,7 +113,7 @@ def test_the_compile_rate_asks_for_held_out_functions(nanochat, run, dataset):
     ("line", "message"),
     [
         ("--suite python --samples 4 --k 1,5", "--samples 4 is too few for pass@5: draw at least 5"),
-        ("--suite python --k many", "--k many: needs numbers with commas between them, such as 1,5,10"),
+        ("--suite python --k many", "--k many: needs numbers separated by commas, such as 1,5,10"),
         ("--suite python --temperature 0,1", "--temperature 0 draws the same completion 10 times"),
         ("--suite pyton", "--suite pyton: choose from bpb, compile, python"),
         ("--samples 3", "--samples: bits per byte draw no completions"),

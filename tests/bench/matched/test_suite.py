@@ -130,7 +130,7 @@ def test_a_finished_run_has_every_measure_of_this_machine(folder):
 
 def test_continuing_with_other_options_is_an_error(folder):
     errors = finish(start(folder, "bench", "ab", *SUITE, "--vary", OTHER, "--out", "whole", "--resume"), 2)
-    assert "is of a suite with other options; leave them out" in errors
+    assert "has other options; leave them out" in errors
     errors = finish(start(folder, "bench", "ab", *SUITE, "--vary", OTHER, "--out", "whole"), 2)
     assert "a suite is here; continue it with --resume" in errors
 
