@@ -1,4 +1,4 @@
-"""The command `nanochat`, and `python -m nanochat_cli`: Ctrl-C while the program is loaded is no traceback."""
+"""The command `nanochat`, and `python -m nanochat_cli`: Ctrl-C gives no traceback even while the program loads."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ from types import FrameType
 
 
 def main() -> int:
-    """Run the command line of this process; returns its exit code. SIGTERM ends a command as Ctrl-C does."""
+    """Run this process's command line; returns its exit code. SIGTERM ends a command as Ctrl-C does."""
     try:
         _end_as_interrupted(os.getpid())
         from nanochat_cli.cli.app import main as run
@@ -26,7 +26,7 @@ def main() -> int:
 
 
 def _end_as_interrupted(pid: int) -> None:
-    """SIGTERM raises KeyboardInterrupt in this process, so that what it holds is put away; children just end."""
+    """Let SIGTERM raise KeyboardInterrupt in this process, so that it cleans up; its children just end."""
 
     def receive(number: int, frame: FrameType | None) -> None:
         if os.getpid() != pid:

@@ -1,4 +1,4 @@
-"""The library in a few lines: a trained model that continues text and says how well it predicts some.
+"""The library in a few lines: load a trained model, continue text with it, and score text.
 
     import nanochat_cli as nanochat
 
@@ -45,21 +45,21 @@ def load(
     checkpoint: Literal["latest", "best"] | int = "latest",
     backend: str | None = None,
 ) -> "Model":
-    """A run, by path or by its name in `runs/`, or a `.gguf` file; without a target the latest run in `runs/`.
+    """Load a run, by path or by its name in `runs/`, or a `.gguf` file; default: the latest run in `runs/`.
 
-    checkpoint: of a run, `latest`, `best` or a step that was kept; a GGUF file has only the one. backend: of the
-    kernels (reference, cpu, triton); None: the fastest that works here. Raises DataError for what is no run and no such
-    file or is damaged, ValueError for a backend that does not exist.
+    checkpoint: a run's `latest`, `best` or a kept step; a GGUF file has only one. backend: the kernels' (reference,
+    cpu, triton); None: the fastest that works here. Raises DataError for a target that is neither or is damaged,
+    ValueError for an unknown backend.
     """
     path = find_run_or_gguf(None if target is None else Path(target))
     from nanochat_cli.formats.gguf.read import load_gguf
     from nanochat_cli.formats.open import load_run
     from nanochat_kernels.backends import requested_backend
 
-    requested_backend(backend)  # refuses a name that does not exist before anything large is read
+    requested_backend(backend)  # refuses an unknown name before anything large is read
     if path.suffix == ".gguf":
         if checkpoint != "latest":
-            raise DataError(f"{path}: a GGUF file holds one model; checkpoint = {checkpoint} can only be had of a run")
+            raise DataError(f"{path}: a GGUF file holds one model; only a run has checkpoint = {checkpoint}")
         return Model(path, *load_gguf(path), None, backend)
     return Model(path, *load_run(path, checkpoint), backend)
 
@@ -67,8 +67,8 @@ def load(
 class Model:
     """A model in float32 on the CPU, with its tokenizer. One thread at a time.
 
-    path: where it was loaded from. network: the PyTorch module (tokens int64 [B, T] to hidden states; `network.logits`
-    of those). config: the resolved configuration of its run, None for a GGUF file, which has none.
+    path: where it was loaded from. network: the PyTorch module (tokens int64 [B, T] to hidden states, which
+    `network.logits` takes). config: the resolved configuration of its run; None for a GGUF file.
     """
 
     def __init__(
@@ -86,14 +86,14 @@ class Model:
         return f"nanochat_cli.Model({str(self.path)!r})"
 
     def generate(self, prompt: str = "", **sampling: Unpack[Sampling]) -> str:
-        """What follows `prompt`, without it; an empty prompt starts a new document.
+        """The continuation of `prompt`, without it; an empty prompt starts a new document.
 
         Raises ConfigError for a setting out of range, DataError for a prompt longer than the context of the model.
         """
         return "".join(self.stream(prompt, **sampling))
 
     def stream(self, prompt: str = "", **sampling: Unpack[Sampling]) -> Iterator[str]:
-        """As `generate`, in pieces of whole characters as they come."""
+        """Like `generate`, but yields whole characters as they come."""
         from nanochat_cli.inference.generate import generate
         from nanochat_cli.inference.sampling import SamplingConfig
 
@@ -102,8 +102,8 @@ class Model:
     def score(self, text: str) -> "HeldOut":
         """Loss, perplexity, accuracy and bits per byte of `text`, read as a document from its beginning.
 
-        Text that is longer than the context is scored in windows, as held-out documents are: the first token of each
-        is predicted from the last of the one before. Raises DataError for an empty text.
+        Text longer than the context is scored in windows, as held-out documents are: the first token of a window is
+        predicted from the last one of the window before. Raises DataError for an empty text.
         """
         import numpy as np
         import torch
@@ -126,7 +126,7 @@ class Model:
 
     @cached_property
     def _packed(self) -> "PackedTransformer":
-        """The form that runs fast, made when it is first needed."""
+        """The fast form for inference, made on first use."""
         from nanochat_cli.inference.packed_model import PackedTransformer
 
         return PackedTransformer.from_model(self.network, self._backend)

@@ -1,4 +1,4 @@
-"""Writing that survives a power cut: what was synced before a rename is whole after it."""
+"""Writing that survives a power cut: data is synced before it is renamed into place."""
 
 import os
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def sync(path: Path) -> None:
-    """Put a file, or the names in a folder, on the disk. Raises OSError."""
+    """Flush a file, or the names in a folder, to the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -17,10 +17,10 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A place beside `path` to write to; the file there is synced and renamed to `path` when all went well.
+    """A temporary path beside `path` to write to, which is synced and renamed to `path` if all goes well.
 
-    The place is this process's own, so that of several that write `path` the last one wins and none sees half of it.
-    What is there and is no file (/dev/stdout) is written to as it is. Raises OSError.
+    Each process has its own, so that of several writers the last one wins and nobody reads half a file. If `path` is
+    no regular file (/dev/stdout), it is written directly. Raises OSError.
     """
     path = path.resolve()
     if path.exists() and not path.is_file():
@@ -32,13 +32,13 @@ def whole(path: Path) -> Iterator[Path]:
         sync(temporary)
         temporary.rename(path)
     except BaseException:  # Ctrl-C included: nothing half-written stays behind
-        with suppress(OSError):  # what prevented the writing may prevent this too; the first error is the one to tell
+        with suppress(OSError):  # what prevented the writing may prevent this too; report the first error
             temporary.unlink()
         raise
     sync(path.parent)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a small file so that it is either whole or absent. Raises OSError."""
+    """Write a small file that is never seen half-written. Raises OSError."""
     with whole(path) as temporary:
         temporary.write_bytes(content)

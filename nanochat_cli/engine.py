@@ -1,7 +1,7 @@
-"""Engine: what commands do with one model, from corpus to export: tokenize, train, measure, generate, export.
+"""Engine: the commands that make or use one model: tokenize, train, measure, generate, export.
 
-It knows the order of the steps and the layout of a run, and nothing of the command line. What is heavy
-is imported inside the method that needs it, so that importing the Engine costs nothing.
+It knows the order of the steps and the layout of a run, and nothing of the command line. Heavy modules
+are imported inside the methods that need them, so that importing the Engine costs nothing.
 """
 
 import shlex
@@ -41,9 +41,9 @@ class Engine:
         self.reporter = reporter
 
     def tokenize(self, source: str, out: Path, config: Config, *, replace: bool = True) -> None:
-        """Prepare `source` as a data set in `out`; nothing happens when it already is one.
+        """Prepare `source` as a data set in `out`; does nothing if it is there already.
 
-        replace: whether another data set in `out` may go. Raises ConfigError where it may not, or is being trained on.
+        replace: whether another data set in `out` may be deleted. Raises ConfigError if it may not, or is in use.
         """
         from nanochat_cli.data.documents import printable
         from nanochat_cli.data.prepare import prepare_dataset
@@ -63,8 +63,8 @@ class Engine:
     def train(self, config: Config, resume: Path | None, stem: str = "run") -> Path:
         """Train a new run in `run.dir/run.name`, or continue `resume`; returns the run's folder.
 
-        stem: what a run without a name is named after. A run that was stopped before its first checkpoint starts from
-        the beginning. Raises ConfigError for a name that is taken, and while another process trains the run.
+        stem: names a run that has no name, with a counter. A run that was stopped before its first checkpoint starts
+        from the beginning. Raises ConfigError if the name is taken, or while another process trains the run.
         """
         from nanochat_cli.training.summary import summarise
 
@@ -77,7 +77,7 @@ class Engine:
         return run_dir
 
     def fit(self, config: Config, resume: Path | None) -> "TrainResult":
-        """As `train`, without the report at the end: the figures."""
+        """Like `train`, but returns the figures instead of reporting them."""
         with run_folder(config, resume, TRAINS) as run_dir:
             return self._fit(config, run_dir, resume=resume is not None)[0]
 
@@ -91,13 +91,13 @@ class Engine:
         from nanochat_cli.training.shard_data import ShardData
         from nanochat_cli.training.trainer import Trainer
 
-        # Refused before anything is prepared.
+        # Before any data is prepared.
         require_float8(config.train.grad_input, choose_device(config.train.device))
         self.reporter.info(str(destination_of(config.model)))
         resumable = resume and not is_empty(run_dir)
         anchor(config, source=not resumable)
         if resumable:
-            reader = self._data_to_go_on_with(run_dir, config)
+            reader = self._data_to_continue(run_dir, config)
         else:
             reader = ShardReader(cached_dataset(config, self.reporter), vocab_size=config.model.vocab_size)
         if (reference := config.collider.reference_in_use) is not None:
@@ -135,7 +135,7 @@ class Engine:
         self.reporter.result({"run": str(run), "step": loaded.step, **held_out.as_dict()})
 
     def score(self, run: Path, which: "Which" = "latest", *, out: Path, max_tokens: int | None = None) -> None:
-        """Losses of the tokens of the run's training split, or of those read first, as a file for collider.scores."""
+        """Write the losses of the run's training tokens, or of those read first, as a file for collider.scores."""
         from nanochat_cli.formats.run.dataset import open_run_data
         from nanochat_cli.training.score_file import write_scores
 
@@ -167,8 +167,8 @@ class Engine:
     ) -> str:
         """Continue `prompt` with a run or a GGUF file; sampling: the fields of SamplingConfig. Returns the text.
 
-        backend: of the kernels (reference, cpu, triton); None: the device's own. speculate: tokens to guess ahead with
-        the multi-token prediction of the run.
+        backend: the kernels' (reference, cpu, triton); None: the device's default. speculate: tokens to draft with the
+        run's multi-token prediction.
         """
         from nanochat_cli.formats.open import load_target
         from nanochat_cli.inference.generate import generate
@@ -180,7 +180,7 @@ class Engine:
         trained, tokenizer, run = load_target(target, which)
         if run is not None:
             self.reporter.info(str(run))
-        mtp = self._drafts(target, run) if speculate else None
+        mtp = self._require_mtp(target, run) if speculate else None
         packed = PackedTransformer.from_model(trained, backend)
         del trained, run
         if mtp is not None:
@@ -192,24 +192,22 @@ class Engine:
         return text
 
     def _write_text(self, prompt: str, pieces: Iterator[str], *, stream: bool) -> str:
-        """Write the prompt and its continuation; an error of the first piece comes before anything is written."""
-        found = [next(pieces, "")]
+        """Write the prompt and its continuation; an error in the first piece is raised before anything is written."""
+        written = [next(pieces, "")]
         if stream:
-            self.reporter.write(prompt + found[0])
+            self.reporter.write(prompt + written[0])
         for piece in pieces:
-            found.append(piece)
+            written.append(piece)
             if stream:
                 self.reporter.write(piece)
-        text = "".join(found)
+        text = "".join(written)
         self.reporter.write("\n" if stream else f"{prompt}{text}\n")
         return text
 
     @staticmethod
-    def _drafts(target: Path, run: "LoadedRun | None") -> "MTP":
+    def _require_mtp(target: Path, run: "LoadedRun | None") -> "MTP":
         if run is None:
-            raise ConfigError(
-                f"{target}: a GGUF file holds nothing that drafts: name the run, or leave out --speculate"
-            )
+            raise ConfigError(f"{target}: a GGUF file has no MTP modules: name the run, or leave out --speculate")
         mtp = run.mtp()
         if mtp is None:
             raise ConfigError(
@@ -230,7 +228,7 @@ class Engine:
         *,
         stream: bool,
     ) -> str:
-        """As `generate`, with drafts; the result tells how many of them were right."""
+        """Like `generate`, with drafts; also reports how many were accepted."""
         from nanochat_cli.inference.generate import as_text, encode_prompt
         from nanochat_cli.inference.speculative import Acceptance, make_drafter, speculate_tokens
 
@@ -238,8 +236,8 @@ class Engine:
         drafter = make_drafter(model, mtp)
         ids = encode_prompt(tokenizer, prompt)
         unused = tokenizer.unused_ids
-        found = speculate_tokens(model, drafter, ids, settings, n_drafts, tokenizer.eos_id, acceptance, unused)
-        text = self._write_text(prompt, as_text(found, tokenizer, settings.stop), stream=stream)
+        tokens = speculate_tokens(model, drafter, ids, settings, n_drafts, tokenizer.eos_id, acceptance, unused)
+        text = self._write_text(prompt, as_text(tokens, tokenizer, settings.stop), stream=stream)
         if acceptance.rate is not None:
             self.reporter.info(
                 f"{acceptance.accepted} of {acceptance.drafted} drafts accepted ({acceptance.rate:.0%}), "
@@ -259,10 +257,10 @@ class Engine:
 
         loaded = self._open(run, which)
         with held_file(out, "writes"):
-            found = self._export(
+            sections = self._export(
                 loaded.model, loaded.tokenizer, out, export, provenance(run, loaded.config, loaded.step, self.reporter)
             )
-            add_results(run, **found)
+            add_results(run, **sections)
         self.reporter.result({"run": str(run)})
 
     def _export(
@@ -273,7 +271,7 @@ class Engine:
         export: ExportConfig,
         provenance: dict[str, object],
     ) -> dict[str, object]:
-        """The sections of `results.json` about the file that is written here."""
+        """Write and verify the file; returns its sections of `results.json`."""
         from nanochat_cli.export.verify import verify_gguf
         from nanochat_cli.formats.gguf.tensor_types import support_table
         from nanochat_cli.formats.gguf.write import export_gguf
@@ -289,17 +287,17 @@ class Engine:
         columns, rows = support_table([*report.linear_types.values(), report.head_type])
         self.reporter.table("where llama.cpp has kernels for these types", columns, rows)
         self.reporter.result({"export": asdict(report)})
-        found: dict[str, object] = {"export": asdict(report)}
+        sections: dict[str, object] = {"export": asdict(report)}
         if export.verify:
             verified = verify_gguf(out, model, tokenizer)
             for line in verified.lines():
                 self.reporter.info(line)
             self.reporter.result({"verify": asdict(verified)})
-            found["verification"] = asdict(verified)
-        return found
+            sections["verification"] = asdict(verified)
+        return sections
 
     def _folded(self, model: "Transformer", out: Path) -> "Transformer":
-        """A model with several residual streams as a plain one where that is exact; says what happened."""
+        """The model with its residual streams folded into a plain residual if that is exact; reports the outcome."""
         from nanochat_cli.formats.gguf.mhc_fold import fold
         from nanochat_cli.formats.gguf.mhc_sidecar import write_sidecar
 
@@ -312,22 +310,22 @@ class Engine:
         self.reporter.result({"fold": {"exact": folded.model is not None, "residual": repr(folded.residual)}})
         if folded.model is None:
             self.reporter.warn(
-                f"hyper-connections do not fold into an architecture of llama.cpp: {folded.reason}; "
-                "the file has our own, which nanochat generate runs (for llama.cpp train with model.mhc.streams = 1)"
+                f"hyper-connections cannot be folded into a llama.cpp architecture: {folded.reason}; the file has "
+                "our own, which nanochat generate runs (for llama.cpp train with model.mhc.streams = 1)"
             )
             return model
         self.reporter.info(f"hyper-connections folded into a plain residual: logits within {folded.difference:.1e}")
         return folded.model
 
     def quickstart(self, config: Config) -> None:
-        """The whole chain into a new run: data, training, figures, a GGUF file, llama.cpp running it."""
+        """The whole chain in a new run: data, training, figures, a GGUF file, llama.cpp running it."""
         from nanochat_cli.export import llama_cpp
 
         run = self.train(config, None, "quickstart")
         gguf = run / GGUF_FILE
         self.export(run, gguf, config.export)
         if not llama_cpp.is_available():
-            self.reporter.warn("llama.cpp was not run: install the extra [llama-cpp] (make quickstart does)")
+            self.reporter.warn("llama.cpp is not installed: install the extra [llama-cpp] (make quickstart does)")
             return
         text = llama_cpp.llama_cpp_generate(gguf, QUICKSTART_PROMPT, QUICKSTART_TOKENS)
         self.reporter.info("llama.cpp continues, greedily:")
@@ -342,8 +340,8 @@ class Engine:
         self.reporter.info(str(loaded))
         return loaded
 
-    def _data_to_go_on_with(self, run_dir: Path, config: Config) -> "ShardReader":
-        """The data set that the run began with, or the one that its configuration has been given instead."""
+    def _data_to_continue(self, run_dir: Path, config: Config) -> "ShardReader":
+        """The data set that the run began with, or the other one that its configuration now names."""
         from nanochat_cli.config.load import load_run_config
         from nanochat_cli.data.prepare import cached_dataset
         from nanochat_cli.data.shards import ShardReader
@@ -352,7 +350,7 @@ class Engine:
         begun = load_run_config(run_dir)
         anchor(begun, source=False)
         if (begun.data, begun.tokenizer) == (config.data, config.tokenizer):
-            instead = ", or go on with another data set in its tokens: --set data.path=DIR"
+            instead = ", or continue on another data set of the same tokenizer: --set data.path=DIR"
             return open_run_data(run_dir, config, self.reporter, ("train", "val"), instead=instead)
         reader = ShardReader(cached_dataset(config, self.reporter), vocab_size=config.model.vocab_size)
         require_same_tokenizer(run_dir, reader, ", or start a new run")

@@ -1,12 +1,12 @@
 """The errors that a person can cause, and the exit code of each.
 
-Every message is one line that says what is wrong, where, and what to do. Anything else that
-escapes a command is an internal fault (exit code 1). Imports nothing, so that it costs nothing.
+Every message is one line that says what is wrong, where, and what to do. Any other exception that
+escapes a command is an internal error (exit code 1). Imports nothing, so that it costs nothing.
 """
 
 
 class NanochatError(Exception):
-    """Base of all expected errors; `exit_code` is what the process ends with."""
+    """Base of all expected errors; `exit_code` is the process's."""
 
     exit_code = 1
 
@@ -30,7 +30,7 @@ class ValidationFailure(NanochatError):
 
 
 class Diverged(NanochatError):
-    """Training was stopped, since too many steps in a row had a loss or a gradient that is no good."""
+    """Training was stopped: too many steps in a row had a loss or a gradient that is not finite or far too large."""
 
 
 class Interrupted(NanochatError):

@@ -1,7 +1,7 @@
-"""Who may write: folders and files that one process at a time holds, by a lock that ends with its holder.
+"""Locks on folders and files: one process at a time may write, and its lock ends when it does.
 
-The lock is the kernel's (flock) on a hidden file, so `kill -9` releases it and nothing has to be cleaned up by hand.
-The file names the holder for the one who comes second, and goes when the lock does. A forked child does not keep it.
+The lock is the kernel's (flock) on a hidden file, so `kill -9` releases it and nothing needs cleaning up by hand. The
+file names the holder for the next process, and is deleted with the lock. A forked child does not keep the lock.
 """
 
 import fcntl
@@ -21,58 +21,58 @@ LOCK_FILE = ".lock"
 ATTEMPTS = 10
 
 _held: set[int] = set()
-"""Descriptors of the locks of this process."""
+"""Descriptors of this process's locks."""
 
 
 class HeldError(ConfigError):
-    """Another process holds it; the message says which, and what to do."""
+    """Another process holds the lock; the message says which, and what to do."""
 
 
 @contextmanager
 def held_folder(folder: Path, doing: str, *, waiting: Callable[[str], None] | None = None) -> Iterator[Path]:
-    """Hold `folder`, which is made if it is missing, and removed again if nothing came to be in it.
+    """Hold `folder`, which is created if it is missing, and removed again if it stayed empty.
 
-    doing: what the holder does with it, such as "trains". waiting: told who holds it, and then this process waits its
-    turn; without it HeldError is raised. Raises OSError when the folder cannot be written, DataError for a file.
+    doing: what the holder does with it, such as "trains". waiting: called with a message that names the holder, before
+    waiting for it; None: raise HeldError instead. Raises OSError if it cannot be written, DataError if it is a file.
     """
     if folder.exists() and not folder.is_dir():
-        raise DataError(f"cannot write into {folder}: it is no folder; choose another place")
+        raise DataError(f"cannot write into {folder}: it is not a folder; choose another place")
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         descriptor = _acquire(folder / LOCK_FILE, folder, doing, waiting)
-        with _letting_go(descriptor, folder / LOCK_FILE):
+        with _releasing(descriptor, folder / LOCK_FILE):
             yield folder
     finally:
         for path in made:
-            with suppress(OSError):  # something is in it
+            with suppress(OSError):  # it is not empty
                 path.rmdir()
 
 
 @contextmanager
 def held_file(path: Path, doing: str, *, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
-    """As `held_folder`, of a file that is going to be written and need not be there. Raises DataError, not OSError."""
+    """Like `held_folder`, for a file to be written, which need not exist yet. Raises DataError, not OSError."""
     try:
         descriptor = _acquire(path.with_name(f".{path.name}.lock"), path, doing, waiting)
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror}; free space or choose another place") from error
-    with _letting_go(descriptor, path.with_name(f".{path.name}.lock")):
+    with _releasing(descriptor, path.with_name(f".{path.name}.lock")):
         yield
 
 
 @contextmanager
-def _letting_go(descriptor: int, lock: Path) -> Iterator[None]:
+def _releasing(descriptor: int, lock: Path) -> Iterator[None]:
     _held.add(descriptor)
     try:
         yield
     finally:
-        with suppress(OSError):  # before the lock goes: whoever waits for this file sees that it is no longer there
+        with suppress(OSError):  # before the lock is released: a process waiting for it sees that the file is gone
             lock.unlink()
         _held.discard(descriptor)
         os.close(descriptor)
 
 
 def holder_of(folder: Path) -> str | None:
-    """Who holds a folder now, as words; None when nobody does."""
+    """Who holds a folder now, in words, or None."""
     try:
         descriptor = os.open(folder / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -93,7 +93,7 @@ def _acquire(lock: Path, what: Path, doing: str, waiting: Callable[[str], None] 
         try:
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except FileNotFoundError:
-            if attempt < ATTEMPTS:  # another has just removed the folder that it had made
+            if attempt < ATTEMPTS:  # another process has just removed the folder that it had created
                 continue
             raise
         try:
@@ -102,7 +102,7 @@ def _acquire(lock: Path, what: Path, doing: str, waiting: Callable[[str], None] 
             except BlockingIOError:
                 who, stop = _holder(descriptor)
                 if waiting is None:
-                    raise HeldError(f"{what}: {who} it; wait until it has ended{stop}, and try again") from None
+                    raise HeldError(f"{what}: {who} it; wait until it ends{stop}, and try again") from None
                 if not told:
                     waiting(f"{what}: {who} it; waiting for it")
                     told = True
@@ -116,7 +116,7 @@ def _acquire(lock: Path, what: Path, doing: str, waiting: Callable[[str], None] 
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # the lock of a file that its holder has removed guards nothing
+        os.close(descriptor)  # a lock on a file that its holder has removed guards nothing
     raise AssertionError("unreachable")
 
 
@@ -130,24 +130,24 @@ def _is_still_there(descriptor: int, lock: Path) -> bool:
 def _write_holder(descriptor: int, doing: str) -> None:
     since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
     holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": since, "doing": doing}
-    with suppress(OSError):  # on a full disk the lock is as good without a name
+    with suppress(OSError):  # on a full disk the lock works without a name too
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(holder).encode(), 0)
 
 
 def _holder(descriptor: int) -> tuple[str, str]:
-    """The holder and what it does, as the beginning of a sentence, and how to stop it."""
+    """The holder and what it does, as the start of a sentence, and how to stop it."""
     try:
         holder = parse_json(os.pread(descriptor, 4096, 0))
         pid, host, since, doing = int(holder["pid"]), holder["host"], holder["since"], holder["doing"]
-    except (ValueError, KeyError, TypeError):  # it has the lock and has not written its name yet
+    except (ValueError, KeyError, TypeError):  # it has the lock but has not written its name yet
         return "another process holds", ""
     elsewhere = "" if host == socket.gethostname() else f" on {host}"
-    return f"process {pid}{elsewhere}, since {since}, {doing}", f" or stop it (kill {pid}{elsewhere})"
+    return f"process {pid}{elsewhere} (since {since}) {doing}", f" or stop it (kill {pid}{elsewhere})"
 
 
 def _close_in_child() -> None:
-    """A lock belongs to an open file, which a fork shares: the child must not keep it when the parent is gone."""
+    """A lock belongs to an open file, which a fork shares: the child must not keep it after the parent has ended."""
     for descriptor in _held:
         os.close(descriptor)
     _held.clear()

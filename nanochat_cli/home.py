@@ -1,6 +1,6 @@
-"""A home folder for a user who has none: no HOME, and no entry in the list of users (as with `docker run --user 1234`).
+"""A home folder for a user without one: no HOME, and no entry in /etc/passwd (as with `docker run --user 1234`).
 
-Our own caches, and those of torch, Triton, datasets and matplotlib, look for it; without one each fails in its own way.
+Our own caches, and those of torch, Triton, datasets and matplotlib, need it; without one each fails in its own way.
 """
 
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def has_home() -> bool:
-    """Whether the home folder of this user can be known."""
+    """Whether this user's home folder can be determined."""
     try:
         Path.home()
     except RuntimeError:
@@ -19,7 +19,7 @@ def has_home() -> bool:
 
 
 def provide_home() -> None:
-    """Set HOME for this process and its children, where there is none, to a private temporary folder; says so."""
+    """If there is no home folder, set HOME to a private temporary one, for this process and its children, and warn."""
     if has_home():
         return
     home = Path(tempfile.gettempdir()) / f"nanochat-{os.getuid()}"

@@ -1,6 +1,6 @@
-"""How deep JSON and TOML from outside may nest: a file of ten thousand brackets is refused and overflows no stack.
+"""A limit to how deeply foreign JSON and TOML may nest: ten thousand brackets are refused, not a stack overflow.
 
-Nothing of ours nests deeper than ten levels. What walks a document recursively may rely on the limit.
+Nothing of ours nests deeper than ten levels. Code that walks a document recursively may rely on the limit.
 """
 
 import json
@@ -10,13 +10,13 @@ MAX_DEPTH = 64
 
 
 def parse_json(text: str | bytes, max_depth: int = MAX_DEPTH) -> Any:
-    """As `json.loads`. Raises ValueError for text that is no JSON, or nests deeper than `max_depth`."""
+    """Like `json.loads`. Raises ValueError for text that is not JSON, or nests deeper than `max_depth`."""
     try:
-        found = json.loads(text)
+        document = json.loads(text)
     except RecursionError:
-        raise ValueError("nested too deep") from None
-    require_shallow(found, max_depth)
-    return found
+        raise ValueError("nested too deeply") from None
+    require_shallow(document, max_depth)
+    return document
 
 
 def require_shallow(document: Any, max_depth: int = MAX_DEPTH) -> None:

@@ -143,5 +143,5 @@ def test_a_mistake_is_one_line_that_says_what_to_do(run, call, error, words):
 def test_a_checkpoint_can_only_be_chosen_for_a_run(tmp_path):
     file = tmp_path / "model.gguf"
     file.touch()
-    with pytest.raises(nanochat.DataError, match="checkpoint = best can only be had of a run"):
+    with pytest.raises(nanochat.DataError, match="only a run has checkpoint = best"):
         nanochat.load(file, checkpoint="best")

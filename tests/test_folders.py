@@ -45,13 +45,13 @@ def hold(folder: Path, *options: str) -> "subprocess.Popen[str]":
 
 def test_the_second_is_told_who_holds_it_and_what_to_do(tmp_path):
     with hold(tmp_path / "run") as process:
-        assert re.fullmatch(rf"process {process.pid}, since \S+ \S+, trains", holder_of(tmp_path / "run") or "")
+        assert re.fullmatch(rf"process {process.pid} \(since \S+ \S+\) trains", holder_of(tmp_path / "run") or "")
         with pytest.raises(HeldError) as caught, held_folder(tmp_path / "run", "trains"):
             pass
         assert caught.value.exit_code == 2
         message = str(caught.value)
-        assert message.startswith(f"{tmp_path / 'run'}: process {process.pid}, since ")
-        assert message.endswith(f"trains it; wait until it has ended or stop it (kill {process.pid}), and try again")
+        assert message.startswith(f"{tmp_path / 'run'}: process {process.pid} (since ")
+        assert message.endswith(f"trains it; wait until it ends or stop it (kill {process.pid}), and try again")
         process.kill()
     with held_folder(tmp_path / "run", "trains"):
         assert holder_of(tmp_path / "run") is not None

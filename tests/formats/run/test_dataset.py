@@ -93,7 +93,7 @@ def test_nothing_is_measured_on_other_held_out_documents_in_the_same_tokens(fold
     assert "its held-out documents are not those that runs/shards began with" in refusal(capfd, 3, "eval", "shards")
     assert "its training documents are not those" in refusal(capfd, 3, "score", "shards")
     line = ["train", "--resume", "shards", "--set", "train.total_steps=3"]
-    assert "go on with another data set in its tokens: --set data.path=DIR" in refusal(capfd, 3, *line)
+    assert "continue on another data set of the same tokenizer: --set data.path=DIR" in refusal(capfd, 3, *line)
     assert main([*TOKENIZE, *tokenizer, "--out", "elsewhere"]) == 0
     assert main([*line, "--set", "data.path=elsewhere"]) == 0
     assert figure("shards") > 0  # it belongs to the new data set now
