@@ -1,11 +1,11 @@
-"""The asynchronous loader: processes read ahead, the batches come in the order and with the values of one reader.
+"""The asynchronous loader: processes read ahead; batches have the order and the values of a single reader.
 
-Batch `index` is a pure function of the source, so that neither the number of workers nor their speed shows. Results
-lie in shared memory; only indices and tracebacks are sent. Knows processes; knows nothing of what a batch is made
+Batch `index` is a pure function of the source, so neither the number of workers nor their speed matters. Results
+are in shared memory; only indices and tracebacks are sent. Knows processes; knows nothing of what a batch is made
 of, nor of torch.
 
-Workers are programs of their own and not forks or spawned copies: they import neither torch nor the caller's main
-module, and need no helper process that would outlive them.
+Workers are separate programs, not forks or spawned copies: they import neither torch nor the caller's main
+module, and need no helper process that could outlive them.
 """
 
 import os
@@ -28,13 +28,13 @@ from nanochat_cli.data.loader_worker import map_slots, slot_bytes
 from nanochat_cli.errors import DataError
 
 START = "import sys; from nanochat_cli.data.loader_worker import main; main(int(sys.argv[1]), int(sys.argv[2]))"
-# Workers are many: none of them shall have threads of its own.
+# There are many workers, so each has one thread.
 SINGLE_THREADED = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 ENDS_WITHIN = 5.0
 
 
 class _Task(NamedTuple):
-    """aim: which of the loader's aims it was for; what belongs to an earlier one is dropped."""
+    """aim: counts the loader's jumps to another index; results of tasks from before the last jump are dropped."""
 
     batch: int
     slot: int
@@ -42,7 +42,7 @@ class _Task(NamedTuple):
 
 
 class _Worker:
-    """A process, the connection to it, and what it was told and has not yet done, in order."""
+    """A process, the connection to it, and the tasks it was sent and has not finished, in order."""
 
     def __init__(self, spec: bytes, memory_fd: int) -> None:
         self.connection, theirs = Pipe()
@@ -62,7 +62,7 @@ class _Worker:
             raise self.died() from error
 
     def died(self) -> DataError:
-        """The error that says how it ended."""
+        """An error that says how the process ended."""
         try:
             code = self.process.wait(ENDS_WITHIN)
         except subprocess.TimeoutExpired:
@@ -75,16 +75,16 @@ class _Worker:
 
     def end(self) -> None:
         self.connection.close()
-        self.process.kill()  # it owns nothing that would have to be put in order
+        self.process.kill()  # it owns nothing that needs cleaning up
         self.process.wait()
 
 
 class AsyncLoader:
-    """Batches of `spec`, read ahead by `workers` processes; at most `prefetch` are ready or being made.
+    """Batches of `spec`, read ahead by `workers` processes; at most `prefetch` are ready or in progress.
 
-    Processes start with the first batch that is asked for. The fast way is one index after the other; the last one
-    may be asked for again, and any other one makes the workers begin there. `close` ends the processes, and so does
-    any error; a batch asked for afterwards starts them anew.
+    Processes start with the first request. Consecutive indices are fast; the last batch may be requested again, and any
+    other index makes the workers restart there. `close` ends the processes, and so does any error; a later request
+    starts them again.
     """
 
     def __init__(self, spec: SourceSpec, workers: int, prefetch: int) -> None:
@@ -102,10 +102,10 @@ class AsyncLoader:
         self.close()
 
     def batch(self, index: int) -> Batch:
-        """Batch `index`: (inputs, targets), int64 [batch_size, seq_len], the caller's own.
+        """Batch `index`: (inputs, targets), int64 [batch_size, seq_len], which the caller owns.
 
-        Waits until it is there. Raises DataError, with the worker's traceback, when reading it failed, and when a
-        worker ended, however it ended.
+        Waits until it is ready. Raises DataError, with the worker's traceback, if reading it failed, and if a worker
+        died, however it died.
         """
         if not self._workers:
             self._start(index)
@@ -133,7 +133,7 @@ class AsyncLoader:
         return index in self._ready
 
     def close(self) -> None:
-        """End the workers; returns when they have ended."""
+        """End the workers, and wait for it."""
         for worker in self._workers:
             worker.end()
         self._workers.clear()
@@ -144,10 +144,10 @@ class AsyncLoader:
         self._aim = 0
         self._current: int | None = None
         self._next = index  # the batch that comes after the current one
-        self._asked = index  # the first that no worker was told
+        self._asked = index  # the first that no worker was sent
         self._ready: dict[int, int] = {}
         self._failed: dict[int, str] = {}
-        self._free = list(range(self.prefetch + 1))  # one more: the current one stays until the next is asked for
+        self._free = list(range(self.prefetch + 1))  # one more: the current one stays until the next is requested
 
     def _start(self, index: int) -> None:
         self._reset(index)
@@ -164,7 +164,7 @@ class AsyncLoader:
         self._slots = map_slots(fd, self.spec, slots)
 
     def _aim_at(self, index: int) -> None:
-        """Forget what was read ahead; slots that are being filled come back when they are reported."""
+        """Forget what was read ahead; slots that are being filled become free when they are reported."""
         self._aim += 1
         self._free += self._ready.values()
         self._ready.clear()
@@ -172,7 +172,7 @@ class AsyncLoader:
         self._current, self._next, self._asked = None, index, index
 
     def _advance(self) -> None:
-        """Make the next batch the current one, and its slot's predecessor free for one further ahead."""
+        """Make the next batch the current one, and free the slot of the one before."""
         if self._current is not None:
             self._free.append(self._ready.pop(self._current))
             self._current = None
@@ -194,13 +194,13 @@ class AsyncLoader:
             try:
                 worker.connection.send((task.batch, task.slot))
             except (BrokenPipeError, ConnectionResetError):
-                self._receive(timeout=0)  # it may have said why
+                self._receive(timeout=0)  # it may have reported why
                 raise worker.died() from None
             worker.tasks.append(task)
             self._asked += 1
 
     def _receive(self, timeout: float | None) -> None:
-        """Take what workers report. Raises DataError when one of them is no more."""
+        """Collect the workers' reports. Raises DataError if one has died."""
         reporting = wait([worker.connection for worker in self._workers], timeout)
         for worker in [worker for worker in self._workers if worker.connection in reporting]:
             try:
@@ -220,7 +220,7 @@ class AsyncLoader:
 
 
 def _anonymous_memory(size: int) -> int:
-    """A file descriptor of memory that vanishes with the last process that has it, however that ends."""
+    """A file descriptor of memory that is freed with the last process that has it, however that ends."""
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("nanochat-loader")
     else:

@@ -21,7 +21,7 @@ Batch = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 class Tokens(Protocol):
-    """A sequence of token ids: a `TokenStream`, or whatever is read like one."""
+    """A sequence of token ids: a `TokenStream`, or anything that reads like one."""
 
     @property
     def eos_id(self) -> int: ...
@@ -33,9 +33,9 @@ class Batches:
     """Training batches: every epoch visits all windows of `seq_len` + 1 tokens once, in a new order.
 
     Neighbouring windows share one token, so every token but the first is a target once per epoch. `batch_size` counts
-    the rows of all ranks; rank r of `world_size` gets the r-th part of them. shift: places that the order is moved by,
-    of a run that has read a part of it in batches of another size. Raises DataError when the stream is shorter than
-    one window, ConfigError when `batch_size` is not a multiple of `world_size`.
+    the rows of all ranks; rank r of `world_size` gets the r-th part of them. shift: an offset in the order, for a run
+    that has read a part of it in batches of another size. Raises DataError if the stream is shorter than one window,
+    ConfigError if `batch_size` is not a multiple of `world_size`.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Batches:
         return rows[:, :-1].copy(), rows[:, 1:].copy()
 
     def window_order(self, first: int, count: int) -> list[int]:
-        """Windows of `count` consecutive places of the endless order, from place `first` on."""
+        """The windows at `count` consecutive places of the endless order, from place `first` on."""
         return [
             permuted(place % self.windows, self.windows, self.seed, place // self.windows)
             for place in range(first, first + count)
@@ -87,9 +87,9 @@ class Batches:
 def evaluation_batches(stream: Tokens, batch_size: int, seq_len: int, max_tokens: int | None = None) -> Iterator[Batch]:
     """Every token of `stream` but the first as a target once, in order: (inputs, targets), int64 [batch_size, seq_len].
 
-    With `max_tokens`, at most that many targets (but one window at least), in windows spread evenly over the stream:
-    its beginning may be easier or harder than the rest. What the last window and the last batch lack is padded: target
-    −100, input EOS; the shape is always the same, so that a compiled model is not compiled again.
+    With `max_tokens`, at most that many targets (but at least one window), in windows spread evenly over the stream:
+    its beginning may be easier or harder than the rest. The last window and the last batch are padded: target −100,
+    input EOS; the shape is always the same, so that a compiled model is not compiled again.
     """
     windows = evaluation_windows(stream, seq_len)
     chosen = evaluation_windows(stream, seq_len, max_tokens)

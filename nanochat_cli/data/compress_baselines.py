@@ -1,7 +1,7 @@
-"""What general-purpose compressors make of the held-out documents: the yardstick beside bits per byte.
+"""Held-out documents under general-purpose compressors: a yardstick for a model's bits per byte.
 
-`xz` is exactly `xz -9e`; `gzip` is zlib at level 9 in a gzip container, within 0.2 % of the `gzip -9` program, whose
-deflate is another. Knows bytes only.
+`xz` is exactly `xz -9e`; `gzip` is zlib at level 9 in a gzip container, within 0.2 % of the `gzip -9` program, which
+implements deflate differently. Knows bytes only.
 """
 
 import lzma
@@ -15,9 +15,9 @@ GZIP_CONTAINER = 16 + zlib.MAX_WBITS
 
 @dataclass(frozen=True)
 class CompressionBaselines:
-    """Bits per byte of the same documents: as one concatenation, and each document by itself (summed, over all bytes).
+    """Bits per byte of the same documents: as one concatenation, and each document alone (summed, over all bytes).
 
-    A concatenation lets the compressor learn from every earlier document; by itself is what a reader of one file gets.
+    In a concatenation the compressor learns from all earlier documents; alone is what a reader of one file gets.
     """
 
     gzip: float
@@ -37,7 +37,7 @@ class _Compressor(Protocol):
 
 
 def compress_baselines(documents: Iterable[bytes]) -> CompressionBaselines:
-    """Compress `documents` in one pass. Raises ValueError when they hold no byte."""
+    """Compress `documents` in one pass. Raises ValueError if they are empty."""
     whole = {name: new() for name, new in _COMPRESSORS.items()}
     together = dict.fromkeys(_COMPRESSORS, 0)
     alone = dict.fromkeys(_COMPRESSORS, 0)

@@ -1,8 +1,7 @@
 """Corpora: a source named on the command line becomes a re-iterable stream of documents.
 
-Knows where text comes from (files, folders, records, `datasets`) and keeps account of what is left out; which text
-is usable is the affair of `text_files` and `records`. Memory is bounded by one document. Knows nothing of tokens,
-splits or shards.
+Knows where text comes from (files, folders, records, `datasets`) and records what is left out; `text_files` and
+`records` decide which text is usable. Memory is bounded by one document. Knows nothing of tokens, splits or shards.
 """
 
 import hashlib
@@ -22,10 +21,10 @@ from nanochat_cli.data.source_files import made_by, walk
 from nanochat_cli.data.text_files import MAX_DOCUMENT, text_documents
 from nanochat_cli.errors import ConfigError, DataError
 
-# A source that is one text file is cut finer, so that part of it can be held out.
+# A source that is one text file is cut into smaller pieces, so that part of it can be held out.
 SINGLE_FILE_PIECE = 16 * 1024
 NAMED = 10
-"""Names that are kept of what was left out, and of files with long lines."""
+"""How many names are kept of what was left out, and of files with long lines."""
 
 
 @dataclass
@@ -33,8 +32,8 @@ class Corpus:
     """Documents in a fixed order, read afresh by every iteration.
 
     `skipped` counts by reason what the last iteration left out, `left_out` has the first of each reason and the first
-    NAMED of all; `long_lines` are the files that look minified or generated, and were taken. `size_bytes` is the size
-    of the files, when known; `files` are those that documents have their places in.
+    NAMED of all; `long_lines` are files that look minified or generated but were used. `size_bytes` is the size of all
+    files, if known; `files` are those that the places of documents refer to.
     """
 
     source: str
@@ -47,7 +46,7 @@ class Corpus:
     long_lines: list[str] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Document]:
-        """Usable documents. Raises DataError when there is none, or when the source cannot be read."""
+        """Usable documents. Raises DataError if there are none, or if the source cannot be read."""
         for kept in (self.skipped, self.left_out, self.long_lines):
             kept.clear()
         usable = 0
@@ -67,7 +66,7 @@ class Corpus:
             raise DataError(printable(f"{self.source}: no usable document{why}"))
 
     def what_was_left_out(self) -> str:
-        """How often each reason was met, and the first names."""
+        """The count of each reason, and the first names."""
         more = sum(self.skipped.values()) - len(self.left_out)
         names = ", ".join(f"{item.id} ({item.reason})" for item in self.left_out)
         return f"{self._reasons()}: {names}" + (f" and {more} more" if more else "")
@@ -86,16 +85,16 @@ def open_corpus(
     """The corpus that `source` names: `stdlib`, `hf:NAME[@CONFIG][:SPLIT]`, a folder, a file, .jsonl or .parquet.
 
     `glob` selects files of a folder: without a slash it is matched against the file name at any depth. Files of records
-    are told by their suffix (see `records`). Hidden files and folders, links to folders and what programs made
-    (see `source_files`) are left out, and so is `output`, the folder that will be written.
+    are recognised by their suffix (see `records`). Hidden files and folders, links to folders, the output of programs
+    (see `source_files`) and `output`, the folder to be written, are left out.
     `text_field` is the column of records. `streaming` reads an `hf:` source without storing it first.
-    Raises DataError when the source does not exist, no file matches, or it is a data set already; ConfigError when it
-    is `output` itself.
+    Raises DataError if the source does not exist, no file matches, or it is already a data set; ConfigError if it is
+    `output` itself.
     """
     if source == "stdlib":
         root = Path(sysconfig.get_path("stdlib"))
         files = list(walk(root, "*.py", leave_out=("site-packages", "dist-packages")))
-        # The interpreter's version and the sizes identify it; its mtimes say only when it was installed.
+        # The interpreter's version and the sizes identify it; mtimes only tell when it was installed.
         return _file_corpus(source, root, files, text_field, [sys.version], mtimes=False)
     if source.startswith("hf:"):
         return _hub_corpus(source, text_field, streaming)
@@ -115,7 +114,7 @@ def open_corpus(
 
 def _require_corpus(folder: Path, output: Path | None) -> None:
     if output is not None and output.resolve() == folder.resolve():
-        raise ConfigError(f"{folder}: is the source and the folder to be written; choose another --out")
+        raise ConfigError(f"{folder}: is both the source and the folder to be written; choose another --out")
     if made_by(folder, [path.name for path in folder.iterdir()], []) == "a data set":
         raise DataError(f"{folder}: is a data set of nanochat tokenize, not a corpus; train on it with data.path")
 
@@ -165,7 +164,7 @@ def _file_corpus(
 def _hub_corpus(source: str, text_field: str, streaming: bool) -> Corpus:
     """A data set through `datasets.load_dataset`. `NAME` may be a local folder of data files.
 
-    The fingerprint of a hub data set is its name: a changed revision is not noticed. A local folder's is its files'.
+    A hub data set is identified by its name, so a new revision goes unnoticed; a local folder by its files.
     """
     name, config, split = _parse_hub_name(source)
     identity = ["hf", name, config or "", split, text_field]

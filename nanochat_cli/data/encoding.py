@@ -1,7 +1,7 @@
 """Encode a stream of documents on all cores, in order, in bounded memory.
 
-Batches of documents go to worker processes and come back in the order in which they were sent, so the result
-does not depend on the number of workers. Workers are spawned, never forked: the parent may have torch's threads.
+Batches of documents go to worker processes and come back in the order they were sent, so the result does not
+depend on the number of workers. Workers are spawned, never forked: the parent may have torch's threads.
 """
 
 import multiprocessing
@@ -101,7 +101,7 @@ _worker_tokenizer: Tokenizer | None = None
 
 
 def _start_worker(definition: str) -> None:
-    """Runs once in a worker: its own tokenizer, no threads of its own, no life of its own."""
+    """Set up a worker: its own tokenizer, no other threads, and an end when the parent ends."""
     global _worker_tokenizer
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then stops the workers
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -110,7 +110,7 @@ def _start_worker(definition: str) -> None:
 
 
 def _end_with_parent() -> None:
-    """A killed parent cannot stop its workers; they wait on a queue that nobody fills."""
+    """A killed parent cannot stop its workers, which would wait for ever on a queue that nobody fills."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -1,7 +1,4 @@
-"""Data sets of the Hugging Face Hub: one try, and one line when there is no network.
-
-What their rows say is for others.
-"""
+"""Data sets of the Hugging Face Hub: one attempt, and an error of one line without a network."""
 
 import os
 import socket
@@ -14,14 +11,14 @@ from urllib.parse import urlsplit
 from nanochat_cli.errors import DataError
 
 PATIENCE = 4.0
-"""Seconds to find out whether the hub can be reached."""
+"""Seconds to wait for the hub's answer."""
 _PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
 
 def load_rows(source: str, hint: str, *arguments: Any, **keywords: Any) -> Any:
-    """`datasets.load_dataset(*arguments, **keywords)`; without a network what the cache holds, and no retries.
+    """`datasets.load_dataset(*arguments, **keywords)`; without a network from the cache, and without retries.
 
-    Raises DataError, which names `source` and, where the hub cannot be reached, ends in `hint`.
+    Raises DataError, which names `source` and ends in `hint`.
     """
     import datasets
     from datasets.exceptions import DatasetsError
@@ -39,7 +36,7 @@ def load_rows(source: str, hint: str, *arguments: Any, **keywords: Any) -> Any:
 
 
 def _unreachable() -> str | None:
-    """The host of the hub, if it does not answer; with a proxy nothing is known, and None."""
+    """The hub's host if it does not answer; None if it does, or behind a proxy, where this cannot be tested."""
     host = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co").netloc
     if any(name in os.environ for name in _PROXIES):
         return None
@@ -53,7 +50,7 @@ def _unreachable() -> str | None:
 
 @contextmanager
 def _offline(really: bool) -> Iterator[None]:
-    """Both libraries read their switch when they are imported, which may have been long ago: it is set in them."""
+    """Set the switch inside both libraries: they read the environment on import, which may have been long ago."""
     import datasets.config
     from huggingface_hub import constants
 

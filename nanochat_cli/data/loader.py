@@ -8,7 +8,7 @@ from nanochat_cli.report.reporter import QuietReporter, Reporter
 
 
 def source_spec(reader: ShardReader, config: Config, reporter: Reporter, shift: int = 0) -> SourceSpec:
-    """What `config` trains on; indexes the text first if it is to be tokenised on the fly. Raises DataError.
+    """The source that `config` trains on; indexes the text first if it is to be tokenised on the fly. Raises DataError.
 
     shift: see `data.batches`.
     """
@@ -33,7 +33,7 @@ def source_spec(reader: ShardReader, config: Config, reporter: Reporter, shift: 
 
 
 def open_batches(reader: ShardReader, config: Config, reporter: Reporter | None = None, shift: int = 0) -> BatchSource:
-    """The training batches. Raises DataError when there is not one, before any process is started."""
+    """The training batches. Raises DataError if there is not even one, before any process is started."""
     spec = source_spec(reader, config, reporter or QuietReporter(), shift)
     batches = spec.open()
     if not config.loader.enabled:

@@ -1,6 +1,6 @@
-"""What a loader reads, as values that can be sent to another process and opened there.
+"""Sources of batches, as values that can be sent to another process and opened there.
 
-Opening imports numpy and the tokenizer, and no torch: a process that only reads must start fast and stay small.
+Opening imports numpy and the tokenizer, but not torch: a process that only reads must start fast and stay small.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from nanochat_cli.data.batches import Batch, Batches
 
 
 class BatchSource(Protocol):
-    """Batches by index, a pure function of it: inputs and targets, int64 [batch_size, seq_len]."""
+    """Batches as a pure function of their index: inputs and targets, int64 [batch_size, seq_len]."""
 
     def batch(self, index: int) -> Batch: ...
 
@@ -41,14 +41,14 @@ class ShardSource:
     def open(self) -> Batches:
         from nanochat_cli.data.shards import Shard, TokenStream, read_manifest
 
-        # The reader has verified the files; the end-of-text token is for evaluation.
+        # The reader has verified the files; only evaluation needs the end-of-text token.
         shards = [Shard(self.folder / info.file, info) for info in read_manifest(self.folder).train.shards]
         return Batches(TokenStream(shards, eos_id=0), self.batch_size, self.seq_len, self.seed, shift=self.shift)
 
 
 @dataclass(frozen=True)
 class TextSource:
-    """The training text of the data set in `folder`, tokenised when it is read (see `data.on_the_fly`)."""
+    """The training text of the data set in `folder`, tokenised on reading (see `data.on_the_fly`)."""
 
     folder: Path
     index: Path

@@ -1,7 +1,7 @@
-"""A process that reads ahead: is told a batch and a slot of shared memory, fills the slot, says that it is done.
+"""A process that reads ahead: it is sent a batch index and a slot of shared memory, fills the slot, and reports.
 
-Started by `data.async_loader` and by nobody else. It owns nothing, so that it may be killed at any moment, and ends
-by itself when its parent does: the connection then has no other side.
+Started by `data.async_loader` only. It owns nothing, so that it may be killed at any moment, and ends when its parent
+does, which closes the connection.
 """
 
 import mmap
@@ -51,7 +51,7 @@ def slot_bytes(spec: SourceSpec) -> int:
 
 
 def map_slots(fd: int, spec: SourceSpec, slots: int) -> NDArray[np.int64]:
-    """The shared memory as [slots, 2 (inputs, targets), batch_size, seq_len]; closes `fd`, the memory stays mapped."""
+    """The shared memory as [slots, 2 (inputs, targets), batch_size, seq_len]; closes `fd`, but keeps it mapped."""
     memory = mmap.mmap(fd, slots * slot_bytes(spec))
     os.close(fd)
     return np.frombuffer(memory, dtype=np.int64).reshape(slots, 2, spec.batch_size, spec.seq_len)

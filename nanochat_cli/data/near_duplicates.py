@@ -2,7 +2,7 @@
 
 MinHash signatures by `rensa`, cut into bands, propose pairs (Leskovec, Rajaraman, Ullman, Mining of Massive Datasets,
 3.4); each is checked by its exact Jaccard similarity, and pairs that pass are joined (union-find), so a cluster is what
-chains of near-duplicates connect. Memory is some hundred bytes per document: signatures and shingles lie in unnamed
+chains of near-duplicates connect. Memory is a few hundred bytes per document: signatures and shingles are in unnamed
 files, which the system removes with the process. Knows bytes; knows nothing of splits or tokens.
 """
 
@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 SHINGLE_WORDS = 5
 THRESHOLD = 0.5
-"""Jaccard similarity of the sets of shingles from which on two documents are near-duplicates."""
+"""Smallest Jaccard similarity of the shingles of near-duplicates."""
 # A pair of similarity s shares a band with probability 1 - (1 - s⁴)⁶⁴: 98.4 % at 0.5, 99.98 % at 0.6, 0.04 % at 0.05.
 BANDS, ROWS = 64, 4
 SEED = 0
-# Shingles whose signatures are computed at a time.
+# Signatures are computed for about this many shingles at once.
 BATCH_SHINGLES = 1 << 20
-# Documents of one band that a document is compared with: bounds the work on boilerplate that thousands share.
+# A document is compared with so many others per band: this bounds the work on boilerplate that thousands share.
 COMPARED_IN_A_BAND = 16
 
 _BLANK, _WORD, _SIGN = 0, 1, 2
@@ -43,18 +43,18 @@ _KINDS = _byte_kinds()
 
 
 def shingles(content: bytes) -> NDArray[np.uint64]:
-    """Sorted distinct hashes of all runs of SHINGLE_WORDS words; of a shorter text one, of blanks none.
+    """Sorted distinct hashes of all runs of SHINGLE_WORDS words; one for a shorter text, none for blanks.
 
-    A word is a run of letters, digits, underscores and bytes beyond ASCII, or one other byte that is no blank.
+    A word is a run of letters, digits, underscores and bytes beyond ASCII, or one other non-blank byte.
     """
     words = _word_hashes(content)
     if len(words) < SHINGLE_WORDS:
         words = np.concatenate((words, np.zeros(SHINGLE_WORDS - len(words), np.uint64))) if len(words) else words
     count = len(words) - SHINGLE_WORDS + 1
-    found = np.zeros(max(count, 0), dtype=np.uint64)
+    hashes = np.zeros(max(count, 0), dtype=np.uint64)
     for place in range(SHINGLE_WORDS if count > 0 else 0):
-        found = _mixed(found * _MULTIPLIER + words[place : place + count])
-    return np.unique(found)
+        hashes = _mixed(hashes * _MULTIPLIER + words[place : place + count])
+    return np.unique(hashes)
 
 
 def _word_hashes(content: bytes) -> NDArray[np.uint64]:
@@ -76,19 +76,16 @@ def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def jaccard(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> float:
-    """Similarity of two sets, given sorted and distinct; 0 of empty ones."""
+    """Similarity of two sets, each sorted and distinct; 0 for empty ones."""
     small, large = sorted((len(a), len(b)))
     if small < THRESHOLD * large:
-        return small / large  # no more is possible, and it is below the threshold
+        return small / large  # an upper bound, which is below the threshold
     common = len(np.intersect1d(a, b, assume_unique=True))
     return common / max(small + large - common, 1)
 
 
 class NearDuplicates:
-    """Takes documents one by one, then says which belong together. folder: where the unnamed files are made.
-
-    Raises OSError when it is full.
-    """
+    """Takes documents one by one, then clusters them. folder: for the unnamed files. Raises OSError if it is full."""
 
     def __init__(self, folder: Path) -> None:
         self._files = ExitStack()
@@ -106,11 +103,10 @@ class NearDuplicates:
         self._files.close()
 
     def add(self, content: bytes) -> None:
-        """The next document."""
-        found = shingles(content)
-        self._shingles.write(found.tobytes())
-        self._offsets.append(self._offsets[-1] + len(found))
-        self._waiting.append(found)
+        hashes = shingles(content)
+        self._shingles.write(hashes.tobytes())
+        self._offsets.append(self._offsets[-1] + len(hashes))
+        self._waiting.append(hashes)
         if self._offsets[-1] - self._offsets[-1 - len(self._waiting)] >= BATCH_SHINGLES:
             self._sign()
 
@@ -131,7 +127,7 @@ class NearDuplicates:
         return np.array([_root(parents, number) for number in range(documents)], dtype=np.int64)
 
     def _join(self, members: list[int], parents: list[int], sets: NDArray[np.uint64]) -> None:
-        if len({_root(parents, number) for number in members}) == 1:  # as many copies are after their first band
+        if len({_root(parents, number) for number in members}) == 1:  # as for many copies, after their first band
             return
         for place, number in enumerate(members):
             for other in members[max(0, place - COMPARED_IN_A_BAND) : place]:
@@ -143,7 +139,7 @@ class NearDuplicates:
         return sets[self._offsets[number] : self._offsets[number + 1]]
 
     def _sign(self) -> None:
-        """Write a hash per band of the documents that wait for it."""
+        """Write the band hashes of the waiting documents."""
         if not self._waiting:
             return
         from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue] - its extension module has no types
@@ -153,18 +149,18 @@ class NearDuplicates:
             np.concatenate(self._waiting), ends, BANDS * ROWS, SEED
         )
         rows = np.array(signatures.to_rows(), dtype=np.uint64).reshape(-1, BANDS, ROWS)
-        found = np.zeros(rows.shape[:2], dtype=np.uint64)
+        hashes = np.zeros(rows.shape[:2], dtype=np.uint64)
         for row in range(ROWS):
-            found = _mixed(found * _MULTIPLIER + rows[:, :, row])
-        # Documents without shingles have no near-duplicates: a value of their own each.
+            hashes = _mixed(hashes * _MULTIPLIER + rows[:, :, row])
+        # A document without shingles has no near-duplicates, so it gets a unique value.
         empty = np.flatnonzero(np.diff(ends) == 0)
-        found[empty] = (len(self._offsets) - 1 - len(self._waiting) + empty)[:, None]
-        self._bands.write(found.tobytes())
+        hashes[empty] = (len(self._offsets) - 1 - len(self._waiting) + empty)[:, None]
+        self._bands.write(hashes.tobytes())
         self._waiting = []
 
 
 def _equal(values: NDArray[np.uint64]) -> list[list[int]]:
-    """The numbers of documents that have the same value, where there are several."""
+    """Groups of several documents, by number, that have the same value."""
     order = np.argsort(values, kind="stable")
     edges = np.flatnonzero(np.diff(values[order])) + 1
     return [group.tolist() for group in np.split(order, edges) if len(group) > 1]

@@ -1,10 +1,10 @@
 """Batches tokenised while training: text is read at random places of the source, encoded, and cut into rows.
 
-The training documents, one after the other, are one line of text of N bytes. It is cut into windows of as many bytes
-as a row has tokens, by the mean of the data set; every epoch visits every window once, in the order in which
-`data.batches` visits windows of tokens, and moves the edges of all windows by a distance of its own. A row begins at
-the first blank after the edge, and has the tokens from there on, EOS after every document, until it is full: all of
-it is a function of (seed, index). Knows text and tokens; knows nothing of processes or torch.
+The training documents, one after the other, form one text of N bytes. It is cut into windows of as many bytes as the
+tokens of a row take on average; every epoch visits each window once, in the order in which `data.batches` visits
+windows of tokens, and shifts the edges of all windows by its own distance. A row begins at the first blank after the
+edge, and takes the tokens from there on, EOS after every document, until it is full: all of it is a function of
+(seed, index). Knows text and tokens; knows nothing of processes or torch.
 """
 
 from pathlib import Path
@@ -19,16 +19,16 @@ from nanochat_cli.errors import DataError
 
 COLUMNS = 7
 FILE, OFFSET, SIZE, IS_RECORD, START, LENGTH, END = range(COLUMNS)
-# A row that does not begin a document begins at a blank, if there is one within this many bytes.
+# A row that begins inside a document begins at a blank, if there is one within this many bytes.
 BLANK_WITHIN = 64
-# Text read for a row, over what rows need on average; a row that lacks tokens reads twice as much.
+# Text read for a row, relative to what rows need on average; a row that lacks tokens reads twice as much.
 READ_AHEAD = 1.25
-# Tokens this near to where a document was cut may be others than in the whole document.
+# Tokens this close to where a document was cut may differ from those of the whole document.
 DOUBTFUL = 16
 
 
 class TextStore:
-    """The training documents as one line of bytes. index: a file of `data.text_index`; files: what it points into."""
+    """The training documents as one text. index: a file of `data.text_index`; files: those that it refers to."""
 
     def __init__(self, index: Path, files: tuple[Path, ...], text_field: str) -> None:
         self.documents: NDArray[np.int64] = np.load(index, mmap_mode="r")
@@ -39,9 +39,9 @@ class TextStore:
         return int(self.documents[-1, END])
 
     def stretch(self, start: int, n_bytes: int) -> tuple[list[bytes], bool]:
-        """`n_bytes` from `start` on, by document, and whether the last one ends there; after the end, the beginning.
+        """`n_bytes` from `start` on, by document, wrapping around, and whether the last document ends there.
 
-        The first document, if it is not from its beginning, begins at a blank or at least at a character.
+        If the first document is cut, its piece begins at a blank or at least at a character.
         """
         number = int(np.searchsorted(self.documents[:, END], start, side="right"))
         skip = start - int(self.documents[number, END] - self.documents[number, LENGTH])
@@ -135,12 +135,12 @@ class TextBatches:
         return (permuted(within, self.windows, self.seed, epoch) * self.window_bytes + moved) % len(self.store)
 
     def _encoded(self, starts: dict[int, int], n_bytes: int) -> dict[int, list[int] | None]:
-        """seq_len + 1 tokens of each row from `n_bytes` of text, or None where they are too few."""
+        """seq_len + 1 tokens of each row from `n_bytes` of text, or None if there are too few."""
         stretches = {row: self.store.stretch(start, n_bytes) for row, start in starts.items()}
-        # Text is valid UTF-8, so what is left out is a character at the cut.
+        # Text is valid UTF-8, so only a character at the cut is left out.
         texts = [piece.decode("utf-8", "ignore") for pieces, _ in stretches.values() for piece in pieces]
         encoded = iter(self.tokenizer.encode_batch(texts))
-        found: dict[int, list[int] | None] = {}
+        rows: dict[int, list[int] | None] = {}
         for row, (pieces, whole) in stretches.items():
             tokens: list[int] = []
             for number in range(len(pieces)):
@@ -148,5 +148,5 @@ class TextBatches:
                 if whole or number < len(pieces) - 1:
                     tokens.append(self.tokenizer.eos_id)
             enough = len(tokens) - (0 if whole else DOUBTFUL) > self.seq_len
-            found[row] = tokens[: self.seq_len + 1] if enough else None
-        return found
+            rows[row] = tokens[: self.seq_len + 1] if enough else None
+        return rows

@@ -1,9 +1,9 @@
 """Prepare a data set: split a corpus, train a tokenizer on the train side, encode both sides into shards.
 
-Two passes over the source: the first counts, finds near-duplicates and samples text for the tokenizer; then it is known
-which documents are held out; the second encodes. Memory is bounded by `tokenizer.train_bytes` and some hundred bytes a
-document in the first and by a few batches in the second. All is written beside the data set that may be there, which is
-replaced only by one that is whole; preparing again with the same settings and source is a check of file sizes.
+Two passes over the source: the first counts, samples text for the tokenizer, and finds near-duplicates, which tell what
+to hold out; the second encodes. Memory is bounded by `tokenizer.train_bytes` and a few hundred bytes per document in
+the first and by a few batches in the second. All is written beside an existing data set, which is replaced only by a
+complete one; preparing again with the same settings and source only checks file sizes.
 """
 
 import hashlib
@@ -65,23 +65,23 @@ def prepare_dataset(
 ) -> Manifest:
     """Make `out` a data set of `source` (see `open_corpus`) under `[data]`, `[tokenizer]` and `model.vocab_size`.
 
-    Returns at once when it already is one. before_replacing: told what has changed before a data set that is whole is
-    replaced by another; what it raises leaves everything as it is. Raises DataError when the source is unusable, when
-    it holds fewer than two distinct documents, or when `out` cannot be written.
+    Returns at once if it already is one. before_replacing: called with what has changed before a complete data set is
+    replaced by another; if it raises, everything stays as it is. Raises DataError if the source is unusable, if it
+    holds fewer than two distinct documents, or if `out` cannot be written.
     """
     corpus = _open(source, config, out)
     settings = _settings(source, config)
     fingerprint = _fingerprint(settings, corpus)
-    if (found := _already_prepared(out, fingerprint, settings, reporter)) is not None:
-        return found
+    if (prepared := _already_prepared(out, fingerprint, settings, reporter)) is not None:
+        return prepared
     if (old := _whole_manifest(out)) is not None and (changed := _changed(settings, old)):
         before_replacing(", ".join(changed))
     try:
         with held_folder(out, "prepares", waiting=reporter.info):
             install_staged(out)
             # Another process may have prepared it while this one waited.
-            if (found := _already_prepared(out, fingerprint, None, reporter)) is not None:
-                return found
+            if (prepared := _already_prepared(out, fingerprint, None, reporter)) is not None:
+                return prepared
             return _build(corpus, out, config, settings, fingerprint, reporter, before_replacing)
     except OSError as error:
         raise DataError(
@@ -103,21 +103,20 @@ def cached_dataset(config: Config, reporter: Reporter) -> Path:
 
 
 def source_of(manifest: Manifest, data: DataConfig) -> Corpus:
-    """The corpus that a data set was made from; data: has its glob. Raises DataError when it has changed since."""
+    """The corpus that a data set was made from; data: gives its glob. Raises DataError if it has changed since."""
     source, field = (as_named(str(manifest.settings[key])) for key in ("source", "data.text_field"))
     if manifest.location is not None and Path(as_named(manifest.location)).exists():
-        source = as_named(manifest.location)  # as it was given it may be relative to another folder
+        source = as_named(manifest.location)  # the path as it was given may be relative to another folder
     corpus = open_corpus(source, data.glob, field, streaming=data.streaming)
     if _fingerprint(manifest.settings, corpus) != manifest.fingerprint:
         raise DataError(
-            f"{source}: is no longer what the data set was made from (or data.glob is another); "
-            "run `nanochat tokenize` again"
+            f"{source}: has changed since the data set was made (or data.glob has); run `nanochat tokenize` again"
         )
     return corpus
 
 
 def cache_folder() -> Path:
-    """$NANOCHAT_CACHE or ~/.cache/nanochat. ConfigError when this user has no home."""
+    """$NANOCHAT_CACHE or ~/.cache/nanochat. Raises ConfigError if this user has no home folder."""
     if not os.environ.get("NANOCHAT_CACHE") and not has_home():
         raise ConfigError("this user has no home folder: set NANOCHAT_CACHE to a folder for prepared data sets")
     return Path(os.environ.get("NANOCHAT_CACHE") or Path.home() / ".cache" / "nanochat")
@@ -132,7 +131,7 @@ def _open(source: str, config: Config, output: Path | None = None) -> Corpus:
 
 
 def _settings(source: str, config: Config) -> Settings:
-    """Everything but the source's content that the result depends on."""
+    """All that the result depends on, except for the source's content."""
     data, tokenizer = config.data, config.tokenizer
     settings: Settings = {
         "source": printable(source),
@@ -162,7 +161,7 @@ def _fingerprint(settings: Settings, corpus: Corpus) -> str:
 
 
 def _already_prepared(out: Path, fingerprint: str, settings: Settings | None, reporter: Reporter) -> Manifest | None:
-    """The manifest of `out` if it is what would be made. Says why not, when `settings` are given."""
+    """The manifest of `out` if it is up to date; otherwise reports why not, if `settings` are given."""
     if not (out / MANIFEST).exists():
         return None
     try:
@@ -200,7 +199,7 @@ def _whole_manifest(out: Path) -> Manifest | None:
 
 @dataclass
 class _Scan:
-    """What the first pass knows."""
+    """Results of the first pass."""
 
     held_out: set[int]  # keys of documents
     near_duplicates: NearDuplicatesInfo
@@ -220,13 +219,13 @@ def _build(
 ) -> Manifest:
     scan = _scan(corpus, out, config, reporter)
     if (old := _whole_manifest(out)) is not None and not _changed(settings, old):
-        if old.content == scan.content:  # files were copied or touched; every document is what it was
+        if old.content == scan.content:  # files were copied or touched, but no document has changed
             manifest = old.model_copy(update={"fingerprint": fingerprint})
             _write_manifest(out, manifest)
             reporter.info(f"{out}: the same documents: already prepared ({_summary(manifest)})")
             return manifest
         before_replacing("the source")
-    _say_what_was_found(corpus, reporter)
+    _warn_of_files(corpus, reporter)
     tokenizer = _tokenizer(scan, config, reporter)
     definition = tokenizer.to_str().encode()
     with staging(out) as staged:
@@ -263,14 +262,14 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
     write_atomically(folder / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
 
 
-def _say_what_was_found(corpus: Corpus, reporter: Reporter) -> None:
-    """What was left out, by reason and by name, and what was taken although it looks minified."""
+def _warn_of_files(corpus: Corpus, reporter: Reporter) -> None:
+    """Warn of what was left out, by reason and by name, and of files used although they look minified."""
     if corpus.skipped:
         reporter.warn(printable(f"{corpus.source}: left out {corpus.what_was_left_out()}"))
     if corpus.long_lines:
         reporter.warn(
             printable(
-                f"{corpus.source}: took {len(corpus.long_lines)} files with lines of more than {LONG_LINE:,} bytes, "
+                f"{corpus.source}: used {len(corpus.long_lines)} files with lines of more than {LONG_LINE:,} bytes, "
                 f"which look minified or generated: {', '.join(corpus.long_lines[:NAMED])}"
                 f"{', …' if len(corpus.long_lines) > NAMED else ''}; choose others with --glob"
             )
@@ -278,7 +277,7 @@ def _say_what_was_found(corpus: Corpus, reporter: Reporter) -> None:
 
 
 def _scan(corpus: Corpus, out: Path, config: Config, reporter: Reporter) -> _Scan:
-    """First pass. Raises DataError when the documents are not at least two different ones."""
+    """First pass. Raises DataError unless there are two different documents."""
     sample = TextSample(config.tokenizer.train_bytes) if config.tokenizer.path is None else None
     keys, sizes = array("Q"), array("q")
     digest = hashlib.sha256()
@@ -307,7 +306,7 @@ def _scan(corpus: Corpus, out: Path, config: Config, reporter: Reporter) -> _Sca
     if held_out is None:
         reporter.warn(
             f"{corpus.source}: every document is a near-duplicate of another, so some have twins on both sides: "
-            "held-out figures will flatter"
+            "held-out figures will look too good"
         )
         contents = np.unique(np.array(keys), return_inverse=True)[1]
         held_out = split.choose_held_out(keys, sizes, contents, config.data.val_fraction)
@@ -332,7 +331,7 @@ def _tokenizer(scan: _Scan, config: Config, reporter: Reporter) -> Tokenizer:
 
 
 def _train_tokenizer(sample: list[bytes], config: Config, reporter: Reporter) -> Tokenizer:
-    """Empties `sample`: the second pass needs none of it. Says that it works, since merging may take minutes."""
+    """Empties `sample`, which the second pass does not need. Reports progress, since merging may take minutes."""
     started, said = time.monotonic(), FIRST_LINE_AFTER - LINE_EVERY
     with ExitStack() as reading:
         progress = reading.enter_context(
@@ -365,7 +364,7 @@ def _train_tokenizer(sample: list[bytes], config: Config, reporter: Reporter) ->
 def _encode(
     corpus: Corpus, scan: _Scan, tokenizer: Tokenizer, out: Path, config: Config, reporter: Reporter
 ) -> tuple[SplitInfo, SplitInfo]:
-    """Second pass: (train, val). Raises DataError when the source is no longer what the first pass read."""
+    """Second pass: (train, val). Raises DataError if the source is no longer what the first pass read."""
     most = config.data.workers or usable_cores()
     workers = max(1, min(most, scan.size // WORTH_A_WORKER))
     digest = hashlib.sha256()
@@ -390,7 +389,7 @@ def _encode(
 
 
 def bounded(documents: Iterable[Document], limit: int | None) -> Iterator[Document]:
-    """Documents up to the first that reaches `limit` bytes in all."""
+    """Documents up to the first that reaches `limit` bytes in total."""
     size = 0
     for document in documents:
         yield document

@@ -1,6 +1,6 @@
-"""Records: files of many documents, told by their suffix. Lines or an array of JSON, also compressed, and parquet.
+"""Records: files of many documents, recognised by suffix: JSON as lines or an array, also compressed, and parquet.
 
-A record that is no good is left out with its reason, and the rest is read. A damaged file is an error.
+An unusable record is left out with its reason, and the rest is read. A damaged file is an error.
 """
 
 import bz2
@@ -31,14 +31,14 @@ _ARRAY_OF_OBJECTS = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*\{")
 
 
 class Kind(NamedTuple):
-    """Of a file of records: .jsonl, .json or .parquet, and the suffix of its compression or ""."""
+    """A format of records: .jsonl, .json or .parquet, and the suffix of its compression or ""."""
 
     form: str
     compression: str
 
 
 class BadRecord(Exception):
-    """A record without a usable text: why, and what was found."""
+    """A record without usable text: why, and what was there."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason)
@@ -46,10 +46,10 @@ class BadRecord(Exception):
 
 
 def kind_of(path: Path) -> Kind | None:
-    """What a file's name says, whatever its case; None of one that holds one document.
+    """The format by the file's name, in any case; None for a file that is one document.
 
-    A file .json is records when it holds an array of objects, or an object on each of several lines.
-    Raises OSError, and DataError for one that is damaged.
+    A .json file holds records if it is an array of objects, or has an object on each of several lines.
+    Raises OSError, and DataError if it is damaged.
     """
     name = path.name.lower()
     compression = next((suffix for suffix in (*COMPRESSIONS, ZSTANDARD) if name.endswith(suffix)), "")
@@ -71,7 +71,7 @@ def kind_of(path: Path) -> Kind | None:
 
 
 def holds_records(path: Path) -> bool:
-    """Whether the name alone says that the file's size is not that of its text."""
+    """Whether the name alone tells that the file's size is not that of its text."""
     return not {suffix.lower() for suffix in path.suffixes[-2:]}.isdisjoint({*LINES, PARQUET})
 
 
@@ -86,7 +86,7 @@ def record_documents(path: Path, name: str, kind: Kind, text_field: str) -> Iter
 
 
 def in_pieces(rows: Iterable[Document | Skipped]) -> Iterator[Document | Skipped]:
-    """Rows that are usable, long ones in pieces."""
+    """The rows, long documents in pieces and unusable ones as Skipped."""
     for row in rows:
         if isinstance(row, Skipped):
             yield row
@@ -106,9 +106,9 @@ def in_pieces(rows: Iterable[Document | Skipped]) -> Iterator[Document | Skipped
 
 
 def text_of(record: object, text_field: str) -> bytes:
-    """UTF-8 of the text of a record; a null counts as an empty document. Raises BadRecord.
+    """The text of a record as UTF-8; a null counts as an empty document. Raises BadRecord.
 
-    text_field: a key, or keys joined by dots where no key is spelled like that.
+    text_field: a key, or keys joined by dots if no key is spelled like that.
     """
     if not isinstance(record, dict):
         raise BadRecord(f"a JSON {type(record).__name__}, expected an object with {text_field!r}")
@@ -116,7 +116,7 @@ def text_of(record: object, text_field: str) -> bytes:
     for key in [text_field] if text_field in record else text_field.split("."):
         if not isinstance(value, dict) or key not in value:
             there = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
-            raise BadRecord(f"no field {text_field!r}", f"columns there: {there or 'none'}; set data.text_field")
+            raise BadRecord(f"no field {text_field!r}", f"it has: {there or 'none'}; set data.text_field")
         value = value[key]
     if value is None:
         return b""
@@ -129,16 +129,16 @@ def text_of(record: object, text_field: str) -> bytes:
 
 
 def parsed(line: bytes | str) -> object:
-    """JSON. Raises BadRecord."""
+    """Parse JSON. Raises BadRecord."""
     try:
-        return parse_json(line, max_depth=1000)  # of fields that nobody reads
+        return parse_json(line, max_depth=1000)  # deep fields do no harm: nobody reads them
     except ValueError as error:  # JSONDecodeError, or UnicodeDecodeError of the line
         raise BadRecord("not JSON", f"{error}") from error
 
 
 @contextmanager
 def opened(path: Path, compression: str) -> Iterator[IO[bytes]]:
-    """The file's bytes, decompressed. Raises OSError, and DataError for one that is damaged."""
+    """The file's bytes, decompressed. Raises OSError, and DataError if it is damaged."""
     try:
         if compression == ZSTANDARD:
             file = _zstandard(path)
@@ -195,7 +195,7 @@ def _array(path: Path, name: str, compression: str, text_field: str) -> Iterator
 
 
 def _elements(text: IO[str]) -> Iterator[object]:
-    """The elements of a JSON array, in memory for a few of them. Raises ValueError, RecursionError."""
+    """The elements of a JSON array, a few at a time in memory. Raises ValueError, RecursionError."""
     decoder = json.JSONDecoder()
     buffer = text.read(READ_AT_A_TIME).lstrip()[1:]  # without the bracket
     place = 0
@@ -207,7 +207,7 @@ def _elements(text: IO[str]) -> Iterator[object]:
         try:
             element, place = decoder.raw_decode(buffer, place)
         except ValueError:
-            more = text.read(max(READ_AT_A_TIME, len(buffer)))  # twice as much each time: linear in all
+            more = text.read(max(READ_AT_A_TIME, len(buffer)))  # doubling keeps the total time linear
             if not more:
                 raise
             buffer, place = buffer[place:] + more, 0
@@ -239,4 +239,4 @@ def _parquet(path: Path, name: str, text_field: str) -> Iterator[Document | Skip
 
 
 def _columns(names: Iterable[str]) -> str:
-    return f"columns there: {', '.join(names) or 'none'}; set data.text_field"
+    return f"it has: {', '.join(names) or 'none'}; set data.text_field"

@@ -2,7 +2,7 @@
 
 A data set is a folder: `tokenizer.json`, `train-00000.safetensors …`, `val-00000.safetensors …` and `manifest.json`,
 which is written last and has the sha256 of everything else: without a manifest there is no data set, so nothing
-half-written is ever believed. A shard holds `tokens` (uint16 up to 65536 ids, else uint32) and `doc_offsets`
+half-written is ever trusted. A shard holds `tokens` (uint16 up to 65536 ids, else uint32) and `doc_offsets`
 (int64 [documents + 1]).
 Knows nothing of where the tokens came from.
 """
@@ -71,7 +71,7 @@ class TokenizerInfo(_Record):
 
 
 class NearDuplicatesInfo(_Record):
-    """How many clusters of several near-duplicates there are, and documents in them, both sides together."""
+    """The number of clusters of several near-duplicates, and of documents in them, on both sides together."""
 
     clusters: int
     documents: int
@@ -82,9 +82,9 @@ class Manifest(_Record):
 
     `fingerprint` covers the settings and the cheap identity of the source (names, sizes, times); `content` is the
     sha256 over the documents' own hashes in order; `skipped` counts left-out files or rows by reason;
-    `left_out` and `long_lines` name the first of them and of the files that look minified; `location` is where a local
-    source lies, absolute. The rule of the split is the setting `data.split`; a data set without it was split by the
-    hash of each document alone, and has no `near_duplicates`.
+    `left_out` and `long_lines` name the first of them and of the files that look minified; `location` is the absolute
+    path of a local source. The setting `data.split` names the rule of the split; a data set without it was split by
+    the hash of each document alone, and has no `near_duplicates`.
     """
 
     version: Literal[1] = FORMAT_VERSION
@@ -106,12 +106,12 @@ class Manifest(_Record):
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a data set. Raises DataError when the folder is none or the manifest is damaged."""
+    """The manifest of a data set. Raises DataError if the folder is not one or the manifest is damaged."""
     path = folder / MANIFEST
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except FileNotFoundError as error:
-        raise DataError(f"{folder}: no {MANIFEST}, so no data set; make one with `nanochat tokenize`") from error
+        raise DataError(f"{folder}: not a data set: no {MANIFEST}; make one with `nanochat tokenize`") from error
     except OSError as error:
         raise DataError(f"{path}: cannot read: {error.strerror}") from error
     except ValidationError as error:
@@ -124,7 +124,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 class ShardWriter:
-    """Appends documents of one split to shards of at most `max_tokens` (a longer document has a shard of its own).
+    """Appends documents of one split to shards of at most `max_tokens` (a longer document gets its own shard).
 
     Tokens are streamed to a hidden temporary file; only doc_offsets are kept in memory. Raises OSError.
     """
@@ -160,7 +160,7 @@ class ShardWriter:
         self._bytes += n_bytes
 
     def finish(self) -> SplitInfo:
-        """Close the last shard and say what was written."""
+        """Close the last shard and return what was written."""
         if len(self._offsets) > 1:
             self._finish_shard()
         return SplitInfo(
@@ -238,13 +238,13 @@ class Shard:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: not a token shard ({error}); run `nanochat tokenize` again") from error
         if len(self.tokens) != info.tokens or len(self.doc_offsets) != info.documents + 1:
-            raise DataError(f"{path}: its counts are not those of {MANIFEST}; run `nanochat tokenize` again")
+            raise DataError(f"{path}: its counts differ from {MANIFEST}; run `nanochat tokenize` again")
         offsets = self.doc_offsets
         if offsets[0] != 0 or offsets[-1] != len(self.tokens) or (np.diff(offsets) < 1).any():
-            raise DataError(f"{path}: its documents do not follow each other; run `nanochat tokenize` again")
+            raise DataError(f"{path}: its documents overlap or have gaps; run `nanochat tokenize` again")
 
     def require_vocabulary(self, size: int, path: Path) -> None:
-        """Raise DataError for a token that is none of `size`: it would index past the embeddings."""
+        """Raise DataError for a token outside a vocabulary of `size`: it would index past the embeddings."""
         if (largest := int(self.tokens.max(initial=0))) >= size:
             raise DataError(f"{path}: token {largest} in a vocabulary of {size}; run `nanochat tokenize` again")
 
@@ -298,7 +298,7 @@ class TokenStream:
 class ShardReader:
     """A prepared data set. Opening it checks every file's size and, up to 1 GiB (`verify="auto"`), its sha256.
 
-    Raises DataError when a shard is missing, cut short or changed, or when `vocab_size` is given and is another.
+    Raises DataError if a shard is missing, cut short or changed, or if `vocab_size` is given and differs.
     """
 
     def __init__(
@@ -354,11 +354,11 @@ def verify_files(folder: Path, manifest: Manifest, verify: Literal["auto", "full
         path = folder / name
         try:
             with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+                actual = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise DataError(f"{path}: cannot read: {error.strerror}; run `nanochat tokenize` again") from error
-        if found != expected:
-            raise DataError(f"{path}: its sha256 is not that of {MANIFEST}; run `nanochat tokenize` again")
+        if actual != expected:
+            raise DataError(f"{path}: its sha256 differs from {MANIFEST}; run `nanochat tokenize` again")
 
 
 # -- replacing -------------------------------------------------------------------------------------------
@@ -366,7 +366,7 @@ def verify_files(folder: Path, manifest: Manifest, verify: Literal["auto", "full
 
 @contextmanager
 def staging(folder: Path) -> Iterator[Path]:
-    """An empty folder inside `folder` for a data set that is being written; removed if writing it fails."""
+    """An empty folder inside `folder` to write a data set in; removed if that fails."""
     staged = folder / STAGED
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir()
@@ -378,9 +378,9 @@ def staging(folder: Path) -> Iterator[Path]:
 
 
 def install_staged(folder: Path) -> None:
-    """Put a staged data set in the place of the one in `folder`; without a whole one nothing happens.
+    """Replace the data set in `folder` by the staged one, if there is a complete one.
 
-    Killed in between, the folder has no manifest, and the next call finishes what was begun. Raises OSError.
+    If it is killed in between, the folder has no manifest, and the next call finishes the work. Raises OSError.
     """
     staged = folder / STAGED
     if not (staged / MANIFEST).exists():

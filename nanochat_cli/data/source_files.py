@@ -1,6 +1,6 @@
-"""Which files of a folder are a corpus: those that match a glob, without what programs left there.
+"""Which files of a folder are a corpus: those that match a glob, except what programs left there.
 
-Left out as whole folders: hidden ones, virtual environments, caches, installed packages, and everything that nanochat
+Whole folders are left out: hidden ones, virtual environments, caches, installed packages, and everything that nanochat
 itself wrote: data sets, runs (also those of `grpo`), suites. A corpus must not eat its own output.
 """
 
@@ -15,19 +15,18 @@ from nanochat_cli.nesting import parse_json
 TOOL_FOLDERS = ("__pycache__", "node_modules")
 # A file of this name makes its folder a cache (bford.info/cachedir), or a virtual environment (PEP 405).
 TOOL_MARKS = ("CACHEDIR.TAG", "pyvenv.cfg")
-# What the manifest of a data set has and that of a browser extension has not.
+# Keys of a data set's manifest that, say, a browser extension's manifest lacks.
 MANIFEST_KEYS = {"fingerprint", "content", "settings", "tokenizer"}
 
 
 def walk(root: Path, glob: str, leave_out: Collection[str] = (), output: Path | None = None) -> Iterator[Path]:
     """Files below `root` that match `glob`, sorted by relative path.
 
-    Without a slash `glob` is matched against the file name at any depth. Links to folders are not followed, so no loop.
-    leave_out: names of folders; output: the folder that is being written. Raises DataError for a folder that cannot be
-    read.
+    Without a slash `glob` is matched against the file name at any depth. Links to folders, which may form loops, are
+    not followed. leave_out: names of folders; output: the folder to be written. Raises DataError for an unreadable one.
     """
     patterns = ["**", glob] if "/" not in glob else glob.split("/")
-    found: list[tuple[str, ...]] = []
+    matches: list[tuple[str, ...]] = []
     left_out = {*leave_out, *TOOL_FOLDERS}
     outputs = {path.resolve() for path in (output,) if path is not None}
 
@@ -41,17 +40,17 @@ def walk(root: Path, glob: str, leave_out: Collection[str] = (), output: Path | 
             continue
         folders[:] = [name for name in folders if not name.startswith(".") and name not in left_out]
         parents = here.relative_to(root).parts
-        found += [
+        matches += [
             (*parents, name) for name in names if not name.startswith(".") and _matches((*parents, name), patterns)
         ]
-    for parts in sorted(found):
+    for parts in sorted(matches):
         path = root.joinpath(*parts)
         if path.is_file():  # not a socket, a pipe or a dangling link
             yield path
 
 
 def made_by(folder: Path, names: Collection[str], folders: Collection[str]) -> str | None:
-    """What a folder with these files and folders is, when a program made it and no person: "a data set", …"""
+    """What a program made if it left a folder with these files and folders: "a data set", …; None for a person's."""
     if any(mark in names for mark in TOOL_MARKS):
         return "a cache or a virtual environment"
     if "config.toml" in names and ("environment.json" in names or "checkpoints" in folders):
@@ -65,10 +64,10 @@ def made_by(folder: Path, names: Collection[str], folders: Collection[str]) -> s
 
 def _is_manifest(path: Path) -> bool:
     try:
-        found = parse_json(path.read_bytes())
+        manifest = parse_json(path.read_bytes())
     except (OSError, ValueError):
         return False
-    return isinstance(found, dict) and found.keys() >= MANIFEST_KEYS
+    return isinstance(manifest, dict) and manifest.keys() >= MANIFEST_KEYS
 
 
 def _matches(parts: tuple[str, ...], patterns: list[str]) -> bool:

@@ -1,7 +1,7 @@
 """Which documents are held out: a function of their contents, by clusters of near-duplicates.
 
-A cluster's place is a hash of the smallest hash among its documents, so that it stays where it is when documents that
-are like none of them come or go. Whoever needs the sides of an existing data set asks its shards, not this rule.
+A cluster's place is a hash of the smallest hash among its documents, so that it does not change when dissimilar
+documents come or go. For the sides of an existing data set ask its shards, not this rule.
 """
 
 import hashlib
@@ -14,10 +14,10 @@ from nanochat_cli.data.shards import ShardReader
 
 HASH_RANGE = 1 << 64
 METHOD = "clusters of near-duplicates, 1"
-"""Name and version of the rule; another one makes another data set."""
-# A cluster above this share of what is to be held out is trained on: one family of files must not be the measure.
+"""Name and version of the rule; another rule makes another data set."""
+# A cluster above this share of the bytes to hold out is trained on: one family of files must not dominate the measure.
 LARGEST_SHARE = 0.25
-# Sizes of files vary, so that a share of documents may be twice that of bytes: what exceeds this is trained on.
+# File sizes vary, so that a share of documents may be twice that share of bytes: what exceeds this is trained on.
 MOST_BYTES = 1.25
 
 
@@ -27,16 +27,16 @@ def split_key(content: bytes) -> int:
 
 
 def held_out_keys(reader: ShardReader) -> set[int]:
-    """The keys of the documents that a data set holds out, by whatever rule it was made."""
+    """The keys of the documents that a data set holds out, whatever rule it was made by."""
     return {split_key(content) for content in reader.documents("val")}
 
 
 def choose_held_out(
     keys: Sequence[int], sizes: Sequence[int], clusters: NDArray[np.int64], val_fraction: float
 ) -> set[int] | None:
-    """The keys of the documents to hold out, by key, bytes and cluster of each; None when all are one cluster.
+    """The keys of the documents to hold out, given each one's key, bytes and cluster; None if all are one cluster.
 
-    A small corpus may have no cluster on one side of the share asked for: the threshold moves to the nearest that has.
+    A small corpus may have no cluster on one side of the threshold, which then moves to the nearest cluster.
     """
     names, members = np.unique(clusters, return_inverse=True)
     if len(names) == 1:
@@ -54,16 +54,16 @@ def choose_held_out(
     eligible = places[~too_large]
     highest = HASH_RANGE if too_large.any() else int(places.max())
     threshold = min(max(round(val_fraction * HASH_RANGE), int(eligible.min()) + 1), highest)
-    chosen = _that_fit(
+    chosen = _within_share(
         places, n_bytes, ~too_large & np.array([int(place) < threshold for place in places]), val_fraction
     )
     return set(document_keys[chosen[members]].tolist())
 
 
-def _that_fit(
+def _within_share(
     places: NDArray[np.uint64], n_bytes: NDArray[np.float64], below: NDArray[np.bool_], val_fraction: float
 ) -> NDArray[np.bool_]:
-    """Of the clusters below the threshold those, by place, that keep to the share of bytes; one at least."""
+    """The clusters below the threshold, in order of place, that keep to the share of bytes; at least one."""
     limit = MOST_BYTES * val_fraction * n_bytes.sum()
     chosen, used = np.zeros_like(below), 0.0
     order = [cluster for cluster in np.argsort(places) if below[cluster]]

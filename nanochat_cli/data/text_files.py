@@ -1,4 +1,4 @@
-"""A text file as documents in bounded pieces: UTF-8 as it is, UTF-16 and UTF-32 where a byte order mark says so."""
+"""A text file as documents in bounded pieces: UTF-8 as it is, UTF-16 and UTF-32 if a byte order mark says so."""
 
 import codecs
 from collections.abc import Iterable, Iterator
@@ -8,12 +8,12 @@ from typing import BinaryIO
 from nanochat_cli.data.documents import Document, LongLines, Place, Skipped
 
 # A longer document is cut at the first line end after this many bytes: encoding takes some 40 bytes of memory per byte.
-# Where no line ends for as many bytes more, it is cut at a character.
+# If no line ends within as many bytes again, it is cut between characters.
 MAX_DOCUMENT = 1024 * 1024
 # A line above this many bytes was written by a program: minified code, data, an image as text.
 LONG_LINE = 10_000
 NOT_UTF8 = "not UTF-8"
-# UTF-32 first: its little-endian mark begins with that of UTF-16.
+# UTF-32 first: its little-endian mark begins with UTF-16's.
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -23,7 +23,7 @@ BYTE_ORDER_MARKS = (
 
 
 def text_documents(path: Path, name: str, piece: int) -> Iterator[Document | Skipped | LongLines]:
-    """The file, in pieces of at least `piece` bytes when it is longer; left out whole if any of it is unusable."""
+    """The file, in pieces of at least `piece` bytes if it is longer; left out entirely if any of it is unusable."""
     with path.open("rb") as file:
         head = file.read(4)
         encoding = next((encoding for mark, encoding in BYTE_ORDER_MARKS if head.startswith(mark)), None)
@@ -46,7 +46,7 @@ def text_documents(path: Path, name: str, piece: int) -> Iterator[Document | Ski
 
 
 def _piece(file: BinaryIO, piece: int) -> bytes:
-    """The next `piece` bytes and the rest of their last line; where that is too long, up to a character's beginning."""
+    """The next `piece` bytes and the rest of their last line or, if that is too long, of their last character."""
     content = file.read(piece)
     if len(content) < piece:
         return content
@@ -81,7 +81,7 @@ def _decoded(path: Path, name: str, piece: int, encoding: str) -> Iterator[Docum
 
 
 class Examined:
-    """A document, given in blocks: `reason` why it is unusable, or None, and the bytes of its longest line."""
+    """Checks a document, given in blocks: `reason` why it is unusable, or None; `longest_line` in bytes."""
 
     def __init__(self, blocks: Iterable[bytes]) -> None:
         self.longest_line = 0
@@ -107,7 +107,7 @@ class Examined:
 
 
 def _binary(block: bytes) -> str:
-    """What a block with NUL bytes is: UTF-16 when that makes text of its beginning, much of it Latin."""
+    """What a block with NUL bytes is: UTF-16 if its beginning decodes to text, much of it Latin."""
     head = block[:4096]
     for encoding, high in (("utf-16-le", 1), ("utf-16-be", 0)):
         text = codecs.getincrementaldecoder(encoding)(errors="replace").decode(head)

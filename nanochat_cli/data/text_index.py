@@ -1,4 +1,4 @@
-"""The index of a data set's training text: where each document lies in the source, so that it can be read at random.
+"""The index of a data set's training text: where each document is in the source, so that it can be read at random.
 
 Made once by a pass over the source, and kept beside the shards as `text-*.npy`: int64 [documents, 7], memory-mapped
 by every process that reads it. Held-out documents are not in it. Knows sources and splits; reads no text afterwards.
@@ -21,9 +21,9 @@ from nanochat_cli.report.reporter import Reporter
 
 
 def text_index(reader: ShardReader, data: DataConfig, reporter: Reporter) -> tuple[Path, Corpus]:
-    """The index of a data set, made beside its shards if it is not there, and the corpus that it points into.
+    """The index of a data set, made beside its shards if it is missing, and the corpus that it refers to.
 
-    Raises DataError when the source has changed since, cannot be read at random, or the folder cannot be written.
+    Raises DataError if the source has changed since, cannot be read at random, or the folder cannot be written.
     """
     corpus = source_of(reader.manifest, data)
     path = reader.folder / f"text-{reader.manifest.fingerprint[:12]}.npy"
@@ -38,7 +38,7 @@ def text_index(reader: ShardReader, data: DataConfig, reporter: Reporter) -> tup
 
 
 def _read(corpus: Corpus, reader: ShardReader, reporter: Reporter) -> np.ndarray:
-    """int64 [training documents, COLUMNS]: a place, and the sum of all lengths up to the document's end."""
+    """int64 [training documents, COLUMNS]: a place, and the total length up to the document's end."""
     manifest = reader.manifest
     numbers = {file: number for number, file in enumerate(corpus.files)}
     held_out = held_out_keys(reader)
@@ -48,8 +48,8 @@ def _read(corpus: Corpus, reader: ShardReader, reporter: Reporter) -> np.ndarray
         for document in bounded(corpus, None if limit is None else int(limit)):
             if document.place is None:
                 raise DataError(
-                    f"{corpus.source}: cannot be read at random, as loader.on_the_fly must: "
-                    "give text files or .jsonl, or leave loader.on_the_fly off"
+                    f"{corpus.source}: cannot be read at random, which loader.on_the_fly needs: "
+                    "give text files or .jsonl, or turn loader.on_the_fly off"
                 )
             if split_key(document.content) not in held_out:
                 cells.extend((numbers[document.place.file], *document.place[1:]))

@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 
 class TextSample:
-    """Keeps the documents with the highest keys, up to `limit` bytes in all (one longer document is cut to it).
+    """Keeps the documents with the highest keys, up to `limit` bytes in total (one longer document is cut to it).
 
     Keys are hashes of the content, so the sample is even over the stream and depends neither on its order nor on its
     length; a bottom-k sketch counted in bytes. Memory: `limit` and one document.
@@ -25,5 +25,5 @@ class TextSample:
             self.size -= len(heapq.heappop(self._heap)[1])
 
     def documents(self, leave_out: Collection[int] = ()) -> list[bytes]:
-        """The sampled documents but for those with the keys `leave_out`."""
+        """The sampled documents, except those whose keys are in `leave_out`."""
         return [content[: self.limit] for key, content in self._heap if key not in leave_out]

@@ -31,7 +31,7 @@ SPECIAL_TOKENS = (
     "<|im_end|>",
 )
 BASE_VOCAB = len(SPECIAL_TOKENS) + 256  # the smallest vocabulary: special tokens and one token per byte
-MAX_VOCAB = 1 << 20  # the trainer of the tokenizers library takes memory for all of it at once, and aborts without
+MAX_VOCAB = 1 << 20  # the library's trainer allocates memory for all of it at once, and aborts if it cannot
 
 # End-of-text tokens of tokenizers that were trained elsewhere, in the order in which they are looked for.
 EOS_NAMES = (EOS, "<|end_of_text|>", "</s>", "<|eos|>")
@@ -49,7 +49,7 @@ PRE_TOKENIZERS: dict[str, tuple[str | None, str]] = {
     "qwen2": (QWEN2_REGEX, "qwen2"),
 }
 
-# Options of a BPE model that change its result and have no counterpart under those names.
+# Options of a BPE model that change its result and have no counterpart in llama.cpp under those names.
 UNSHARED_BPE_OPTIONS = ("ignore_merges", "byte_fallback", "dropout", "continuing_subword_prefix", "end_of_word_suffix")
 
 
@@ -113,7 +113,7 @@ class Tokenizer:
         A corpus too small to supply that many merges leaves unused ids, filled with unique `[PAD{i}]` entries
         that no text encodes to (`unused_ids`). Words (what the pre-tokenizer splits text into) are cut after
         `MAX_TRAINING_WORD` characters for training, not for encoding. `texts` is read in another thread; meanwhile
-        `waiting` is called in this one, some times a second, and Ctrl-C is heard. Raises ConfigError when `vocab_size`
+        `waiting` is called in this one, a few times per second, and Ctrl-C works. Raises ConfigError if `vocab_size`
         cannot hold the byte alphabet, or is above `MAX_VOCAB`.
         """
         if vocab_size > MAX_VOCAB:
@@ -140,7 +140,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
-        """Read a tokenizer.json. Raises DataError when it is missing, damaged, or not one llama.cpp can follow."""
+        """Read a tokenizer.json. Raises DataError if it is missing, damaged, or one that llama.cpp cannot follow."""
         path = Path(path)
         try:
             text = path.read_text(encoding="utf-8")
@@ -187,7 +187,7 @@ class Tokenizer:
 
     @property
     def unused_ids(self) -> list[int]:
-        """Ids that only fill the vocabulary up; the GGUF token type is UNUSED."""
+        """Ids that only fill up the vocabulary; their GGUF token type is UNUSED."""
         return [token for token, text in enumerate(self._texts) if text == f"[PAD{token}]"]
 
     def token_text(self, token: int) -> str:
@@ -244,11 +244,6 @@ class Tokenizer:
         return backend
 
 
-def token_byte_lengths(tokenizer: Tokenizer) -> NDArray[np.int64]:
-    """int64 [V]: bytes of text per token (0 for specials): what bits per byte divides by."""
-    return tokenizer.byte_lengths()
-
-
 def pre_tokenizer(regex: str | None) -> pre_tokenizers.PreTokenizer:
     if regex is None:
         return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -269,8 +264,8 @@ def _llama_cpp_name(definition: dict, where: str) -> str:
         raise DataError(f"{where}: uses {unshared[0]}, which llama.cpp's byte-level BPE does not; train one without")
     if definition["normalizer"] is not None:
         raise DataError(f"{where}: has a normalizer, which llama.cpp does not apply to BPE; train one without")
-    found = definition["pre_tokenizer"] or {}
-    steps = found.get("pretokenizers", [found])
+    outer = definition["pre_tokenizer"] or {}
+    steps = outer.get("pretokenizers", [outer])
     for regex, name in PRE_TOKENIZERS.values():
         byte_level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": regex is None}
         split = [] if regex is None else [{"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated"}]
@@ -280,8 +275,7 @@ def _llama_cpp_name(definition: dict, where: str) -> str:
         ):
             return name
     raise DataError(
-        f"{where}: its pre-tokenizer is none that llama.cpp shares; supported: {', '.join(PRE_TOKENIZERS)} "
-        "(tokenizer.pre)"
+        f"{where}: llama.cpp does not share its pre-tokenizer; supported: {', '.join(PRE_TOKENIZERS)} (tokenizer.pre)"
     )
 
 

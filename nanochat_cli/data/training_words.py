@@ -1,7 +1,7 @@
-"""Text as BPE training can bear it: in bounded words, and in a thread that Ctrl-C does not have to wait for.
+"""BPE training made bearable: words of bounded length, and a thread that Ctrl-C does not have to wait for.
 
-The trainer of the tokenizers library takes time that is quadratic in the longest word (a merge inside a word moves all
-that follows), and nothing of Python runs meanwhile. One literal of 900,000 digits keeps it busy for minutes.
+The trainer of the tokenizers library takes time quadratic in the longest word (a merge inside a word moves all that
+follows), and no Python code runs meanwhile. One literal of 900,000 digits keeps it busy for minutes.
 """
 
 import re
@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterable, Iterator
 from tokenizers import pre_tokenizers
 
 # Words of ordinary text are shorter (the longest of the standard library has 201 characters), so that cutting changes
-# nothing there; text of cut words costs about what text of ordinary words costs.
+# nothing there; text of cut words costs about as much as ordinary text.
 MAX_TRAINING_WORD = 256
-# A word is at most one character, a run that is no blank, and a run of blanks: a longer word has one half of it.
-# U+001C to U+001F are blanks for Python and none for the pre-tokenizers.
+# A word is at most one character, a run of non-blanks, and a run of blanks, so one run of a longer word has half of it.
+# U+001C to U+001F are blanks for Python but not for the pre-tokenizers.
 _MAY_HAVE_LONG_WORD = re.compile(rf"(?:\S|[\x1c-\x1f]){{{MAX_TRAINING_WORD // 2}}}|\s{{{MAX_TRAINING_WORD // 2}}}")
-# How often a waiting main thread looks whether it was interrupted, in seconds.
+# Seconds between a waiting main thread's checks whether it was interrupted.
 LOOK_EVERY = 0.2
-# How long it waits after that for the other thread to leave Python, in seconds: the interpreter must not end under it.
+# Seconds it then waits for the other thread to leave Python: the interpreter must not end under it.
 LEAVING = 0.5
 
 
@@ -39,10 +39,10 @@ def with_short_words(texts: Iterable[str], pre_tokenizer: pre_tokenizers.PreToke
 def interruptibly(
     work: Callable[[Iterator[str]], object], texts: Iterable[str], waiting: Callable[[], None] = lambda: None
 ) -> None:
-    """Do `work` with `texts` in a thread while this one stays open to Ctrl-C; what it raises is raised here.
+    """Do `work` with `texts` in a thread while this one can still take Ctrl-C; raises what `work` raises.
 
-    `waiting` is called here, some times a second. After an interruption the thread gets no more texts; what it has, it
-    goes on with for nobody, and ends with the process.
+    `waiting` is called here, a few times per second. After an interruption the thread gets no more texts; it goes on,
+    uselessly, with those it has, and ends with the process.
     """
     failed: list[BaseException] = []
     interrupted = threading.Event()

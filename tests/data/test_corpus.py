@@ -228,7 +228,7 @@ def test_a_nested_field_is_named_with_dots(tmp_path: Path) -> None:
     assert contents(tmp_path / "rows.jsonl", text_field="meta.lang") == [b"x"] * 3
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     assert contents(tmp_path / "rows.parquet", text_field="meta.text") == [row.encode() for row in ROWS]
-    with pytest.raises(DataError, match=r"3 no field 'meta\.body'; rows\.jsonl:1: columns there: text;"):
+    with pytest.raises(DataError, match=r"3 no field 'meta\.body'; rows\.jsonl:1: it has: text;"):
         contents(tmp_path / "rows.jsonl", text_field="meta.body")
 
 
@@ -315,7 +315,7 @@ def test_files_that_look_minified_are_named(tmp_path: Path) -> None:
         (
             "rows.jsonl",
             b'{"id": 1, "content": "x"}\n' * 3,
-            r"\(3 no field 'text'; rows\.jsonl:1: columns there: id, content; set data\.text_field\)",
+            r"\(3 no field 'text'; rows\.jsonl:1: it has: id, content; set data\.text_field\)",
         ),
         ("rows.jsonl", b'["x"]\n', r"\(1 a JSON list, expected an object with 'text'\)"),
         ("rows.jsonl", b'{"text": 3}\n', r"\(1 field 'text' is int, expected text; .*set data\.text_field\)"),
@@ -342,7 +342,7 @@ def test_a_bad_source_is_named_with_the_reason_in_one_line(
 
 def test_a_parquet_file_without_the_field_lists_its_columns(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "rows.parquet", ["x"], field="code")
-    with pytest.raises(DataError, match=r"no field 'text'; .*columns there: id, code; set data\.text_field"):
+    with pytest.raises(DataError, match=r"no field 'text'; .*it has: id, code; set data\.text_field"):
         contents(path)
 
 
@@ -402,7 +402,7 @@ def test_part_of_a_split_can_be_named(hub_folder: Path) -> None:
     [
         (":nope", "text", "cannot load: .*nope"),
         ("@nope", "text", "cannot load: .*nope"),
-        ("", "code", r"20 no field 'code'; train:0: columns there: id, text"),
+        ("", "code", r"20 no field 'code'; train:0: it has: id, text"),
         ("-missing", "text", "cannot load"),
     ],
 )

@@ -118,7 +118,7 @@ def test_a_changed_source_is_refused_before_training(tmp_path: Path) -> None:
     reader, config = prepared(tmp_path, source)
     text_source(reader, config)
     (tmp_path / "text" / "00.txt").write_text("something else")
-    with pytest.raises(DataError, match=r"no longer what the data set was made from.*nanochat tokenize"):
+    with pytest.raises(DataError, match=r"has changed since the data set was made.*nanochat tokenize"):
         text_source(reader, config)
 
 
@@ -138,7 +138,7 @@ def test_parquet_is_refused_with_a_way_out(tmp_path: Path) -> None:
     path = tmp_path / "text.parquet"
     pq.write_table(pa.table({"text": [document(number) for number in range(20)]}), path)
     reader, config = prepared(tmp_path, str(path))
-    with pytest.raises(DataError, match=r"leave loader\.on_the_fly off"):
+    with pytest.raises(DataError, match=r"turn loader\.on_the_fly off"):
         text_source(reader, config)
 
 

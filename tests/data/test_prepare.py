@@ -293,7 +293,7 @@ def test_somebody_else_s_manifest_or_configuration_is_text(tmp_path: Path) -> No
 
 def test_a_data_set_is_neither_a_source_nor_written_over_its_source(tmp_path: Path) -> None:
     write_folder(tmp_path / "corpus", 20)
-    with pytest.raises(ConfigError, match="is the source and the folder to be written"):
+    with pytest.raises(ConfigError, match="is both the source and the folder to be written"):
         prepare_dataset(str(tmp_path / "corpus"), tmp_path / "corpus", make_config(), QuietReporter())
     prepare_dataset(str(tmp_path / "corpus"), tmp_path / "data", make_config(), QuietReporter())
     with pytest.raises(DataError, match="is a data set of nanochat tokenize, not a corpus"):
@@ -381,7 +381,7 @@ def test_skipped_files_are_reported_and_recorded(tmp_path: Path, capsys: pytest.
     assert manifest.long_lines == ["a.min.js"]
     said = capsys.readouterr().err
     assert "image.png (binary (NUL bytes)) and 10 more\n" in said
-    assert "took 1 files with lines of more than 10,000 bytes, which look minified or generated: a.min.js" in said
+    assert "used 1 files with lines of more than 10,000 bytes, which look minified or generated: a.min.js" in said
 
 
 def test_names_that_are_not_utf8_are_escaped_and_found_again(

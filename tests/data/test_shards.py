@@ -101,11 +101,11 @@ def edit_manifest(folder: Path, **changes: object) -> None:
     ("damage", "message"),
     [
         (cut, rf"{SHARD}: \d+ bytes, manifest\.json says \d+"),
-        (flip_a_bit, rf"{SHARD}: its sha256 is not that of manifest\.json"),
+        (flip_a_bit, rf"{SHARD}: its sha256 differs from manifest\.json"),
         (lambda folder: (folder / SHARD).unlink(), rf"{SHARD}: missing shard"),
         (other_tokenizer, r"tokenizer\.json: its sha256"),
         (lambda folder: (folder / "tokenizer.json").unlink(), r"tokenizer\.json: cannot read"),
-        (lambda folder: (folder / "manifest.json").unlink(), r"no manifest\.json, so no data set"),
+        (lambda folder: (folder / "manifest.json").unlink(), r"not a data set: no manifest\.json"),
         (lambda folder: (folder / "manifest.json").write_text("{"), r"manifest\.json: damaged manifest"),
         (lambda folder: edit_manifest(folder, version=2), r"manifest\.json: damaged manifest \(version: "),
         (lambda folder: edit_manifest(folder, train={}), r"manifest\.json: damaged manifest \(train\.tokens: "),
@@ -155,9 +155,9 @@ def test_opening_maps_the_tokens_instead_of_reading_them(dataset: Path) -> None:
     ("change", "message"),
     [
         (lambda tokens, offsets: tokens.__setitem__(3, 400), "token 400 in a vocabulary of 400"),
-        (lambda tokens, offsets: offsets.__setitem__(1, 0), "documents do not follow each other"),
-        (lambda tokens, offsets: offsets.__setitem__(1, offsets[-1] + 5), "documents do not follow each other"),
-        (lambda tokens, offsets: offsets.__setitem__(-1, offsets[-1] + 10), "documents do not follow each other"),
+        (lambda tokens, offsets: offsets.__setitem__(1, 0), "documents overlap or have gaps"),
+        (lambda tokens, offsets: offsets.__setitem__(1, offsets[-1] + 5), "documents overlap or have gaps"),
+        (lambda tokens, offsets: offsets.__setitem__(-1, offsets[-1] + 10), "documents overlap or have gaps"),
     ],
 )
 def test_numbers_that_index_past_something_are_refused_though_all_hashes_fit(

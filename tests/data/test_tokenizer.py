@@ -10,7 +10,7 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat_cli.data.tokenizer import BASE_VOCAB, SPECIAL_TOKENS, Tokenizer, token_byte_lengths
+from nanochat_cli.data.tokenizer import BASE_VOCAB, SPECIAL_TOKENS, Tokenizer
 from nanochat_cli.errors import ConfigError, DataError
 from tests.data.corpora import random_text
 
@@ -139,7 +139,7 @@ def test_padding_does_not_change_the_tokenizer_it_starts_from() -> None:
 
 def test_byte_lengths_are_those_of_the_text_and_zero_for_other_tokens() -> None:
     tokenizer = Tokenizer.train(TEXTS[:1], 400).padded_to(420)
-    lengths = token_byte_lengths(tokenizer)
+    lengths = tokenizer.byte_lengths()
     assert lengths.shape == (420,)
     assert lengths.dtype == np.int64
     content = "".join(TEXTS).encode()
@@ -168,8 +168,8 @@ def damaged(**changes: object) -> str:
     [
         ("{", "not a tokenizer.json"),
         (damaged(normalizer={"type": "NFC"}), "normalizer"),
-        (damaged(pre_tokenizer={"type": "Whitespace"}), "pre-tokenizer is none that llama.cpp shares"),
-        (damaged(pre_tokenizer=None), "pre-tokenizer is none that llama.cpp shares"),
+        (damaged(pre_tokenizer={"type": "Whitespace"}), "llama.cpp does not share its pre-tokenizer"),
+        (damaged(pre_tokenizer=None), "llama.cpp does not share its pre-tokenizer"),
         (damaged(model__ignore_merges=True), "uses ignore_merges"),
         (damaged(added_tokens=[]), "no end-of-text token"),
         (damaged(model={"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}), "a WordLevel tokenizer"),
