@@ -1,7 +1,7 @@
-"""A finished or interrupted run back in memory: model, tokenizer and configuration.
+"""A run or a GGUF file back in memory: model, tokenizer and, for a run, its configuration.
 
-Knows the layout of a run folder; the files themselves are read by `formats.run.checkpoints`,
-`data.tokenizer` and `config.load`. Nothing here runs the model.
+Knows the layout of a run folder; `formats.run.checkpoints`, `data.tokenizer` and `config.load` read the
+files themselves. Nothing here runs the model.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from nanochat_cli.model.transformer import Transformer
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """One checkpoint of a run: the model in float32 on the CPU, ready for inference, and all that belongs to it."""
+    """One checkpoint of a run: the model in float32 on the CPU, ready for inference, and what belongs to it."""
 
     folder: Path
     model: Transformer
@@ -27,16 +27,16 @@ class LoadedRun:
     config: Config
     step: int
     sha256: str
-    """Of the file of the model's tensors."""
+    """Hash of the file with the model's tensors."""
     parts: dict[str, Any]
-    """Tensors of the checkpoint besides the model and the optimizer: telemetry, mtp, …"""
+    """The checkpoint's tensors besides the model's and the optimizer's: telemetry, mtp, …"""
 
     def __str__(self) -> str:
-        """For a person: the latest run is taken where none is named, and the latest checkpoint of it."""
+        """Tells a person who named neither which run and which checkpoint were taken."""
         return f"{self.folder}, step {self.step}"
 
     def mtp(self) -> MTP | None:
-        """The multi-token prediction, ready for inference; None when the run was trained without."""
+        """The multi-token prediction, ready for inference; None if the run was trained without."""
         mtp = build_mtp(self.config.model, self.config.mtp)
         if mtp is not None:
             checkpoints.require_same_part(self, "mtp", self.parts.get("mtp", {}), mtp.state_dict())
@@ -47,7 +47,7 @@ class LoadedRun:
 
 
 def load_target(target: Path, which: checkpoints.Which = "latest") -> tuple[Transformer, Tokenizer, LoadedRun | None]:
-    """Model and tokenizer of a run's checkpoint or of a `.gguf` file; of a run also the rest."""
+    """Model and tokenizer of a run's checkpoint or of a `.gguf` file; for a run also the rest."""
     if target.suffix == ".gguf":
         from nanochat_cli.formats.gguf.read import load_gguf
 
@@ -57,7 +57,7 @@ def load_target(target: Path, which: checkpoints.Which = "latest") -> tuple[Tran
 
 
 def load_mtp(run_dir: Path, which: checkpoints.Which = "latest") -> MTP | None:
-    """The multi-token prediction of a run, ready for inference; None when it was trained without."""
+    """The multi-token prediction of a run, ready for inference; None if it was trained without."""
     return open_run(run_dir, which).mtp()
 
 
@@ -68,18 +68,18 @@ def load_run(run_dir: Path, which: checkpoints.Which = "latest") -> tuple[Transf
 
 
 def open_run(run_dir: Path, which: checkpoints.Which = "latest") -> LoadedRun:
-    """A checkpoint of a run: `latest`, `best` or a step.
+    """Load a checkpoint of a run: `latest`, `best` or a step.
 
-    Raises DataError when the folder is no run, has no such checkpoint, or holds one of another model.
+    Raises DataError if the folder is not a run, has no such checkpoint, or holds one of another model.
     """
     if not run_dir.is_dir():
-        raise DataError(f"{run_dir} is not a folder: name a run, that is a folder with config.toml and checkpoints/")
+        raise DataError(f"{run_dir} is not a folder: name a run, a folder with config.toml and checkpoints/")
     config = load_run_config(run_dir)
     tokenizer = Tokenizer.load(run_dir / "tokenizer.json")
     if tokenizer.vocab_size != config.model.vocab_size:
         raise DataError(
             f"{run_dir / 'tokenizer.json'} has {tokenizer.vocab_size} tokens and the model {config.model.vocab_size}: "
-            "not the tokenizer it was trained with; copy that of its data set"
+            "not the tokenizer it was trained with; copy the one from its data set"
         )
     saved = checkpoints.load(run_dir, which)
     model = Transformer(config.model)

@@ -1,1 +1,1 @@
-"""What a person sees while a command runs, and what is left in files afterwards."""
+"""Output: what a person sees while a command runs, and the files that it leaves."""

@@ -1,7 +1,7 @@
 """Where and with what something was measured: git, versions, machine, date.
 
-A leaf that imports no torch: versions come from package metadata, and the GPU is named only when torch is already
-there and in use. A fact that cannot be found out is None, never a guess.
+A leaf that imports no torch: versions come from package metadata, and the GPU is named only if torch is already
+imported. A fact that cannot be determined is None, never a guess.
 """
 
 import os
@@ -25,7 +25,7 @@ _FLAGS = (
     "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8",
     "amx_bf16", "asimd", "asimddp", "i8mm", "bf16", "sve",
 )  # fmt: skip
-"""What the CPU kernels, or torch's, choose between."""
+"""Instruction sets that our CPU kernels, or torch's, choose between."""
 PACKAGES = (
     "nanochat", "torch", "triton", "numpy", "tokenizers", "safetensors", "datasets", "gguf", "pydantic", "xllamacpp",
 )  # fmt: skip
@@ -48,29 +48,29 @@ def environment() -> dict[str, Any]:
     }
 
 
-def blemish(found: Mapping[str, Any]) -> str | None:
-    """Why a measurement with this environment cannot be traced to a commit, in words; None when it can."""
-    git = found.get("git") or {}
+def blemish(recorded: Mapping[str, Any]) -> str | None:
+    """Why a measurement in this environment cannot be traced to a commit, in words; None if it can."""
+    git = recorded.get("git") or {}
     if not git.get("commit"):
         return BLEMISHES[0]
     return BLEMISHES[1] if git.get("dirty") is not False else None
 
 
 def read_environment(run_dir: Path) -> dict[str, Any] | None:
-    """What `environment.json` of a run says; None when it is missing or damaged, since nothing depends on it."""
+    """A run's `environment.json`; None if it is missing or damaged, since nothing depends on it."""
     try:
-        found = parse_json((run_dir / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
+        recorded = parse_json((run_dir / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return recorded if isinstance(recorded, dict) else None
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
     """`{"commit", "dirty"}` of the checkout that tracks `folder`; None for an installed package or without git.
 
-    Results and the pages that quote them are no code: a new result does not make the next one dirty.
+    Results and the pages that quote them are not code: a new result does not make the next one dirty.
     """
-    # The folder must be tracked: a package installed below somebody else's checkout is not part of it.
+    # The folder must be tracked: a package installed below another project's checkout is not part of it.
     if not _run("git", "-C", str(folder), "ls-files", "."):
         return None
     commit = _run("git", "-C", str(folder), "rev-parse", "HEAD")
@@ -82,7 +82,7 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 
 def package_versions() -> dict[str, str | None]:
-    """Installed versions of what the results depend on; None for what is not installed."""
+    """Installed versions of the packages that results depend on."""
     versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
@@ -105,7 +105,7 @@ def cpu_model() -> str | None:
 
 @cache
 def cpu_flags() -> list[str]:
-    """Instruction sets that matter to what is measured, as the kernel reports them; none elsewhere than on Linux."""
+    """Instruction sets that matter to measurements, as the kernel reports them; empty unless on Linux."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -116,7 +116,7 @@ def cpu_flags() -> list[str]:
 
 
 def usable_cores() -> int:
-    """Cores this process may run on: affinity and the CPU quota of its control group, not those of the machine."""
+    """Cores this process may use, by affinity and the CPU quota of its control group; not all of the machine's."""
     cores = len(os.sched_getaffinity(0))
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
@@ -136,7 +136,7 @@ def memory_bytes() -> int:
 
 
 def gpu_name() -> str | None:
-    """Name of the current CUDA device, only if torch is imported already and CUDA is there."""
+    """Name of the current CUDA device; None unless torch is already imported and has one."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return None

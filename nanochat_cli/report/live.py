@@ -1,9 +1,10 @@
 """The view of a training run: a panel that stays in place on a terminal, or a plain line per log interval elsewhere.
 
-Knows the numbers that it is given and a clock; measuring them is the trainer's affair. `update` only stores values:
-a thread of Rich draws the panel twice a second, so the training loop does not wait for the terminal.
+Knows the numbers that it is given and a clock; the trainer measures them. `update` only stores values: a thread of
+Rich draws the panel twice a second, so the training loop does not wait for the terminal.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -20,16 +21,16 @@ if TYPE_CHECKING:
 
 REFRESHES_PER_SECOND = 2
 LONGEST_SILENCE = 30.0
-"""Seconds without a line, elsewhere than on a terminal, after which a step is worth one whatever the log interval."""
+"""Off a terminal, a step gets a line after so many seconds without one, whatever the log interval."""
 TRAINING = "training"
 PHASE_LINE_AFTER, PHASE_LINE_EVERY = 2.0, 10.0
-"""Seconds until what is not training is worth a line, elsewhere than on a terminal, and between two such lines."""
+"""Off a terminal, seconds until a phase other than training gets a line, and between two such lines."""
 HISTORY = 256
-"""Points of the loss curve that are kept; older ones are averaged in pairs."""
+"""Points kept of the loss curve; older ones are averaged in pairs."""
 
 
 def start_live(reporter: Reporter, render: "Callable[[], RenderableType]") -> "Live | None":
-    """What `render` returns stays in place on the reporter's terminal until `stop`; None where there is no terminal."""
+    """Keep what `render` returns in place on the reporter's terminal until `stop`; None without a terminal."""
     console: Console | None = getattr(reporter, "console", None)
     if console is None or not console.is_terminal or console.is_dumb_terminal:
         return None
@@ -42,7 +43,7 @@ def start_live(reporter: Reporter, render: "Callable[[], RenderableType]") -> "L
 
 @dataclass
 class Readings:
-    """The last known value of everything that is shown; None is not known yet."""
+    """The last known value of everything that is shown; None: not known yet."""
 
     loss: float | None = None
     """Training loss, nats per token."""
@@ -60,7 +61,7 @@ class Readings:
     grad_norm: float | None = None
     skipped: int = 0
     kept_share: float | None = None
-    """Of the tokens in the backward pass; None without token filtering."""
+    """Share of the tokens in the backward pass; None without token filtering."""
 
 
 class LossHistory:
@@ -73,8 +74,8 @@ class LossHistory:
         self._pending: list[float] = []
 
     def add(self, value: float) -> None:
-        """One more value; those that are not finite are left out."""
-        if value - value != 0:
+        """Append a value, if it is finite."""
+        if not math.isfinite(value):
             return
         self._pending.append(value)
         if len(self._pending) < self._stride:
@@ -90,7 +91,7 @@ class LossHistory:
 class LiveView:
     """`with LiveView(reporter, total_steps=1000, log_interval=10) as view: view.update(1, loss=9.1)`
 
-    A panel when the reporter has a console that is a terminal; otherwise one line through `reporter.info` per
+    A panel if the reporter has a console that is a terminal; otherwise one line through `reporter.info` per
     `log_interval` steps and per evaluation. `total_steps` may be changed while it runs. `clock` returns seconds.
     """
 
@@ -151,7 +152,7 @@ class LiveView:
             self._print_lines(step, evaluated=readings.get("bits_per_byte") is not None)
 
     def phase(self, name: str = TRAINING, done: int = 0, of: int = 0) -> None:
-        """What the run is doing, and how much of it is done; nothing else moves while it does not train."""
+        """Set what the run is doing, and how much of it is done; other readings stand still while it does not train."""
         now = self._clock()
         if name != self._phase:
             self._phase_started = now
@@ -171,11 +172,11 @@ class LiveView:
         return f"{self._phase} {self._done} of {self._of}, ETA {eta}"
 
     def event(self, message: str) -> None:
-        """Something that happened, as one line (above the panel on a terminal)."""
+        """Report an event as one line (above the panel on a terminal)."""
         self._reporter.info(message)
 
     def eta(self) -> float | None:
-        """Seconds until the last step at the mean rate so far; None before it can be known."""
+        """Seconds until the last step at the mean rate so far, once it is known."""
         if self._first is None or self._step <= self._first[0]:
             return None
         per_step = (self._clock() - self._first[1]) / (self._step - self._first[0])

@@ -1,4 +1,4 @@
-"""What a run measured, step by step: `metrics.jsonl`, and the same numbers for TensorBoard.
+"""The measurements of a run, step by step: `metrics.jsonl`, and the same numbers for TensorBoard.
 
 Knows files, names and numbers. One JSON object per line and per step: `{"step": 10, "tokens": 20480, "seconds": 3.1,
 "loss/train": 5.2, …}`. A name with a "/" is also a TensorBoard scalar (`loss/*`, `eval/*`, `training/*`,
@@ -33,8 +33,7 @@ class MetricsLog:
     """Appends to the metrics of a run; `with MetricsLog(run_dir, tensorboard=True) as log: log.log(10, {…})`.
 
     resumed_step: the step of the checkpoint that the run continues from. Lines after it are cut from the file, and
-    TensorBoard is told to forget them. None starts an empty file.
-    Raises DataError when the file cannot be written.
+    TensorBoard is told to forget them. None starts an empty file. Raises DataError if the file cannot be written.
     """
 
     def __init__(self, run_dir: Path, tensorboard: bool, resumed_step: int | None = None) -> None:
@@ -50,7 +49,7 @@ class MetricsLog:
             raise _cannot_write(self._path, error) from error
 
     def log(self, step: int, metrics: Mapping[str, Value]) -> None:
-        """Writes and flushes one line. A number that is not finite is written as null: JSON has no NaN."""
+        """Write and flush one line. A number that is not finite is written as null: JSON has no NaN."""
         line = {"step": step, **{name: _finite(value) for name, value in metrics.items()}}
         try:
             self._file.write(json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n")
@@ -67,14 +66,13 @@ class MetricsLog:
                 self._write_events(self._tensorboard_dir, step, scalars)
 
     def sync(self) -> None:
-        """Puts everything logged so far on the disk: call it before a checkpoint of the step is saved."""
+        """Flush everything logged so far to the disk: call it before a checkpoint of the step is saved."""
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise _cannot_write(self._path, error) from error
 
     def close(self) -> None:
-        """Ends both files."""
         self._file.close()
         if self._events is not None:
             self._events.close()
@@ -88,7 +86,7 @@ class MetricsLog:
         self.close()
 
     def _write_events(self, folder: Path, step: int, scalars: Mapping[str, float]) -> None:
-        # protobuf makes these classes at import, where no type checker sees them
+        # protobuf creates these classes on import, which no type checker sees
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
         from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -96,7 +94,7 @@ class MetricsLog:
         if self._events is None:
             self._events = EventFileWriter(str(folder))
             if self._resumed_step is not None:
-                # TensorBoard drops events of these steps and later ones that an earlier process wrote.
+                # This makes TensorBoard drop events of this and later steps that an earlier process wrote.
                 start = SessionLog(status=SessionLog.START)
                 self._events.add_event(Event(wall_time=time.time(), step=self._resumed_step + 1, session_log=start))
         values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
@@ -106,7 +104,7 @@ class MetricsLog:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics file (or of the run folder that holds it) in order; a half-written last line is left out.
 
-    Raises DataError when the file is missing, or when any other line is not a JSON object with a step.
+    Raises DataError if the file is missing, or if any other line is not a JSON object with a step.
     """
     path = Path(path) / FILE_NAME if Path(path).is_dir() else Path(path)
     try:
@@ -130,7 +128,7 @@ def series(records: Iterable[Mapping[str, Any]], x: str, y: str) -> tuple[list[f
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """A whole line as a record; None when it is cut off or not a record."""
+    """A complete line as a record; None if it is cut off or not a record."""
     if not line.endswith(b"\n"):
         return None
     try:
@@ -141,7 +139,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _truncate_after(path: Path, step: int | None) -> None:
-    """Cuts the file before the first line that is damaged or of a later step than `step`; None empties it."""
+    """Cut the file before the first line that is damaged or of a later step than `step`; None empties it."""
     if not path.exists():
         return
     end = 0

@@ -1,7 +1,7 @@
-"""Pictures of a run: loss and held-out bits per byte over tokens, with the time on a second axis.
+"""Plots of a run: loss and held-out bits per byte over tokens, with the time on a second axis.
 
-Knows the records of `metrics_log.read_metrics` and matplotlib (Agg, imported on use; no global state of it is
-touched). The text form of the same curve is `report.text_plot`.
+Knows the records of `metrics_log.read_metrics` and matplotlib (Agg, imported on use, without touching its global
+state). `report.text_plot` draws the same curve as text.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,12 +28,12 @@ _BLUE, _ORANGE, _GREY = "#2b6cb0", "#c05621", "#4a5568"
 def plot_run(
     records: Sequence[Mapping[str, Any]], out: Path, *, title: str, baselines: Mapping[str, float] | None = None
 ) -> Path:
-    """Writes the figure of `run_figure` as PNG; returns its path. Raises DataError when that cannot be done."""
+    """Write the figure of `run_figure` as PNG; returns its path. Raises DataError if that fails."""
     return save_figure(run_figure(records, title=title, baselines=baselines), out)
 
 
 def save_figure(figure: "Figure", out: Path) -> Path:
-    """Writes a figure as PNG; returns its path. Raises DataError when that cannot be done."""
+    """Write a figure as PNG; returns its path. Raises DataError if that fails."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with whole(out) as temporary:
@@ -44,7 +44,7 @@ def save_figure(figure: "Figure", out: Path) -> Path:
 
 
 def new_figure(width: float, height: float, *, dpi: int = 150) -> "Figure":
-    """An empty figure, in inches, with a canvas of its own. Its axes find room for their labels when it is drawn."""
+    """An empty figure, in inches, with its own canvas. Its axes make room for their labels when it is drawn."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -60,7 +60,7 @@ def run_figure(
 
     records: need `tokens`, `seconds` and any of `loss/main`, `eval/loss`, `eval/bits_per_byte`.
     baselines: bits per byte of compressors on the same held-out files, such as {"gzip -9": 2.31}.
-    Raises DataError when there is nothing to draw.
+    Raises DataError if there is nothing to draw.
     """
     from matplotlib.ticker import EngFormatter
 
@@ -126,7 +126,7 @@ def _draw_bits_per_byte(
 
 
 def _name_at_the_right(axes: "Axes", names: Sequence[tuple[float, str, str]], *, apart: float) -> None:
-    """Writes (y, text, color) beside the axes at its height, or higher where the one below needs the space."""
+    """Write (y, text, color) beside the axes at height y, or higher if the one below needs the space."""
     lowest = float("-inf")
     for value, text, color in sorted(names):
         place = max(value, lowest)
@@ -146,7 +146,7 @@ def _add_time_axis(axes: "Axes", tokens: list[float], seconds: list[float]) -> N
 
 
 def time_unit(longest: float) -> tuple[str, int]:
-    """The unit in which an axis that ends at `longest` seconds is drawn, and the seconds in it."""
+    """The unit for an axis that ends at `longest` seconds, and the seconds in it."""
     return next((name, unit) for name, unit in _TIME_UNITS if longest >= 5 * unit or unit == 1)
 
 
@@ -165,7 +165,7 @@ def _interpolation(xs: list[float], ys: list[float]) -> Callable[[Any], Any]:
 
 
 def finish_axes(axes: "Axes") -> None:
-    """Grid and spines as in every picture of ours."""
+    """Grid and spines as in all our plots."""
     axes.grid(True, color="#e2e8f0", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -179,7 +179,7 @@ def _smoothed(values: Sequence[float]) -> list[float]:
 
 
 def focus_range(values: Iterable[float]) -> tuple[float, float]:
-    """A y range with all values but the steepest start: the first losses would flatten everything else."""
+    """A y range for all values but a steep start, since the first losses would flatten everything else."""
     ordered = sorted(values)
     if not ordered:
         return 0.0, 1.0

@@ -22,7 +22,7 @@ _YEAR = 365.25 * _DAY
 
 
 def format_duration(seconds: float) -> str:
-    """As a clock shows it, up to days: `75` -> `"1:15"`, `3700` -> `"1:01:40"`, `200_000` -> `"2.3 days"`."""
+    """A time as a clock shows it, up to days: `75` -> `"1:15"`, `3700` -> `"1:01:40"`, `200_000` -> `"2.3 days"`."""
     if seconds >= 2 * _DAY:
         return format_span(seconds)
     minutes, rest = divmod(round(seconds), 60)
@@ -31,7 +31,7 @@ def format_duration(seconds: float) -> str:
 
 
 def format_span(seconds: float) -> str:
-    """A length of time in the unit that is read at a glance: `0.3` -> `"0.3 s"`, `300` -> `"5 min"`, up to years."""
+    """A time in its most readable unit: `0.3` -> `"0.3 s"`, `300` -> `"5 min"`, up to years."""
     if seconds < 59.5:
         return f"{seconds:.2g} s"
     if seconds < 3570:

@@ -1,6 +1,6 @@
 """How a command talks: one protocol, three voices (Rich on a terminal, plain lines, quiet).
 
-The product of a command (`write`, `table`) goes to standard output; the story of it (`info`, `warn`,
+The product of a command (`write`, `table`) goes to standard output; its messages (`info`, `warn`,
 `progress`) to standard error, so that output can be piped. `result` collects what `--json` writes. Rich
 is imported only on a terminal. The live view of training is `report.live`.
 """
@@ -17,7 +17,7 @@ from nanochat_cli.errors import DataError
 from nanochat_cli.report.quantities import format_duration, format_quantity
 
 FIRST_LINE_AFTER = 2.0
-"""Seconds before a plain progress reports at all: shorter waits need no line."""
+"""Seconds before plain progress prints its first line: shorter waits need none."""
 LINE_EVERY = 10.0
 """Seconds between two plain progress lines."""
 
@@ -31,16 +31,16 @@ class Progress(Protocol):
 
 
 class Reporter(Protocol):
-    """What the engine may say; it never prints by itself."""
+    """All output of the library, which never prints by itself."""
 
     results: dict[str, object]
 
     def info(self, message: str) -> None:
-        """One line about what happens."""
+        """One line about what is happening."""
         ...
 
     def warn(self, message: str) -> None:
-        """One line about something that a person should know; shown even when quiet."""
+        """One line that a person should see; shown even when quiet."""
         ...
 
     def write(self, text: str) -> None:
@@ -67,7 +67,7 @@ class Reporter(Protocol):
 
 
 class _Voice:
-    """What the three reporters share."""
+    """Shared by the three reporters."""
 
     def __init__(self, out: IO[str] | None = None, err: IO[str] | None = None) -> None:
         self.results: dict[str, object] = {}
@@ -83,13 +83,12 @@ class _Voice:
             self._out.write(text)
             self._out.flush()
             self._mid_line = not text.endswith("\n") if text else self._mid_line
-        except BrokenPipeError:  # a reader such as `head` has seen enough
+        except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
             raise
         except OSError as error:
             raise DataError(f"standard output cannot be written: {error.strerror}; free space") from error
 
     def end_line(self) -> None:
-        """What is said next does not stand in the middle of the product's text."""
         if self._mid_line:
             self.write("\n")
 
@@ -136,7 +135,7 @@ class _LineProgress:
             self._write(self._line(now - self._start))
 
     def finish(self) -> None:
-        """Say what it took, if it took long enough to be worth a line."""
+        """Report the total, if it took long enough to be worth a line."""
         elapsed = self._clock() - self._start
         if elapsed >= FIRST_LINE_AFTER:
             self._write(
@@ -246,16 +245,16 @@ class _BarProgress:
 
 
 def open_reporter(*, quiet: bool = False) -> Reporter:
-    """The voice that fits: quiet if asked, Rich when standard error is a terminal, else plain."""
+    """The fitting voice: quiet if asked, Rich if standard error is a terminal, else plain."""
     if quiet:
         return QuietReporter()
     return RichReporter() if sys.stderr.isatty() else PlainReporter()
 
 
 def write_json(path: Path, values: Mapping[str, object]) -> None:
-    """Write what a command found, as `--json` promises. Values that are not JSON become text.
+    """Write a command's results, as `--json` promises. Values that are not JSON become text.
 
-    A prompt that is no UTF-8 has lone surrogates, which are written as JSON escapes.
+    A prompt that is not UTF-8 has lone surrogates, which are written as JSON escapes.
     """
     text = json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n"
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -272,7 +271,7 @@ def _cell(value: object) -> str:
 
 
 def _right_aligned(columns: int, rows: Sequence[Sequence[object]]) -> list[bool]:
-    """Columns that hold numbers only."""
+    """Whether each column holds only numbers."""
     return [
         bool(rows) and all(value is None or isinstance(value, (int, float)) for value in (row[i] for row in rows))
         for i in range(columns)

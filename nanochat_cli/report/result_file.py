@@ -1,7 +1,7 @@
-"""The one form of every committed measurement: `{"suite", "environment", "results", "claims"}` as JSON.
+"""The format of every committed measurement: `{"suite", "environment", "results", "claims"}` as JSON.
 
 A result compares a value with a named peer measured in the same process or run. `ratio` above 1 always means better
-than the peer, so that a ratio of times is peer / ours and a ratio of rates ours / peer.
+than the peer, so a ratio of times is peer / ours and a ratio of rates ours / peer.
 """
 
 import json
@@ -21,7 +21,7 @@ from nanochat_cli.report.reporter import Reporter
 
 @dataclass(frozen=True)
 class Result:
-    """One figure. runs: the single measurements; spread: their smallest and largest; value: their median."""
+    """One figure. runs: the individual measurements; spread: their smallest and largest; value: their median."""
 
     case: str
     metric: str
@@ -37,8 +37,7 @@ class Result:
 class Claim:
     """A statement that was measured; verdict: as `bench.matched.claims` words it.
 
-    interval: called what `report.statistics.interval_name(seeds)` says; in `unit`, as the ends of what was expected,
-    where there are any.
+    interval: named by `report.statistics.interval_name(seeds)`; in `unit`, like expected_low and expected_high.
     """
 
     id: str
@@ -64,7 +63,7 @@ def summarise(
     peer_runs: Sequence[float] | None = None,
     smaller_is_better: bool = False,
 ) -> Result:
-    """The median of interleaved runs, and the median of the ratios to the peer, pair by pair."""
+    """The median of interleaved runs, and the median of their ratios to the peer's, pair by pair."""
     ratio = None
     if peer_runs is not None:
         pairs = zip(runs, peer_runs, strict=True)
@@ -73,15 +72,15 @@ def summarise(
 
 
 def show_results(reporter: Reporter, title: str, results: Sequence[Result], claims: Sequence[Claim] = ()) -> None:
-    """Results and claims as tables, and for `--json`."""
+    """Show results and claims as tables, and add them to `--json`."""
     rows = [(r.case, r.metric, _shown(r), "" if r.ratio is None else f"{r.ratio:.3g}") for r in results]
     reporter.table(title, ("case", "measure", "value", "ratio"), rows)
-    found: dict[str, Any] = {"results": [asdict(r) for r in results]}
+    values: dict[str, Any] = {"results": [asdict(r) for r in results]}
     if claims:
         judged = [(c.statement, c.expected, c.measured, c.verdict) for c in claims]
         reporter.table("claims", ("statement", "expected", "measured", "verdict"), judged)
-        found["claims"] = [asdict(c) for c in claims]
-    reporter.result(found)
+        values["claims"] = [asdict(c) for c in claims]
+    reporter.result(values)
 
 
 def _shown(result: Result) -> str:
@@ -91,7 +90,7 @@ def _shown(result: Result) -> str:
 
 
 def result_place(name: str, out: Path | None, *, quick: bool = False) -> Path:
-    """`out`, or where a script of `benchmarks/` writes: its committed result, which a quick run must not replace."""
+    """`out`, or where a script of `benchmarks/` writes: a quick run must not replace the committed result."""
     checkout = Path(__file__).resolve().parents[2]
     return out or checkout / ("build/bench" if quick else "benchmarks/results") / f"{name}.json"
 
@@ -101,14 +100,14 @@ def write_results(
 ) -> Path:
     """Write the file, with the environment it was measured in; details: further keys. Raises DataError.
 
-    Warns on standard error when the measurement cannot be traced to a commit.
+    Warns on standard error if the measurement cannot be traced to a commit.
     """
-    found = environment()
-    if (reason := blemish(found)) is not None:
-        print(f"warning: {path}: measured with {reason}: not to be committed as a result", file=sys.stderr)
+    measured_in = environment()
+    if (reason := blemish(measured_in)) is not None:
+        print(f"warning: {path}: measured with {reason}: do not commit it as a result", file=sys.stderr)
     document = {
         "suite": suite,
-        "environment": found,
+        "environment": measured_in,
         "results": [asdict(result) for result in results],
         "claims": [asdict(claim) for claim in claims],
         **details,

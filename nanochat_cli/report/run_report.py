@@ -1,7 +1,7 @@
-"""`runs/NAME/report.md`: what was trained, with what, what came out, in one page that a person can judge.
+"""`runs/NAME/report.md`: what was trained, on what, and with what result, on one page that a person can judge.
 
-Knows plain dictionaries and Markdown; whoever calls it has measured what they hold. A section whose values were not
-given is left out: nothing is made up, and nothing is called zero that was not measured.
+Knows plain dictionaries and Markdown; its callers have measured what they hold. A section without values is left
+out: nothing is made up, and what was not measured is not shown as zero.
 """
 
 import re
@@ -32,7 +32,7 @@ _RESULTS = {
     "peak_flops": ("measured matmul peak", lambda value: format_quantity(value / 1e9, "GFLOP/s")),
     "skipped": ("skipped steps", _COUNT),
 }
-"""Results that have a name of their own, in the order of the table; others follow under their key."""
+"""Names of results, in the order of the table; other results follow under their key."""
 
 _SETTINGS = {
     "model": ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "vocab_size", "tie_embeddings", "quant"),
@@ -58,15 +58,14 @@ def write_report(
     export: Mapping[str, Any] | None = None,
     verification: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes the report of a run and returns its path. Raises DataError when it cannot be written.
+    """Write the report of a run and return its path. Raises DataError if it cannot be written.
 
-    config: the resolved configuration as plain values. parameters: name → count, `total` among them.
+    config: the resolved configuration as plain values. parameters: name → count, including `total`.
     results: final figures by name, see the keys of `_RESULTS`; others are shown under their own name.
     baselines: compressor → bits per byte of the same held-out files. measured: title of a section → the last values of
     its metrics, whose names begin with a group and a "/".
-    plot: a picture, linked relative to the run. samples: prompt, continuation, and
-    what followed in truth, if that is known.
-    export, verification: what the exporter and its check found.
+    plot: an image, linked relative to the run. samples: prompt, continuation, and the true continuation if known.
+    export, verification: results of the exporter and of its check.
     """
     sections = [
         f"# {run_dir.name}",
@@ -82,14 +81,14 @@ def write_report(
     for number, (prompt, continuation, truth) in enumerate(samples, 1):
         sections.append(f"## Sample {number}\n\n" + _fenced(prompt + continuation))
         if truth:
-            sections.append("In truth, the held-out document goes on:\n\n" + _fenced(truth))
+            sections.append("The held-out document itself continues:\n\n" + _fenced(truth))
     if export:
         sections.append("## Export\n\n" + _table(("property", "value"), _flat(export)))
     if verification:
         sections.append("## Verification of the export\n\n" + _table(("check", "value"), _flat(verification)))
     settings = {section: {key: config.get(section, {}).get(key) for key in keys} for section, keys in _SETTINGS.items()}
     sections.append("## Configuration\n\n" + _table(("key", "value"), _flat(settings)))
-    sections[-1] += "\n\nThe whole of it is in `config.toml`, which runs it again."
+    sections[-1] += "\n\n`config.toml` has all of it, and reproduces the run."
     sections.append("## Parameters\n\n" + _table(("part", "parameters"), parameters.items()))
     sections.append("## Environment\n\n" + _table(("what", "value"), _flat(environment)))
     path = run_dir / FILE_NAME
@@ -121,7 +120,7 @@ def _result_rows(results: Mapping[str, Any], baselines: Mapping[str, float]) -> 
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested mappings as rows with dotted names; None is left out, a long mapping of names to words is counted."""
+    """Nested mappings as rows with dotted names; None is left out, a long mapping of names to words is summarised."""
     rows: list[tuple[str, Any]] = []
     for key, value in values.items():
         name = f"{prefix}{key}"

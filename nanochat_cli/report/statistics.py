@@ -1,10 +1,10 @@
-"""What matched runs say about a difference: paired comparisons over seeds, with an interval.
+"""Paired comparisons of matched runs over seeds, with an interval.
 
-The interval is a bootstrap interval of the mean from ENOUGH_FOR_INTERVAL seeds on. Of fewer, resampling knows nothing
-that would deserve a level, and it is the range of the seeds: the smallest and the largest.
+From ENOUGH_FOR_INTERVAL seeds on, the interval is a bootstrap interval of the mean. With fewer, resampling cannot
+support a confidence level, and the interval is the range of the seeds, from smallest to largest.
 
-Runs of the same seed have the same data in the same order and, where shapes agree, the same initial weights, so that
-they are compared pair by pair. Knows numbers only.
+Runs of the same seed have the same data in the same order and, if shapes agree, the same initial weights, so they are
+compared pair by pair. Knows numbers only.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ Form = Literal["ratio", "saving", "difference", "value"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """interval: of the value, as `seed_interval` has it; None with fewer than two seeds."""
+    """interval: by `seed_interval`; None with fewer than two seeds."""
 
     value: float
     interval: tuple[float, float] | None
@@ -36,26 +36,26 @@ def bootstrap_interval(
 ) -> tuple[float, float] | None:
     """Percentile bootstrap interval of the mean (Efron & Tibshirani 1993, §13); None with fewer than two values.
 
-    The same values give the same interval. With a few values it is too narrow: of three it is never wider than from
-    the smallest to the largest.
+    The same values give the same interval. With a few values it is too narrow: for three it is never wider than their
+    range.
     """
-    found = np.asarray(values, dtype=np.float64)
-    if len(found) < 2:
+    sample = np.asarray(values, dtype=np.float64)
+    if len(sample) < 2:
         return None
-    drawn = np.random.default_rng(seed).integers(len(found), size=(resamples, len(found)))
-    low, high = np.quantile(found[drawn].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    drawn = np.random.default_rng(seed).integers(len(sample), size=(resamples, len(sample)))
+    low, high = np.quantile(sample[drawn].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
 def seed_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Smallest and largest of a few values, the bootstrap interval of their mean at LEVEL of many; None of one."""
+    """The range of a few values, or the bootstrap interval at LEVEL of the mean of many; None for a single value."""
     if len(values) < 2:
         return None
     return bootstrap_interval(values) if len(values) >= ENOUGH_FOR_INTERVAL else (min(values), max(values))
 
 
 def interval_name(seeds: int) -> str:
-    """What `seed_interval` of so many values may be called."""
+    """The right name for `seed_interval` of so many values."""
     return f"{LEVEL:.0%} interval".replace("%", " %") if seeds >= ENOUGH_FOR_INTERVAL else RANGE
 
 
@@ -88,7 +88,7 @@ def _estimate(values: Sequence[float]) -> Estimate:
 
 
 def _mapped(estimate: Estimate, function: Callable[[float], float]) -> Estimate:
-    """The estimate on another scale; function: monotone."""
+    """The estimate on another scale, by a monotone function."""
     interval = None
     if estimate.interval is not None:
         low, high = sorted(function(end) for end in estimate.interval)

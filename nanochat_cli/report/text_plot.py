@@ -3,6 +3,7 @@
 Knows numbers and characters.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
@@ -14,8 +15,8 @@ _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 
 
 def sparkline(values: Sequence[float], width: int = 40) -> str:
-    """Finite values as at most `width` block characters, averaged down where there are more."""
-    finite = [value for value in values if _is_finite(value)]
+    """Finite values as at most `width` block characters, averaged if there are more."""
+    finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return ""
     cells = _averaged(finite, width)
@@ -36,12 +37,11 @@ def line_plot(
     width: int = 64,
     height: int = 10,
 ) -> str:
-    """A curve as `height` lines of braille with its axes; lines are joined by newlines.
+    """A curve as `height` lines of braille with axes, joined by newlines; empty with fewer than two points.
 
     references: name → y of horizontal lines, drawn dotted and named at the right; the y range includes them.
-    Returns an empty string when there are fewer than two points.
     """
-    points = [(a, b) for a, b in zip(x, y, strict=True) if _is_finite(a) and _is_finite(b)]
+    points = [(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(a) and math.isfinite(b)]
     if len(points) < 2:
         return ""
     references = references or {}
@@ -102,10 +102,6 @@ def _segment(start: tuple[int, int], end: tuple[int, int]) -> list[tuple[int, in
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
-    """Least and greatest value, a little apart when they are equal."""
+    """Smallest and largest value, moved apart if they are equal."""
     low, high = min(values), max(values)
     return (low, high) if high > low else (low - 0.5, high + 0.5)
-
-
-def _is_finite(value: float) -> bool:
-    return value - value == 0

@@ -1,14 +1,14 @@
 """Which architecture of llama.cpp a model is, and its hyper-parameters as metadata.
 
-Read in one direction by the exporter and in the other by the loader. Knows the configuration of a model; holds no
-weights and opens no file.
+The exporter uses it in one direction and the loader in the other. Knows the configuration of a model; holds no weights
+and opens no file.
 
     arch              model                                       rotary form          head
     llama             plain, or a mixture of experts              neighbouring pairs   tied or untied
     qwen3             RMSNorm on q and k                          half-split (ours)    tied or untied
     bitnet            sub-norms before wo, w_down                 half-split (ours)    tied only
     qwen35            gated DeltaNet and gated attention          half-split (ours)    tied or untied
-    nanochat-ternary  whatever none of these holds (several       half-split (ours)    tied or untied
+    nanochat-ternary  what the others cannot express (several     half-split (ours)    tied or untied
                       residual streams, a shared expert …);
                       our own runtime reads it, llama.cpp refuses
 """
@@ -23,11 +23,11 @@ from nanochat_cli.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Architecture:
-    """One `general.architecture` of llama.cpp that our model can be."""
+    """A `general.architecture` that our model can have."""
 
     name: str
     rope_pairs_neighbours: bool
-    """True: the arch rotates dimensions (2i, 2i + 1), so rows of wq and wk change place at export."""
+    """True: the arch rotates dimensions (2i, 2i + 1), so rows of wq and wk are permuted on export."""
 
 
 LLAMA = Architecture("llama", rope_pairs_neighbours=True)
@@ -55,7 +55,7 @@ def architecture_of(config: ModelConfig) -> Architecture:
 
 
 def beyond_llama_cpp(config: ModelConfig) -> str | None:
-    """What of this model no architecture of llama.cpp computes, in words; None when one does."""
+    """Why no architecture of llama.cpp computes this model, in words; None if one does."""
     moe = config.moe
     if config.mhc.streams > 1:
         return f"it has {config.mhc.streams} residual streams (model.mhc.streams)"
@@ -64,15 +64,15 @@ def beyond_llama_cpp(config: ModelConfig) -> str | None:
     if moe.enabled and moe.balance == "bias":
         return "experts are chosen with a bias (model.moe.balance)"
     if config.is_hybrid and moe.enabled:
-        return "gated DeltaNet and experts stand together (model.deltanet, model.moe)"
+        return "gated DeltaNet is combined with experts (model.deltanet, model.moe)"
     if config.is_hybrid and not config.qk_norm:
-        return "gated DeltaNet stands without model.qk_norm"
+        return "gated DeltaNet is used without model.qk_norm"
     if config.is_hybrid != config.resolved_attention_gate:
         state = "with" if config.resolved_attention_gate else "without"
         kind = "beside gated DeltaNet" if config.is_hybrid else "alone"
         return f"attention {kind} is {state} a gate (model.attention_gate)"
     if moe.enabled and config.qk_norm:
-        return "experts and model.qk_norm stand together"
+        return "experts are combined with model.qk_norm"
     return None
 
 
@@ -92,7 +92,7 @@ def _require_bitnet(config: ModelConfig) -> None:
 
 @dataclass(frozen=True)
 class Destination:
-    """What `nanochat export` will make of a model. arch: None when it will refuse; reason: why llama.cpp has no part.
+    """What `nanochat export` will make of a model. arch: None if it will refuse; reason: why llama.cpp cannot run it.
 
     Static hyper-connections may still fold into a plain residual at export, which depends on their weights.
     """
@@ -114,7 +114,7 @@ class Destination:
 
 
 def destination_of(config: ModelConfig) -> Destination:
-    """Where a model of this configuration will run, before it is trained; no torch, no error."""
+    """Where a model of this configuration will run, before it is trained; without torch, and never an error."""
     try:
         arch = architecture_of(config)
     except ConfigError as error:
@@ -125,8 +125,8 @@ def destination_of(config: ModelConfig) -> Destination:
 def metadata(config: ModelConfig) -> dict[str, Any]:
     """Every hyper-parameter that llama.cpp needs, by its full key.
 
-    Those with a default there are written too: a missing rope.freq_base, for example, loads without a
-    word and computes something else.
+    Those with a default there are written too: without rope.freq_base, for example, a file loads silently
+    and computes something else.
     """
     arch = architecture_of(config).name
     values: dict[str, Any] = {
@@ -173,13 +173,13 @@ def metadata(config: ModelConfig) -> dict[str, Any]:
 
 
 def _sections(pairs: int) -> list[int]:
-    """How arch qwen35 divides the rotated pairs among three axes of position, which text has all alike."""
+    """How arch qwen35 divides the rotated pairs among three axes of position, which are equal for text."""
     side = -(-pairs // 3)
     return [side, side, pairs - 2 * side, 0]
 
 
 def config_from_metadata(fields: Mapping[str, Any], tied: bool, quant: QuantConfig) -> ModelConfig:
-    """The inverse of `metadata`. Whatever our own model cannot compute is a DataError that names it."""
+    """The inverse of `metadata`. Raises DataError, naming it, for anything that our model cannot compute."""
     arch = str(fields.get("general.architecture"))
     if arch not in ARCHITECTURES:
         raise DataError(f"architecture '{arch}' is not one that this program computes: {', '.join(ARCHITECTURES)}")
@@ -195,7 +195,7 @@ def config_from_metadata(fields: Mapping[str, Any], tied: bool, quant: QuantConf
     def count(key: str, default: Any = None) -> int:
         value = field(key, default)
         if not isinstance(value, int) or not 0 < value < 2**31:
-            raise DataError(f"metadata key {arch}.{key} = {value} is no count")
+            raise DataError(f"metadata key {arch}.{key} = {value} is not a valid count")
         return value
 
     dim, n_heads = count("embedding_length"), count("attention.head_count")
@@ -237,7 +237,7 @@ def config_from_metadata(fields: Mapping[str, Any], tied: bool, quant: QuantConf
 
 
 def _attention_gate(fields: Mapping[str, Any], arch: str) -> bool | None:
-    """None where the default of the configuration says it."""
+    """None if it is the configuration's default."""
     gated = arch == QWEN35.name or bool(fields.get(f"{arch}.attention.output_gate"))
     hybrid = any(_recurrent_layers(fields, arch))
     return None if gated == hybrid else gated
@@ -267,10 +267,10 @@ def _deltanet(fields: Mapping[str, Any], arch: str, count: Callable[..., int]) -
 
 
 def _recurrent_layers(fields: Mapping[str, Any], arch: str) -> list[bool]:
-    """Which layers are DeltaNet, by the file; empty when it does not say."""
+    """Which layers are DeltaNet according to the file; empty if it does not say."""
     layers = fields.get(f"{arch}.attention.recurrent_layers")
     if layers is not None and not isinstance(layers, list):
-        raise DataError(f"metadata key {arch}.attention.recurrent_layers is no list but {layers!r:.60}")
+        raise DataError(f"metadata key {arch}.attention.recurrent_layers is not a list but {layers!r:.60}")
     return layers or []
 
 
@@ -288,6 +288,6 @@ def _moe(fields: Mapping[str, Any], arch: str) -> dict[str, Any]:
 
 def _shortest(value: float) -> float:
     """GGUF stores float32; the shortest decimal that rounds to it is the number that was written (1e-5)."""
-    import numpy as np  # here, since `nanochat presets` asks for architectures and shall start fast
+    import numpy as np  # here, since `nanochat presets` needs architectures and must start fast
 
     return float(str(np.float32(value)))

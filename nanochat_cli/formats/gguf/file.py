@@ -1,6 +1,6 @@
 """Reading a GGUF file: metadata as plain values, tensors by name, and one clear error for a bad file.
 
-A thin layer over gguf's reader, which raises whatever it stumbles over. Knows nothing of models.
+A thin layer over gguf's reader, which raises errors of all kinds. Knows nothing of models.
 """
 
 from pathlib import Path
@@ -42,7 +42,7 @@ def _read(path: Path) -> GGUFReader:
     try:
         return GGUFReader(path)
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, RecursionError) as error:
-        # gguf has no error of its own: a file that ends early surfaces as an index or a shape that does not fit.
+        # gguf has no error class: a truncated file surfaces as an index or a shape that does not fit.
         raise DataError(
             f"{path} is damaged or incomplete ({_first_line(error)}); export or download it again"
         ) from error
@@ -54,7 +54,7 @@ def _check_layout(path: Path, reader: GGUFReader) -> None:
     """Every tensor must end where the next begins, give or take the padding.
 
     Files of a fork use type 42 with blocks of 128 weights in 34 bytes where ours has 64 in 18: read as Q2_0 they
-    would be noise, and only the sizes tell.
+    would be noise, and only the sizes reveal it.
     """
     size = path.stat().st_size
     ordered = sorted(reader.tensors, key=lambda tensor: tensor.data_offset)

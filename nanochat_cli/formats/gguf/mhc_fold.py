@@ -1,12 +1,12 @@
-"""Static hyper-connections folded into a plain residual model, where that is exact.
+"""Static hyper-connections folded into a plain residual model, if that is exact.
 
 Everything between the sublayers of a static model is linear, so the input of sublayer l is a sum over the embedding and
 the outputs of the sublayers before it, with fixed coefficients A[l, k]. If they have the form s_l · c_k, one stream
 with output k scaled by c_k computes the same: s_l vanishes in the norm. llama.cpp multiplies an output by a `.scale`
 tensor.
 
-Two things stand in the way: coefficients of higher rank (whatever the streams are for), and the eps of RMSNorm, which
-s_l does not scale. The first is computed, the second measured: a fold is only claimed when the logits agree.
+Two things can prevent it: coefficients of higher rank (which is what the streams are for), and the eps of RMSNorm,
+which s_l does not scale. The first is computed, the second measured: a fold is only claimed if the logits agree.
 """
 
 from dataclasses import dataclass
@@ -27,18 +27,17 @@ PROBE_SHAPE = 2, 32
 
 @dataclass(frozen=True)
 class Fold:
-    """model: the plain twin, which shares the weights; None when there is no exact one. reason: why not, in words."""
+    """model: the plain twin, which shares the weights; None if there is no exact one. reason: why not, in words."""
 
     model: Transformer | None
     residual: float
     """Deviation from rank one; infinite for a dynamic model."""
     difference: float
-    """Of logits, measured; infinite where it was not."""
+    """Measured difference of logits; infinite if it was not measured."""
     reason: str
 
 
 def fold(model: Transformer) -> Fold:
-    """The fold of a model with several streams."""
     mixes = [mix for _, mix in model.hyper_connections()]
     if any(mix.dynamic for mix in mixes):
         return Fold(None, torch.inf, torch.inf, "the mixing depends on the token (model.mhc.dynamic = true)")
@@ -105,7 +104,7 @@ def _twin(model: Transformer, scales: Tensor) -> Transformer:
 
 @torch.no_grad()
 def float_difference(one: Transformer, other: Transformer) -> float:
-    """Largest difference of logits on fixed tokens, activations not rounded (a tie would fall either way)."""
+    """Largest difference of logits on fixed tokens, with unrounded activations, since ties may round either way."""
     batch, length = PROBE_SHAPE
     config = one.config
     shape = batch, min(length, config.max_seq_len)

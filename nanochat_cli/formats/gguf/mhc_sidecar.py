@@ -5,8 +5,8 @@ Little-endian: magic 0x6D484321, version 2, streams, sublayers (uint32 each); th
     2 streams, 36 bytes:   alpha logit; pre logits 2, pre bias 2, post logits 2, post bias 2
     4 streams, 160 bytes:  24 logits of the permutations; pre logits 4, pre bias 4, post logits 4, post bias 4
 
-pre = σ(logits + bias), post = 2 σ(logits + bias); ours are all bias, the logits are 0. With two streams the identity
-has the weight σ(alpha logit). Permutations in lexicographic order, the identity first.
+pre = σ(logits + bias), post = 2 σ(logits + bias); we write only biases, and logits of 0. With two streams the identity
+has the weight σ(alpha logit). Permutations are in lexicographic order, the identity first.
 """
 
 import math
@@ -41,7 +41,7 @@ def record_size(streams: int) -> int:
 
 
 def write_sidecar(model: Transformer, out: Path) -> None:
-    """ConfigError for a model without static hyper-connections, DataError when it cannot be written."""
+    """Raises ConfigError for a model without static hyper-connections, DataError if `out` cannot be written."""
     mixes = [mix for _, mix in model.hyper_connections()]
     if not mixes or mixes[0].dynamic:
         raise ConfigError("only static hyper-connections (model.mhc.dynamic = false) fit a .mhc file")
@@ -62,7 +62,7 @@ def write_sidecar(model: Transformer, out: Path) -> None:
 
 
 def read_sidecar(path: Path) -> list[StaticMix]:
-    """DataError when it is no such file, or a damaged one."""
+    """Raises DataError for any other file, or a damaged one."""
     try:
         data = path.read_bytes()
     except OSError as error:

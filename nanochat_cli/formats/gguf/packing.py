@@ -1,4 +1,4 @@
-"""Ternary codes and scales to ggml block bytes, and back, without a loss.
+"""Ternary codes and scales to ggml block bytes, and back, without loss.
 
 Knows the byte layout of the four ggml types that can hold a ternary matrix exactly. A weight is
 `code × scale` with a code in {-1, 0, 1} and an f16 scale; both are copied as they are, never
@@ -36,10 +36,10 @@ Bytes = NDArray[np.uint8]
 
 
 def _declare_ggml_type(name: str, value: int, block: int, block_bytes: int) -> GGMLQuantizationType:
-    """Return the ggml type `value`, adding it to gguf's enum when the installed gguf is older than the type.
+    """Return the ggml type `value`, adding it to gguf's enum if the installed gguf is older than the type.
 
-    gguf 0.19.0 on PyPI lacks Q2_0 although the gguf 0.19.0 inside llama.cpp has it, so that its version
-    number says nothing; only the enum does. The reader raises ValueError on an id that the enum lacks.
+    gguf 0.19.0 on PyPI lacks Q2_0 although the gguf 0.19.0 inside llama.cpp has it, so the version number
+    says nothing; only the enum does. The reader raises ValueError on an id that the enum lacks.
     """
     try:
         return GGMLQuantizationType(value)
@@ -69,7 +69,7 @@ class TernaryType:
     encode: Callable[[NDArray[np.uint8]], Bytes]
     """[..., block] of code + 1 -> [..., block_bytes - 2]"""
     decode: Callable[[Bytes], NDArray[np.uint8]]
-    """The inverse; a value above 2 is no ternary code."""
+    """The inverse; a value above 2 is not a ternary code."""
 
     @property
     def bits_per_weight(self) -> float:
@@ -77,7 +77,7 @@ class TernaryType:
 
 
 _TWO_BITS: NDArray[np.uint8] = np.array([0, 2, 4, 6], dtype=np.uint8)
-"""Where the four codes of a byte lie."""
+"""Shifts of the four codes in a byte."""
 
 
 def _encode_tq2_0(digits: NDArray[np.uint8]) -> Bytes:
@@ -91,7 +91,7 @@ def _decode_tq2_0(packed: Bytes) -> NDArray[np.uint8]:
 
 
 _TQ1_0_PARTS = ((160, 5), (80, 5), (16, 4))
-"""Codes of each of the three parts of a TQ1_0 block, and the base-3 digits that one byte of it holds."""
+"""Codes in each of the three parts of a TQ1_0 block, and base-3 digits per byte of it."""
 
 
 def _encode_tq1_0(digits: NDArray[np.uint8]) -> Bytes:
@@ -150,10 +150,10 @@ TERNARY_TYPES: dict[str, TernaryType] = {
 
 
 def block_scales(scales: NDArray[np.float32], n_rows: int, n_columns: int, block: int) -> Scales | None:
-    """The scale of every block of `block` codes, or None when a block would need more than one.
+    """The scale of every block of `block` codes, or None if a block would need more than one.
 
     scales: [1, 1] (tensor), [N, 1] (row) or [N, K / g] (groups of g), exactly representable in f16.
-    Returns f16 [N, K / block]. None also when K is not a multiple of the block.
+    Returns f16 [N, K / block]. None also if K is not a multiple of the block.
     """
     if n_columns % block:
         return None
@@ -180,7 +180,7 @@ def fitting_types(scales: NDArray[np.float32], n_rows: int, n_columns: int) -> l
 def pack(type_name: str, codes: Codes, scales: NDArray[np.float32], what: str = "matrix") -> Bytes:
     """Pack codes [N, K] and scales ([1, 1], [N, 1] or [N, G]) into uint8 [N, K / block · block_bytes].
 
-    `what` names the matrix in the error. Raises ConfigError when the type cannot hold it exactly.
+    `what` names the matrix in the error. Raises ConfigError if the type cannot hold it exactly.
     """
     ternary_type = TERNARY_TYPES[type_name]
     n_rows, n_columns = codes.shape
@@ -208,7 +208,7 @@ def _refusal(ternary_type: TernaryType, scales: NDArray[np.float32], n_rows: int
 def unpack(type_name: str, packed: Bytes, what: str = "matrix") -> tuple[Codes, Scales]:
     """The inverse of `pack`: uint8 [N, bytes of a row] -> codes int8 [N, K], scales f16 [N, K / block].
 
-    Raises DataError when a stored value is no ternary code (the file was quantised from a float model).
+    Raises DataError if a stored value is not a ternary code (the file was quantised from a float model).
     """
     ternary_type = TERNARY_TYPES[type_name]
     n_rows = packed.shape[0]

@@ -1,7 +1,7 @@
 """A GGUF file back in our own runtime, with exactly the codes and scales that it holds.
 
-The inverse of `formats.gguf.write`, by the same names, row order and layouts. Also reads files of other
-programs as long as the architecture is one of ours and the linear layers are ternary or float.
+The inverse of `formats.gguf.write`, with the same names, row order and layouts. Also reads files of other
+programs if the architecture is one of ours and the linear layers are ternary or float.
 """
 
 from collections.abc import Mapping
@@ -46,7 +46,7 @@ Matrix = tuple[NDArray[np.int8], NDArray[np.float32]]
 def load_gguf(path: Path) -> tuple[Transformer, Tokenizer]:
     """The model and the tokenizer of a GGUF file, in float32 on the CPU, ready for inference.
 
-    Raises DataError when the file is damaged, or holds a model that this program does not compute.
+    Raises DataError if the file is damaged, or holds a model that this program cannot compute.
     """
     file = GGUFFile(path)
     try:
@@ -125,15 +125,15 @@ def _model_config(file: GGUFFile) -> ModelConfig:
 
 
 def _check_depth(file: GGUFFile, arch: Any) -> None:
-    """As many layers as tensors make up, before anything is built for each; a tensor that is missing is named later."""
+    """Refuse more layers than the tensors make up, before anything is built; a missing tensor is named later."""
     layers = file.fields.get(f"{arch}.block_count")
-    found = sum(name.startswith("blk.") for name in file.tensors)
-    if isinstance(layers, int) and (layers - 1) * TENSORS_OF_A_BLOCK > found:
-        raise DataError(f"{arch}.block_count = {layers}, but the file has only {found} tensors of blocks")
+    tensors = sum(name.startswith("blk.") for name in file.tensors)
+    if isinstance(layers, int) and (layers - 1) * TENSORS_OF_A_BLOCK > tensors:
+        raise DataError(f"{arch}.block_count = {layers}, but the file has only {tensors} tensors of blocks")
 
 
 def _is_ternary(file: GGUFFile) -> bool:
-    """What the file says, or, from another program, whether a tensor has a type that is only ever ternary."""
+    """What the file declares; for files of other programs, whether any tensor has a type that is always ternary."""
     declared = file.fields.get("nanochat.quant.enabled")
     if declared is not None:
         return bool(declared)
@@ -142,7 +142,7 @@ def _is_ternary(file: GGUFFile) -> bool:
 
 
 def _check_tensors(file: GGUFFile, model: Transformer) -> None:
-    """Every tensor of the model is there with its shape, and nothing else; before any memory is taken for it."""
+    """Require the tensors of the model with their shapes, and no others, before memory is allocated for them."""
     config = model.config
     expected = {
         tensor_name(key, config): list(stack_shape(tuple(weight.shape), key, config))
@@ -162,7 +162,7 @@ def _check_tensors(file: GGUFFile, model: Transformer) -> None:
 
 
 def _fill_buffers(model: Transformer) -> None:
-    """Those that no file holds, which `to_empty` left undefined."""
+    """Fill non-persistent buffers, which `to_empty` left uninitialised."""
     for _, mix in model.hyper_connections():
         mix.permutations.copy_(permutation_matrices(mix.streams).flatten(1))
     for _, moe in model.mixtures():
@@ -195,7 +195,7 @@ def _rows(tensor: ReaderTensor) -> NDArray[Any]:
 def _split_product(values: NDArray[np.float32], granularity: Granularity, what: str) -> Matrix:
     """Codes and scales of a ternary matrix stored as the product of the two (types F16 and F32).
 
-    The scale of a group without a non-zero code is not in the file; 0 computes the same.
+    The file has lost the scale of a group whose codes are all zero; 0 computes the same.
     """
     n_rows, n_columns = values.shape
     n_groups = n_columns // granularity if isinstance(granularity, int) else 1
@@ -209,14 +209,14 @@ def _split_product(values: NDArray[np.float32], granularity: Granularity, what: 
 
 
 def _declared_granularity(fields: Mapping[str, Any]) -> Granularity | None:
-    """What our exporter wrote down; None in files of other programs."""
+    """What our exporter wrote; None in files of other programs."""
     declared = fields.get("nanochat.quant.scale")
     if declared is None:
         return None
     for granularity in _GRANULARITIES:
         if declared == str(granularity):
             return granularity
-    raise DataError(f"nanochat.quant.scale = {declared} is none of {', '.join(map(str, _GRANULARITIES))}")
+    raise DataError(f"nanochat.quant.scale = {declared} is not one of {', '.join(map(str, _GRANULARITIES))}")
 
 
 def _coarsest_granularity(matrices: Mapping[str, Matrix]) -> Granularity:
@@ -227,7 +227,7 @@ def _coarsest_granularity(matrices: Mapping[str, Matrix]) -> Granularity:
 
 
 def _grouped(scales: NDArray[np.float32], n_columns: int, granularity: Granularity) -> NDArray[np.float32] | None:
-    """Scales per block [N, blocks] as scales per group; None when they differ within a group."""
+    """Scales per block [N, blocks] as scales per group; None if they differ within a group."""
     n_rows, n_blocks = scales.shape
     if granularity == "tensor":
         return scales[:1, :1].copy() if (scales == scales[0, 0]).all() else None

@@ -1,7 +1,7 @@
-"""What the tensors of a model are called in a GGUF file, and how their values lie there.
+"""Names of a model's tensors in a GGUF file, and the layout of their values there.
 
-Read in one direction by the exporter and in the other by the loader. Names of llama.cpp where it has one; for what no
-stock architecture has, names in its manner. Knows keys of a state dict and the configuration; holds no weights.
+The exporter uses them in one direction and the loader in the other. The names are llama.cpp's; tensors that no stock
+architecture has are named in its style. Knows keys of a state dict and the configuration; holds no weights.
 """
 
 import re
@@ -39,7 +39,7 @@ _WEIGHTS = {
     "feed_forward.shared.w_up": "ffn_up_shexp",
     "feed_forward.shared.w_down": "ffn_down_shexp",
 }
-"""Module of a block -> name in a block, both with `.weight` behind it."""
+"""Module of a block -> its name in the file, both without `.weight`."""
 _OTHERS = {
     "delta.conv": "ssm_conv1d.weight",
     "delta.a_log": "ssm_a",
@@ -79,12 +79,12 @@ def tensor_name(key: str, config: ModelConfig) -> str:
 
 
 def gain_name(weight_name: str) -> str:
-    """Of the optional factor on the output of a linear layer: `….weight` -> `….scale`."""
+    """Name of the optional factor on a linear layer's output: `….weight` -> `….scale`."""
     return f"{weight_name.removesuffix('.weight')}.scale"
 
 
 def file_row_order(arch: Architecture, key: str, config: ModelConfig) -> NDArray[np.intp] | None:
-    """Row r of the tensor in the file is row `order[r]` of ours; None when the order is the same.
+    """Row r of the tensor in the file is row `order[r]` of ours; None if the order is the same.
 
     Dimension i of a head pairs with i + D/2 here and with its neighbour in arch llama, so (first half,
     second half) becomes interleaved. A permutation of rows: codes and per-row scales move together and
@@ -98,7 +98,7 @@ def file_row_order(arch: Architecture, key: str, config: ModelConfig) -> NDArray
 
 
 def to_file(key: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A float tensor as the file has it: the decay of DeltaNet is stored as −exp(a_log)."""
+    """A float tensor as the file stores it: the decay of DeltaNet is −exp(a_log) there."""
     return -np.exp(values) if key.endswith(".a_log") else values
 
 
@@ -108,7 +108,7 @@ def from_file(key: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def stack_shape(shape: tuple[int, ...], key: str, config: ModelConfig) -> tuple[int, ...]:
-    """The shape in the file of a matrix [N, K]: of the experts of a mixture [E, N / E, K]."""
+    """The shape in the file of a matrix [N, K]: [E, N / E, K] for the experts of a mixture."""
     match = _BLOCK_KEY.fullmatch(key)
     if match and config.moe.enabled and match[2].removesuffix(".weight") in _EXPERTS:
         return (config.moe.experts, shape[0] // config.moe.experts, *shape[1:])

@@ -1,10 +1,10 @@
 """Which ggml type each tensor gets, and where each type runs.
 
-Chooses from shapes and scale granularity alone, never from values, so that a model always exports to
-the same types. Does no packing.
+Chooses by shapes and scale granularity alone, never by values, so that a model always exports to the
+same types. Does no packing.
 
-`auto` takes TQ2_0 (the fastest on CPUs) where it holds the matrix exactly, else Q2_0 (the smallest that
-does), else Q4_0, else F16, which holds code × f16 scale exactly as well.
+`auto` takes TQ2_0 (the fastest on CPUs) if it holds the matrix exactly, else Q2_0 (the smallest that
+does), else Q4_0, else F16, which holds code × f16 scale exactly too.
 """
 
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ def fits(type_name: str, n_columns: int, granularity: Granularity) -> bool:
 def choose_type(requested: str, what: str, n_columns: int, granularity: Granularity | None) -> str:
     """The type of one matrix; `granularity` is None for a float matrix.
 
-    Raises ConfigError when `requested` cannot hold it exactly, naming the types that can.
+    Raises ConfigError if `requested` cannot hold it exactly, naming the types that can.
     """
     if granularity is None:
         if requested == "auto":
@@ -75,7 +75,7 @@ def choose_type(requested: str, what: str, n_columns: int, granularity: Granular
 
 
 def support_table(type_names: list[str]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of the table that tells where the given types run, for a reporter."""
+    """Columns and rows of a table of where the given types run."""
     columns = ["type", "bits/weight", "x86 CPU", "ARM CPU", "CUDA", "Metal", "Vulkan"]
     rows = [
         [name, f"{s.bits_per_weight:g}", s.x86_cpu, s.arm_cpu, s.cuda, s.metal, s.vulkan]

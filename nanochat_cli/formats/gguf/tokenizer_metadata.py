@@ -27,7 +27,7 @@ def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     """Every `tokenizer.ggml.*` key with a plain value. vocab_size: rows of the embedding.
 
     Rows beyond the tokenizer get a unique text and the type UNUSED: llama.cpp refuses a vocabulary of another length
-    and aborts on two equal texts. Raises ConfigError when the tokenizer does not fit the model or llama.cpp.
+    and aborts on two equal texts. Raises ConfigError if the tokenizer does not fit the model or llama.cpp.
     """
     if tokenizer.vocab_size > vocab_size:
         raise ConfigError(
@@ -63,7 +63,7 @@ def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
 
 
 def tokenizer_from_metadata(fields: Mapping[str, Any]) -> Tokenizer:
-    """The inverse of `tokenizer_metadata`. DataError when a key is missing or the vocabulary is of another kind."""
+    """The inverse of `tokenizer_metadata`. Raises DataError for a missing key or another kind of vocabulary."""
     if (kind := _required(fields, "model")) != "gpt2":
         raise DataError(f"tokenizer.ggml.model = {kind}: only byte-level BPE (gpt2) is supported")
     pre = _required(fields, "pre")

@@ -2,9 +2,9 @@
 
 Decides nothing that has a definition elsewhere: architecture, names and row order come from
 `architecture`, types from `tensor_types`, bytes from `packing`, the vocabulary from
-`tokenizer_metadata`. Checks nothing afterwards; that is `verify`.
+`tokenizer_metadata`. `export.verify` checks the file afterwards.
 
-The file appears under its name only when it is complete and on disk. llama.cpp refuses a file with a
+The file appears under its name only once it is complete and on disk. llama.cpp refuses a file with a
 tensor that it does not expect and aborts on norms that are not F32, so nothing extra is written;
 provenance goes to `nanochat.*` metadata, which other programs ignore.
 """
@@ -39,8 +39,6 @@ F16_MAX = 65504.0
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written."""
-
     path: Path
     bytes: int
     arch: str
@@ -51,9 +49,9 @@ class ExportReport:
     head_type: str
     """Type of token embedding and head."""
     bits_per_weight: float
-    """Of the linear layers of the blocks, scales included."""
+    """In the linear layers of the blocks, including scales."""
     file_bits_per_weight: float
-    """Of the whole file, metadata included, per parameter."""
+    """In the whole file, including metadata, per parameter."""
     fallbacks: list[str] = field(default_factory=list)
     """One line per reason why `auto` did not take its first choice."""
 
@@ -64,10 +62,10 @@ def export_gguf(
     """Write `model` with its tokenizer to `out`, replacing what is there once the new file is complete.
 
     Codes and f16 scales of ternary layers are copied bit for bit. With `export.type = f32` embeddings and head are
-    F32 as well; otherwise they are what `export.head` says. provenance: plain values for `nanochat.KEY` (version, git,
+    F32 too; otherwise they are what `export.head` says. provenance: plain values for `nanochat.KEY` (version, git,
     run, step, config, dataset …); None is left out.
 
-    Raises ConfigError when a model or a requested type fits no file, DataError when `out` cannot be written.
+    Raises ConfigError if the model or the requested type cannot be exported, DataError if `out` cannot be written.
     """
     config = model.config
     arch = architecture_of(config)
@@ -117,7 +115,7 @@ def export_gguf(
 
 
 def choose_linear_types(model: Transformer, requested: str) -> dict[str, str]:
-    """Type per linear layer, by its dotted name. ConfigError when `requested` does not fit one of them."""
+    """Type per linear layer, by its dotted name. Raises ConfigError if `requested` does not fit one of them."""
     return {
         name: choose_type(
             requested,
@@ -137,7 +135,7 @@ def _fallbacks(model: Transformer, linear_types: Mapping[str, str]) -> list[str]
         if chosen != first and (columns, chosen) not in lines:
             block = TERNARY_TYPES[first].block
             why = (
-                f"{columns} columns are no multiple of {block}"
+                f"{columns} columns are not a multiple of {block}"
                 if columns % block
                 else f"one scale per {layer.quant.scale} is finer than its block of {block}"
             )
@@ -199,7 +197,7 @@ def _add_metadata(writer: GGUFWriter, model: Transformer, file_type: str, proven
 
 
 def add_value(writer: GGUFWriter, key: str, value: Any) -> None:
-    """Metadata of the GGUF type that llama.cpp expects of a plain Python value."""
+    """Write a plain Python value as the GGUF type that llama.cpp expects."""
     match value:
         case bool():
             writer.add_bool(key, value)

@@ -1,1 +1,1 @@
-"""The folder of a run: found, created, its checkpoints, and the data set that it belongs to."""
+"""Run folders: finding and creating them, their checkpoints, and the data set of each."""

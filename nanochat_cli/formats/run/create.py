@@ -1,6 +1,6 @@
-"""The folder of a run that begins or goes on: held by one process, and with all that does not change while it trains.
+"""The folder of a run that begins or continues: held by one process, with all that does not change while it trains.
 
-No torch, so that a folder that is taken is an error within milliseconds.
+No torch, so a folder that is taken is an error within milliseconds.
 """
 
 import json
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     from nanochat_cli.formats.run.dataset import DatasetRecord
 
 TRAINS = "trains"
-"""What a process does with a run that it holds, for the message to another one."""
+"""What the holder of a run does with it, for the message to another process."""
 
 
 def run_folder(config: Config, resume: Path | None, doing: str, stem: str = "run") -> AbstractContextManager[Path]:
-    """The folder of a run that begins, or `resume`; nobody else writes into it meanwhile.
+    """The folder of a new run, or `resume`; no other process writes into it meanwhile.
 
-    stem: what a run without a name is named after. Raises as `find.new_run` and `folders.held_folder` do.
+    stem: names a run that has no name, with a counter. Raises as `find.new_run` and `folders.held_folder` do.
     """
     return new_run(config.run, stem, doing) if resume is None else held_folder(resume, doing)
 
 
 def create_run(run_dir: Path, config: Config, tokenizer: "Tokenizer", record: "DatasetRecord | None") -> None:
-    """Write configuration, environment, tokenizer and data set record. Raises DataError when it cannot be written."""
+    """Write configuration, environment, tokenizer and data set record. Raises DataError if that fails."""
     from nanochat_cli.formats.run.dataset import write_record
 
     assert config.run.name is not None, "the caller names the run"
@@ -52,13 +52,13 @@ def create_run(run_dir: Path, config: Config, tokenizer: "Tokenizer", record: "D
 
 
 def write_config(config: Config, run_dir: Path) -> None:
-    """Atomically: a run without its configuration could not be resumed."""
+    """Write it atomically: a run without its configuration could not be resumed."""
     header = f"Resolved configuration of {run_dir.name}, written by nanochat {__version__}."
     write_atomically(run_dir / CONFIG_FILE, config_to_toml(config, header).encode())
 
 
 def provenance(run: Path, config: Config, step: int, reporter: Reporter) -> dict[str, object]:
-    """What a file exported from a run says about where it came from."""
+    """What a file exported from a run says about its origin."""
     environment = read_environment(run)
     if environment is None:
         reporter.warn(f"{run}: no readable environment.json: the file will not name the commit it comes from")

@@ -1,7 +1,7 @@
-"""The data that a run belongs to: recorded when it begins, and compared whenever the two meet again.
+"""The data set of a run: recorded when the run begins, and compared whenever the two are used together again.
 
-A figure of a run is one of *its* held-out documents in *its* tokens. A folder can be tokenised anew and a source can
-grow; then the two no longer fit, and nothing but this record tells. No torch.
+A run's figures are about *its* held-out documents in *its* tokens. A folder can be tokenised again and a source can
+grow; then the two no longer match, and only this record shows it. No torch.
 """
 
 import hashlib
@@ -24,12 +24,12 @@ from nanochat_cli.report.reporter import Reporter
 
 RECORD_FILE = "dataset.json"
 NAMED = 5
-"""Runs that a message names at most."""
+"""A message names at most so many runs."""
 
 
 @dataclass(frozen=True)
 class DatasetRecord:
-    """folder: absolute, of the prepared data. The others are SHA-256 of what a split or the tokenizer consists of."""
+    """folder: absolute path of the prepared data. The others are SHA-256 of the tokenizer and of each split."""
 
     folder: str
     tokenizer: str
@@ -37,18 +37,18 @@ class DatasetRecord:
     val: str
 
     def same_content(self, other: "DatasetRecord") -> bool:
-        """Whether both have the same tokens in both splits, wherever they lie."""
+        """Whether both have the same tokens in both splits, wherever they are."""
         return (self.tokenizer, self.train, self.val) == (other.tokenizer, other.train, other.val)
 
 
 def record_of(reader: ShardReader) -> DatasetRecord:
-    """What a data set is, from its manifest."""
+    """The record of a data set, from its manifest."""
     train, val = (split_fingerprint(reader, split) for split in ("train", "val"))
     return DatasetRecord(str(reader.folder.absolute()), reader.manifest.tokenizer.sha256, train, val)
 
 
 def split_fingerprint(reader: ShardReader, split: Split) -> str:
-    """Of one split: it changes when a shard does."""
+    """A hash of one split, which changes when a shard does."""
     shards = reader.manifest.split(split).shards
     return hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()
 
@@ -59,22 +59,22 @@ def write_record(run: Path, record: DatasetRecord) -> None:
 
 
 def read_record(run: Path) -> DatasetRecord | None:
-    """None of a run that was begun before there were records. Raises DataError for a damaged one."""
+    """The record of a run; None for one begun before there were records. Raises DataError for a damaged one."""
     path = run / RECORD_FILE
     try:
         return DatasetRecord(**parse_json(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{path}: no record of a data set ({error}); remove it to go on without") from error
+        raise DataError(f"{path}: not a record of a data set ({error}); remove it to go on without") from error
 
 
 def open_run_data(
     run: Path, config: Config, reporter: Reporter, splits: Sequence[Split] = ("val",), *, instead: str = ""
 ) -> ShardReader:
-    """The data set that a run was trained on, where it lies now; `config` is that of the run.
+    """The data set that a run was trained on, where it is now; `config` is the run's.
 
-    splits: those that have to be what they were. instead: what a person can do where they are not. Raises DataError.
+    splits: those that must be unchanged. instead: what a person can do if they are not. Raises DataError.
     """
     record = read_record(run)
     places = [config.data.path, None if record is None else Path(record.folder)]
@@ -83,36 +83,35 @@ def open_run_data(
     require_same_tokenizer(run, reader, instead)
     if record is None:
         reporter.warn(
-            f"{run} was begun by a version that did not record its data: nothing tells whether {reader.folder} has "
-            "changed since"
+            f"{run} was begun by a version that did not record its data: {reader.folder} may have changed since"
         )
         return reader
-    found = record_of(reader)
+    now = record_of(reader)
     for split, what in (("val", "held-out"), ("train", "training")):
-        if split in splits and getattr(found, split) != getattr(record, split):
+        if split in splits and getattr(now, split) != getattr(record, split):
             raise DataError(
-                f"{reader.folder}: its {what} documents are not those that {run} began with (it was prepared anew, "
-                f"or its source has changed); prepare it again as it was{instead}"
+                f"{reader.folder}: its {what} documents are not those that {run} began with (they were prepared "
+                f"again, or their source has changed); restore them{instead}"
             )
     return reader
 
 
 def require_same_tokenizer(run: Path, reader: ShardReader, instead: str = "") -> None:
-    """Raise DataError when the data set was tokenised otherwise than the run: its tokens mean something else."""
+    """Raise DataError if the data set's tokenizer is not the run's: its tokens would mean something else."""
     path = run / "tokenizer.json"
     if Tokenizer.load(path).to_str() != reader.tokenizer.to_str():
         raise DataError(
-            f"{reader.folder} has another tokenizer than {path}, so its tokens mean something else to that model; "
+            f"{reader.folder} has a different tokenizer from {path}, so its tokens mean something else to that model; "
             f"prepare it again with --tokenizer {path}{instead}"
         )
 
 
 def require_replaceable(dataset: Path, changed: str, *, force: bool) -> None:
-    """Raise ConfigError when a data set must not be replaced: without force, and with it while a run trains on it."""
+    """Raise ConfigError if a data set must not be replaced: without force, and even with it while a run uses it."""
     using = runs_using(dataset)
-    training = [f"{run} ({holder})" for run in using if (holder := holder_of(run)) is not None]
+    training = [f"{holder} {run}" for run in using if (holder := holder_of(run)) is not None]
     if training:
-        raise ConfigError(f"{dataset}: {training[0]} on it; wait for its end, or choose another --out")
+        raise ConfigError(f"{dataset}: {training[0]} on it; wait until it ends, or choose another --out")
     if force:
         return
     named = ", ".join(str(run) for run in using[:NAMED]) + (f" and {len(using) - NAMED} more" * (len(using) > NAMED))
@@ -124,7 +123,7 @@ def require_replaceable(dataset: Path, changed: str, *, force: bool) -> None:
 
 
 def runs_using(dataset: Path) -> list[Path]:
-    """The runs in ./runs, those of suites too, that were trained on the data set in a folder."""
+    """The runs in ./runs, including those of suites, that were trained on the data set in a folder."""
     folders = [path.parent for pattern in ("*", "*/runs/*") for path in DEFAULT_FOLDER.glob(f"{pattern}/{CONFIG_FILE}")]
     return sorted(run for run in folders if _dataset_of(run) == dataset.resolve())
 
@@ -132,7 +131,7 @@ def runs_using(dataset: Path) -> list[Path]:
 def _dataset_of(run: Path) -> Path | None:
     try:
         record, path = read_record(run), load_run_config(run).data.path
-    except NanochatError:  # whatever is wrong with that run, it is not what was asked for
+    except NanochatError:  # what is wrong with that run does not matter here
         return None
-    found = record.folder if record is not None else path
-    return None if found is None else Path(found).resolve()
+    folder = record.folder if record is not None else path
+    return None if folder is None else Path(folder).resolve()

@@ -1,7 +1,7 @@
 """Runs on disk by name: which folder a new run gets, which run is the latest, what a target names.
 
-Knows only the layout `runs/NAME/{config.toml, checkpoints/latest}`; no torch, so that a wrong path is an
-error within milliseconds.
+Knows only the layout `runs/NAME/{config.toml, checkpoints/latest}`; no torch, so a wrong path is an error
+within milliseconds.
 """
 
 import os
@@ -21,7 +21,7 @@ DEFAULT_FOLDER = Path("runs")
 
 @contextmanager
 def new_folder(parent: Path, stem: str, doing: str) -> Iterator[Path]:
-    """Make `parent/stem-N`, with the first N after all that exist there, and hold it; it is nobody else's."""
+    """Create and hold `parent/stem-N`, with the first N after all that exist; no other process gets the same."""
     pattern = re.compile(re.escape(stem) + r"-(\d+)")
     while True:
         taken = [int(match[1]) for path in _children(parent) if (match := pattern.fullmatch(path.name))]
@@ -38,15 +38,15 @@ def new_folder(parent: Path, stem: str, doing: str) -> Iterator[Path]:
             yield folder
     finally:
         for path in (folder, parent) if made else (folder,):
-            with suppress(OSError):  # something is in it
+            with suppress(OSError):  # it is not empty
                 path.rmdir()
 
 
 @contextmanager
 def new_run(run: RunConfig, stem: str, doing: str) -> Iterator[Path]:
-    """Claim the folder of a run that begins, and hold it; a run without a name gets the next one after `stem`.
+    """Claim and hold the folder of a new run; a run without a name gets the next one after `stem`.
 
-    Raises ConfigError for a name that is no folder name or is taken, DataError when it cannot be written.
+    Raises ConfigError for a name that is not a folder name or is taken, DataError if it cannot be written.
     """
     if run.name is None:
         claimed = new_folder(run.dir, stem, doing)
@@ -66,12 +66,12 @@ def new_run(run: RunConfig, stem: str, doing: str) -> Iterator[Path]:
 
 
 def require_free(run: RunConfig) -> None:
-    """Raise ConfigError when `run.name`, if there is one, is no folder name or that of a run."""
+    """Raise ConfigError if `run.name` is set, and is not a folder name or is already a run's."""
     name = run.name
     if name is None:
         return
     if name in ("", ".", "..") or "/" in name or "\0" in name:
-        raise ConfigError(f'run.name = "{name}": must be the name of a folder, without "/"; run.dir says where it lies')
+        raise ConfigError(f'run.name = "{name}": must be the name of a folder, without "/"; run.dir says where it is')
     if (run.dir / name / CONFIG_FILE).exists():
         raise ConfigError(
             f"{run.dir / name}: a run of that name exists; continue it with --resume or choose another --name"
@@ -79,7 +79,7 @@ def require_free(run: RunConfig) -> None:
 
 
 def latest_run(folder: Path = DEFAULT_FOLDER) -> Path:
-    """The run in `folder` that saved a checkpoint last. Raises DataError when there is none."""
+    """The run in `folder` that saved a checkpoint last. Raises DataError if there is none."""
     pointers = [pointer for path in _children(folder) if (pointer := path / "checkpoints" / "latest").is_file()]
     if not pointers:
         raise DataError(f"{folder}: no run with a checkpoint here; train one (nanochat train) or name a run")
@@ -96,7 +96,7 @@ def find_run(target: Path | None) -> Path:
     if not target.exists():
         raise DataError(f"{target}: no such run")
     if target.suffix == ".gguf" and target.is_file():
-        raise DataError(f"{target}: a GGUF file, and this needs the run it was exported from: name its folder")
+        raise DataError(f"{target}: a GGUF file, but this needs the run it was exported from: name its folder")
     inside = next((folder for folder in target.resolve().parents if (folder / CONFIG_FILE).is_file()), None)
     if inside is not None:
         raise DataError(f"{target}: a part of the run {inside}: name the run's folder (--checkpoint chooses a step)")
@@ -104,7 +104,7 @@ def find_run(target: Path | None) -> Path:
 
 
 def find_run_or_gguf(target: Path | None) -> Path:
-    """As `find_run`; a `.gguf` file is taken as it is."""
+    """Like `find_run`, but takes a `.gguf` file as it is."""
     if target is not None and target.suffix == ".gguf":
         if not target.is_file():
             raise DataError(f"{target}: no such file")
@@ -113,7 +113,7 @@ def find_run_or_gguf(target: Path | None) -> Path:
 
 
 def which_checkpoint(target: Path, text: str | None) -> Literal["latest", "best"] | int:
-    """What `--checkpoint TEXT` means for a run. Raises ConfigError and DataError, with the saved steps."""
+    """The checkpoint that `--checkpoint TEXT` names. Raises ConfigError and DataError, with the saved steps."""
     if text is None:
         return "latest"
     if target.suffix == ".gguf":
@@ -133,7 +133,7 @@ def which_checkpoint(target: Path, text: str | None) -> Literal["latest", "best"
 
 
 def require_writable(path: Path) -> None:
-    """Raise DataError when `path` could not be created or written, before hours are spent on it."""
+    """Raise DataError if `path` cannot be created or written, before hours are spent on it."""
     existing = path
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent

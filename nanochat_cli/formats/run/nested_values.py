@@ -15,7 +15,7 @@ def encode(node: Any, path: tuple[str, ...], tensors: dict[str, torch.Tensor] | 
     """JSON form of a nested value; tensors go to `tensors` under their path, joined by "/", and leave a reference.
 
     node: nested mappings (keys str, int or bool), lists and tuples of tensors, None, bool, int, float, str.
-    tensors: is filled; None where tensors are not allowed. Raises TypeError, naming the path, for anything else.
+    tensors: filled in place; None forbids tensors. Raises TypeError, naming the path, for anything else.
     """
     if isinstance(node, torch.Tensor):
         if tensors is None:
@@ -43,7 +43,7 @@ def encode(node: Any, path: tuple[str, ...], tensors: dict[str, torch.Tensor] | 
 
 
 def decode(node: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
-    """Inverse of `encode`; tensors: by the names that the references hold."""
+    """Inverse of `encode`; tensors: by the names in the references."""
     if isinstance(node, list):
         return [decode(item, tensors) for item in node]
     if not isinstance(node, dict):

@@ -83,13 +83,13 @@ def test_auto_falls_back_per_tensor_and_says_why(tmp_path: Path, tokenizer: Toke
     report = export(small(ffn_dim=320), tokenizer, tmp_path / "m.gguf")
     assert report.linear_types["blocks.0.feed_forward.w_up"] == "tq2_0"
     assert report.linear_types["blocks.0.feed_forward.w_down"] == "q2_0"
-    assert report.fallbacks == ["q2_0 instead of tq2_0: 320 columns are no multiple of 256 (also exact: q4_0, f16)"]
+    assert report.fallbacks == ["q2_0 instead of tq2_0: 320 columns are not a multiple of 256 (also exact: q4_0, f16)"]
     by_scale = export(small(quant={"scale": 128}), tokenizer, tmp_path / "m.gguf")
     assert set(by_scale.linear_types.values()) == {"q2_0"}
     assert by_scale.fallbacks[0].startswith("q2_0 instead of tq2_0: one scale per 128 is finer than its block of 256")
     odd = export(small(dim=100, n_heads=2, ffn_dim=96), tokenizer, tmp_path / "m.gguf")
     assert set(odd.linear_types.values()) == {"f16", "q4_0"}
-    assert "f16 instead of tq2_0: 100 columns are no multiple of 256" in odd.fallbacks, "nothing else is exact"
+    assert "f16 instead of tq2_0: 100 columns are not a multiple of 256" in odd.fallbacks, "nothing else is exact"
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_nothing_is_measured_on_a_folder_with_another_tokenizer(folder, capfd):
     }  # fmt: skip
     for command, line in commands.items():
         message = refusal(capfd, 3, *line)
-        assert re.search(r"data has another tokenizer than \S*runs/shards/tokenizer\.json", message), command
+        assert re.search(r"data has a different tokenizer from \S*runs/shards/tokenizer\.json", message), command
     assert not (folder / "runs" / "new").exists()
     assert not (folder / "runs" / "shards" / "scores.safetensors").exists()
     assert figure("shards", "--data", "data") > 0  # in the tokens of the run, because --data asks for it
