@@ -1,1 +1,1 @@
-"""Export of trained models to formats that other runtimes read, and the proof that the file is right."""
+"""The proof that an exported file holds the model: read back bit for bit, and compared with llama.cpp."""

@@ -1,7 +1,7 @@
 """How ggml's CPU backend rounds the input of a matrix product, in torch.
 
-A ternary or Q4_0 weight is multiplied with activations that ggml quantises to int8 itself, on a finer
-grid than our one scale per token; an F16 weight with activations rounded to f16. A comparison of our
+A ternary or Q4_0 weight is multiplied by activations that ggml quantises to int8 itself, on a finer
+grid than our one scale per token; an F16 weight by activations rounded to f16. A comparison of our
 model with llama.cpp therefore runs ours under ggml's rounding: `ggml_arithmetic` swaps it in and
 restores the model afterwards. Knows nothing of files.
 
@@ -61,12 +61,12 @@ ACTIVATION_ROUNDING: dict[str, Callable[[Tensor], Tensor]] = {
     "f16": f16,
     "f32": f32,
 }
-"""By the type of the weight that the activation is multiplied with."""
+"""By the type of the weight that multiplies the activation."""
 
 
 @dataclass(frozen=True)
 class Jitter:
-    """Random relative disturbance of everything that is about to be rounded, uniform in ± `relative`."""
+    """Random relative disturbance of everything before it is rounded, uniform in ± `relative`."""
 
     relative: float
     seed: int
@@ -88,8 +88,8 @@ def ggml_arithmetic(
     """Within the block, `model` computes as ggml would; yields tokens int64 [B, T] -> logits [B, T, V].
 
     linear_types: type per dotted name of a linear layer, as `Transformer.linears` names it. Embedding and
-    head weights are rounded to `head_type`. `jitter` shows which results hang on a value that lies between
-    two codes. Everything is put back at the end, also after an error.
+    head weights are rounded to `head_type`. `jitter` shows which results depend on a value halfway between
+    two codes. Everything is restored at the end, even after an error.
     """
     embedding, head = model.embedding.weight, model.unembedding
     originals = {id(parameter): (parameter, parameter.data) for parameter in (embedding, head)}

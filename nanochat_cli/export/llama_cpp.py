@@ -1,7 +1,7 @@
 """Asking llama.cpp about a GGUF file: generated text, full-vocabulary log-probabilities, tokenisation.
 
-Runs `llama_cpp_client` in a child process with a timeout, so that whatever llama.cpp does to a file, an
-abort included, comes back as one ValidationFailure. Needs the xllamacpp package (extra `llama-cpp`).
+Runs `llama_cpp_client` in a child process with a timeout, so that any failure of llama.cpp, even an abort,
+comes back as one ValidationFailure. Needs the xllamacpp package (extra `llama-cpp`).
 """
 
 import importlib.util
@@ -24,14 +24,12 @@ from nanochat_cli.nesting import parse_json
 DEFAULT_TIMEOUT = 600.0
 """Seconds for one child process, from loading the file to the last answer."""
 MAX_CONTEXT = 4096
-"""Positions that llama.cpp allocates at most; the tests and samples here are short."""
+"""Most positions that llama.cpp allocates; the tests and samples here are short."""
 ONE_THREAD_BYTES = 500_000_000
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """What llama.cpp made of a prompt."""
-
     text: str
     tokens: list[int]
 
@@ -51,7 +49,7 @@ def complete(
 ) -> list[Continuation]:
     """Continue each prompt (token ids, or text that llama.cpp tokenises itself) by at most n_tokens, up to EOS.
 
-    Each starts from an empty cache. Raises ValidationFailure when llama.cpp cannot.
+    Each starts from an empty cache. Raises ValidationFailure if llama.cpp fails.
     """
     jobs = [
         {
@@ -69,14 +67,14 @@ def complete(
 def logprobs(
     path: Path, prompts: Sequence[Sequence[int]], vocab_size: int, timeout: float = DEFAULT_TIMEOUT
 ) -> NDArray[np.float64]:
-    """Log-probabilities [prompts, V] of the token after each prompt. Raises ValidationFailure when llama.cpp cannot."""
+    """Log-probabilities [prompts, V] of the token after each prompt. Raises ValidationFailure if llama.cpp fails."""
     request = {"prompts": [list(prompt) for prompt in prompts], "vocab_size": vocab_size}
     answer = _ask(path, {**request, "context": _context(prompts, 1)}, timeout)
     return np.array(answer["logprobs"], dtype=np.float64).reshape(len(prompts), vocab_size)
 
 
 def tokenize(path: Path, texts: Sequence[str], timeout: float = DEFAULT_TIMEOUT) -> list[list[int]]:
-    """Token ids of each text, special tokens as plain characters. Raises ValidationFailure when llama.cpp cannot."""
+    """Token ids of each text, special tokens as plain characters. Raises ValidationFailure if llama.cpp fails."""
     return _ask(path, {"texts": list(texts), "context": _context([], 0)}, timeout)["tokens"]
 
 
@@ -96,7 +94,7 @@ def _context(prompts: Sequence[Sequence[int] | str], n_tokens: int) -> int:
 def _ask(path: Path, request: dict[str, Any], timeout: float) -> dict[str, Any]:
     if not is_available():
         raise ConfigError("xllamacpp is not installed: install the extra [llama-cpp] of nanochat")
-    # The threads of llama.cpp spin at every barrier: on a busy machine a second one costs more than it gives.
+    # llama.cpp's threads spin at every barrier: on a busy machine a second one costs more than it gains.
     threads = 1 if path.stat().st_size < ONE_THREAD_BYTES else len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="nanochat-llama-cpp-") as folder:
         asked, answered = Path(folder, "request.json"), Path(folder, "response.json")
@@ -112,7 +110,7 @@ def _ask(path: Path, request: dict[str, Any], timeout: float) -> dict[str, Any]:
 
 
 def _reason(child: "subprocess.CompletedProcess[bytes]") -> str:
-    """The line of its log that says most, and how the process ended."""
+    """How the process ended, and the most telling line of its log."""
     lines = (child.stderr + b"\n" + child.stdout).decode(errors="replace").splitlines()
     telling = [line.strip() for line in lines if "error" in line.lower() or "assert" in line.lower()]
     end = f"signal {-child.returncode}" if child.returncode < 0 else f"exit code {child.returncode}"

@@ -1,11 +1,11 @@
-"""llama.cpp in a process of its own: `python -m nanochat_cli.export.llama_cpp_client REQUEST RESPONSE`.
+"""llama.cpp in a separate process: `python -m nanochat_cli.export.llama_cpp_client REQUEST RESPONSE`.
 
 Reads a JSON request, loads the file it names through xllamacpp's server, and writes a JSON response.
-A process of its own because llama.cpp answers a bad file with abort(), which would take us with it.
+The process is separate because llama.cpp answers a bad file with abort(), which would kill us too.
 Called by `llama_cpp`, which documents the two objects; imports neither torch nor our model.
 
-Set for comparison, not for speed: F32 key/value cache and no flash attention (an F16 cache alone moves
-int8 roundings), no repacking of weights, one sequence at a time.
+Configured for comparison, not for speed: F32 key/value cache and no flash attention (an F16 cache alone
+changes int8 roundings), no repacking of weights, one sequence at a time.
 """
 
 import json
@@ -55,7 +55,7 @@ def _complete(url: str, job: dict[str, Any]) -> dict[str, Any]:
 def _logprobs(url: str, prompts: list[list[int]], vocab_size: int) -> list[list[float]]:
     """Log-probabilities of the token after each prompt, in order of ids.
 
-    The server leaves out the probabilities of a token that ends inside a UTF-8 character. They are taken before
+    The server omits the probabilities if the sampled token ends inside a UTF-8 character. They are taken before
     sampling, so a bias makes it choose a plain letter without changing them.
     """
     if not prompts:

@@ -5,19 +5,18 @@ bit with the codes, scales and weights in memory, decoded by gguf (and by a deco
 gguf on PyPI lacks). Then llama.cpp, where xllamacpp is installed, computes full-vocabulary
 log-probabilities that must be those of the model under ggml's rounding of activations.
 
-Why some prompts count and others do not. An activation halfway between two int8 codes goes either way
+Why some prompts count and others do not. An activation halfway between two int8 codes rounds either way
 with the last bit of a sum, and the change spreads through the layers above: two correct programs agree
-to 1e-6 on most short prompts and differ by the quantisation noise (1e-2) on the others. Which are which
-is found by disturbing what is rounded by a few units in the last place: prompts that do not move are
+to 1e-6 on most short prompts and differ by the quantisation noise (1e-2) on the others. To tell them
+apart, whatever is rounded is disturbed by a few units in the last place: prompts that do not move are
 *stable*, and nearly all of those must agree within the tolerance. The others may differ by no more than
 the quantisation noise, which a larger disturbance measures. A deep model may have no stable prompt; then
-the second condition stands alone, and the report says so.
+only the second condition applies, and the report says so.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
@@ -31,22 +30,22 @@ from nanochat_cli.errors import ValidationFailure
 from nanochat_cli.export import llama_cpp
 from nanochat_cli.export.ggml_activations import Jitter, ggml_arithmetic
 from nanochat_cli.formats.gguf.architecture import LLAMA, OWN, architecture_of, metadata
-from nanochat_cli.formats.gguf.file import GGUFFile
+from nanochat_cli.formats.gguf.file import GGUFFile, rows_of
 from nanochat_cli.formats.gguf.packing import Q2_0, TERNARY_TYPES
 from nanochat_cli.formats.gguf.tensor_names import gain_name, tensor_name
 from nanochat_cli.model.transformer import Transformer
 
 RELOAD_TOLERANCE = 1e-4
-"""Largest difference of logits between the packed runtime on the file and the model; 0 where both round alike."""
+"""Largest difference of logits between the packed runtime on the file and the model; 0 if both round alike."""
 TOLERANCE = 2e-3
 """Largest difference of log-probabilities on a stable prompt (an F16 head accounts for some 1e-4)."""
 LAST_BITS = 4e-7
-"""A few units in the last place of float32: as far as two orders of summation drift apart in some layers."""
+"""A few units in the last place of float32: how far two orders of summation drift apart over some layers."""
 LAST_BITS_OF_HYBRIDS = 1e-5
-"""The same where DeltaNet's exponentials and state lie in between: as far as the two programs are apart in float32."""
+"""The same with DeltaNet's exponentials and state in between: how far the two programs differ in float32."""
 N_DISTURBANCES = 8
 STABLE = 2e-4
-"""A prompt is stable when no disturbance of the last bits moves a log-probability further than this."""
+"""A prompt is stable if no disturbance of the last bits moves a log-probability further than this."""
 STABLE_SHARE = 0.75
 """Share of stable prompts that must agree: a few disturbances do not find every halfway value."""
 MIN_STABLE = 4
@@ -56,10 +55,10 @@ SATURATING = 2e-5
 NOISE_RATIO = 2.0
 """Root mean square difference allowed, in units of the quantisation noise."""
 PROMPT_LENGTHS = (2, 3, 4, 5)
-"""Short, since every position adds halfway values; above 1, since a rotation of position 0 is none."""
+"""Short, since every position adds halfway values; above 1, since position 0 is not rotated."""
 PROMPTS_PER_LENGTH = 10
 LARGE_MODEL, PROMPTS_PER_LENGTH_OF_A_LARGE_MODEL = 50_000_000, 3
-"""Parameters from which a prompt costs seconds; so deep a model has hardly a stable prompt among any number."""
+"""With more parameters a prompt takes seconds, and a model so deep has hardly any stable prompt anyway."""
 LOWEST_LOGPROB = -60.0
 """Below this the server's float32 softmax has lost its precision."""
 PROBE_TEXT = (
@@ -79,9 +78,9 @@ class LlamaCppComparison:
     n_stable: int
     n_stable_within: int
     max_stable_difference: float
-    """Over the stable prompts within the tolerance; nan when there is none."""
+    """Over the stable prompts within the tolerance; nan if there are none."""
     median_difference: float
-    """Over all prompts, of the largest difference of each."""
+    """Median over all prompts of the largest difference of each."""
     rms_difference: float
     rms_noise: float
     """Quantisation noise: root mean square of what SATURATING does to the log-probabilities."""
@@ -95,11 +94,11 @@ class LlamaCppComparison:
 
     @property
     def conclusive(self) -> bool:
-        """Whether the log-probabilities say that the two compute the same, and not only that rounding could explain."""
+        """Whether the log-probabilities show that both compute the same, not only that rounding could explain it."""
         return self.n_within == self.n_prompts or self.n_stable >= MIN_STABLE
 
     def lines(self) -> list[str]:
-        """What a comparison that has passed shows."""
+        """The report of a comparison that has passed."""
         within = (
             f"log-probabilities of {self.n_within} of {self.n_prompts} prompts within {self.tolerance:g} "
             f"(median {self.median_difference:.1e}); rms {self.rms_difference:.1e}, rounding noise {self.rms_noise:.1e}"
@@ -107,21 +106,21 @@ class LlamaCppComparison:
         if not self.conclusive:
             return [
                 f"llama.cpp: {within}",
-                f"weights verified bit for bit; logits inconclusive (rounding ties: only {self.n_stable} of "
-                f"{self.n_prompts} prompts hang on none)",
+                f"weights verified bit for bit; logits inconclusive (only {self.n_stable} of {self.n_prompts} prompts "
+                "are without a rounding tie)",
             ]
-        found = [f"verified: llama.cpp: {within}"]
+        lines = [f"verified: llama.cpp: {within}"]
         if self.n_stable:
-            found.append(
-                f"verified: llama.cpp: {self.n_stable_within} of the {self.n_stable} prompts that hang on no rounding "
-                f"tie are within {self.max_stable_difference:.1e}"
+            lines.append(
+                f"verified: llama.cpp: {self.n_stable_within} of {self.n_stable} prompts without a rounding tie agree "
+                f"within {self.max_stable_difference:.1e}"
             )
-        return found
+        return lines
 
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was compared; a failed comparison never gets here, it is a ValidationFailure."""
+    """A successful comparison; a failed one raises ValidationFailure."""
 
     path: Path
     arch: str
@@ -129,14 +128,14 @@ class VerifyReport:
     n_values: int
     """Weights compared bit for bit."""
     llama_cpp: LlamaCppComparison | None
-    """None when xllamacpp is not installed, the comparison was not asked for, or llama.cpp has no such architecture."""
+    """None if xllamacpp is not installed, the comparison was not requested, or llama.cpp lacks the architecture."""
     reload_difference: float
     """Largest difference of logits between the packed runtime on the file and the model."""
     n_gains: int = 0
     """Linear layers with a factor on their output, into which hyper-connections were folded."""
 
     def lines(self) -> list[str]:
-        """The report as text, for a reporter. Only what was shown is called verified."""
+        """The report as text. Only what was proven is called verified."""
         weights = f"{self.n_tensors} tensors read back, {self.n_values:,} weights equal bit for bit"
         reload = f"our own runtime reads it back: logits within {self.reload_difference:.1e}"
         result = [f"verified: {weights}", f"verified: {reload}"]
@@ -167,9 +166,9 @@ def verify_gguf(
         if not comparison.passed:
             c = comparison
             raise ValidationFailure(
-                f"{path}: llama.cpp computes something else than the model: only {c.n_within} of {c.n_prompts} prompts "
+                f"{path}: llama.cpp does not compute what the model does: only {c.n_within} of {c.n_prompts} prompts "
                 f"within {tolerance:g}, {c.n_stable_within} of {c.n_stable} stable ones, rms difference "
-                f"{c.rms_difference:.1e} where rounding makes {c.rms_noise:.1e}; do not use this file"
+                f"{c.rms_difference:.1e} where rounding explains {c.rms_noise:.1e}; do not use this file"
             )
     return VerifyReport(
         path,
@@ -186,7 +185,10 @@ def verify_gguf(
 
 
 def compare_tensors(file: GGUFFile, model: Transformer) -> int:
-    """Every tensor of the file against the model, bit for bit; how many weights. Raises ValidationFailure."""
+    """Compare every tensor of the file with the model, bit for bit; returns the number of weights.
+
+    Raises ValidationFailure.
+    """
     state, linears = model.state_dict(), dict(model.linears())
     expected = {tensor_name(key, model.config) for key in state}
     gains = {tensor_name(f"{name}.weight", model.config): layer.gain for name, layer in linears.items()}
@@ -213,7 +215,7 @@ def compare_tensors(file: GGUFFile, model: Transformer) -> int:
 
 
 def _as_in_file(values: Tensor, key: str, model: Transformer) -> NDArray[np.float32]:
-    """Rows of wq and wk in the order of arch llama, as llama.cpp's converter writes it, not as our exporter does."""
+    """Rows of wq and wk in the order of arch llama, by the code of llama.cpp's converter, not of our exporter."""
     array = values.cpu().numpy()
     if key.endswith(".a_log"):  # llama.cpp multiplies by this
         array = -np.exp(array)
@@ -227,22 +229,22 @@ def _as_in_file(values: Tensor, key: str, model: Transformer) -> NDArray[np.floa
 def _compare_tensor(
     path: Path, tensor: ReaderTensor, values: NDArray[np.float32] | None, scales: NDArray[np.float32] | None
 ) -> None:
-    """Weights against the decoded tensor; or the scale of every element against the stored f16 of its block."""
+    """Compare weights with the decoded tensor, or the scale of every element with the stored f16 of its block."""
     if values is not None:
         if tensor.tensor_type == gguf.GGMLQuantizationType.F16:
             values = values.astype(np.float16).astype(np.float32)
-        found, expected, what = decode(tensor), values, "weight"
+        stored, expected, what = decode(tensor), values, "weight"
     else:
-        found, expected, what = _stored_scales(tensor), scales, "scale"
-        if found is None:  # F16 and F32 hold products only
+        stored, expected, what = _stored_scales(tensor), scales, "scale"
+        if stored is None:  # F16 and F32 hold products only
             return
-    if expected is None or found.shape != expected.shape:
-        raise ValidationFailure(f"{path}: tensor {tensor.name} has shape {list(found.shape)}; do not use this file")
-    if not np.array_equal(found, expected):
-        row, column = (int(i) for i in np.argwhere(np.atleast_2d(found != expected))[0])
+    if expected is None or stored.shape != expected.shape:
+        raise ValidationFailure(f"{path}: tensor {tensor.name} has shape {list(stored.shape)}; do not use this file")
+    if not np.array_equal(stored, expected):
+        row, column = (int(i) for i in np.argwhere(np.atleast_2d(stored != expected))[0])
         raise ValidationFailure(
             f"{path}: tensor {tensor.name} differs from the model, first in the {what} at [{row}, {column}]: "
-            f"{np.atleast_2d(found)[row, column]} in the file, {np.atleast_2d(expected)[row, column]} in memory"
+            f"{np.atleast_2d(stored)[row, column]} in the file, {np.atleast_2d(expected)[row, column]} in memory"
         )
 
 
@@ -257,12 +259,6 @@ def decode(tensor: ReaderTensor) -> NDArray[np.float32]:
     return (d * (bits[..., 0] + 2.0 * bits[..., 1] - 1)).astype(np.float32).reshape(data.shape[0], -1)
 
 
-def rows_of(tensor: ReaderTensor) -> NDArray[Any]:
-    """The stored values, a stack of matrices [E, N, K] as its rows [E · N, K]."""
-    data = np.array(tensor.data)
-    return data.reshape(-1, data.shape[-1]) if data.ndim == 3 else data
-
-
 def _stored_scales(tensor: ReaderTensor) -> NDArray[np.float32] | None:
     kind = next((t for t in TERNARY_TYPES.values() if t.ggml_type == tensor.tensor_type), None)
     if kind is None:
@@ -275,7 +271,7 @@ def _stored_scales(tensor: ReaderTensor) -> NDArray[np.float32] | None:
 
 
 def compare_metadata(file: GGUFFile, model: Transformer, tokenizer: Tokenizer) -> None:
-    """Shape of the model and texts of the vocabulary. Raises ValidationFailure."""
+    """Compare the shape of the model and the texts of the vocabulary. Raises ValidationFailure."""
     arch = architecture_of(model.config).name
     for key, value in {"general.architecture": arch, **metadata(model.config)}.items():
         stored = file.fields.get(key)
@@ -289,7 +285,7 @@ def compare_metadata(file: GGUFFile, model: Transformer, tokenizer: Tokenizer) -
 
 @torch.no_grad()
 def compare_with_reload(path: Path, model: Transformer, prompts: Sequence[Sequence[int]]) -> float:
-    """Largest difference of logits: the file in the packed runtime, and the model with its head rounded alike."""
+    """Largest difference of logits between the file in the packed runtime and the model with a head rounded alike."""
     from nanochat_cli.formats.gguf.read import load_gguf
     from nanochat_cli.inference.packed_model import PackedTransformer
 
@@ -318,7 +314,7 @@ def compare_with_reload(path: Path, model: Transformer, prompts: Sequence[Sequen
 
 
 def probe_prompts(model: Transformer, tokenizer: Tokenizer) -> list[list[int]]:
-    """Fixed short prompts, token ids: consecutive pieces of a text."""
+    """Fixed short prompts, as token ids: pieces of one text."""
     ids = tokenizer.encode(PROBE_TEXT)
     large = sum(parameter.numel() for parameter in model.parameters()) > LARGE_MODEL
     per_length = PROMPTS_PER_LENGTH_OF_A_LARGE_MODEL if large else PROMPTS_PER_LENGTH
@@ -329,7 +325,7 @@ def probe_prompts(model: Transformer, tokenizer: Tokenizer) -> list[list[int]]:
 def compare_with_llama_cpp(
     path: Path, model: Transformer, prompts: Sequence[Sequence[int]], tolerance: float = TOLERANCE
 ) -> LlamaCppComparison:
-    """Log-probabilities after each prompt, llama.cpp's against the model's. ValidationFailure when llama.cpp fails.
+    """Compare log-probabilities after each prompt. Raises ValidationFailure if llama.cpp fails.
 
     prompts: token ids, 1 to max_seq_len each.
     """
@@ -382,7 +378,7 @@ def _logprobs(
     prompts: Sequence[Sequence[int]],
     jitter: Jitter | None,
 ) -> NDArray[np.float64]:
-    """[prompts, V] after the last token of each prompt; prompts of one length go through together."""
+    """[prompts, V] after the last token of each prompt; prompts of equal length run together."""
     rows: dict[int, NDArray[np.float64]] = {}
     with ggml_arithmetic(model, linear_types, head_type, jitter) as logits:
         for length in sorted({len(prompt) for prompt in prompts}):

@@ -1,4 +1,4 @@
-"""AdamW (arXiv:1711.05101): torch's fused one in float32, and one whose moments rest in 8 bits (arXiv:2110.02861)."""
+"""AdamW (arXiv:1711.05101): torch's fused one in float32, and one with its moments in 8 bits (arXiv:2110.02861)."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nanochat_cli.optim.flat_state import flat_state, parts, saved
-from nanochat_cli.optim.quantized_state import copy_state
+from nanochat_cli.optim.quantized_state import copy_states
 
 
 class AdamW:
@@ -51,7 +51,7 @@ class AdamW:
 
 
 class AdamW8bit:
-    """AdamW with both moments in the dynamic maps, `state_block` elements to a scale. Steps as AdamW does."""
+    """AdamW with both moments in the dynamic maps, one scale per `state_block` elements."""
 
     def __init__(
         self,
@@ -95,8 +95,7 @@ class AdamW8bit:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        for name, own in self.state_dict().items():
-            copy_state(name, own, state[name])
+        copy_states(self.state_dict(), state)
 
     def state_tensors(self) -> list[Tensor]:
         return [tensor for state in (*self.first, *self.second) for tensor in state.tensors()]

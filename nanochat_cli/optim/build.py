@@ -1,7 +1,7 @@
-"""Which parameter is trained by what: the groups, and one object that steps them all.
+"""Which optimizer trains which parameter: the groups, and one object that steps them all.
 
 Matrices of the blocks go to Muon (or AdamW), in a low-rank subspace if so configured; embedding, head, and vectors to
-AdamW or Lion, each with its own learning rate. The state of all or of the matrices is whole or in 8 bits.
+AdamW or Lion, each with its own learning rate. State is in float32, or in 8 bits for the matrices or for all.
 """
 
 from collections.abc import Collection, Mapping
@@ -56,12 +56,12 @@ class Optimizers:
         self.config = config
         self.parameters = parameters
         self.lr_factor = 1.0
-        """On all learning rates, beside the schedule: below 1 while the rate climbs again after a reinitialisation."""
+        """On all learning rates besides the schedule: below 1 while the rate climbs again after a reinitialisation."""
 
     def step(self, step: int, total_steps: int | None, warm_ups: WarmUps | None = None) -> float:
-        """Update every parameter as the schedules say for this 0-based step; returns the factor on the peak rates.
+        """Update every parameter by the schedules for this 0-based step; returns the factor on the peak rates.
 
-        total_steps: None while they are not known, so that nothing decays. warm_ups: by default what fits total_steps.
+        total_steps: None while unknown, so that nothing decays. warm_ups: by default those that fit total_steps.
         """
         if warm_ups is None:
             warm_ups = WarmUps.configured(self.config)
@@ -85,7 +85,7 @@ class Optimizers:
     def clip_grad_norm(self, max_norm: float) -> Tensor:
         """Scale all gradients to a global norm of at most max_norm (0: measure only). Returns the norm, 0-dim.
 
-        Where gradients were released in the backward pass their projections count, which are all that a step uses.
+        For gradients released in the backward pass their projections count, which are all that a step uses.
         """
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         collected = [
@@ -107,17 +107,17 @@ class Optimizers:
         for group in self.groups:
             saved = state.get(group.name, {})
             for name in group.names:
-                found, expected = frozenset(saved.get(name, ())), group.optimizer.state_names(name)
-                if found and found != expected:
-                    key = _differing_key(group.name, found, expected)
+                stored, expected = frozenset(saved.get(name, ())), group.optimizer.state_names(name)
+                if stored and stored != expected:
+                    key = _differing_key(group.name, stored, expected)
                     raise DataError(
-                        f"the checkpoint was trained with another {key} (it has {', '.join(sorted(found))} of {name}, "
+                        f"the checkpoint was trained with another {key} (it has {', '.join(sorted(stored))} of {name}, "
                         f"not {', '.join(sorted(expected))}): resume with the one it was trained with"
                     )
             group.optimizer.load_state_dict(saved)
 
     def reset(self, names: Collection[str]) -> None:
-        """Zero the state of these parameters: they continue as if they had never been stepped.
+        """Zero the state of these parameters, as if they had never been stepped.
 
         The subspaces of low-rank state stay, since all matrices of a shape get new ones together.
         """
@@ -128,7 +128,7 @@ class Optimizers:
             tensors = [t for one in chosen for key, t in one.items() if not key.startswith(kept)]
             for tensor in tensors:
                 tensor.zero_()
-            if tensors:  # where state_dict returned copies
+            if tensors:  # state_dict may have returned copies
                 group.optimizer.load_state_dict(state)
 
     def state_bytes(self) -> int:
@@ -168,10 +168,10 @@ def build_optimizer(
     return Optimizers(groups, [p for _, p in named], config)
 
 
-def _differing_key(group: str, found: frozenset[str], expected: frozenset[str]) -> str:
-    """The setting that explains other names of state."""
+def _differing_key(group: str, stored: frozenset[str], expected: frozenset[str]) -> str:
+    """The setting that explains the different names of state."""
     kinds = [
-        frozenset(name.removesuffix("_codes").removesuffix("_scales") for name in names) for names in (found, expected)
+        frozenset(name.removesuffix("_codes").removesuffix("_scales") for name in names) for names in (stored, expected)
     ]
     if kinds[0] == kinds[1]:
         return "optim.eight_bit" if group == "matrix" else "optim.eight_bit_other"
@@ -228,7 +228,7 @@ def _galore(
     for key in ("muon_equilibrate", "muon_variance_beta"):
         if getattr(config, key):
             raise ConfigError(
-                f"optim.{key} = {getattr(config, key)} is about rows of whole matrices, which optim.galore does not "
+                f"optim.{key} = {getattr(config, key)} needs the rows of whole matrices, which optim.galore does not "
                 "keep: turn one off"
             )
     return GaLore(

@@ -1,7 +1,7 @@
 """FIRE: the nearest isometry of a matrix, by Newton-Schulz iteration (arXiv:2602.08040).
 
-Knows stacks of matrices [n, R, C], all of one shape, and computes in float64. Which matrices, when, and what follows
-from it is left to `training.methods.fire`.
+Knows stacks of matrices [n, R, C], all of one shape, and computes in float64. `training.methods.fire` decides which
+matrices, when, and what follows.
 
     SFE = ‖W − W̃‖²_F   squared Frobenius error: how far the new weights are from the old ones
     DfI = ‖W̃ᵀW̃ − I‖²_F  deviation from isometry, on the shorter side of a matrix
@@ -27,7 +27,7 @@ SQUARINGS = 5
 
 
 class PolarFactor(NamedTuple):
-    """matrices: float64 [n, R, C]; deviation: float64 [n], their DfI; iterations: of all together."""
+    """matrices: float64 [n, R, C]; deviation: float64 [n], their DfI; iterations: the same for all."""
 
     matrices: Tensor
     deviation: Tensor
@@ -38,8 +38,8 @@ class PolarFactor(NamedTuple):
 class Change:
     """What happened to one matrix. The relative SFE is SFE / ‖W‖²_F.
 
-    dfi: as in the paper, of the weights as they were, and of the isometry before it is scaled. deviation_before:
-    without the effect of scale, see `relative_deviation`.
+    dfi: as in the paper, for the old weights, and for the isometry before it is scaled. deviation_before: without the
+    effect of scale, see `relative_deviation`.
     """
 
     rank: int
@@ -78,8 +78,8 @@ def relative_deviation(matrices: Tensor) -> Tensor:
 def spectral_norm(matrices: Tensor) -> Tensor:
     """An upper bound of the largest singular value, float64 [n], too large by at most a factor k^(1/128).
 
-    The power method on the whole Gram matrix at once: ‖Gᵐ‖_F^(1/m), m = 2^5 by repeated squaring. It has no start
-    vector that could miss the direction, so it never falls below the norm.
+    The power method on the whole Gram matrix at once: ‖Gᵐ‖_F^(1/m), m = 2^5 by repeated squaring. Without a start
+    vector, which could miss the direction, it never falls below the norm.
     """
     power = gram(matrices)
     logarithm = torch.zeros(len(power), dtype=torch.float64, device=power.device)
@@ -98,8 +98,8 @@ def polar_factor(
 ) -> PolarFactor:
     """U Vᵀ of every matrix of [n, R, C], iterated until every DfI is below `target`, or to the bound.
 
-    A matrix that has arrived stays where it is while others go on. Singular values of exactly 0 stay 0: the DfI of
-    such a matrix does not fall below their number.
+    A matrix that has converged stays unchanged while others continue. Singular values of exactly 0 stay 0: the DfI
+    of such a matrix does not fall below their number.
     """
     x = _upright(matrices.double())
     x = x / spectral_norm(x)[:, None, None]
@@ -112,7 +112,7 @@ def polar_factor(
     product = x.mT @ x
     deviation = _deviation(product)
     for a, b, c in polynomials:
-        # A tenth of the target: DfI is read again from the float32 weights.
+        # A tenth of the target: DfI is measured again on the float32 weights.
         if bool((deviation <= 0.1 * target).all()):
             break
         inner = torch.baddbmm(product, product, product, beta=b, alpha=c) if c else b * product

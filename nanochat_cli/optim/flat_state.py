@@ -1,7 +1,7 @@
-"""State of parameters that are updated element by element, in 8 bits where that is worth it.
+"""State of parameters that are updated element by element, in 8 bits where that pays.
 
-A quantised parameter is a row of blocks, and a step goes over some of them at a time, so that no whole float32 copy of
-a large state ever exists. Parameters below MINIMUM elements (norms, gates) stay in float32, as in arXiv:2110.02861.
+A quantised parameter is a row of blocks, of which a step updates some at a time, so that a large state never exists
+in float32 as a whole. Parameters below MINIMUM elements (norms, gates) stay in float32, as in arXiv:2110.02861.
 """
 
 from collections.abc import Iterator
@@ -14,33 +14,33 @@ from nanochat_cli.optim.quantized_state import Code, QuantizedState, WholeState,
 
 MINIMUM = 4096
 CHUNK = {"cpu": 2**18}
-"""Elements of a quantised parameter that are updated together, by device: on a CPU as many as its caches hold."""
+"""Elements of a quantised parameter that are updated together, by device: on a CPU as many as fit into its caches."""
 LARGE_CHUNK = 2**20
 """On other devices, where a launch costs more than memory does."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """items: of the states; parameter: flat view; gradient: float32 in the shape of the items."""
+    """items: a slice of the states; parameter: flat view; gradient: float32 in the shape of the items."""
 
     items: slice
     parameter: Tensor
     gradient: Tensor
 
     def flat(self, update: Tensor) -> Tensor:
-        """update: in the shape of the items → in that of `parameter`."""
+        """An update in the shape of the items, as one in the shape of `parameter`."""
         return update.reshape(-1)[: self.parameter.numel()]
 
 
 def flat_state(parameter: nn.Parameter, code: Code, block: int | None) -> WholeState | QuantizedState:
-    """Zeros. block: elements that share a scale, None for float32."""
+    """A state of zeros. block: elements that share a scale; None for float32."""
     if block is None or parameter.numel() < MINIMUM:
         return make_state(1, tuple(parameter.shape), parameter.device)
     return make_state(-(-parameter.numel() // block), (block,), parameter.device, code, block)
 
 
 def parts(parameter: nn.Parameter, state: WholeState | QuantizedState) -> Iterator[Part]:
-    """The pieces that one update is made of; the parameter has a gradient."""
+    """The pieces of one update; the parameter must have a gradient."""
     assert parameter.grad is not None
     flat, gradient = parameter.detach().view(-1), parameter.grad.reshape(-1)
     if isinstance(state, WholeState):
@@ -56,6 +56,6 @@ def parts(parameter: nn.Parameter, state: WholeState | QuantizedState) -> Iterat
 
 
 def saved(kind: str, state: WholeState | QuantizedState) -> dict[str, Tensor]:
-    """What a checkpoint holds of a parameter's state; a whole one has the parameter's shape."""
+    """A parameter's state as a checkpoint has it; whole state has the parameter's shape."""
     items = 0 if isinstance(state, WholeState) else slice(None)
     return {kind + suffix: tensor for suffix, tensor in state.saved(items).items()}

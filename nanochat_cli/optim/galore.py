@@ -3,13 +3,12 @@
     every update_freq steps: P ← leading r left singular vectors of G;  m ← (P_newᵀ P_old) m
     w ← w − lr · α · P · step(Pᵀ G)
 
-G is taken with its smaller side first, so one formula serves both sides. The state is P [S, r] and the moments [r, L]
-of every matrix, whole or in 8 bits; a matrix whose smaller side is no more than r is not projected, and α is 1. With
+G is taken with its smaller side first, so one formula serves both sides. The state of a matrix is P [S, r] and its
+moments [r, L], whole or in 8 bits; a matrix whose smaller side is at most r is not projected, and α is 1. With
 `unbiased` (GUM, arXiv:2510.17802) every period of update_freq steps draws parameters that step in full by what P
-leaves out, (G − P Pᵀ G) / q, while the others step by Pᵀ G / (1 − q): the mean is G. Momentum then starts anew in
-each period.
+leaves out, (G − P Pᵀ G) / q, while the others step by Pᵀ G / (1 − q): the mean is G. Momentum restarts in each period.
 
-Everything random is drawn from the number of the step, which is in the checkpoint.
+All randomness derives from the number of the step, which is in the checkpoint.
 """
 
 import math
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from nanochat_cli.config.schema import GaLoreConfig
 from nanochat_cli.optim.muon import default_iteration_dtype
 from nanochat_cli.optim.newton_schulz import Coefficients, orthogonalize
-from nanochat_cli.optim.quantized_state import Code, QuantizedState, WholeState, copy_state, make_state
+from nanochat_cli.optim.quantized_state import Code, QuantizedState, WholeState, copy_states, make_state
 from nanochat_cli.optim.stacks import Member, Shape, apply, chunks, device_of, gradients, size, stack
 from nanochat_cli.optim.subspace import leading_basis, seeded
 
@@ -34,12 +33,12 @@ MOMENTS: dict[Inner, dict[str, Code]] = {
     "adamw": {"exp_avg": "dynamic", "exp_avg_sq": "unsigned"},
 }
 DEFAULT_SCALE: dict[Inner, float] = {"muon": 1.0, "adamw": 0.25}
-"""α. The paper's 0.25 is of Adam; an orthogonalised step has the same length inside a subspace as outside."""
+"""α. The paper's 0.25 is for Adam; an orthogonalised step has the same length inside a subspace as outside."""
 
 
 @dataclass
 class Section:
-    """Matrices of a shape that are stepped alike. projections: none where nothing is projected."""
+    """Matrices of a shape that are stepped alike. projections: None if nothing is projected."""
 
     kind: Kind
     members: list[Member]
@@ -52,9 +51,9 @@ class Section:
 
 @dataclass
 class Stack:
-    """All matrices of a shape [R, C]. steps: done; refreshed: members that have a new subspace for the next step.
+    """All matrices of a shape [R, C]. steps: done so far; refreshed: members with a new subspace for the next step.
 
-    collected: projected gradients [count, r, L] by name, where whole gradients are released in the backward pass.
+    collected: projected gradients [count, r, L] by name, if whole gradients are released in the backward pass.
     """
 
     shape: Shape
@@ -76,7 +75,7 @@ class Stack:
 class GaLore:
     """GaLore over named 2-D parameters; `step(lr)` reads `.grad` (or what was collected) and updates in place.
 
-    matrices: by name, of the parameters that hold more than one matrix of equal height.
+    matrices: how many matrices of equal height a parameter holds, by name, if more than one.
     state_block: elements of 8-bit state that share a scale; None keeps it in float32.
     """
 
@@ -114,7 +113,7 @@ class GaLore:
                     self._release(one, one.sections[0], member)
 
     def _sections(self, one: Stack, period: int) -> list[Section]:
-        """State of a stack, all zero, for a period."""
+        """Fresh state of a stack, for a period."""
         short, long = sorted(one.shape)
         if self.config.rank >= short:
             return [Section("whole", one.members, None, self._moments(one.members, (short, long)))]
@@ -140,7 +139,7 @@ class GaLore:
         }
 
     def _draw(self, one: Stack, period: int) -> set[int]:
-        """Members that step in full: each with the probability full_rank_share, their number as even as that allows."""
+        """Members that step in full, each with probability full_rank_share; their number varies by one at most."""
         generator = seeded(period, *one.shape)
         offset = torch.rand((), dtype=torch.float64, generator=generator).item()
         count = math.floor(self.config.full_rank_share * len(one.members) + offset)
@@ -188,7 +187,7 @@ class GaLore:
         return one.steps % self.config.update_freq == 0
 
     def _refresh(self, one: Stack, section: Section, places: slice, gradient: Tensor) -> None:
-        """New subspaces of gradient [n, S, L]; the moments move into them."""
+        """Compute new subspaces from gradient [n, S, L], and move the moments into them."""
         assert section.projections is not None
         old = section.projections.read(places)
         new = leading_basis(
@@ -206,7 +205,7 @@ class GaLore:
         section.projections.write(places, new)
 
     def _inside(self, kind: Kind, gradient: Tensor, projection: Tensor | None) -> Tensor:
-        """What the inner optimizer is given: [n, r, L], or [n, S, L] where the parameters step in full."""
+        """The inner optimizer's gradient: [n, r, L], or [n, S, L] if the parameters step in full."""
         if projection is None:
             return gradient
         low = projection.mT @ gradient
@@ -216,7 +215,7 @@ class GaLore:
         return low.div_(1 - share) if self.config.unbiased else low
 
     def _inner_step(self, one: Stack, section: Section, places: slice, gradient: Tensor) -> Tensor:
-        """Moves the moments on; gradient may be changed."""
+        """Update the moments and return the step; may overwrite gradient."""
         if self.inner == "adamw":
             states = [section.moments[name] for name in MOMENTS["adamw"]]
             mean = states[0].read(places).lerp_(gradient, 1 - self.betas[0])
@@ -234,7 +233,7 @@ class GaLore:
         return orthogonalize(update.to(dtype), self.ns_steps, self.coefficients).float()
 
     def _release(self, one: Stack, section: Section, member: Member) -> None:
-        """Project the parameter's gradient as soon as it is there, and drop it."""
+        """Project the parameter's gradient as soon as it is computed, and drop it."""
 
         @torch.no_grad()
         def project(parameter: Tensor) -> None:
@@ -255,13 +254,12 @@ class GaLore:
         member.parameter.register_post_accumulate_grad_hook(project)
 
     def zero_grad(self) -> None:
-        """Forget what was collected."""
         for one in self.stacks:
             one.collected.clear()
             one.refreshed.clear()
 
     def collected_gradients(self) -> Iterator[Tensor]:
-        """Projected gradients that stand for released ones, for the norm and the clipping."""
+        """Projected gradients in place of released ones, for the norm and for clipping."""
         for one in self.stacks:
             yield from one.collected.values()
 
@@ -287,8 +285,7 @@ class GaLore:
             one.steps = int(state[one.members[0].name]["step"])
             if self.config.unbiased:
                 one.sections = self._sections(one, max(one.steps - 1, 0) // self.config.update_freq)
-        for name, own in self.state_dict().items():
-            copy_state(name, own, state[name])
+        copy_states(self.state_dict(), state)
 
     def state_tensors(self) -> list[Tensor]:
         sections = [section for one in self.stacks for section in one.sections]
@@ -296,7 +293,7 @@ class GaLore:
 
 
 def _restacked(members: list[Member]) -> list[Member]:
-    """The same parameters with places of their own."""
+    """The same parameters, with places in a stack of their own."""
     start, result = 0, []
     for member in members:
         result.append(replace(member, start=start))

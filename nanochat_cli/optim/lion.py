@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from nanochat_cli.optim.flat_state import flat_state, parts, saved
-from nanochat_cli.optim.quantized_state import copy_state
+from nanochat_cli.optim.quantized_state import copy_states
 
 
 class Lion:
@@ -49,8 +49,7 @@ class Lion:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        for name, own in self.state_dict().items():
-            copy_state(name, own, state[name])
+        copy_states(self.state_dict(), state)
 
     def state_tensors(self) -> list[Tensor]:
         return [tensor for state in self.momentum for tensor in state.tensors()]

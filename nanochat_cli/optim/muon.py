@@ -4,8 +4,8 @@
     w ← w − lr · sqrt(max(1, rows / cols)) · NewtonSchulz(u),  after decoupled weight decay
 
 Same-shape matrices are stacked and iterated together. A shape has one momentum [n, R, C], whole or in 8 bits
-(arXiv:2509.23106): what is quantised is the exact new momentum, and the step is taken from the exact one. A parameter
-that holds several matrices under each other (the experts of a mixture) is orthogonalised one matrix at a time.
+(arXiv:2509.23106): the exact new momentum is quantised, and the step uses the exact one. In a parameter that holds
+several matrices, one below another (the experts of a mixture), each matrix is orthogonalised separately.
 """
 
 import math
@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from nanochat_cli.optim.newton_schulz import Coefficients, orthogonalize
-from nanochat_cli.optim.quantized_state import QuantizedState, WholeState, copy_state, make_state
+from nanochat_cli.optim.quantized_state import QuantizedState, WholeState, copy_states, make_state
 from nanochat_cli.optim.stacks import Member, Shape, apply, chunks, device_of, gradients, size, stack
 
 
 class Muon:
     """Muon over named 2-D parameters; `step(lr)` reads `.grad` and updates in place.
 
-    matrices: by name, of the parameters that hold more than one matrix of equal height.
+    matrices: how many matrices of equal height a parameter holds, by name, if more than one.
     state_block: elements of 8-bit momentum that share a scale; None keeps it in float32.
     """
 
@@ -73,7 +73,7 @@ class Muon:
                 apply(part, updates, lr, factor, self.weight_decay, cautious=self.cautious)
 
     def _updates(self, shape: Shape, places: slice, gradient: Tensor) -> Tensor:
-        """gradient: [n, R, C], changed. Moves the momentum on."""
+        """Update the momentum and return the step; overwrites gradient [n, R, C]."""
         buffer = self.buffers[shape].read(places).lerp_(gradient, 1 - self.momentum)
         update = gradient.lerp_(buffer, self.momentum) if self.nesterov else buffer
         if self.equilibrate:
@@ -86,7 +86,7 @@ class Muon:
         return update
 
     def _states(self) -> Mapping[str, Mapping[Shape, WholeState | QuantizedState]]:
-        """State name → shape → stack; `second_moment` only where it is used."""
+        """State name → shape → stack; `second_moment` only if it is used."""
         return {"momentum": self.buffers} | ({"second_moment": self.second_moments} if self.variance_beta else {})
 
     def state_names(self, name: str) -> frozenset[str]:
@@ -105,8 +105,7 @@ class Muon:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        for name, own in self.state_dict().items():
-            copy_state(name, own, state[name])
+        copy_states(self.state_dict(), state)
 
     def state_tensors(self) -> list[Tensor]:
         return [t for stacks in self._states().values() for one in stacks.values() for t in one.tensors()]
@@ -125,10 +124,10 @@ def equilibrate_rows(matrices: Tensor) -> Tensor:
 
 
 def reduce_row_variance(updates: Tensor, second_moment: Tensor, beta: float) -> Tensor:
-    """Divide each row by the root of its running mean square (NorMuon, arXiv:2510.05491), then fix the size.
+    """Divide each row by the root of its running mean square (NorMuon, arXiv:2510.05491), then set the norm.
 
     updates: [n, R, C], orthogonalised; second_moment: [n, R, 1], changed in place. The result has the Frobenius norm
-    sqrt(min(R, C)) of an exactly semi-orthogonal matrix, whatever the iteration left (Muon+, arXiv:2602.21545).
+    sqrt(min(R, C)) of an exactly semi-orthogonal matrix, whatever the iteration yielded (Muon+, arXiv:2602.21545).
     """
     second_moment.lerp_(updates.square().mean(dim=-1, keepdim=True), 1 - beta)
     scaled = updates * second_moment.clamp(min=1e-20).rsqrt()

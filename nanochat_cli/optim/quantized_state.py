@@ -1,16 +1,16 @@
-"""Optimizer state at rest: whole (float32) or in 8 bits with one float32 scale per block.
+"""Stored optimizer state: whole (float32) or in 8 bits with one float32 scale per block.
 
 A state tensor is a stack of items of equal shape. `read` gives items as float32, `write` stores float32 values; an
-optimizer computes between the two and knows nothing of the form. Three codes, all relative to the block's largest
-magnitude: `linear`, int8 / 127 (8-bit Muon, arXiv:2509.23106); `dynamic` and `unsigned`, uint8 places in the dynamic
-maps of the 8-bit optimizers (arXiv:2110.02861, section 2.2), for values that are read through a sign or a root.
+optimizer computes between the two and does not know how they are stored. Three codes, all relative to the block's
+largest magnitude: `linear`, int8 / 127 (8-bit Muon, arXiv:2509.23106); `dynamic` and `unsigned`, uint8 places in the
+dynamic maps of the 8-bit optimizers (arXiv:2110.02861, section 2.2), for values of which a sign or a root is taken.
 Nothing here waits for the device.
 """
 
 import math
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from nanochat_cli.errors import DataError
 
 Code = Literal["linear", "dynamic", "unsigned"]
 CELL_BITS = 15
-"""Lowest bits of a float32, which do not tell its cell; see `nearest`."""
+"""Low bits of a float32 that do not affect its cell; see `nearest`."""
 CELLS = 2 ** (32 - CELL_BITS)
 
 
@@ -34,15 +34,13 @@ class State(Protocol):
     def write(self, items: slice, values: Tensor) -> None: ...
 
     def saved(self, items: slice | int) -> dict[str, Tensor]:
-        """What a checkpoint holds of the items, by suffix of the state's name: views of the storage."""
+        """The items as a checkpoint has them, by suffix of the state's name: views of the storage."""
         ...
 
     def tensors(self) -> list[Tensor]: ...
 
 
 class WholeState:
-    """float32, as it is."""
-
     suffixes = ("",)
 
     def __init__(self, items: int, shape: tuple[int, ...], device: torch.device) -> None:
@@ -64,7 +62,7 @@ class WholeState:
 
 
 class QuantizedState:
-    """8 bits per element. codes: [items, blocks, block]; scales: float32 [items, blocks]. Blocks stay in one item."""
+    """8 bits per element. codes: [items, blocks, block]; scales: float32 [items, blocks]. No block spans two items."""
 
     suffixes = ("_codes", "_scales")
 
@@ -99,7 +97,7 @@ class QuantizedState:
 def make_state(
     items: int, shape: tuple[int, ...], device: torch.device, code: Code = "linear", block: int | None = None
 ) -> WholeState | QuantizedState:
-    """block: elements that share a scale; None keeps float32."""
+    """A state of zeros. block: elements that share a scale; None keeps float32."""
     if block is None:
         return WholeState(items, shape, device)
     return QuantizedState(items, shape, device, code, block)
@@ -114,7 +112,7 @@ def quantize_into(blocks: Tensor, codes: Tensor, scales: Tensor, code: Code) -> 
     largest = blocks.abs().amax(dim=-1)
     if code == "linear":
         scales.copy_(largest).div_(127)
-        inverse = torch.where(scales > 0, scales.reciprocal(), 0.0)  # of a denormal scale: infinite
+        inverse = torch.where(scales > 0, scales.reciprocal(), 0.0)  # infinite for a denormal scale
         scaled = blocks * inverse.clamp_(max=torch.finfo(torch.float32).max)[..., None]
         codes.copy_(scaled.round_().clamp_(-127, 127))
         return
@@ -127,9 +125,9 @@ def quantize_into(blocks: Tensor, codes: Tensor, scales: Tensor, code: Code) -> 
 
 
 def nearest(values: Tensor, code: Code) -> Tensor:
-    """uint8 places of float32 values, at most 1, in the map of `code`: those of torch.bucketize, some 30 times faster.
+    """uint8 places of float32 values, at most 1, in the map of `code`: torch.bucketize's, some 30 times faster.
 
-    Sign, exponent and 8 bits of mantissa name a cell of floats that has at most one boundary of the map in it.
+    Sign, exponent and 8 bits of mantissa identify a cell of floats with at most one boundary of the map in it.
     """
     first, boundary = _cells(code, str(values.device))
     flat = values.reshape(-1)
@@ -168,7 +166,7 @@ def _values(code: Code, device: str) -> Tensor:
 
 @cache
 def _cells(code: Code, device: str) -> tuple[Tensor, Tensor]:
-    """Of each cell: the place of its lowest float, and the boundary above which a float has the next place."""
+    """For each cell: the place of its lowest float, and the boundary above which a float has the next place."""
     values = torch.tensor(dynamic_map(signed=code == "dynamic"), dtype=torch.float64)
     boundaries = ((values[1:] + values[:-1]) / 2).float()
     bits = torch.arange(CELLS) << CELL_BITS
@@ -178,12 +176,15 @@ def _cells(code: Code, device: str) -> tuple[Tensor, Tensor]:
     return first.to(torch.uint8).to(device), above.to(device)
 
 
-def copy_state(name: str, own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
-    """Copy saved tensors into an optimizer's own. Raises DataError where shapes differ: another rank or block."""
-    for key, target in own.items():
-        if target.shape != saved[key].shape:
-            raise DataError(
-                f"the checkpoint's {key} of {name} has the shape {tuple(saved[key].shape)}, not {tuple(target.shape)}: "
-                "resume with the optim.state_block and optim.galore settings it was trained with"
-            )
-        target.copy_(saved[key])
+def copy_states(own: Mapping[str, Mapping[str, Tensor]], saved: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Copy saved state, by parameter and name, into an optimizer's own. Raises DataError for other ranks or blocks."""
+    for parameter, state in own.items():
+        for key, target in state.items():
+            source = saved[parameter][key]
+            if target.shape != source.shape:
+                raise DataError(
+                    f"the checkpoint's {key} of {parameter} has the shape {tuple(source.shape)}, not "
+                    f"{tuple(target.shape)}: resume with the optim.state_block and optim.galore settings it was "
+                    "trained with"
+                )
+            target.copy_(source)

@@ -5,7 +5,7 @@ two_stage  linear warm-up, linear decay towards half the peak until ½, then fro
            minimum; weight decay is off after ⅔ (BitNet training tips; Spectra, arXiv:2407.12327)
 cosine     linear warm-up, then half a cosine;  constant: linear warm-up, then flat
 
-Warm-ups are configured in steps, but never take more than a share of the run: a run of a dozen steps has one too.
+Warm-ups are configured in steps, but limited to a share of the run: a run of a dozen steps has one too.
 """
 
 import math
@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from nanochat_cli.config.schema import OptimConfig
 
 WARM_UP_SHARE = 0.2
-"""Of a run, that the warm-up of the learning rate takes at most."""
+"""Largest share of a run for the warm-up of the learning rate."""
 OTHER_SHARE = 1 / 3
-"""Of a run, that the warm-ups of Muon's momentum and of token filtering take at most."""
+"""Largest share of a run for the warm-ups of Muon's momentum and of token filtering."""
 
 TWO_STAGE_SWITCH = 0.5
 TWO_STAGE_DROP = 2 / 3  # second-stage peak over the value that the first stage would have there
@@ -25,7 +25,7 @@ WEIGHT_DECAY_OFF = 2 / 3
 
 @dataclass(frozen=True)
 class WarmUps:
-    """Steps that the warm-ups of one run take: of the learning rate, of Muon's momentum, of token filtering."""
+    """Steps of the warm-ups of one run: of the learning rate, of Muon's momentum, of token filtering."""
 
     rate: float
     momentum: float
@@ -33,17 +33,17 @@ class WarmUps:
 
     @classmethod
     def configured(cls, config: OptimConfig, filtering: int = 0) -> "WarmUps":
-        """As the configuration says, while nobody knows how long the run is. filtering: collider.warmup_steps."""
+        """As configured, while the length of the run is unknown. filtering: collider.warmup_steps."""
         return cls(config.warmup_steps, config.muon_momentum_warmup, filtering)
 
     def within(self, total_steps: int) -> "WarmUps":
-        """Of a run of `total_steps`."""
+        """Limited to their shares of a run of `total_steps`."""
         rate = min(self.rate, int(WARM_UP_SHARE * total_steps))
         other = int(OTHER_SHARE * total_steps)
         return WarmUps(rate, min(self.momentum, other), min(self.filtering, other))
 
     def after(self, step: int, past: "WarmUps") -> "WarmUps":
-        """These, where `step` steps went by `past`: no learning rate falls for it, and what is over stays over."""
+        """These, after `step` steps under `past`: the rate does not fall for it, and a finished one stays finished."""
         rate = past.rate if step >= past.rate else min(self.rate, past.rate * (step + 1) / max(step, 1))
         return replace(self, rate=rate, filtering=past.filtering if step >= past.filtering else self.filtering)
 

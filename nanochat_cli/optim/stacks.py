@@ -1,4 +1,4 @@
-"""Matrices of equal shape under each other, so that a computation on all of them is one batched call."""
+"""Stacks of matrices of equal shape, so that a computation on all of them is one batched call."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 Shape = tuple[int, int]
 CHUNK = 2**25
-"""Elements that are computed together at most (one parameter at least): what a step needs beside its state."""
+"""Most elements computed together (but at least one parameter): they bound a step's memory besides its state."""
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,14 @@ class Member:
 
     @property
     def rows(self) -> slice | int:
-        """A single matrix without a leading dimension: what a checkpoint holds."""
+        """Index into the stack: a single matrix has no leading dimension, as in a checkpoint."""
         return self.start if self.count == 1 else slice(self.start, self.start + self.count)
 
 
 def stack(
     parameters: Iterable[tuple[str, nn.Parameter]], matrices: Mapping[str, int] | None = None
 ) -> dict[Shape, list[Member]]:
-    """Members by shape (R, C). matrices: by name, of the parameters that hold more than one matrix of equal height."""
+    """Members by shape (R, C). matrices: how many of equal height a parameter holds, by name, if more than one."""
     stacks: dict[Shape, list[Member]] = {}
     for name, parameter in parameters:
         if parameter.ndim != 2:
@@ -41,7 +41,7 @@ def stack(
 
 
 def size(members: list[Member]) -> int:
-    """Matrices of a stack."""
+    """The number of matrices."""
     return sum(member.count for member in members)
 
 
@@ -67,9 +67,8 @@ def _places(members: list[Member]) -> slice:
 
 
 def gradients(shape: Shape, members: list[Member]) -> Tensor | None:
-    """float32 [n, R, C], new memory; None where a gradient is missing."""
-    found = [member.parameter.grad for member in members]
-    present = [g.reshape(-1, *shape) for g in found if g is not None]
+    """float32 [n, R, C], new memory; None if a gradient is missing."""
+    present = [g.reshape(-1, *shape) for member in members if (g := member.parameter.grad) is not None]
     return torch.cat(present).float() if len(present) == len(members) else None
 
 

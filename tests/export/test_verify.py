@@ -6,7 +6,7 @@ import pytest
 
 from nanochat_cli.export.verify import LlamaCppComparison, VerifyReport
 
-INCONCLUSIVE = "weights verified bit for bit; logits inconclusive (rounding ties: only {} of 12 prompts hang on none)"
+INCONCLUSIVE = "weights verified bit for bit; logits inconclusive (only {} of 12 prompts are without a rounding tie)"
 
 
 def comparison(within: int, stable: int, stable_within: int) -> LlamaCppComparison:

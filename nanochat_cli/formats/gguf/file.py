@@ -6,7 +6,9 @@ A thin layer over gguf's reader, which raises errors of all kinds. Knows nothing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from gguf import GGUFReader, ReaderTensor
+from numpy.typing import NDArray
 
 from nanochat_cli.errors import DataError
 from nanochat_cli.formats.gguf.packing import Q2_0
@@ -66,6 +68,12 @@ def _check_layout(path: Path, reader: GGUFReader) -> None:
             raise DataError(
                 f"{path}: tensor {tensor.name} has {room} bytes where its type needs {tensor.n_bytes}{hint}"
             )
+
+
+def rows_of(tensor: ReaderTensor) -> NDArray[Any]:
+    """The stored values, a stack of matrices [E, N, K] as its rows [E · N, K]."""
+    data = np.array(tensor.data)
+    return data.reshape(-1, data.shape[-1]) if data.ndim == 3 else data
 
 
 def _first_line(error: Exception) -> str:

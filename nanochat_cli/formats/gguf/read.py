@@ -18,7 +18,7 @@ from nanochat_cli.config.schema import ModelConfig, QuantConfig
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import DataError
 from nanochat_cli.formats.gguf.architecture import ARCHITECTURES, config_from_metadata
-from nanochat_cli.formats.gguf.file import GGUFFile
+from nanochat_cli.formats.gguf.file import GGUFFile, rows_of
 from nanochat_cli.formats.gguf.packing import TERNARY_TYPES, unpack
 from nanochat_cli.formats.gguf.tensor_names import (
     file_row_order,
@@ -173,7 +173,7 @@ def _fill_buffers(model: Transformer) -> None:
 
 def _float(tensor: ReaderTensor) -> NDArray[np.float32]:
     try:
-        values = gguf.quants.dequantize(_rows(tensor), tensor.tensor_type)
+        values = gguf.quants.dequantize(rows_of(tensor), tensor.tensor_type)
     except NotImplementedError as error:
         raise DataError(f"tensor {tensor.name} has type {tensor.tensor_type.name}, which we cannot read") from error
     return np.ascontiguousarray(values, dtype=np.float32)
@@ -181,15 +181,9 @@ def _float(tensor: ReaderTensor) -> NDArray[np.float32]:
 
 def _ternary(tensor: ReaderTensor, granularity: Granularity) -> Matrix:
     if name := _TERNARY_BY_GGML_TYPE.get(tensor.tensor_type):
-        codes, scales = unpack(name, _rows(tensor), tensor.name)
+        codes, scales = unpack(name, rows_of(tensor), tensor.name)
         return codes, scales.astype(np.float32)
     return _split_product(_float(tensor), granularity, tensor.name)
-
-
-def _rows(tensor: ReaderTensor) -> NDArray[Any]:
-    """The stored values, the experts of a mixture [E, N, K] as rows [E · N, K]."""
-    data = np.array(tensor.data)
-    return data.reshape(-1, data.shape[-1]) if data.ndim == 3 else data
 
 
 def _split_product(values: NDArray[np.float32], granularity: Granularity, what: str) -> Matrix:
