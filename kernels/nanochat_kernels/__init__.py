@@ -6,7 +6,7 @@ against it. This package imports nothing of `nanochat_cli`.
 Names:
     codes    ternary weights as int8 in {-1, 0, 1}, shape [N, K] (N outputs, K inputs)
     scale    what a code is multiplied by; always representable in float16
-    effective weight = codes · scale: what a forward pass multiplies with
+    effective weight = codes · scale: what a forward pass multiplies by
 """
 
 from nanochat_kernels.bit_linear import (

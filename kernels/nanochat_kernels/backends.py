@@ -1,8 +1,8 @@
-"""Which backend computes an operation: chosen by argument, by NANOCHAT_BACKEND, or by where the tensors are.
+"""Which backend computes an operation: chosen by argument, by NANOCHAT_BACKEND, or by the tensors' device.
 
 A backend is a module of functions with the names and signatures of `operations`. It raises Unsupported, with the
-reason, for what it cannot compute here; the operation then falls back to the next backend and says so once, through
-the logger `nanochat_kernels`. Knows names and order; leaves the computing to the backends.
+reason, for what it cannot compute here; the operation then falls back to the next backend, and the logger
+`nanochat_kernels` says so once. Knows names and order; leaves the computing to the backends.
 """
 
 import functools
@@ -32,7 +32,7 @@ class Unsupported(Exception):
 
 
 def requested_backend(backend: str | None = None) -> Backend | None:
-    """The argument, else NANOCHAT_BACKEND, else None for automatic. ValueError for a name that does not exist."""
+    """The argument, else NANOCHAT_BACKEND, else None for automatic. Raises ValueError for an unknown name."""
     name = backend or os.environ.get(ENVIRONMENT_VARIABLE) or None
     if name is None or name in BACKENDS:
         return name
@@ -41,7 +41,7 @@ def requested_backend(backend: str | None = None) -> Backend | None:
 
 
 def candidates(device: torch.device, backend: str | None = None) -> Sequence[Backend]:
-    """Backends in the order in which they are tried for tensors on `device`; the reference is always last."""
+    """Backends in the order they are tried for tensors on `device`; the reference is always last."""
     requested = requested_backend(backend)
     if requested is not None:
         return (requested, "reference") if requested != "reference" else ("reference",)
@@ -56,24 +56,24 @@ def dispatch(operation: str, device: torch.device, backend: str | None, *argumen
     """Compute with the first candidate that can; each cause of a fallback is logged once."""
     for name in candidates(device, backend):
         try:
-            return form(operation, name)(*arguments)
+            return implementation(operation, name)(*arguments)
         except Unsupported as reason:
             report_fallback(operation, name, str(reason))
     raise AssertionError("the reference computes everything")
 
 
 @functools.cache
-def form(operation: str, backend: Backend) -> Callable[..., Any]:
-    """The function of a backend for an operation. Unsupported when there is none."""
+def implementation(operation: str, backend: Backend) -> Callable[..., Any]:
+    """The function of a backend for an operation. Raises Unsupported if there is none."""
     function = getattr(load(backend), operation, None)
     if function is None:
-        raise Unsupported("it has no form of it")
+        raise Unsupported("it does not implement it")
     return function
 
 
 @functools.cache
 def load(backend: Backend) -> Any:
-    """The module of a backend. Unsupported when it cannot be imported here."""
+    """The module of a backend. Raises Unsupported if it cannot be imported here."""
     try:
         return importlib.import_module(_MODULES[backend])
     except ImportError as error:
@@ -81,7 +81,7 @@ def load(backend: Backend) -> Any:
 
 
 def report_fallback(operation: str, backend: str, reason: str) -> None:
-    """Say once per backend and reason that something slower computes instead."""
+    """Log, once per backend and reason, that something slower computes instead."""
     if (backend, reason) not in _said:
         _said.add((backend, reason))
-        _log.warning("backend %s does not compute %s here (%s): a slower form does", backend, operation, reason)
+        _log.warning("backend %s cannot compute %s here (%s): a slower one does", backend, operation, reason)

@@ -4,11 +4,11 @@
     dx = (dy · w_scale) · weight_codes                      (arXiv:2402.17764, straight-through for both roundings)
     dw = (dy · a_scale)ᵀ · codes
 
-Both forms of the forward compute the same integers, in float32 the same bits: `float` multiplies the codes as floats
-(exact below 2²⁴, that is up to 132104 inputs) and leaves rounding and scaling to whoever fuses elementwise code;
-`int8` multiplies packed weights with int8 and keeps int8 for the backward pass, a quarter of the memory.
+Both forms of the forward pass compute the same integers, and in float32 the same bits: `float` multiplies the codes as
+floats (exact below 2²⁴, that is up to 132104 inputs) and leaves rounding and scaling to a compiler that fuses
+elementwise code; `int8` multiplies packed weights by int8 and keeps int8 for the backward pass, a quarter of the bytes.
 
-Activations and weights are quantised by the caller: the weights once per optimizer step.
+The caller quantises activations and weights: the weights once per optimizer step.
 
 Rows can be left out of the backward pass: dx[kept] = dy[kept] · W, dw = dy[kept]ᵀ · x[kept], smaller dense products.
 """
@@ -37,8 +37,8 @@ MEASURED_FORMS = "training_forms.json"
 class QuantizedInput(NamedTuple):
     """An input that several layers share. x: [..., K], receives the gradient; codes: [..., K]; scale: float32 [..., 1].
 
-    codes are integers in int8 (form `int8`) or in the dtype that is multiplied in. saved: what the backward pass needs,
-    codes and scale of the kept rows, where those are known before; else None.
+    codes are integers in int8 (form `int8`) or in the dtype of the product. saved: codes and scale of the kept rows for
+    the backward pass, if those are known before the forward pass; else None.
     """
 
     x: Tensor
@@ -47,11 +47,15 @@ class QuantizedInput(NamedTuple):
     saved: tuple[Tensor, Tensor] | None = None
 
 
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The autocast dtype, or that of x."""
+    return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+
+
 def quantize_input(x: Tensor, form: Form = "float", kept: KeptRows | None = None) -> QuantizedInput:
     """int8 quantisation per token, without a gradient of its own: `bit_linear` sends it to x. x: float [..., K]."""
-    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
     codes, scale = codes_and_scale(x.detach())
-    codes = codes.to(torch.int8 if form == "int8" else dtype)
+    codes = codes.to(torch.int8 if form == "int8" else product_dtype(x))
     index = kept.chosen if kept is not None and kept.known else None
     saved = None if index is None else (codes.flatten(0, -2)[index], scale.reshape(-1, 1)[index])
     return QuantizedInput(x, codes, scale, saved)
@@ -68,7 +72,7 @@ def bit_linear(
 
     A plain tensor is multiplied as it is. latent: float32 [N, K]. kept: rows of the flattened input that take
     part in the backward pass, dx[kept] = dy[kept] · W and dw = dy[kept]ᵀ · x[kept]; the others have gradient 0.
-    grad_input: `fp8` computes dx with dy in float8_e4m3fn, scaled per row, and W exact in it; for one scale a row.
+    grad_input: `fp8` computes dx with dy in float8_e4m3fn, scaled per row, and W, exact in it; for one scale per row.
     """
     return bit_linears(x, (latent,), (weight,), kept, grad_input)[0]
 
@@ -82,9 +86,7 @@ def bit_linears(
 ) -> tuple[Tensor, ...]:
     """`bit_linear` of several layers that read one input, whose gradient is summed in the products themselves."""
     source, codes, scale, saved = x if isinstance(x, QuantizedInput) else (x, None, None, None)
-    dtype = source.dtype
-    if torch.is_autocast_enabled(source.device.type):
-        dtype = torch.get_autocast_dtype(source.device.type)
+    dtype = product_dtype(source)
     if codes is None:
         source = source.to(dtype)
         codes = source.detach()
@@ -97,7 +99,7 @@ def bit_linears(
 def choose_form(device: torch.device, in_features: int, out_features: int) -> Form:
     """The form that was measured faster, forward and backward, for the nearest shape on such a device.
 
-    `float` where nothing was measured: today on every GPU (benchmarks/bitlinear_forms.py measures).
+    `float` if nothing was measured: today on every GPU (benchmarks/bitlinear_forms.py measures).
     """
     rows = [row for row in _measured() if row["device"] == device.type]
     if not rows or in_features % 128 or in_features > MAX_INPUTS:
@@ -174,7 +176,7 @@ def _kept_gradients(
 ) -> list[Tensor]:
     """dx [M, K], with zeros in the rows that are not kept, and the dw of kept rows; [0] for what is not wanted.
 
-    gathered: codes and scale are of the kept rows already.
+    gathered: codes and scale have only the kept rows already.
     """
     index, total = kept_index(rows, count), len(rows)
     if index is not None:

@@ -2,7 +2,7 @@
 
     y[r] = Q(x)[r] · W_eᵀ,  e the expert of row r        x: [R, K], weight: [E · N, K], counts: int64 [E], Σ = R
 
-`grouped_bit_linear_reference` is the definition, an expert at a time; `grouped_bit_linear` is one call of
+`grouped_bit_linear_reference` is the definition, one expert at a time; `grouped_bit_linear` is one call of
 torch's grouped product forward and two backward, without reading the counts on the host.
 """
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grouped_mm
 
-from nanochat_kernels.bit_linear import QuantizedInput, bit_linear
+from nanochat_kernels.bit_linear import QuantizedInput, bit_linear, product_dtype
 from nanochat_kernels.kept_rows import kept_index, scatter_rows
 from nanochat_kernels.linear_products import LinearWeight
 
@@ -20,7 +20,7 @@ from nanochat_kernels.linear_products import LinearWeight
 class KeptAssignments(NamedTuple):
     """tokens: int64 [R], the token of each sorted row; rows, n_kept: as in KeptRows, of tokens.
 
-    Every token has the same number of rows, so that the number of kept rows follows from that of kept tokens.
+    Every token has the same number of rows, so the number of kept rows follows from that of kept tokens.
     """
 
     tokens: Tensor
@@ -42,17 +42,15 @@ def grouped_bit_linear(
     expert of each row. kept: tokens that take part in the backward pass; rows of others have gradient 0.
     """
     source, codes, scale = x[:3] if isinstance(x, QuantizedInput) else (x, x.detach(), None)
-    enabled = torch.is_autocast_enabled(source.device.type)
-    dtype = torch.get_autocast_dtype(source.device.type) if enabled else source.dtype
-    filtering = (None, None, None) if kept is None else kept
-    arguments = (source, latent, codes, scale, weight.operand, weight.w_scale, counts, experts, *filtering, dtype)
+    fixed = (source, latent, codes, scale, weight.operand, weight.w_scale, counts, experts)
+    arguments = (*fixed, *(kept or (None, None, None)), product_dtype(source))
     return _GroupedBitLinear.apply(*arguments)  # pyright: ignore[reportReturnType] - apply is untyped in torch
 
 
 def grouped_bit_linear_reference(
     x: QuantizedInput | Tensor, latent: Tensor, weight: LinearWeight, counts: Tensor, experts: Tensor
 ) -> Tensor:
-    """The same, an expert at a time."""
+    """The definition of `grouped_bit_linear`."""
     del experts
     n_experts = len(counts)
     n = latent.shape[0] // n_experts
@@ -121,7 +119,7 @@ def grouped_gradients(
     dtype: torch.dtype,
     wants: tuple[bool, ...],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """dx [R, K] and dw [E, N, K], those that are wanted."""
+    """dx [R, K] and dw [E, N, K], or None for what is not wanted."""
     n_experts = len(offsets)
     dx = dlatent = None
     if wants[0]:
@@ -150,7 +148,7 @@ def _kept_grouped_gradients(
     wants_x: bool,
     wants_w: bool,
 ) -> tuple[Tensor, Tensor]:
-    """`grouped_gradients` of the rows of kept tokens; dx has zeros in the others, and [0] stands for not wanted."""
+    """`grouped_gradients` of the rows of kept tokens; dx has zeros in the others; [0] for what is not wanted."""
     index = kept_index(rows, count)
     total = len(dy)
     places = None
@@ -174,7 +172,7 @@ def _(dy, codes, scale, operand, w_scale, offsets, experts, tokens, rows, count,
 
 @torch.library.custom_op("nanochat::grouped_product", mutates_args=())
 def _grouped_product(left: Tensor, right: Tensor, offsets: Tensor) -> Tensor:
-    """torch's grouped product as one node of a graph: its own shape function knows bfloat16 only (torch 2.13)."""
+    """torch's grouped product as one node of a graph: its own shape function takes only bfloat16 (torch 2.13)."""
     return grouped_mm(left, right, offs=offsets)
 
 
@@ -186,7 +184,7 @@ def _(left: Tensor, right: Tensor, offsets: Tensor) -> Tensor:
 
 
 def _scale_of_rows(w_scale: Tensor | None, n_experts: int, experts: Tensor) -> Tensor | None:
-    """What every element of a row is multiplied with: [R, N], or one scale for all, or none."""
+    """The factor on every element of a row: [R, N], one scale for all, or None."""
     if w_scale is None or len(w_scale) == 1:
         return w_scale
     return w_scale.unflatten(0, (n_experts, -1)).index_select(0, experts)

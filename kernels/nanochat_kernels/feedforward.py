@@ -3,8 +3,8 @@
     h = silu(Q(x) · W_gateᵀ) · (Q(x) · W_upᵀ),   y = Q(h) · W_downᵀ
 
 `swiglu_feed_forward_reference` is the definition, composed of `bit_linear`. `swiglu_feed_forward` has the same bits
-and gradients (straight through both quantisations) and one backward pass of its own: it saves gate, up and int8 codes
-alone, and with filtered rows everything between its two ends is computed for the kept rows only.
+and gradients (straight through both quantisations), but its own backward pass: it saves only gate, up and int8 codes,
+and with filtered rows everything between its two ends is computed for the kept rows only.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from nanochat_kernels.bit_linear import Form, GradInput, QuantizedInput, bit_linear, quantize_input
+from nanochat_kernels.bit_linear import Form, GradInput, QuantizedInput, bit_linear, product_dtype, quantize_input
 from nanochat_kernels.kept_rows import KeptRows, kept_index, scatter_rows
 from nanochat_kernels.linear_products import LinearWeight, input_gradient, linear_product, weight_gradients
 from nanochat_kernels.reference.activations import codes_and_scale
@@ -23,7 +23,7 @@ from nanochat_kernels.reference.activations import codes_and_scale
 def swiglu_feed_forward_reference(
     x: QuantizedInput, latents: Sequence[Tensor], weights: Sequence[LinearWeight], form: Form = "float"
 ) -> Tensor:
-    """As `swiglu_feed_forward`, with nothing filtered."""
+    """The definition of `swiglu_feed_forward`, with nothing filtered."""
     gate, up = (bit_linear(x, latents[i], weights[i]) for i in (0, 1))
     return bit_linear(quantize_input(silu(gate) * up, form), latents[2], weights[2])
 
@@ -40,12 +40,9 @@ def swiglu_feed_forward(
 
     form: how the product with W_down is computed. kept, grad_input: as for `bit_linear`.
     """
-    dtype = x.x.dtype
-    if torch.is_autocast_enabled(x.x.device.type):
-        dtype = torch.get_autocast_dtype(x.x.device.type)
     rows, count, known = (None, None, False) if kept is None else kept
     codes, scale, saved = x.codes, x.scale, x.saved or (None, None)
-    fixed = (x.x, codes, scale, *saved, rows, count, known, dtype, form, grad_input == "fp8")
+    fixed = (x.x, codes, scale, *saved, rows, count, known, product_dtype(x.x), form, grad_input == "fp8")
     arguments = (*fixed, *latents, *(part for weight in weights for part in weight))
     return SwiGLUFunction.apply(*arguments)  # pyright: ignore[reportReturnType] - apply is untyped in torch
 
@@ -128,7 +125,7 @@ def _kept_swiglu_gradients(
     fp8: bool,
     gathered: bool,
 ) -> list[Tensor]:
-    """`swiglu_gradients` of the kept rows; dx has zeros in the others. gathered: held is of the kept rows already."""
+    """`swiglu_gradients` of the kept rows; dx has zeros in the others. gathered: held has only kept rows already."""
     index = kept_index(rows, count)
     kept = held
     if index is not None:

@@ -1,7 +1,6 @@
 """Mixing of residual streams: one kernel on CUDA, the formula elsewhere. Both have gradients.
 
-While torch.compile traces, the formula is what it gets: it fuses it with what stands around, which a kernel of ours
-would prevent.
+torch.compile gets the formula: it fuses it with the operations around it, which a kernel of ours would prevent.
 """
 
 import torch
@@ -14,7 +13,7 @@ __all__ = ["mix_streams"]
 
 
 def mix_streams(x: Tensor, weights: Tensor, y: Tensor | None = None) -> Tensor:
-    """`reference.hyper_connections.mix_streams`, fused where that is possible."""
+    """`reference.hyper_connections.mix_streams`, fused if possible."""
     if x.is_cuda and not torch.compiler.is_compiling() and candidates(x.device)[0] == "triton":
         try:
             from nanochat_kernels.triton_kernels import hyper_connections

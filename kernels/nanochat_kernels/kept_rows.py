@@ -14,7 +14,7 @@ from torch import Tensor
 class KeptRows(NamedTuple):
     """rows: int64 [M], of which the first `n_kept` are kept, ascending; n_kept: int64 [], on the CPU.
 
-    known: the choice was made before the forward pass, which may therefore save kept rows alone.
+    known: the choice was made before the forward pass, which may therefore save only the kept rows.
     """
 
     rows: Tensor
@@ -23,35 +23,35 @@ class KeptRows(NamedTuple):
 
     @classmethod
     def all_of(cls, n: int, device: torch.device | str = "cpu", *, known: bool = False) -> "KeptRows":
-        """Nothing filtered yet, of `n` rows."""
+        """`n` rows, none of them filtered yet."""
         return cls(torch.arange(n, device=device), torch.tensor(n), known)
 
     def choose(self, rows: Tensor) -> None:
-        """Keep these rows, int64 [R], ascending. Not seen by autograd: what was saved for backward reads them."""
+        """Keep these rows, int64 [R], ascending. Autograd does not see it: what was saved for backward reads them."""
         self.rows.data[: len(rows)] = rows
         self.n_kept.data.fill_(len(rows))
 
     @property
     def chosen(self) -> Tensor | None:
-        """int64 [R]; None when every row is kept."""
+        """int64 [R]; None if every row is kept."""
         return kept_index(self.rows, self.n_kept)
 
 
 def kept_index(rows: Tensor, count: Tensor) -> Tensor | None:
-    """The first `count` of `rows`; None when that is all of them."""
+    """The first `count` of `rows`; None if that is all of them."""
     n = int(count)
     return None if n == len(rows) else rows[:n]
 
 
 def scatter_rows(x: Tensor, index: Tensor | None, total: int) -> Tensor:
-    """x [R, C] as rows `index` of zeros [total, C]; x itself where all are kept (None)."""
+    """x [R, C] as rows `index` of zeros [total, C]; x itself if all are kept (None)."""
     return x if index is None else x.new_zeros(total, x.shape[1]).index_copy_(0, index, x)
 
 
 def drop_filtered(x: Tensor, kept: KeptRows | None) -> Tensor:
-    """x, whose rows that are not kept get no gradient: [..., C] with M rows in its leading dimensions.
+    """x, without gradients for the rows that are not kept: [..., C] with M rows in its leading dimensions.
 
-    What `torch.where(keep, x, x.detach())` does, for a choice that is made later.
+    Like `torch.where(keep, x, x.detach())`, for a choice that is made later.
     """
     return x if kept is None else _DropFiltered.apply(x, kept.rows, kept.n_kept)  # pyright: ignore[reportReturnType]
 

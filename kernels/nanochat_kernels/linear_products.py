@@ -4,7 +4,7 @@
     dx = dy · (weight_codes · w_scale)
     dw = dyᵀ · (codes · a_scale)
 
-Plain functions of tensors: which rows, and whose gradient it is, is the affair of `training` and `feedforward`.
+Plain functions of tensors; `bit_linear` and `feedforward` decide which rows, and whose gradient it is.
 """
 
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ FP8 = torch.float8_e4m3fn
 class LinearWeight(NamedTuple):
     """A quantised weight in the forms that training multiplies with.
 
-    operand: float32 [N, K]; w_scale: float32 [N] or None. One scale a row: codes and their scale; groups: codes · scale
-    and None. packed (form `int8`): uint8 [N, K / 4] and scales float32 [N, G]; else None.
+    operand: float32 [N, K]; w_scale: float32 [N] or None: with one scale per row, codes and their scale; with groups,
+    codes · scale and None. packed (form `int8`): uint8 [N, K / 4] and scales float32 [N, G]; else None.
     """
 
     operand: Tensor
@@ -34,13 +34,13 @@ class LinearWeight(NamedTuple):
 
 
 def linear_product(codes: Tensor, scale: Tensor | None, weight: LinearWeight, dtype: torch.dtype) -> Tensor:
-    """y [..., N] in dtype; codes [..., K], int8 for the packed product, else as is multiplied; scale [..., 1]."""
+    """y [..., N] in dtype; codes [..., K], which are int8 for the packed product; scale [..., 1]."""
     if codes.dtype == torch.int8 and weight.packed is not None and weight.scales is not None and scale is not None:
         return _packed_product(codes, scale, weight.packed, weight.scales, dtype)
     y = torch.nn.functional.linear(codes.to(dtype), weight.operand.to(dtype)).to(torch.float32)
     for factor in (scale, weight.w_scale):
         if factor is not None:
-            y.mul_(factor)  # in place: it is ours, or a copy in float32 of what is
+            y.mul_(factor)  # in place: y is ours
     return y.to(dtype)
 
 
@@ -49,7 +49,7 @@ def input_gradient(
 ) -> Tensor:
     """dx [M, K], the sum over the layers that read x; dys [M, N_i], operands [N_i, K], w_scales [N_i] or None.
 
-    fp8: as `fp8_product`, for layers with one scale a row.
+    fp8: by `fp8_product`, for layers with one scale per row.
     """
     dx = None
     for dy, operand, w_scale in zip(dys, operands, w_scales, strict=True):
@@ -57,7 +57,7 @@ def input_gradient(
             part = fp8_product(dy * w_scale, operand)
             dx = part if dx is None else dx + part
             continue
-        if w_scale is not None:  # the smaller of the two is scaled
+        if w_scale is not None:  # scale the smaller of the two
             if dy.shape[0] > operand.shape[1]:
                 operand = operand * w_scale.unsqueeze(1)
             else:
@@ -79,7 +79,7 @@ def weight_gradients(dys: Sequence[Tensor], codes: Tensor, scale: Tensor | None,
 def fp8_product(dy: Tensor, weight_codes: Tensor) -> Tensor:
     """dy · W in bfloat16, dy [M, N] rounded to float8_e4m3fn with a scale per row, W [N, K] in {-1, 0, 1}, exact.
 
-    N and K must be multiples of 16. What the tensor cores of compute capability 8.9 and later do in hardware.
+    N and K must be multiples of 16. Tensor cores of compute capability 8.9 and later do it in hardware.
     """
     scale = dy.abs().amax(dim=1, keepdim=True).to(torch.float32).clamp(min=1e-30) / torch.finfo(FP8).max
     columns = torch.ones(1, weight_codes.shape[1], device=dy.device)

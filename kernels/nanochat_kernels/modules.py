@@ -1,6 +1,6 @@
-"""PackedLinear: a linear layer for inference that holds two bits a weight.
+"""PackedLinear: a linear layer for inference that holds two bits per weight.
 
-The module layer of this package: parameters, shapes and state dict; the computing is `operations.packed_linear`.
+The module layer of this package: parameters, shapes and state dict; `operations.packed_linear` computes.
 """
 
 from typing import Self
@@ -31,12 +31,12 @@ class PackedLinear(nn.Module):
 
     @classmethod
     def from_weight(cls, weight: Tensor, granularity: Granularity = "row", backend: str | None = None) -> Self:
-        """Quantise a float weight [N, K], such as that of an nn.Linear. ValueError when K is not a multiple of 128."""
+        """Quantise a float weight [N, K], such as an nn.Linear's. Raises ValueError unless K is a multiple of 128."""
         return cls(ternarize_packed(weight, granularity, backend=backend), backend)
 
     @property
     def weight(self) -> PackedTernary:
-        """The matrix as it is now, also after `to` or `load_state_dict`."""
+        """The present matrix, even after `to` or `load_state_dict`."""
         return PackedTernary(self.packed, self.scales, self.in_features)
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """The operations of this package, each one function that finds the backend for its tensors.
 
-Argument `backend` (reference, cpu, triton) or the variable NANOCHAT_BACKEND override the choice by device. Shapes,
-dtypes and formulas are those of the reference, which every backend equals: integers bit for bit.
+The argument `backend` (reference, cpu, triton) or the variable NANOCHAT_BACKEND overrides the choice by device. Shapes,
+dtypes and formulas are the reference's, which every backend matches: integers bit for bit.
 """
 
 import torch
@@ -82,10 +82,10 @@ def ternary_matmul(
 def packed_linear(
     x: Tensor, weight: PackedTernary, out_dtype: torch.dtype = torch.float32, *, backend: str | None = None
 ) -> Tensor:
-    """Quantise float [..., K] and multiply with packed weights: [..., N]. One native call on the CPU."""
+    """Quantise float [..., K] and multiply by packed weights: [..., N]. One native call on the CPU."""
     return dispatch("packed_linear", weight.packed.device, backend, x, weight, out_dtype)
 
 
 def unpack(weight: PackedTernary, dtype: torch.dtype = torch.int8, *, backend: str | None = None) -> Tensor:
-    """The codes [N, K] as int8, bfloat16, float32 or float8_e4m3fn. ValueError on code 3 (reference and CPU)."""
+    """The codes [N, K] as int8, bfloat16, float32 or float8_e4m3fn. ValueError for code 3 (reference and CPU)."""
     return dispatch("unpack", weight.packed.device, backend, weight, dtype)

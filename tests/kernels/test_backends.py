@@ -27,9 +27,9 @@ def refuse(monkeypatch, reason: str) -> None:
     def unsupported(*_arguments):
         raise Unsupported(reason)
 
-    real = backends.form
+    real = backends.implementation
     monkeypatch.setattr(
-        backends, "form", lambda operation, name: unsupported if name == "cpu" else real(operation, name)
+        backends, "implementation", lambda operation, name: unsupported if name == "cpu" else real(operation, name)
     )
 
 

@@ -2,9 +2,9 @@
 
 Knows compilers and the folder where the result is kept; leaves loading and calling it to `native`. The library stays
 in `$NANOCHAT_CACHE/kernels` (default ~/.cache/nanochat/kernels) under the name KEY-DIGEST.so: KEY is a hash of what it
-was made from, DIGEST a hash of its own bytes. So a damaged file is told by its name and made again, and processes that
-build at the same time need no lock: each writes a file of its own and renames it. The sources choose instructions at
-run time, so a file may be kept while the processor changes.
+was made from, DIGEST a hash of its own bytes. So a damaged file is recognised by its name and rebuilt, and processes
+that build at the same time need no lock: each writes its own file and renames it. The sources choose instructions at
+run time, so a file stays valid on another processor.
 """
 
 import hashlib
@@ -36,10 +36,10 @@ _log = logging.getLogger("nanochat_kernels")
 
 
 def shared_library(source: Path = SOURCE_FOLDER) -> Path:
-    """The library of every *.c in `source`, compiled unless the cache holds it. Call it after `import torch`, whose
-    OpenMP runtime the library then shares.
+    """The library of every *.c in `source`, compiled unless the cache holds it.
 
-    Raises Unsupported, in one line, when there is no C compiler, or when the sources do not compile.
+    Call it after `import torch`, whose OpenMP runtime the library then shares. Raises Unsupported, in one line, if
+    there is no C compiler, or if the sources do not compile.
     """
     sources = {path.name: path.read_bytes() for path in sorted([*source.glob("*.c"), *source.glob("*.h")])}
     if not any(name.endswith(".c") for name in sources):
@@ -57,7 +57,7 @@ def shared_library(source: Path = SOURCE_FOLDER) -> Path:
 def cache_folder() -> Path:
     """Where compiled kernels are kept, by the rule of the application: $NANOCHAT_CACHE or ~/.cache/nanochat.
 
-    Raises OSError when this user has no home.
+    Raises OSError if this user has no home folder.
     """
     root = os.environ.get("NANOCHAT_CACHE")
     try:
@@ -67,23 +67,23 @@ def cache_folder() -> Path:
 
 
 class _CompilerFailed(Exception):
-    """One compiler did not do it; the message says why. Another may."""
+    """One compiler failed; the message says why. Another may succeed."""
 
 
 def _compilers() -> Iterator[list[str]]:
-    """Command lines to try in order: $CC alone when it is set. Raises Unsupported when there is none."""
+    """Command lines to try in order: only $CC if it is set. Raises Unsupported if there is none."""
     chosen = os.environ.get("CC", "").strip()
     try:
         commands = [shlex.split(chosen)] if chosen else [[name] for name in COMPILERS]
     except ValueError as error:
         raise Unsupported(f"CC = {chosen} cannot be read: {error}") from None
-    found = [[path, *arguments] for name, *arguments in commands if (path := shutil.which(name))]
-    if not found:
+    available = [[path, *arguments] for name, *arguments in commands if (path := shutil.which(name))]
+    if not available:
         if chosen:
-            raise Unsupported(f"CC = {chosen} is no program here")
+            raise Unsupported(f"CC = {chosen} is not a program here")
         raise Unsupported(f"no C compiler ({', '.join(COMPILERS)}): install one, such as gcc")
     seen: set[Path] = set()
-    for command in found:  # cc is mostly a link to one of the others
+    for command in available:  # cc is usually a link to one of the others
         program = Path(command[0]).resolve()
         if program not in seen:
             seen.add(program)
@@ -91,7 +91,7 @@ def _compilers() -> Iterator[list[str]]:
 
 
 def _key(sources: Mapping[str, bytes], compiler: list[str]) -> str:
-    """Hash of all that decides what the library does; the compiler by what it says it is."""
+    """Hash of all that determines what the library does; the compiler by its version message."""
     digest = hashlib.sha256()
     for part in (*FLAGS, *LIBRARIES, *compiler[1:], _run([*compiler, "--version"]), platform.machine()):
         digest.update(part.encode() + b"\0")
@@ -101,7 +101,7 @@ def _key(sources: Mapping[str, bytes], compiler: list[str]) -> str:
 
 
 def _kept(key: str) -> Path | None:
-    """A library that was built before, from a folder that only this user could have written, undamaged."""
+    """An undamaged library that was built before, in a folder that only this user could have written."""
     for folder in _folders():
         if not folder.is_dir() or not _ours(folder):
             continue
@@ -124,13 +124,13 @@ def _name(key: str, library: bytes) -> str:
 
 
 def _ours(path: Path) -> bool:
-    """Nobody but this user, or root, could have changed it."""
+    """Whether only this user, or root, could have changed it."""
     status = path.stat()
     return status.st_uid in (os.getuid(), 0) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _compile(compiler: list[str], sources: Mapping[str, bytes]) -> bytes:
-    """The library's bytes, made from copies: what is compiled is what was hashed, while somebody edits too."""
+    """The library's bytes, made from copies: what is compiled is what was hashed, even if a source is edited now."""
     _log.info("compiling the CPU kernels with %s, once", compiler[0])
     try:
         with tempfile.TemporaryDirectory(prefix="nanochat-kernels-") as folder:
@@ -144,7 +144,7 @@ def _compile(compiler: list[str], sources: Mapping[str, bytes]) -> bytes:
 
 
 def _run(command: list[str], cwd: str | None = None) -> str:
-    """Standard output. _CompilerFailed with the first line that names an error."""
+    """Standard output of a command. Raises _CompilerFailed with the first line that names an error."""
     try:
         child = subprocess.run(
             command,
@@ -168,7 +168,7 @@ def _run(command: list[str], cwd: str | None = None) -> str:
 
 
 def _keep(key: str, library: bytes) -> Path:
-    """Write the library where the next process finds it; where that cannot be, for this process alone."""
+    """Write the library where the next process finds it or, if that fails, for this process alone."""
     try:
         folder = cache_folder()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -184,7 +184,7 @@ def _keep(key: str, library: bytes) -> Path:
 
 
 def _write(path: Path, library: bytes) -> Path:
-    """Atomically: another process sees all of the file or none of it."""
+    """Write atomically: another process sees all of the file or none of it."""
     descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".partial")
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -200,7 +200,7 @@ _private: list["tempfile.TemporaryDirectory[str]"] = []
 
 
 def _private_folder() -> Path:
-    """A temporary folder of this process, removed at its end."""
+    """This process's temporary folder, removed at its end."""
     if not _private:
         _private.append(tempfile.TemporaryDirectory(prefix="nanochat-kernels-"))
     return Path(_private[0].name)

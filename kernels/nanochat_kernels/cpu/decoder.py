@@ -1,7 +1,7 @@
 """NativeDecoder: one token of one sequence through a whole packed model, in a single call of the C library.
 
-For decoding, where everything but the weights' way through memory is overhead. Prompts of many tokens are faster as
-matrix products, and are left to the caller, as are sampling and the memory of the cache.
+For decoding, where everything but reading the weights is overhead. Left to the caller are prompts of many tokens,
+which are faster as matrix products, sampling, and the memory of the cache.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_size_t
 
 @dataclass(frozen=True)
 class DecoderLayer:
-    """The weights of a block. Norms: float32 [dim], q and k per head [head_dim], before an output projection its K.
+    """The weights of a block. Norms: float32 [dim]; q and k per head [head_dim]; before an output projection its K.
 
     qkv: [(n_heads + 2 n_kv_heads) · head_dim, dim]; wo: [dim, n_heads · head_dim]; gate_up: [2 · hidden, dim];
     down: [dim, hidden].
@@ -64,9 +64,9 @@ class _Decoder(ctypes.Structure):
 
 
 class NativeDecoder:
-    """A packed model that the C library can decode with. Unsupported when this machine or the model does not fit.
+    """A packed model that the C library can decode with. Raises Unsupported if this machine or the model does not fit.
 
-    layers: of one shape. embedding, head: [V, dim], float32 or float16, maybe one tensor. norm: float32 [dim].
+    layers: all of one shape. embedding, head: [V, dim], float32 or float16, possibly one tensor. norm: float32 [dim].
     cos, sin: float32 [positions, head_dim / 2]. Keeps references to all of them, and copies nothing.
     """
 
@@ -117,19 +117,19 @@ class NativeDecoder:
         """hidden [dim] after the final norm, and logits [V], of `token` at `position`; both float32.
 
         keys, values: float32 [layers, Hkv, capacity, head_dim], contiguous, filled before `position`; the token's own
-        are written there. ValueError when token, position or cache are out of range.
+        are written there. Raises ValueError if token, position or cache are out of range.
         """
         n_layers, n_kv_heads, head_dim = self._cache_shape
         capacity = keys.shape[-2]
         for cache in (keys, values):
             if cache.shape != (n_layers, n_kv_heads, capacity, head_dim) or not cache.is_contiguous():
-                raise ValueError(f"the cache has shape {list(cache.shape)} where {self._cache_shape} is asked for")
+                raise ValueError(f"the cache has shape {list(cache.shape)} where {self._cache_shape} is needed")
             if cache.dtype != torch.float32 or cache.device.type != "cpu":
                 raise ValueError(f"the cache is {cache.dtype} on {cache.device}: the CPU decoder reads float32")
         if not 0 <= token < self.vocab_size:
             raise ValueError(f"token {token} is outside the vocabulary of {self.vocab_size}")
         if not 0 <= position < min(capacity, self._positions):
-            raise ValueError(f"position {position} is past the {min(capacity, self._positions)} there are")
+            raise ValueError(f"position {position} is beyond the {min(capacity, self._positions)} there are")
         if capacity > self._capacity:
             size = self._library.nk_decoder_workspace(self._address, capacity)
             self._workspace = torch.empty(size + 64, dtype=torch.uint8)
@@ -152,7 +152,7 @@ class NativeDecoder:
     def unembed(self, hidden: Tensor) -> Tensor:
         """Logits float32 [V] of hidden float32 [dim]."""
         if hidden.shape != (self.dim,):
-            raise ValueError(f"a hidden state of shape {list(hidden.shape)} where [{self.dim}] is asked for")
+            raise ValueError(f"a hidden state of shape {list(hidden.shape)} where [{self.dim}] is needed")
         hidden, logits = hidden.detach().float().contiguous(), torch.empty(self.vocab_size)
         self._library.nk_unembed(self._address, hidden.data_ptr(), logits.data_ptr())
         return logits
@@ -187,7 +187,7 @@ class NativeDecoder:
 def _check(
     layers: Sequence[DecoderLayer], embedding: Tensor, head: Tensor, n_heads: int, n_kv_heads: int, head_dim: int
 ) -> None:
-    """Everything the C code takes for granted. Unsupported or ValueError."""
+    """Check everything that the C code takes for granted. Raises Unsupported or ValueError."""
     dim = embedding.shape[1]
     if head.shape != embedding.shape:
         raise ValueError(f"head {list(head.shape)} and embedding {list(embedding.shape)} differ in shape")
@@ -201,9 +201,9 @@ def _check(
         }
         for name, (weight, rows, columns) in shapes.items():
             if (weight.rows, weight.columns) != (rows, columns):
-                raise ValueError(f"{name} is {weight.rows} × {weight.columns} where {rows} × {columns} is asked for")
+                raise ValueError(f"{name} is {weight.rows} × {weight.columns} where {rows} × {columns} is needed")
             if weight.n_groups > 1 and weight.group % PLANE and weight.group != PLANE // 2:
-                raise Unsupported(f"scales of {weight.group} inputs (64 and multiples of 128 are)")
+                raise Unsupported(f"scales of {weight.group} inputs, not 64 or a multiple of 128")
             if weight.packed.device.type != "cpu":
                 raise Unsupported(f"the weights are on {weight.packed.device}")
         norms = (layer.attention_norm, layer.ffn_norm, layer.q_norm, layer.k_norm)

@@ -1,7 +1,7 @@
-"""The compiled CPU library through ctypes: what each function takes, and whether it can be had here.
+"""The compiled CPU library through ctypes: the signatures of its functions, and whether it is available here.
 
-Pointers are passed as integers (`tensor.data_ptr()`): a call costs about a microsecond. Checks of shapes and dtypes
-belong to the callers in `operations` and `decoder`.
+Pointers are passed as integers (`tensor.data_ptr()`): a call costs about a microsecond. The callers in `operations`
+and `decoder` check shapes and dtypes.
 """
 
 import ctypes
@@ -51,10 +51,10 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
 
 @functools.cache
 def _load() -> ctypes.CDLL | str:
-    """The library, or why there is none: tried once per process, since a compiler does not appear in between.
+    """The library, or why there is none: tried once per process, since a compiler does not appear meanwhile.
 
-    The reason is kept in words. An exception that is kept and raised again grows by a traceback at every raise, which
-    holds the frames of all its callers with their tensors.
+    The reason is kept as text: an exception that is raised again and again collects tracebacks, which keep the frames
+    of all its callers with their tensors.
     """
     try:
         library = ctypes.CDLL(str(shared_library()))
@@ -70,7 +70,7 @@ def _load() -> ctypes.CDLL | str:
 
 
 def library() -> ctypes.CDLL:
-    """The library, compiled on first use. Raises Unsupported with the reason when it cannot be had."""
+    """The library, compiled on first use. Raises Unsupported, with the reason, if it is not available."""
     loaded = _load()
     if isinstance(loaded, str):
         raise Unsupported(loaded)
@@ -78,7 +78,7 @@ def library() -> ctypes.CDLL:
 
 
 def select(name: str | None) -> str:
-    """Use the kernels `avx2` or `portable`, or the best for this machine (None). Unsupported when it lacks them."""
+    """Use the kernels `avx2` or `portable`, or this machine's best (None). Raises Unsupported if it lacks them."""
     chosen = library().nk_select(None if name is None else name.encode())
     if chosen is None:
         raise Unsupported(f"this machine cannot run the kernels {name}")

@@ -1,7 +1,7 @@
 """The CPU backend: the operations of the compiled library on torch tensors.
 
 Every function checks what the C code takes for granted, and raises Unsupported for what it does not cover; the
-dispatcher then uses the reference. Float inputs of other types than float32 are converted first.
+dispatcher then uses the reference. Float inputs other than float32 are converted first.
 """
 
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ def swiglu_quantize(gate: Tensor, up: Tensor, group: int | None = None) -> Quant
     gates, ups = _rows_of_a_block(gate), _rows_of_a_block(up)
     if gates is None or ups is None or gates.stride(0) != ups.stride(0):
         gates, ups = _floats(gate).reshape(-1, k), _floats(up).reshape(-1, k)
-    out = _room(len(gates), k, group)
+    out = _empty(len(gates), k, group)
     _require_memory(
         library().nk_swiglu_quantize(
             gates.data_ptr(), ups.data_ptr(), gates.stride(0), len(gates), k, group or k, *_pointers(out)
@@ -81,7 +81,7 @@ def packed_linear(x: Tensor, weight: PackedTernary, out_dtype: torch.dtype = tor
     packed, scales = weight.packed, weight.scales
     _require_cpu(x, packed)
     if k // groups % SUM_GROUP:
-        raise Unsupported(f"scales of {k // groups} inputs (multiples of {SUM_GROUP} are)")
+        raise Unsupported(f"scales of {k // groups} inputs, not multiples of {SUM_GROUP}")
     if x.dtype != torch.float32 or not x.is_contiguous():
         x = _floats(x)
     y = torch.empty(*x.shape[:-1], n)
@@ -117,7 +117,7 @@ def int8_matmul(
 def fp8_matmul(
     a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, out_dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """A format of GPUs; here the reference is all there is to do."""
+    """A format of GPUs, computed here by the reference."""
     return reference.fp8_matmul(a, b, a_scale, b_scale, out_dtype)
 
 
@@ -160,7 +160,7 @@ def _sizes(weight: PackedTernary, inputs: int) -> tuple[int, int, int]:
     if inputs != weight.columns:
         raise ValueError(f"activations of {inputs} inputs do not fit weights of {weight.columns}")
     if weight.n_groups > 1 and weight.group % PLANE and weight.group != PLANE // 2:
-        raise Unsupported(f"scales of {weight.group} inputs (64 and multiples of 128 are)")
+        raise Unsupported(f"scales of {weight.group} inputs, not 64 or a multiple of 128")
     return weight.rows, weight.columns, weight.n_groups
 
 
@@ -169,7 +169,7 @@ def _floats(x: Tensor) -> Tensor:
 
 
 def _rows_of_a_block(x: Tensor) -> Tensor | None:
-    """[M, K] view of a float32 tensor whose rows are contiguous and equally far apart, as after a fused product."""
+    """[M, K] view of a float32 tensor, if its rows are contiguous and equally far apart, as after a fused product."""
     if x.dtype != torch.float32 or x.stride(-1) != 1:
         return None
     try:
@@ -181,16 +181,16 @@ def _rows_of_a_block(x: Tensor) -> Tensor | None:
 def _activations(x: Tensor, group: int | None) -> tuple[Tensor, QuantizedActivations]:
     _require_cpu(x)
     rows = _floats(x).reshape(-1, x.shape[-1])
-    return rows, _room(len(rows), x.shape[-1], group)
+    return rows, _empty(len(rows), x.shape[-1], group)
 
 
-def _room(m: int, k: int, group: int | None) -> QuantizedActivations:
-    """Uninitialised codes, scale and sums of m tokens. Unsupported for sizes that the C code does not take."""
+def _empty(m: int, k: int, group: int | None) -> QuantizedActivations:
+    """Uninitialised codes, scale and sums of m tokens. Raises Unsupported for sizes that the C code does not take."""
     group = group or k
     if k % group:
         raise ValueError(f"{k} inputs cannot be split into groups of {group}")
     if group % SUM_GROUP:
-        raise Unsupported(f"{k} inputs in groups of {group} (multiples of {SUM_GROUP} are)")
+        raise Unsupported(f"{k} inputs in groups of {group}, not multiples of {SUM_GROUP}")
     return QuantizedActivations(
         torch.empty(m, k, dtype=torch.int8), torch.empty(m, 1), torch.empty(m, k // group, dtype=torch.int32)
     )
@@ -205,7 +205,7 @@ def _shaped(out: QuantizedActivations, leading: Sequence[int]) -> QuantizedActiv
 
 
 def _regroup(codes: Tensor, sums: Tensor, groups: int) -> Tensor:
-    """Sums of other groups than the activations came with: added up where they are finer, else counted again."""
+    """Sums for other groups than the activations came with: added up if those are finer, else counted again."""
     m = len(codes)
     if sums.shape[1] % groups == 0:
         return sums.reshape(m, groups, -1).sum(dim=-1, dtype=torch.int32)
@@ -213,7 +213,7 @@ def _regroup(codes: Tensor, sums: Tensor, groups: int) -> Tensor:
 
 
 def _weights(weight: Tensor, granularity: Granularity) -> tuple[Tensor, int, Tensor]:
-    """The latent, the C code's name for the granularity (0: tensor, else inputs per scale), and room for the scales."""
+    """The latent, the C code's name for the granularity (0: tensor, else inputs per scale), and empty scales."""
     _require_cpu(weight)
     weight = _floats(weight)
     rows, columns = weight.shape

@@ -1,7 +1,7 @@
-"""Per-token int8 quantisation of activations (BitNet b1.58, arXiv:2402.17764, §2), alone and behind a norm or a gate.
+"""Per-token int8 quantisation of activations (BitNet b1.58, arXiv:2402.17764, §2), alone and after a norm or a gate.
 
-The scale is absmax · (1/127), a product, because a division by a constant is one on a CPU and a product with the
-reciprocal on CUDA; codes divide by the scale with correct rounding. So every backend gets the same integers.
+The scale is absmax · (1/127), a product, because CUDA turns a division by a constant into one and a CPU does not; codes
+divide by the scale with correct rounding. So every backend gets the same integers.
 """
 
 from typing import NamedTuple
@@ -15,10 +15,10 @@ INVERSE_LEVELS = 1.0 / LEVELS
 
 
 class QuantizedActivations(NamedTuple):
-    """x ≈ codes · scale, and what corrects a product with biased weights.
+    """x ≈ codes · scale, and sums that correct a product with biased weights.
 
     codes: int8 [..., K] in [-127, 127]. scale: float32 [..., 1]. sums: int32 [..., K / group], the sum of the codes of
-    every group of inputs; one group (the whole row) unless asked otherwise.
+    every group of inputs; by default one group (the whole row).
     """
 
     codes: Tensor
@@ -54,7 +54,7 @@ def swiglu_quantize(gate: Tensor, up: Tensor, group: int | None = None) -> Quant
 
 
 def group_sums(codes: Tensor, group: int | None) -> Tensor:
-    """int8 [..., K] to int32 [..., K / group]. ValueError when the group does not divide K."""
+    """int8 [..., K] to int32 [..., K / group]. Raises ValueError if the group does not divide K."""
     width = codes.shape[-1]
     group = group or width
     if width % group:
@@ -63,7 +63,7 @@ def group_sums(codes: Tensor, group: int | None) -> Tensor:
 
 
 def codes_and_scale(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes as float32 integers [..., K], and the scale [..., 1]; what training multiplies with."""
+    """Codes as float32 integers [..., K], and the scale [..., 1], for training."""
     x = x.to(torch.float32)
     scale = x.abs().amax(dim=-1, keepdim=True).clamp(min=MIN_ABSMAX) * INVERSE_LEVELS
     return (x / scale).round().clamp(-LEVELS, LEVELS), scale

@@ -1,9 +1,9 @@
-"""Mixing of residual streams as its formula says, in plain PyTorch (arXiv:2512.24880).
+"""Mixing of residual streams by its formula, in plain PyTorch (arXiv:2512.24880).
 
-    out_i = Σ_j weights_ij · x_j                    the streams x_j, and y as one more of them where it is given
+    out_i = Σ_j weights_ij · x_j                    the streams x_j, and y as one more of them if it is given
 
-Reading is one row of weights, writing is n rows with y behind the streams. Written as a chain of fused multiply-adds
-so that torch.compile makes one pass over the streams of it; autograd gives the gradients.
+Reading takes one row of weights, writing n rows with y after the streams. The formula is a chain of fused
+multiply-adds, so that torch.compile makes it one pass over the streams; autograd gives the gradients.
 """
 
 import torch

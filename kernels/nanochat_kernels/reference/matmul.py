@@ -31,7 +31,7 @@ def _scaled(product: Tensor, a_scale: Tensor, b_scale: Tensor) -> Tensor:
 def integer_product(a: Tensor, b: Tensor, largest: int = 128) -> Tensor:
     """Exact a · bᵀ: int8 [M, K] and int8 [N, K] to int32 [M, N]; |b| ≤ largest.
 
-    Through floats, which hold every partial sum: float32 below 2²⁴, float64 beyond.
+    Computed in floats, which hold every partial sum exactly: float32 below 2²⁴, float64 beyond.
     """
     dtype = torch.float32 if 128 * largest * a.shape[-1] <= 2**24 else torch.float64
     return (a.to(dtype) @ b.to(dtype).T).to(torch.int32)
@@ -70,5 +70,5 @@ def unpack(weight: PackedTernary, dtype: torch.dtype = torch.int8) -> Tensor:
 def fp8_matmul(
     a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, out_dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """`int8_matmul` for float8_e4m3fn operands: float32 sums of exact products. Where int8 tensor cores are missing."""
+    """`int8_matmul` for float8_e4m3fn operands: float32 sums of exact products. For GPUs without int8 tensor cores."""
     return ((a.to(torch.float32) @ b.to(torch.float32).T * a_scale) * b_scale.reshape(1, -1)).to(out_dtype)

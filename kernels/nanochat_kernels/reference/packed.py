@@ -1,4 +1,4 @@
-"""PackedTernary: a ternary matrix as it is stored and multiplied with at inference.
+"""PackedTernary: a ternary matrix as inference stores and multiplies it.
 
 Knows the plane-128 bytes and their scales; leaves the products to the operations.
 """
@@ -26,14 +26,14 @@ class PackedTernary:
 
     @classmethod
     def pack(cls, ternary: Ternary) -> "PackedTernary":
-        """Pack codes and scales. ValueError when K is not a multiple of 128 or a code is not -1, 0 or 1."""
+        """Pack codes and scales. Raises ValueError if K is not a multiple of 128 or a code is not -1, 0 or 1."""
         rows, columns = ternary.codes.shape
         scales = ternary.scales.to(torch.float32).expand(rows, -1).contiguous()
         return cls(pack_plane128(ternary.codes).contiguous(), scales, columns)
 
     @classmethod
     def from_bytes(cls, packed: Tensor, scales: Tensor, columns: int) -> "PackedTernary":
-        """Bytes of another origin, such as a file. ValueError on sizes that do not fit and on code 3."""
+        """Packed bytes from elsewhere, such as a file. Raises ValueError for sizes that do not fit and for code 3."""
         if columns % PLANE or packed.ndim != 2 or packed.shape[1] * 4 != columns:
             raise ValueError(f"packed weights of shape {list(packed.shape)} do not hold rows of {columns} codes")
         if scales.ndim != 2 or scales.shape[0] != packed.shape[0] or columns % max(scales.shape[1], 1):
@@ -44,7 +44,7 @@ class PackedTernary:
 
     @classmethod
     def concatenate(cls, parts: Sequence["PackedTernary"]) -> "PackedTernary":
-        """The rows of several matrices under each other, to be multiplied in one call (q, k, v; gate, up)."""
+        """Stack the rows of several matrices, to multiply them in one call (q, k, v; gate, up)."""
         columns = {part.columns for part in parts}
         if len(columns) != 1:
             raise ValueError(f"matrices with different inputs cannot share a product: K = {sorted(columns)}")
@@ -75,6 +75,6 @@ class PackedTernary:
         return PackedTernary(self.packed.to(device), self.scales.to(device), self.columns)
 
     def ternary(self) -> Ternary:
-        """Codes and scales again. ValueError on code 3."""
+        """The inverse of `pack`. Raises ValueError for code 3."""
         granularity: Granularity = "row" if self.n_groups == 1 else self.group
         return Ternary(unpack_plane128(self.packed, self.columns), self.scales, granularity)

@@ -11,7 +11,7 @@ PLANE = 128
 
 
 def pack_plane128(codes: Tensor) -> Tensor:
-    """codes: int8 [N, K] in {-1, 0, 1}, K a multiple of 128. Returns uint8 [N, K / 4]. ValueError otherwise."""
+    """codes: int8 [N, K] in {-1, 0, 1}, K a multiple of 128. Returns uint8 [N, K / 4]. Raises ValueError otherwise."""
     rows, columns = codes.shape
     if columns % PLANE:
         raise ValueError(f"K = {columns} is not a multiple of {PLANE}")
@@ -23,7 +23,7 @@ def pack_plane128(codes: Tensor) -> Tensor:
 
 
 def unpack_plane128(packed: Tensor, columns: int) -> Tensor:
-    """Inverse of `pack_plane128`: uint8 [N, K / 4] to int8 [N, K]. ValueError on a size or on code 3."""
+    """Inverse of `pack_plane128`: uint8 [N, K / 4] to int8 [N, K]. Raises ValueError for a wrong size or code 3."""
     rows = packed.shape[0]
     if columns % PLANE or packed.shape[1] * 4 != columns:
         raise ValueError(f"{packed.shape[1]} bytes a row do not hold {columns} codes in planes of {PLANE}")

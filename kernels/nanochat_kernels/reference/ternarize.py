@@ -1,7 +1,7 @@
 """Absmean ternarisation of weights (BitNet b1.58, arXiv:2402.17764, eq. 1-3).
 
-Knows one weight matrix. Leaves to others when to quantise (once per optimizer step) and where the
-result is kept. The scale is rounded to float16 *before* it is used, so that an exported file, which
+Knows one weight matrix. Leaves to its callers when to quantise (once per optimizer step) and where to keep
+the result. The scale is rounded to float16 *before* it is used, so that an exported file, which
 stores float16 scales, holds exactly the weights that were trained. The mean is summed in float64: its
 float16 value then does not depend on the order of summation, and every backend gets the same scales.
 """
@@ -31,7 +31,7 @@ class Ternary:
     granularity: Granularity
 
     def element_scales(self) -> Tensor:
-        """The scale of every element: float32 [N, K], a view where it can be one."""
+        """The scale of every element: float32 [N, K], a view if possible."""
         rows, columns = self.codes.shape
         groups = self.scales.shape[1]
         return (
@@ -64,7 +64,7 @@ def absmean_scales(weight: Tensor, granularity: Granularity) -> Tensor:
 def ternarize(weight: Tensor, granularity: Granularity = "row") -> Ternary:
     """Quantise a latent weight: codes = clamp(round(w / s), -1, 1), s = absmean_scales(w).
 
-    weight: float32 [N, K]. Rounds half to even, so |w| = s / 2 becomes 0. Raises ValueError when K is
+    weight: float32 [N, K]. Rounds half to even, so |w| = s / 2 becomes 0. Raises ValueError if K is
     not a multiple of the group. Makes no host sync.
     """
     weight = weight.detach().to(torch.float32)

@@ -1,4 +1,4 @@
-"""Compile what the launchers would launch, for GPUs that are not there, and read the machine code.
+"""Compile what the launchers would launch, for absent GPUs, and read the machine code.
 
     python -m nanochat_kernels.triton_kernels.ahead_of_time [--all] [--architectures 80 90 100]
 
@@ -61,8 +61,8 @@ class Case:
 class Figures:
     """A compiled kernel. Registers and stack (spills) per thread, shared memory in bytes per program.
 
-    multiply_adds: how often each dp4a or tensor-core instruction stands in the code. loop_instructions: those of the
-    inner loop, of which lane_instructions_per_weight = instructions · 32 · warps / weights handled; None where the
+    multiply_adds: how often each dp4a or tensor-core instruction occurs in the code. loop_instructions: those of the
+    inner loop, from which lane_instructions_per_weight = instructions · 32 · warps / weights handled; None if the
     kernel has no such loop. loop_barriers: how often a program waits for all its threads in one iteration.
     float_operations: arithmetic on float32 and float64 in the PTX, which says how each operation rounds.
     """
@@ -101,12 +101,12 @@ def activations(tokens: int, columns: int, group: int | None = None) -> Quantize
 
 
 def cases() -> list[Case]:
-    """Every kernel in the forms that the operations launch, over the shapes and group sizes that choose among them."""
+    """Every kernel in the forms that the operations launch, for the shapes and group sizes that decide the form."""
     return [*_quantizer_cases(), *_decode_cases(), *_product_cases(), *_stream_cases(), *_edge_cases()]
 
 
 def _decode_cases() -> list[Case]:
-    found = []
+    listed = []
     for rows, columns in ((4096, 4096), (11008, 4096), (4096, 11008), (768, 768)):
         for group in (None, 64, 128, 256):
             if group == 256 and columns % 256:
@@ -120,12 +120,12 @@ def _decode_cases() -> list[Case]:
                     weight(rows, columns, group),
                     torch.bfloat16,
                 )
-                found.append(Case(name, call, essential))
-    return found
+                listed.append(Case(name, call, essential))
+    return listed
 
 
 def _product_cases() -> list[Case]:
-    found = []
+    listed = []
     for tokens, essential in ((512, False), (8192, True)):
         for dtype, operation in ((torch.int8, operations.int8_matmul), (torch.float8_e4m3fn, operations.fp8_matmul)):
             operands = [torch.empty(rows, 4096, dtype=dtype, device="meta") for rows in (tokens, 4096)]
@@ -133,22 +133,22 @@ def _product_cases() -> list[Case]:
             call = partial(operation, *operands, *scales, torch.bfloat16)
             # Compute capability 8.0 has no fp8.
             architectures = (80, 90, 100) if dtype == torch.int8 else (90, 100)
-            found.append(Case(f"{operation.__name__} {tokens}x4096x4096", call, essential, architectures))
+            listed.append(Case(f"{operation.__name__} {tokens}x4096x4096", call, essential, architectures))
     for group in (None, 128):
         call = partial(
             operations.ternary_matmul, activations(512, 4096, group), weight(4096, 4096, group), torch.bfloat16
         )
-        found.append(Case(f"ternary_matmul 4096x4096 M=512, {'groups of 128' if group else 'rows'}", call))
+        listed.append(Case(f"ternary_matmul 4096x4096 M=512, {'groups of 128' if group else 'rows'}", call))
         call = partial(ternary_small_matmul, activations(512, 4096, group), weight(4096, 4096, group), torch.bfloat16)
-        found.append(Case(f"ternary_small_matmul 4096x4096 M=512, {'groups of 128' if group else 'rows'}", call))
+        listed.append(Case(f"ternary_small_matmul 4096x4096 M=512, {'groups of 128' if group else 'rows'}", call))
     for dtype in (torch.int8, torch.bfloat16, torch.float32, torch.float8_e4m3fn):
         call = partial(operations.unpack, weight(4096, 4096), dtype)
-        found.append(Case(f"unpack to {str(dtype).removeprefix('torch.')}", call, dtype == torch.int8))
-    return found
+        listed.append(Case(f"unpack to {str(dtype).removeprefix('torch.')}", call, dtype == torch.int8))
+    return listed
 
 
 def _stream_cases() -> list[Case]:
-    found = []
+    listed = []
     for n in (2, 4):
         for width in (768, 1536):
             x = torch.empty(64, n, width, device="meta")
@@ -157,16 +157,16 @@ def _stream_cases() -> list[Case]:
                 weights = torch.empty(64, rows, n + (beside is not None), device="meta")
                 grad = torch.empty(64, rows, width, device="meta")
                 name, essential = f"{form} {n} streams of {width}", width == 1536 and n == 4
-                found += [
+                listed += [
                     Case(name, partial(hyper_connections.forward, x, weights, beside), essential),
                     Case(f"{name}, backward", partial(hyper_connections.backward, grad, x, weights, beside), essential),
                 ]
-    return found
+    return listed
 
 
 def _edge_cases() -> list[Case]:
-    """Sizes of one, which Triton makes constants of the kernel."""
-    found = [
+    """Sizes of one, which Triton turns into constants of the kernel."""
+    listed = [
         Case("ternarize 1x128, tensor", partial(ternarize_forms, torch.empty(1, 128, device="meta"), "tensor"), True),
         Case("quantize_activations 1x1", partial(operations.quantize_activations, torch.empty(1, 1, device="meta"))),
     ]
@@ -174,18 +174,18 @@ def _edge_cases() -> list[Case]:
         for group in (None, 128):
             call = partial(operations.ternary_matmul, activations(tokens, 4096, group), weight(1, 4096, group))
             name = f"ternary_matmul 1x4096 M={tokens}, {f'groups of {group}' if group else 'rows'}"
-            found.append(Case(name, call, tokens == 1 and group is None))
+            listed.append(Case(name, call, tokens == 1 and group is None))
     one = partial(ternary_small_matmul, activations(1, 4096), weight(1, 4096))
-    found.append(Case("ternary_small_matmul 1x4096 M=1, rows", one, True))
-    return found
+    listed.append(Case("ternary_small_matmul 1x4096 M=1, rows", one, True))
+    return listed
 
 
 def _quantizer_cases() -> list[Case]:
-    found = []
+    listed = []
     for granularity in ("row", "tensor", 128):
         latent = torch.empty(4096, 4096, device="meta")
         call = partial(ternarize_forms, latent, granularity, codes=True, transposed=True, packed=True)
-        found.append(Case(f"ternarize 4096x4096, {granularity}", call, granularity == "row"))
+        listed.append(Case(f"ternarize 4096x4096, {granularity}", call, granularity == "row"))
     for columns in (768, 4096, 11008, 28672):
         for group in (None, 128):
             x, norm = (
@@ -193,7 +193,7 @@ def _quantizer_cases() -> list[Case]:
             )
             suffix = f"K={columns}, {f'sums of {group}' if group else 'one sum'}"
             essential = columns == 4096 and group is None
-            found += [
+            listed += [
                 Case(f"quantize_activations {suffix}", partial(operations.quantize_activations, x, group), essential),
                 Case(
                     f"rmsnorm_quantize {suffix}",
@@ -202,7 +202,7 @@ def _quantizer_cases() -> list[Case]:
                 ),
                 Case(f"swiglu_quantize {suffix}", partial(operations.swiglu_quantize, x, x, group)),
             ]
-    return found
+    return listed
 
 
 def launches(case: Case, architecture: int) -> list[Launch]:
@@ -247,7 +247,7 @@ def compile_launch(case: str, call: Launch, architecture: int) -> Figures:
 
 
 def lane_instructions_per_weight(call: Launch, loop: Sequence[str]) -> float:
-    """Instructions issued for one lane, per weight. The compiler may have unrolled the loop: dp4a tell how often."""
+    """Instructions issued per lane and weight. The compiler may have unrolled the loop: dp4a counts tell how often."""
     lanes = 32 * call.num_warps
     unrolled = 1.0
     if dp4a := sass.opcodes(loop)[sass.DP4A]:
@@ -256,7 +256,7 @@ def lane_instructions_per_weight(call: Launch, loop: Sequence[str]) -> float:
 
 
 def _source(call: Launch) -> ASTSource:
-    """The call's kernel, specialised as at run time: ones are constants, multiples of 16 are known to be such."""
+    """The call's kernel, specialised as at run time: ones are constants, and multiples of 16 are declared as such."""
     signature: dict[str, str] = {}
     constants: dict[tuple[int, ...], Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}

@@ -1,8 +1,8 @@
 """Tile sizes, committed: per kernel, architecture and class of shapes. Nothing is tuned at import or at run time.
 
-HOW THEY WERE CHOSEN: no GPU was available. The figures that chose them were read off the machine code
-(benchmarks/results/kernel_aot.json): instructions per weight, registers, spills, shared memory; and how many programs
-a shape gives to 108 (A100), 132 (H100, H200) or 148 (B200) multiprocessors. No time was measured.
+HOW THEY WERE CHOSEN: no GPU was available. They follow from figures of the machine code
+(benchmarks/results/kernel_aot.json): instructions per weight, registers, spills, shared memory; and from how many
+programs a shape gives to 108 (A100), 132 (H100, H200) or 148 (B200) multiprocessors. No time was measured.
 benchmarks/gpu_kernels.py sweeps them on a GPU; its result replaces the entries below, and this paragraph.
 """
 
@@ -70,20 +70,20 @@ class MatmulConfiguration:
 ARCHITECTURES = (80, 90, 100)
 MULTIPROCESSORS = {80: 108, 90: 132, 100: 148}
 
-# Up to how many tokens packed weights meet dp4a, then tensor cores unpacking on the way; more tokens unpack first.
-# The second is the reasoned choice that a GPU should check first: on 9.0 the packed kernel's 128 x 128 tile issues 392
-# cycles of instructions against 982 of tensor cores, so it may win there too, and save the pass that unpacks.
+# Up to so many tokens use packed weights with dp4a, then with tensor cores that unpack on the way; more unpack first.
+# The second is reasoned, and the first to check on a GPU: on 9.0 the packed kernel's 128 x 128 tile issues 392 cycles
+# of instructions against 982 of tensor cores, so it may win with more tokens too, and save the pass that unpacks.
 GEMV_TOKENS = 4
 PACKED_TOKENS = 64
 
 TERNARIZE = TernarizeConfiguration()
 UNPACK = UnpackConfiguration()
 
-# One warp and 128 words a row: four words (64 weights) a lane, read at once, and no barrier anywhere. Two rows where
-# there are programs enough, which shares the activations; more tokens leave registers for one row only.
+# One warp and 128 words per row: four words (64 weights) per lane, read at once, and no barrier anywhere. Two rows if
+# there are enough programs, which share the activations; more tokens leave registers for only one row.
 GEMV_WORDS = 128
 GEMV_ROWS = {1: 2, 2: 1, 4: 1}
-# Rows shorter than 128 words: eight of them fill the warp, 16 words each; one, read at once, where outputs are few.
+# Rows shorter than 128 words: eight of them fill the warp, 16 words each; one, read at once, if outputs are few.
 GEMV_SHORT_WORDS = 16
 
 # By architecture; the first tile whose least number of rows and of outputs is reached.
@@ -99,7 +99,7 @@ FP8_MATMUL: dict[int, list[tuple[int, MatmulConfiguration]]] = {
     90: [(1024, MatmulConfiguration(128, 128, 128, 8, 4)), (0, MatmulConfiguration(64, 128, 128, 4, 4))],
 }
 
-# Two bytes an input: half as many fill the same shared memory.
+# Two bytes per input: half as many fill the same shared memory.
 FLOAT16_MATMUL: dict[int, list[tuple[int, MatmulConfiguration]]] = {
     80: [(1024, MatmulConfiguration(128, 128, 32, 8, 4)), (0, MatmulConfiguration(64, 128, 32, 4, 4))],
     90: [(1024, MatmulConfiguration(128, 256, 64, 8, 3)), (0, MatmulConfiguration(64, 128, 64, 4, 4))],
@@ -131,7 +131,7 @@ def small_matmul_configuration(
 ) -> SmallMatmulConfiguration:
     if tokens > 64 and not group:  # with groups, whose sums are kept twice, this tile spills
         return SmallMatmulConfiguration(128, 128, 2, 1, 8, 3)
-    # With groups of 64, eight tokens a tile spill a register on 9.0 and 10.0.
+    # With groups of 64, eight tokens per tile spill a register on 9.0 and 10.0.
     tile = min(max(_power_of_2_at_least(tokens), 16 if group == 64 else 8), 64)
     programs = -(-outputs // 64)
     steps = columns // max(group, 128)
@@ -150,7 +150,7 @@ def matmul_configuration(capability: int, dtype: torch.dtype, rows: int, outputs
 
 
 def quantize_warps(values: int) -> int:
-    """Warps for a token of `values` inputs: 32 values a thread, at most 16 warps."""
+    """Warps for a token of `values` inputs: 32 values per thread, at most 16 warps."""
     return min(max(values // 1024, 1), 16)
 
 

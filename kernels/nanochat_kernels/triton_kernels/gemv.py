@@ -1,15 +1,15 @@
 """Decode: packed ternary weights times one to four tokens of int8, with dp4a (four multiply-adds per instruction).
 
-A program computes a few outputs; its threads share out their 32-bit words of weights, 16 codes each. Codes stay
-biased (w + 1), and the sum of the activations corrects the result, so that no weight is ever decremented.
+A program computes a few outputs; its threads divide their 32-bit words of weights, 16 codes each, among themselves.
+Codes stay biased (w + 1), and the sum of the activations corrects the result, so that no weight is ever decremented.
 
-One scale per row: no shifts either. Masks pick the planes where they lie, so that plane p counts 4^p times, and has its
-own accumulator; four shifts at the very end make the sum exact. Scales per group: every word is shifted, corrected,
+One scale per row: no shifts either. Masks pick the planes in place, so that plane p counts 4^p times, and has its own
+accumulator; four shifts at the very end make the sum exact. Scales per group: every word is shifted, corrected,
 converted and scaled before it is added, because its scale is only known there.
 
-Every thread must read the activations that meet its own words. Where the compiler arranges the two alike that is a
-load; where it does not, activations go through shared memory with eight barriers an iteration (for instance four warps
-with 128 words a row). The committed tiles are of the first kind, and a test on the machine code holds them to it.
+Every thread must read the activations that belong to its own words. If the compiler arranges both alike, that is a
+load; if not, activations go through shared memory with eight barriers per iteration (for instance with four warps and
+128 words per row). The committed tiles are of the first kind, which a test of the machine code enforces.
 """
 
 # ruff: noqa: RUF005 (Triton joins tuples with +; it does not unpack them)
@@ -202,7 +202,7 @@ def ternary_gemv(
 ) -> Tensor:
     """`reference.matmul.ternary_matmul` for one to four tokens: codes [..., K] to [..., N].
 
-    Scales per row, or per group of 64 or of a multiple of 128 inputs. Unsupported for more tokens.
+    Scales per row, or per group of 64 or of a multiple of 128 inputs. Raises Unsupported for more tokens.
     """
     codes, scale, _ = activations
     capability = require_device(codes, weight.packed)
@@ -252,6 +252,6 @@ def ternary_gemv(
 
 
 def require_group(weight: PackedTernary) -> None:
-    """Unsupported when the groups are not 64 or a multiple of 128 inputs: a block of bytes holds 128."""
+    """Raise Unsupported unless the groups are 64 or a multiple of 128 inputs: a block of bytes holds 128."""
     if weight.n_groups > 1 and weight.group != MIN_GROUP and weight.group % 128:
         raise Unsupported(f"groups of {weight.group} inputs; the kernels take {MIN_GROUP} and multiples of 128")

@@ -1,4 +1,4 @@
-"""Sums of activation codes in the groups that a weight's scales have, which correct its biased codes."""
+"""Sums of activation codes in the groups of a weight's scales, which correct its biased codes."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from nanochat_kernels.reference.packed import PackedTernary
 def sums_per_scale(activations: QuantizedActivations, weight: PackedTernary) -> Tensor:
     """int32 [M, G], contiguous, G being the weight's scales per row.
 
-    Those that came with the activations where they fit or are finer; from the codes, in a kernel more, otherwise.
+    Those that came with the activations, if they fit or are finer; otherwise from the codes, in one more kernel.
     """
     groups, given = weight.n_groups, activations.sums.shape[-1]
     if given == groups:

@@ -1,8 +1,8 @@
 """Mixing of residual streams in one kernel that reads every stream once, and its gradients in another.
 
-A program handles one token, in tiles [rows, sources, BLOCK] of its values; the sources are the n streams, and y beside
-them where it is written. Everything is float32 but y, which may be half. The gradient of the weights is a sum over the
-values of a token in a fixed order; one mixing for all tokens sums over these outside. No atomics: runs repeat exactly.
+A program handles one token, in tiles [rows, sources, BLOCK] of its values; the sources are the n streams and, when
+writing, y. Everything is float32 except y, which may be half. The gradient of the weights is a sum over the values of a
+token in a fixed order; one mixing for all tokens sums over these outside. No atomics: runs repeat exactly.
 """
 
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportIndexIssue=false
@@ -100,7 +100,7 @@ def mix_backward_kernel(
 def mix_streams(x: Tensor, weights: Tensor, y: Tensor | None = None) -> Tensor:
     """`reference.hyper_connections.mix_streams`, with gradients.
 
-    Unsupported for other types and numbers of streams than its, and off CUDA outside the interpreter.
+    Raises Unsupported for other dtypes and numbers of streams, and off CUDA outside the interpreter.
     """
     require_device(x, weights, *(() if y is None else (y,)))
     n, rows = x.shape[-2], weights.shape[-2]

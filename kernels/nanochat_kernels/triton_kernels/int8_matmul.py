@@ -100,7 +100,7 @@ def fp8_matmul(
     out_dtype: torch.dtype = torch.float32,
     configuration: MatmulConfiguration | None = None,
 ) -> Tensor:
-    """`reference.matmul.fp8_matmul`: float8_e4m3fn [M, K] and [N, K]. Unsupported below compute capability 8.9."""
+    """`reference.matmul.fp8_matmul`: float8_e4m3fn [M, K] and [N, K]. Unsupported below capability 8.9."""
     if (capability := require_device(a, b)) < FP8_CAPABILITY:
         raise Unsupported(f"compute capability {capability / 10} has no fp8")
     return scaled_matmul(a, b, a_scale, b_scale, out_dtype, torch.float8_e4m3fn, configuration)
@@ -117,7 +117,7 @@ def scaled_matmul(
 ) -> Tensor:
     """y = (float(a · bᵀ) · a_scale) · b_scale, [M, N] of out_dtype. a [M, K] and b [N, K], both of `dtype`.
 
-    Scales: float32, one per row or a single one. ValueError when the shapes do not fit.
+    Scales: float32, one per row or a single one. Raises ValueError if the shapes do not fit.
     """
     capability = require_device(a, b, a_scale, b_scale)
     (rows, columns), (outputs, other) = a.shape, b.shape

@@ -1,6 +1,6 @@
-"""Pieces of kernels that several kernels share: rounding, dp4a, unpacking of planes.
+"""Parts that several kernels share: rounding, dp4a, unpacking of planes.
 
-What needs inline PTX has a twin in plain Triton, chosen by the constexpr ASM: the interpreter cannot run PTX.
+Inline PTX has a twin in plain Triton, chosen by the constexpr ASM: the interpreter cannot run PTX.
 """
 
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportGeneralTypeIssues=false

@@ -26,7 +26,7 @@ class Launch:
     """One call of a kernel.
 
     grid: programs per axis. arguments: tensors and numbers by parameter name; constants: its constexprs.
-    weights: weights that a program handles in one iteration of its inner loop, 0 where that has no meaning.
+    weights: weights that a program handles in one iteration of its inner loop, 0 if that has no meaning.
     multiplies: dp4a or tensor-core multiply-adds of those weights, that is weights times tokens of the tile.
     """
 
@@ -63,7 +63,7 @@ def record(architecture: int) -> Iterator[Recording]:
 
 
 def launch(call: Launch) -> None:
-    """Run the kernel on the stream of its tensors' device; a grid without programs is no launch."""
+    """Run the kernel on the stream of its tensors' device; a grid without programs launches nothing."""
     if (recording := _recording.get()) is not None:
         recording.calls.append(call)
         return
@@ -80,7 +80,7 @@ def inline_assembly() -> bool:
 
 
 def require_device(*tensors: Tensor) -> int:
-    """The compute capability (90 for 9.0) that will run a kernel on these tensors. Unsupported, with the reason."""
+    """The compute capability (90 for 9.0) that runs a kernel on these tensors. Raises Unsupported, with the reason."""
     if (recording := _recording.get()) is not None:
         return recording.architecture
     if INTERPRETED:

@@ -1,8 +1,8 @@
 """The Triton backend: the operations of the reference, with their names and signatures.
 
 Raises Unsupported, with the reason, for tensors that are not on CUDA (outside the interpreter) and for what no kernel
-takes. Never waits for the device; so code 3 in packed weights is not looked for here: reading packed bytes from
-elsewhere (`PackedTernary.from_bytes`) does that once.
+takes. Never waits for the device, so code 3 in packed weights is not checked here: `PackedTernary.from_bytes`, which
+takes packed bytes from elsewhere, checks it once.
 """
 
 import torch
@@ -108,5 +108,5 @@ def unpack(weight: PackedTernary, dtype: torch.dtype = torch.int8) -> Tensor:
 
 def _present(form: Tensor | None) -> Tensor:
     if form is None:
-        raise Unsupported("a form that was not asked for")
+        raise Unsupported("a form that was not requested")
     return form

@@ -1,8 +1,8 @@
-"""Activations to int8 per token, alone or behind RMSNorm or SwiGLU, in one kernel that reads its input once.
+"""Activations to int8 per token, alone or after RMSNorm or SwiGLU, in one kernel that reads its input once.
 
 A program holds a whole token in registers: [groups, inputs of a group], padded to powers of two. Codes and scale of
-the plain form equal the reference bit for bit; behind a norm or a gate the float that is quantised can differ in its
-last bit, so that a code may differ where that float lies on a tie.
+the plain form equal the reference bit for bit; after a norm or a gate the float that is quantised can differ in its
+last bit, so a code may differ if that float is a tie.
 """
 
 # pyright: reportArgumentType=false, reportOperatorIssue=false, reportCallIssue=false, reportIndexIssue=false
@@ -25,7 +25,7 @@ from nanochat_kernels.triton_kernels.launch import Launch, launch, require_devic
 Form = Literal["plain", "rmsnorm", "swiglu"]
 
 MAX_TILE = 32768
-"""Values of a token that the registers of one program hold."""
+"""Most values of a token that the registers of one program hold."""
 
 
 @triton.jit
@@ -82,7 +82,7 @@ def quantize(
     """The three operations of `reference.activations`, by `form`.
 
     x: float32, bfloat16 or float16 [..., K]. second: the norm's weight [K], or `up` [..., K]. group: inputs per sum.
-    ValueError when the group does not divide K.
+    Raises ValueError if the group does not divide K.
     """
     second = x if second is None else second
     require_device(x, second)
@@ -128,6 +128,6 @@ def quantize(
 
 
 def _rows(x: Tensor) -> Tensor:
-    """[..., K] as [M, K] with neighbouring inputs next to each other; a copy only where x is laid out otherwise."""
+    """[..., K] as [M, K] with neighbouring inputs next to each other; a copy only if x is laid out otherwise."""
     rows = x.reshape(-1, x.shape[-1])
     return rows if rows.stride(1) == 1 else rows.contiguous()

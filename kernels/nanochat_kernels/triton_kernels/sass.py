@@ -1,4 +1,4 @@
-"""What NVIDIA machine code says about a kernel: resources, tensor-core or dp4a instructions, the inner loop.
+"""Facts about a kernel from NVIDIA machine code: resources, tensor-core or dp4a instructions, the inner loop.
 
 Knows the text that cuobjdump and nvdisasm print, both of which come with triton; knows nothing of Triton kernels.
 """
@@ -27,7 +27,7 @@ _USAGE = re.compile(r"REG:(?P<registers>\d+) STACK:(?P<stack>\d+) SHARED:(?P<sha
 
 @dataclass(frozen=True)
 class Usage:
-    """registers per thread; stack: bytes per thread, not 0 when registers spill; local: bytes per thread."""
+    """registers per thread; stack: bytes per thread, not 0 if registers spill; local: bytes per thread."""
 
     registers: int
     stack: int
@@ -36,10 +36,10 @@ class Usage:
 
 def usage(cubin: bytes) -> Usage:
     """Resources of the one kernel in a binary."""
-    found = _USAGE.search(_run("cuobjdump", ("-res-usage",), cubin))
-    if found is None:
+    match = _USAGE.search(_run("cuobjdump", ("-res-usage",), cubin))
+    if match is None:
         raise ValueError("cuobjdump did not print the resources of the kernel")
-    return Usage(int(found["registers"]), int(found["stack"]), int(found["local"]))
+    return Usage(int(match["registers"]), int(match["stack"]), int(match["local"]))
 
 
 def disassemble(cubin: bytes) -> str:
@@ -49,16 +49,16 @@ def disassemble(cubin: bytes) -> str:
 
 def opcodes(instructions: Sequence[str]) -> Counter[str]:
     """How often each opcode occurs, without modifiers: IMMA.16832.S8.S8 counts as IMMA."""
-    return Counter(found["opcode"] for text in instructions if (found := _OPCODE.match(text)))
+    return Counter(match["opcode"] for text in instructions if (match := _OPCODE.match(text)))
 
 
 def instructions(sass: str) -> list[str]:
     """Every instruction of a disassembly, in order."""
-    return [found["text"].strip() for line in sass.splitlines() if (found := _INSTRUCTION.search(line))]
+    return [match["text"].strip() for line in sass.splitlines() if (match := _INSTRUCTION.search(line))]
 
 
 def inner_loop(sass: str, opcode: str) -> list[str]:
-    """The instructions of the innermost loop with the most `opcode`s, NOPs left out; empty when no loop has any.
+    """The instructions of the innermost loop with the most `opcode`s, NOPs left out; empty if no loop has any.
 
     A loop is what lies between a label and a branch back to it. Of nested loops the shortest counts; of loops that
     follow each other (the compiler unrolls, and adds a loop for the remainder) the one that does most of the work.
@@ -67,10 +67,10 @@ def inner_loop(sass: str, opcode: str) -> list[str]:
     labels: dict[str, int] = {}
     loops: list[tuple[int, int]] = []
     for line in sass.splitlines():
-        if found := _LABEL.match(line):
-            labels[found["label"]] = len(text)
-        if found := _INSTRUCTION.search(line):
-            text.append(found["text"].strip())
+        if match := _LABEL.match(line):
+            labels[match["label"]] = len(text)
+        if match := _INSTRUCTION.search(line):
+            text.append(match["text"].strip())
             branch = _BRANCH.search(text[-1])
             if branch and branch["label"] in labels:
                 loops.append((labels[branch["label"]], len(text)))
@@ -81,7 +81,7 @@ def inner_loop(sass: str, opcode: str) -> list[str]:
 
 
 def _contains_another(start: int, end: int, loops: Sequence[tuple[int, int]], text: Sequence[str], opcode: str) -> bool:
-    """Whether a smaller loop with `opcode` lies inside this one."""
+    """Whether a smaller loop with `opcode` is inside this one."""
     return any(
         start <= inner_start and inner_end <= end and (inner_start, inner_end) != (start, end)
         for inner_start, inner_end in loops

@@ -1,8 +1,8 @@
 """Small batches: packed ternary weights times 5 to 64 int8 tokens on tensor cores, yᵀ = W · aᵀ.
 
 Operands are swapped: outputs are the long side of the tile and tokens the short one, which may be as small as 8. A
-tile of bytes is unpacked in registers to four planes, and every plane is a product of its own with the activations
-that lie 32 apart: nothing is shuffled. Codes stay biased; the sums of the activations correct the result.
+tile of bytes is unpacked in registers to four planes, and every plane is multiplied separately by the activations
+that are 32 apart: nothing is shuffled. Codes stay biased; the sums of the activations correct the result.
 
 Few outputs make few programs, so the inputs may be split: partial sums then go through memory and a second kernel adds
 them in order. With one scale per row they are integers and the split changes nothing; with groups it changes the order
@@ -29,7 +29,7 @@ from nanochat_kernels.triton_kernels.language import unpack_planes
 from nanochat_kernels.triton_kernels.launch import Launch, inline_assembly, launch, require_device
 
 BLOCK = 128
-"""Inputs that 32 bytes hold."""
+"""Inputs in 32 bytes."""
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Absmean ternarisation: one kernel for the scales, one for the codes in whichever forms are asked for.
+"""Absmean ternarisation: one kernel for the scales, one for the codes in all requested forms.
 
 The mean of magnitudes is summed in float64, so that its float16 value does not depend on the order; codes come from
 the comparison (w > s / 2) - (w < -s / 2), which equals clamp(round(w / s)) because s / 2 is exact. A scale for the
@@ -141,7 +141,7 @@ def codes_kernel(
 
 @dataclass(frozen=True)
 class TernaryForms:
-    """scales: float32 [1, 1], [N, 1] or [N, K / g]. A form of the codes that was not asked for is None.
+    """scales: float32 [1, 1], [N, 1] or [N, K / g]. A form of the codes that was not requested is None.
 
     codes: int8 [N, K]; transposed: int8 [K, N]; packed: uint8 [N, K / 4], plane-128.
     """
@@ -155,7 +155,7 @@ class TernaryForms:
 def absmean_scales(
     weight: Tensor, granularity: Granularity, configuration: TernarizeConfiguration = TERNARIZE
 ) -> Tensor:
-    """`reference.ternarize.absmean_scales` without the host. weight: float [N, K], contiguous."""
+    """`reference.ternarize.absmean_scales` without a host sync. weight: float [N, K], contiguous."""
     require_device(weight)
     rows, columns = weight.shape
     limits = {"MIN": MIN_SCALE, "MAX": MAX_SCALE}
@@ -201,9 +201,9 @@ def ternarize_forms(
     packed: bool = False,
     configuration: TernarizeConfiguration = TERNARIZE,
 ) -> TernaryForms:
-    """Scales, and the codes in every form asked for, from one reading of the weight beyond that for the scales.
+    """Scales, and the codes in every requested form, which takes one more reading of the weight.
 
-    weight: float32, bfloat16 or float16 [N, K]. ValueError when a group, or 128 for packing, does not divide K.
+    weight: float32, bfloat16 or float16 [N, K]. Raises ValueError if a group, or 128 for packing, does not divide K.
     """
     require_device(weight)
     if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):

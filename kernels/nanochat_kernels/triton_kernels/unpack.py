@@ -59,7 +59,7 @@ def unpack_kernel(
 def unpack(
     weight: PackedTernary, dtype: torch.dtype = torch.int8, configuration: UnpackConfiguration = UNPACK
 ) -> Tensor:
-    """The codes -1, 0, 1 as [N, K] of int8, bfloat16, float16, float32 or float8_e4m3fn. Code 3 is not looked for."""
+    """The codes -1, 0, 1 as [N, K] of int8, bfloat16, float16, float32 or float8_e4m3fn. Does not check for code 3."""
     if dtype not in DTYPES:
         raise Unsupported(f"weights of {dtype}")
     return _unpack(weight, dtype, False, configuration)

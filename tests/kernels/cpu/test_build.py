@@ -208,7 +208,7 @@ def test_without_a_compiler_the_backend_is_unsupported(source: Path, monkeypatch
 
 def test_a_cc_that_is_not_a_program_is_named(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "no-such-compiler -O1")
-    with pytest.raises(Unsupported, match=r"^CC = no-such-compiler -O1 is no program here$"):
+    with pytest.raises(Unsupported, match=r"^CC = no-such-compiler -O1 is not a program here$"):
         shared_library(source)
 
 

@@ -159,7 +159,7 @@ def test_values_out_of_range_are_refused_and_write_nothing():
 def test_matrices_that_do_not_fit_are_refused():
     model = build(None, False, False, torch.float32, seed=7)
     model.layers[1] = DecoderLayer(**{**vars(model.layers[1]), "wo": model.layers[1].down})
-    with pytest.raises(ValueError, match="wo is 256 × 384 where 256 × 256 is asked for"):
+    with pytest.raises(ValueError, match="wo is 256 × 384 where 256 × 256 is needed"):
         model.native()
     model = build(None, False, False, torch.bfloat16, seed=7)
     with pytest.raises(Unsupported, match="bfloat16"):

@@ -13,11 +13,11 @@
 #define AVX2 __attribute__((target("avx2,fma,f16c")))
 #define INLINE static inline __attribute__((always_inline, target("avx2,fma,f16c")))
 
-/* How far ahead of its use memory is asked for; 1 to 8 kB were measured alike (docs/kernels.md). */
+/* How far ahead of its use memory is prefetched; 1 to 8 kB measured alike (docs/kernels.md). */
 #ifndef PREFETCH_BYTES
 #define PREFETCH_BYTES 2048
 #endif
-/* A tile reads pieces of rows, which no hardware prefetcher follows: the pieces of this many rows ahead. */
+/* A tile reads pieces of rows, which no hardware prefetcher follows: prefetch those of this many rows ahead. */
 #define PREFETCH_ROWS 2
 
 INLINE float sum_f32(__m256 v) {
@@ -160,7 +160,7 @@ AVX2 static void dots(const uint8_t *packed, size_t rows, size_t k, const int8_t
     }
 }
 
-/* float(Σ w a) of one plane block in 8 lanes; the sum of the activations is taken off lane 0. */
+/* float(Σ w a) of one plane block in 8 lanes; the sum of the activations is subtracted in lane 0. */
 INLINE __m256 widen(__m256i narrow, const int32_t *sum) {
     const __m256i wide = _mm256_madd_epi16(narrow, _mm256_set1_epi16(1));
     return _mm256_cvtepi32_ps(_mm256_sub_epi32(wide, _mm256_zextsi128_si256(_mm_cvtsi32_si128(*sum))));
@@ -186,7 +186,7 @@ AVX2 static void dots_grouped(const uint8_t *packed, const float *scales, size_t
         } else {
             const size_t planes = group / PLANE;
             for (size_t g = 0; g < groups; g++) {
-                /* Groups longer than K_BLOCK planes are summed piece by piece; only the first takes off Σ a. */
+                /* Groups longer than K_BLOCK planes are summed piece by piece; only the first subtracts Σ a. */
                 for (size_t start = 0; start < planes; start += K_BLOCK) {
                     const size_t end = start + K_BLOCK < planes ? start + K_BLOCK : planes;
                     __m256i narrow = _mm256_setzero_si256();
@@ -356,7 +356,7 @@ AVX2 static double abs_sum(const float *w, size_t k) {
     return sum;
 }
 
-/* −1, 0 or 1 per lane as int32: a comparison is −1 where it holds. */
+/* −1, 0 or 1 per lane as int32: a true comparison is −1. */
 INLINE __m256i compare(const float *w, __m256 half, __m256 minus_half) {
     const __m256 v = _mm256_loadu_ps(w);
     return _mm256_sub_epi32(_mm256_castps_si256(_mm256_cmp_ps(v, minus_half, _CMP_LT_OQ)),
@@ -383,7 +383,7 @@ AVX2 static void pack(const int8_t *codes, size_t k, uint8_t *packed) {
     for (size_t b = 0; b < k / PLANE; b++) {
         const __m256i *c = (const __m256i *)(codes + b * PLANE);
         __m256i v = _mm256_add_epi8(_mm256_loadu_si256(c), one);
-        /* Codes are at most 2, so that a shift of 16 bits moves nothing across a byte. */
+        /* Codes are at most 2, so a 16-bit shift moves nothing across a byte. */
         for (int p = 1; p < 4; p++)
             v = _mm256_or_si256(v, _mm256_slli_epi16(_mm256_add_epi8(_mm256_loadu_si256(c + p), one), 2 * p));
         _mm256_storeu_si256((__m256i *)(packed + b * PLANE_BYTES), v);

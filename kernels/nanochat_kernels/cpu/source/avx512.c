@@ -1,6 +1,6 @@
 /* The products with AVX-512 VNNI: `dpbusd` multiplies and adds four bytes into 32 bits, with no 16-bit step between.
  *
- * Everything else is the AVX2 form, also the product of one token with one scale a row, which waits for memory either
+ * Everything else is the AVX2 form, even the product of one token with one scale per row, which waits for memory either
  * way. A block of 128 weights is two registers of 64: planes 0 and 1, planes 2 and 3.
  */
 #if defined(__x86_64__)
@@ -30,7 +30,7 @@ INLINE __m512i multiply(__m512i sum, __m512i biased, const int8_t *codes) {
     return _mm512_dpbusd_epi32(sum, biased, _mm512_loadu_si512(codes));
 }
 
-/* float(Σ w a) in 16 lanes; the sum of the activations is taken off lane 0. */
+/* float(Σ w a) in 16 lanes; the sum of the activations is subtracted in lane 0. */
 INLINE __m512 to_float(__m512i dots, int32_t sum) {
     return _mm512_cvtepi32_ps(_mm512_sub_epi32(dots, _mm512_zextsi128_si512(_mm_cvtsi32_si128(sum))));
 }
@@ -104,7 +104,7 @@ INLINE __m256i sum_each(const __m512i v[TOKEN_BLOCK]) {
     return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
 }
 
-/* Two rows side by side share the loads of the activations, which would bound one alone. */
+/* Two rows side by side share the loads of the activations, which would limit a single one. */
 INLINE void tile_of(const uint8_t *p, size_t stride, int rows, size_t planes, const int8_t *codes, int32_t *out) {
     const int8_t *a = codes;
     __m512i sum[2][TOKEN_BLOCK];

@@ -1,8 +1,8 @@
 /* One token through a whole decoder in one call: embedding, blocks, final norm and head, for one sequence on the CPU.
  *
- * One parallel region for the token; between barriers every thread has its rows of a matrix, or its heads. What is small
- * (a norm, the quantisation of one token) every thread computes for itself: that is cheaper than waiting.
- * The model is that of nanochat_cli/model: pre-norm blocks on a plain residual stream, grouped-query attention with
+ * One parallel region for the token; between barriers every thread has its rows of a matrix, or its heads. Every thread
+ * computes small things (a norm, the quantisation of one token) for itself, which is cheaper than waiting.
+ * The model is nanochat_cli/model's: pre-norm blocks on a plain residual stream, grouped-query attention with
  * half-split RoPE, SwiGLU, optional norms of q and k per head and before the two output projections.
  */
 #include <math.h>
@@ -21,7 +21,7 @@ struct layer {
     const float *attention_norm, *ffn_norm;                   /* [dim] */
     const float *q_norm, *k_norm;                             /* [head_dim], or NULL */
     const float *attention_sub_norm, *ffn_sub_norm;           /* [n_heads · head_dim], [hidden], or NULL */
-    struct matrix qkv, wo, gate_up, down;                     /* q, k, v and gate, up: rows under each other */
+    struct matrix qkv, wo, gate_up, down;                     /* q, k, v and gate, up: stacked rows */
 };
 
 struct decoder {
@@ -109,7 +109,7 @@ static void quantize(struct private *p, const float *x, const struct matrix *w) 
     kernels->quantize(x, w->columns, w->columns / w->groups, p->codes, p->scale, p->sums);
 }
 
-/* Norm where there is one, and quantisation for the product with w. */
+/* Norm, if there is one, and quantisation for the product with w. */
 static void norm_and_quantize(struct private *p, const float *x, const float *norm, float eps, const struct matrix *w) {
     if (norm != NULL) {
         kernels->rmsnorm(x, norm, eps, w->columns, p->values);
@@ -126,7 +126,7 @@ static void add_to_residual(const struct private *p, struct range rows, float *x
     for (size_t i = rows.first; i < rows.last; i++) x[i] += p->projected[i];
 }
 
-/* Norm and rotation of one head in place: dimension i turns with i + head_dim / 2. */
+/* Norm and rotation of one head in place: dimension i rotates with i + head_dim / 2. */
 static void rotate(const struct decoder *d, float *head, const float *norm, size_t position, float *values) {
     const size_t half = d->head_dim / 2;
     const float *cos = d->cos + position * half, *sin = d->sin + position * half;

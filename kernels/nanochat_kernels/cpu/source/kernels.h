@@ -1,7 +1,7 @@
 /* The CPU backend: interface between its files, and what Python calls (names that start with nk_).
  *
  * Layout of weights: plane-128 (see reference/packing.py): 128 inputs of a row are 32 bytes, byte j holds the biased
- * codes w + 1 of inputs j, j + 32, j + 64 and j + 96. K is always a multiple of 128. Biased codes are what is
+ * codes w + 1 of inputs j, j + 32, j + 64 and j + 96. K is always a multiple of 128. The biased codes are
  * multiplied, and the sum of the activations is subtracted from the integer result: Σ (w + 1) a − Σ a = Σ w a.
  *
  * Every primitive exists in a portable form and, on x86, in an AVX2 form; the products also with AVX-512 VNNI.
@@ -50,7 +50,7 @@ struct kernels {
     double (*abs_sum)(const float *w, size_t k);
     void (*codes)(const float *w, size_t k, float scale, int8_t *codes);
     void (*pack)(const int8_t *codes, size_t k, uint8_t *packed);
-    /* Codes of a packed row; returns non-zero when there is a code 3. */
+    /* Codes of a packed row; returns non-zero if there is a code 3. */
     int (*unpack)(const uint8_t *packed, size_t k, int8_t *codes);
     /* Exact Σ a b of int8 vectors of any length. */
     int32_t (*dot_int8)(const int8_t *a, const int8_t *b, size_t k);
@@ -73,7 +73,7 @@ const struct kernels *avx512_kernels(void); /* AVX2's, with other products */
 #endif
 extern const struct kernels *kernels;
 
-/* Memory of the calling thread that grows and is kept: aligned to 64 bytes; NULL when there is none. */
+/* Memory of the calling thread, which grows and is kept; aligned to 64 bytes; NULL if there is none. */
 void *scratch(size_t bytes);
 
 /* Rows of a matrix product for a range of rows and one token; shared by nk_ternary_matmul and the decoder. */

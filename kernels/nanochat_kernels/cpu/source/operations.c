@@ -1,4 +1,4 @@
-/* What Python calls: whole matrices, rows shared among OpenMP threads. Shapes are checked by the caller.
+/* The functions that Python calls: whole matrices, rows shared among OpenMP threads. The caller checks shapes.
  *
  * A call below MIN_PARALLEL_BYTES of work stays on one thread: waking the others costs some microseconds.
  */
@@ -14,7 +14,7 @@
 
 const struct kernels *kernels = &portable_kernels;
 
-/* The set of that name, where this machine can run it. */
+/* The set of that name, if this machine can run it. */
 static const struct kernels *available(const char *name) {
     if (strcmp(name, "portable") == 0) return &portable_kernels;
 #if defined(__x86_64__)
@@ -28,8 +28,8 @@ static const struct kernels *available(const char *name) {
     return NULL;
 }
 
-/* Also called when the library is loaded: NULL is the best there is. Returns the name of the set in use from now on;
- * NULL when this machine lacks the one that was asked for. */
+/* Also called when the library is loaded; NULL asks for the best. Returns the name of the set in use from now on, or
+ * NULL if this machine lacks the requested one. */
 const char *nk_select(const char *name) {
     static const char *const best_first[] = {"avx512", "avx2", "portable"};
     const struct kernels *chosen = name != NULL ? available(name) : NULL;
@@ -71,7 +71,7 @@ void nk_quantize(const float *x, size_t m, size_t k, size_t group, int8_t *codes
         kernels->quantize(x + i * k, k, group, codes + i * k, scale + i, sums + i * (k / group));
 }
 
-/* As nk_quantize after RMSNorm. Returns 0, or -1 without memory. */
+/* nk_quantize after RMSNorm. Returns 0, or -1 without memory. */
 int nk_rmsnorm_quantize(const float *x, const float *weight, float eps, size_t m, size_t k, size_t group,
                         int8_t *codes, float *scale, int32_t *sums) {
     int failed = 0;
@@ -178,7 +178,7 @@ int nk_ternary_matmul(const int8_t *codes, const float *a_scale, const int32_t *
         return 0;
     }
     const size_t blocks = (m + TOKEN_BLOCK - 1) / TOKEN_BLOCK, row_blocks = (n + ROW_BLOCK - 1) / ROW_BLOCK;
-    /* The tile reads the sums of eight tokens also where there are fewer. */
+    /* The tile reads the sums of eight tokens even if there are fewer. */
     const size_t sums_bytes = blocks * TOKEN_BLOCK * groups * sizeof *sums;
     int8_t *interleaved = scratch(blocks * TOKEN_BLOCK * k + sums_bytes);
     if (interleaved == NULL) return -1;
@@ -211,7 +211,7 @@ int nk_linear(const float *x, const uint8_t *packed, const float *scales, size_t
     return nk_ternary_matmul(codes, scale, sums, packed, scales, groups, y, m, n, k);
 }
 
-/* a: int8 [m, k]; b: int8 [n, k]; y: [m, n] = (float(a · b) · a_scale) · b_scale; b_stride: 0 for one scale of all. */
+/* a: int8 [m, k]; b: int8 [n, k]; y: [m, n] = (float(a · b) · a_scale) · b_scale; b_stride: 0 for a single scale. */
 void nk_int8_matmul(const int8_t *a, const int8_t *b, const float *a_scale, const float *b_scale, size_t b_stride,
                     float *y, size_t m, size_t n, size_t k) {
 #pragma omp parallel for schedule(static)
@@ -226,7 +226,7 @@ static float f16_scale(double mean) {
     return kernels->round_to_f16(value < MIN_SCALE ? MIN_SCALE : value > MAX_SCALE ? MAX_SCALE : value);
 }
 
-/* w: [n, k]. group: inputs per scale, k for one per row, 0 for one of all rows. scales: [n, k / group], or [1] for 0.
+/* w: [n, k]. group: inputs per scale, k for one per row, 0 for one for all rows. scales: [n, k / group], or [1] for 0.
  * codes: [n, k] or NULL; packed: [n, k / 4] or NULL. Returns 0, or -1 without memory. */
 int nk_ternarize(const float *w, size_t n, size_t k, size_t group, int8_t *codes, uint8_t *packed, float *scales) {
     float shared = 0;
@@ -266,7 +266,7 @@ int nk_unpack(const uint8_t *packed, size_t n, size_t k, int8_t *codes) {
     return invalid;
 }
 
-/* Reads memory with every thread: the ceiling that a product of a vector is measured against. */
+/* Reads memory with every thread: the ceiling for the product of a matrix and a vector. */
 uint64_t nk_read_sum(const uint64_t *p, size_t bytes) {
     uint64_t total = 0;
 #pragma omp parallel reduction(+ : total)

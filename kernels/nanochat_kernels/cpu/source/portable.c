@@ -1,4 +1,4 @@
-/* Every primitive in plain C: the form for machines without AVX2, and what the fast form is read against. */
+/* Every primitive in plain C: the form for machines without AVX2, and the plain reading of the fast form. */
 #include <math.h>
 #include <string.h>
 
