@@ -16,7 +16,7 @@ __all__ = ["ConfigError", "DataError", "Model", "NanochatError", "__version__", 
 
 
 def __getattr__(name: str) -> object:
-    """What is imported late (PEP 562)."""
+    """Import `Model` and `load` on first use (PEP 562)."""
     if name in ("Model", "load"):
         from nanochat_cli import api
 

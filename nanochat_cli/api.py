@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Sampling(TypedDict, total=False):
-    """How to continue a prompt: the fields of `inference.sampling.SamplingConfig`, where each is described."""
+    """Settings of a continuation: the fields of `inference.sampling.SamplingConfig`, which describes each."""
 
     max_tokens: int
     temperature: float

@@ -19,8 +19,8 @@ def sync(path: Path) -> None:
 def whole(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to, which is synced and renamed to `path` if all goes well.
 
-    Each process has its own, so that of several writers the last one wins and nobody reads half a file. If `path` is
-    no regular file (/dev/stdout), it is written directly. Raises OSError.
+    Each process has its own, so that of several writers the last one wins and nobody reads half a file. Anything but a
+    regular file (/dev/stdout) is written directly. Raises OSError.
     """
     path = path.resolve()
     if path.exists() and not path.is_file():

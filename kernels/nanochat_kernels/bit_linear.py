@@ -53,7 +53,7 @@ def product_dtype(x: Tensor) -> torch.dtype:
 
 
 def quantize_input(x: Tensor, form: Form = "float", kept: KeptRows | None = None) -> QuantizedInput:
-    """int8 quantisation per token, without a gradient of its own: `bit_linear` sends it to x. x: float [..., K]."""
+    """int8 quantisation per token; `bit_linear` sends the gradient straight to x. x: float [..., K]."""
     codes, scale = codes_and_scale(x.detach())
     codes = codes.to(torch.int8 if form == "int8" else product_dtype(x))
     index = kept.chosen if kept is not None and kept.known else None

@@ -105,7 +105,7 @@ def evaluation_batches(stream: Tokens, batch_size: int, seq_len: int, max_tokens
 
 
 def evaluation_windows(stream: Tokens, seq_len: int, max_tokens: int | None = None) -> int:
-    """How many windows `evaluation_batches` reads."""
+    """The number of windows that `evaluation_batches` reads."""
     targets = len(stream) - 1
     windows = -(-targets // seq_len)
     return windows if max_tokens is None or max_tokens >= targets else max(1, min(windows, max_tokens // seq_len))

@@ -24,7 +24,7 @@ from nanochat_cli.errors import ConfigError, DataError
 # A source that is one text file is cut into smaller pieces, so that part of it can be held out.
 SINGLE_FILE_PIECE = 16 * 1024
 NAMED = 10
-"""How many names are kept of what was left out, and of files with long lines."""
+"""Most names that are kept of what was left out, and of files with long lines."""
 
 
 @dataclass

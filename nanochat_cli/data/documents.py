@@ -8,7 +8,7 @@ _ESCAPED = re.compile(r"\\udc([89a-f][0-9a-f])")
 
 
 class Place(NamedTuple):
-    """Where to read a document again: `size` bytes from `offset` of `file`.
+    """The place of a document, to read it again: `size` bytes from `offset` of `file`.
 
     If that is a record (a line of .jsonl), the document is `length` bytes of its text from `start` on.
     """

@@ -1,4 +1,4 @@
-"""From a prepared data set and `[loader]` to the batches that training reads: in this process or ahead of it."""
+"""The training batches of a prepared data set, by `[loader]`: read in this process, or ahead by others."""
 
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.async_loader import AsyncLoader

@@ -78,7 +78,7 @@ class NearDuplicatesInfo(_Record):
 
 
 class Manifest(_Record):
-    """What a data set holds and what it was made from.
+    """The contents and the origin of a data set.
 
     `fingerprint` covers the settings and the cheap identity of the source (names, sizes, times); `content` is the
     sha256 over the documents' own hashes in order; `skipped` counts left-out files or rows by reason;

@@ -50,7 +50,7 @@ def walk(root: Path, glob: str, leave_out: Collection[str] = (), output: Path | 
 
 
 def made_by(folder: Path, names: Collection[str], folders: Collection[str]) -> str | None:
-    """What a program made if it left a folder with these files and folders: "a data set", …; None for a person's."""
+    """The kind of program output in a folder with these files and folders: "a data set", …; None for a person's."""
     if any(mark in names for mark in TOOL_MARKS):
         return "a cache or a virtual environment"
     if "config.toml" in names and ("environment.json" in names or "checkpoints" in folders):

@@ -107,7 +107,7 @@ class Examined:
 
 
 def _binary(block: bytes) -> str:
-    """What a block with NUL bytes is: UTF-16 if its beginning decodes to text, much of it Latin."""
+    """The kind of a block with NUL bytes: UTF-16 if its beginning decodes to text, much of it Latin."""
     head = block[:4096]
     for encoding, high in (("utf-16-le", 1), ("utf-16-be", 0)):
         text = codecs.getincrementaldecoder(encoding)(errors="replace").decode(head)

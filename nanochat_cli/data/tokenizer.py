@@ -289,7 +289,7 @@ def _token_texts(definition: dict, where: str) -> list[str]:
 
 
 def _text_bytes(text: str, added: bool) -> bytes:
-    """What a token decodes to; added tokens, and entries outside the byte alphabet, are their own text."""
+    """The bytes a token decodes to; added tokens, and entries outside the byte alphabet, are their own text."""
     if added or not all(char in CHAR_TO_BYTE for char in text):
         return text.encode("utf-8")
     return bytes(CHAR_TO_BYTE[char] for char in text)

@@ -1,4 +1,4 @@
-"""How ggml's CPU backend rounds the input of a matrix product, in torch.
+"""The rounding of a matrix product's input by ggml's CPU backend, in torch.
 
 A ternary or Q4_0 weight is multiplied by activations that ggml quantises to int8 itself, on a finer
 grid than our one scale per token; an F16 weight by activations rounded to f16. A comparison of our

@@ -56,7 +56,7 @@ class Optimizers:
         self.config = config
         self.parameters = parameters
         self.lr_factor = 1.0
-        """On all learning rates besides the schedule: below 1 while the rate climbs again after a reinitialisation."""
+        """A factor besides the schedule's: below 1 while the learning rates climb again after a reinitialisation."""
 
     def step(self, step: int, total_steps: int | None, warm_ups: WarmUps | None = None) -> float:
         """Update every parameter by the schedules for this 0-based step; returns the factor on the peak rates.

@@ -36,7 +36,7 @@ class PolarFactor(NamedTuple):
 
 @dataclass(frozen=True)
 class Change:
-    """What happened to one matrix. The relative SFE is SFE / ‖W‖²_F.
+    """The change of one matrix. The relative SFE is SFE / ‖W‖²_F.
 
     dfi: as in the paper, for the old weights, and for the isometry before it is scaled. deviation_before: without the
     effect of scale, see `relative_deviation`.

@@ -1,4 +1,4 @@
-"""Where and with what something was measured: git, versions, machine, date.
+"""The circumstances of a measurement: git, versions, machine, date.
 
 A leaf that imports no torch: versions come from package metadata, and the GPU is named only if torch is already
 imported. A fact that cannot be determined is None, never a guess.

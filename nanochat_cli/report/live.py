@@ -49,9 +49,8 @@ class Readings:
     """Training loss, nats per token."""
     eval_loss: float | None = None
     bits_per_byte: float | None = None
-    """On held-out documents."""
     eval_scope: str | None = None
-    """Which of them the evaluation has read: a sample, or all."""
+    """Which held-out documents the evaluation has read: a sample, or all."""
     tokens_per_second: float | None = None
     utilisation: float | None = None
     """Model FLOP/s over the measured peak, 0 to 1."""

@@ -1,4 +1,4 @@
-"""How a command talks: one protocol, three voices (Rich on a terminal, plain lines, quiet).
+"""The output of a command: one protocol, three voices (Rich on a terminal, plain lines, quiet).
 
 The product of a command (`write`, `table`) goes to standard output; its messages (`info`, `warn`,
 `progress`) to standard error, so that output can be piped. `result` collects what `--json` writes. Rich

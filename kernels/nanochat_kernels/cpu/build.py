@@ -55,7 +55,7 @@ def shared_library(source: Path = SOURCE_FOLDER) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept, by the rule of the application: $NANOCHAT_CACHE or ~/.cache/nanochat.
+    """The folder of compiled kernels, by the application's rule: in $NANOCHAT_CACHE or ~/.cache/nanochat.
 
     Raises OSError if this user has no home folder.
     """

@@ -26,7 +26,7 @@ def unpack_plane128(packed: Tensor, columns: int) -> Tensor:
     """Inverse of `pack_plane128`: uint8 [N, K / 4] to int8 [N, K]. Raises ValueError for a wrong size or code 3."""
     rows = packed.shape[0]
     if columns % PLANE or packed.shape[1] * 4 != columns:
-        raise ValueError(f"{packed.shape[1]} bytes a row do not hold {columns} codes in planes of {PLANE}")
+        raise ValueError(f"{packed.shape[1]} bytes per row do not hold {columns} codes in planes of {PLANE}")
     bytes_ = packed.reshape(rows, columns // PLANE, 1, PLANE // 4)
     shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8, device=packed.device).reshape(1, 1, 4, 1)
     biased = bytes_ >> shifts & 3

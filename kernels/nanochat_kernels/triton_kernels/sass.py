@@ -48,7 +48,7 @@ def disassemble(cubin: bytes) -> str:
 
 
 def opcodes(instructions: Sequence[str]) -> Counter[str]:
-    """How often each opcode occurs, without modifiers: IMMA.16832.S8.S8 counts as IMMA."""
+    """The count of each opcode, without modifiers: IMMA.16832.S8.S8 counts as IMMA."""
     return Counter(match["opcode"] for text in instructions if (match := _OPCODE.match(text)))
 
 

@@ -92,7 +92,7 @@ def _require_bitnet(config: ModelConfig) -> None:
 
 @dataclass(frozen=True)
 class Destination:
-    """What `nanochat export` will make of a model. arch: None if it will refuse; reason: why llama.cpp cannot run it.
+    """The result of exporting a model. arch: None if that will be refused; reason: why llama.cpp cannot run it.
 
     Static hyper-connections may still fold into a plain residual at export, which depends on their weights.
     """
@@ -114,7 +114,7 @@ class Destination:
 
 
 def destination_of(config: ModelConfig) -> Destination:
-    """Where a model of this configuration will run, before it is trained; without torch, and never an error."""
+    """The destination of a model with this configuration, before it is trained; without torch, and never an error."""
     try:
         arch = architecture_of(config)
     except ConfigError as error:
@@ -173,7 +173,7 @@ def metadata(config: ModelConfig) -> dict[str, Any]:
 
 
 def _sections(pairs: int) -> list[int]:
-    """How arch qwen35 divides the rotated pairs among three axes of position, which are equal for text."""
+    """Shares of the rotated pairs in the three axes of position of arch qwen35, which are equal for text."""
     side = -(-pairs // 3)
     return [side, side, pairs - 2 * side, 0]
 

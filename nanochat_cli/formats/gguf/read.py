@@ -37,7 +37,7 @@ _TERNARY_BY_GGML_TYPE = {t.ggml_type: t.name for t in TERNARY_TYPES.values()}
 _GRANULARITIES: tuple[Granularity, ...] = ("tensor", "row", 256, 128, 64)
 """Coarsest first."""
 TENSORS_OF_A_BLOCK = 9
-"""At least: two norms, four matrices of attention (DeltaNet has more), three of the feed-forward."""
+"""The fewest: two norms, four matrices of attention (DeltaNet has more), three of the feed-forward."""
 
 Matrix = tuple[NDArray[np.int8], NDArray[np.float32]]
 """Codes [N, K] and the scale of every block [N, blocks]."""

@@ -19,7 +19,7 @@ FLOAT_TYPES = ("f16", "f32")
 
 @dataclass(frozen=True)
 class Support:
-    """Where llama.cpp (build b11549) has kernels for a type; read from its sources."""
+    """Kernels that llama.cpp (build b11549) has for a type; read from its sources."""
 
     bits_per_weight: float
     x86_cpu: str

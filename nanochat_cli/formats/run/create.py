@@ -58,7 +58,7 @@ def write_config(config: Config, run_dir: Path) -> None:
 
 
 def provenance(run: Path, config: Config, step: int, reporter: Reporter) -> dict[str, object]:
-    """What a file exported from a run says about its origin."""
+    """The origin that a file exported from a run records."""
     environment = read_environment(run)
     if environment is None:
         reporter.warn(f"{run}: no readable environment.json: the file will not name the commit it comes from")
