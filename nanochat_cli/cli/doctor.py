@@ -14,7 +14,7 @@ def doctor(
     ctx: typer.Context,
     plain: Annotated[bool, typer.Option("--plain", help="Only a block of text to paste into a bug report.")] = False,
 ) -> None:
-    """Show versions, devices, compilers, optional parts, memory and disk; names of people and folders are left out.
+    """Show versions, devices, compilers, optional parts, memory and disk, without names of people and folders.
 
     The exit code is 0 whatever it finds. `nanochat validate` checks that what is installed computes correctly.
     """

@@ -199,8 +199,6 @@ def _whole_manifest(out: Path) -> Manifest | None:
 
 @dataclass
 class _Scan:
-    """Results of the first pass."""
-
     held_out: set[int]  # keys of documents
     near_duplicates: NearDuplicatesInfo
     size: int  # bytes of all documents

@@ -132,7 +132,6 @@ class Optimizers:
                 group.optimizer.load_state_dict(state)
 
     def state_bytes(self) -> int:
-        """Bytes of the state tensors of all groups that exist now."""
         return sum(group.state_bytes() for group in self.groups)
 
 

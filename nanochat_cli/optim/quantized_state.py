@@ -155,7 +155,6 @@ def dynamic_map(*, signed: bool) -> list[float]:
 
 
 def _zero(code: Code) -> int:
-    """The code of 0."""
     return 0 if code == "linear" else dynamic_map(signed=code == "dynamic").index(0.0)
 
 

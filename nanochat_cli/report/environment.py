@@ -82,7 +82,6 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 
 def package_versions() -> dict[str, str | None]:
-    """Installed versions of the packages that results depend on."""
     versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:

@@ -25,9 +25,7 @@ LINE_EVERY = 10.0
 class Progress(Protocol):
     """A running count, in the unit given to `Reporter.progress`."""
 
-    def advance(self, n: float = 1) -> None:
-        """Count `n` more."""
-        ...
+    def advance(self, n: float = 1) -> None: ...
 
 
 class Reporter(Protocol):
