@@ -105,7 +105,7 @@ def test_an_additional_file_in_the_source_changes_no_figure_of_a_run(folder, cap
     assert figure("text") == before
     assert main(["train", "--resume", "text", "--set", "train.total_steps=3"]) == 0
     shutil.rmtree(folder / "cache")
-    assert "another tokenizer" in refusal(capfd, 3, "eval", "text")
+    assert "a different tokenizer" in refusal(capfd, 3, "eval", "text")
 
 
 def test_a_run_is_measured_and_resumed_from_any_folder(folder, tmp_path, monkeypatch):
