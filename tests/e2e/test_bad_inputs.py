@@ -213,7 +213,7 @@ SHARDS = [
     Mistake("sequence longer than the corpus",
             [*TRAIN_ON_SRC, "--set", "model.max_seq_len=100000", "--set", "train.seq_len=100000"],
             DATA, "give more text or lower train.seq_len"),
-    Mistake("data set gone", ["eval", "tiny"], DATA, "data/src: no manifest.json", remove("data/src")),
+    Mistake("data set gone", ["eval", "tiny"], DATA, "data/src: not a data set: no manifest.json", remove("data/src")),
     Mistake("data set exchanged", ["eval", "tiny"], DATA, "has a different tokenizer from runs/tiny",
             replace("data/src", "data/other")),
 ]  # fmt: skip
