@@ -166,7 +166,7 @@ def verify_gguf(
         if not comparison.passed:
             c = comparison
             raise ValidationFailure(
-                f"{path}: llama.cpp does not compute what the model does: only {c.n_within} of {c.n_prompts} prompts "
+                f"{path}: llama.cpp and the model disagree: only {c.n_within} of {c.n_prompts} prompts "
                 f"within {tolerance:g}, {c.n_stable_within} of {c.n_stable} stable ones, rms difference "
                 f"{c.rms_difference:.1e} where rounding explains {c.rms_noise:.1e}; do not use this file"
             )
