@@ -21,7 +21,6 @@ from nanochat_kernels.bit_linear import (
 from nanochat_kernels.feedforward import swiglu_feed_forward
 from nanochat_kernels.kept_rows import KeptRows, drop_filtered
 from nanochat_kernels.linear_products import LinearWeight
-from nanochat_kernels.modules import PackedLinear
 from nanochat_kernels.operations import (
     fp8_matmul,
     int8_matmul,
@@ -46,7 +45,6 @@ __all__ = [
     "Granularity",
     "KeptRows",
     "LinearWeight",
-    "PackedLinear",
     "PackedTernary",
     "QuantizedActivations",
     "QuantizedInput",

@@ -40,6 +40,24 @@ def requested_backend(backend: str | None = None) -> Backend | None:
     raise ValueError(f"{source} = {name} does not exist: choose one of {', '.join(BACKENDS)}")
 
 
+def usable_backend(device: torch.device, backend: str | None = None) -> Backend | None:
+    """The backend for packed weights: the one asked for, else the device's own if it works here, else None.
+
+    None, not the reference: that unpacks on every call, and float weights are faster where nothing compiled exists.
+    """
+    if (requested := requested_backend(backend)) is not None:
+        return requested
+    own: Backend = "triton" if device.type == "cuda" else "cpu"
+    try:
+        module = load(own)
+        if own == "cpu":
+            module.library()
+    except Unsupported as reason:
+        report_fallback("packed layers", own, str(reason))
+        return None
+    return own
+
+
 def candidates(device: torch.device, backend: str | None = None) -> Sequence[Backend]:
     """Backends in the order they are tried for tensors on `device`; the reference is always last."""
     requested = requested_backend(backend)

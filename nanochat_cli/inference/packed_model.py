@@ -1,28 +1,21 @@
 """PackedTransformer: the trained model in the form that runs fast, for inference only.
 
-Ternary weights are packed once, at load, two bits each; q, k, v and gate, up are one product each. On a CPU a single
-token goes through the whole model in one native call; on CUDA its step is a replayed graph. Computes what
-`model.Transformer` computes: with `fused=False` and one scale per row even bit for bit, since then only the linear
-layers differ, and those are exact integers. `fused` moves norms by a unit in the last place, which moves an
-activation to another code only at a tie.
+Its weights are packed once, at load. On a CPU a token goes through the whole model in one native call; on CUDA its step
+is a replayed graph. Computes what `model.Transformer` computes: with `fused=False` and one scale per row even bit for
+bit, since then only the linear layers differ, and those are exact integers. `fused` moves norms by a unit in the last
+place, which moves an activation to another code only at a tie.
 """
-
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from nanochat_cli.inference.packed_block import PackedBlock, PackedFeedForward
-from nanochat_cli.inference.projections import Pack, PackedProjection
+from nanochat_cli.inference.decode_graph import DecodeGraph
+from nanochat_cli.inference.pack import PackedProjection, Packer
 from nanochat_cli.model.cache import KVCache
-from nanochat_cli.model.hyper_connections import collapse_streams, expand_streams
-from nanochat_cli.model.norm import RMSNorm
+from nanochat_cli.model.feedforward import FeedForward
 from nanochat_cli.model.transformer import Block, Transformer
-from nanochat_kernels.backends import Backend, Unsupported, load, report_fallback, requested_backend
-
-if TYPE_CHECKING:
-    from nanochat_cli.inference.decode_graph import DecodeGraph
-    from nanochat_kernels.cpu.decoder import DecoderLayer, NativeDecoder
+from nanochat_kernels.backends import Unsupported, report_fallback, usable_backend
+from nanochat_kernels.cpu.decoder import DecoderLayer, NativeDecoder
 
 
 class PackedTransformer:
@@ -33,27 +26,24 @@ class PackedTransformer:
     """
 
     def __init__(self, model: Transformer, backend: str | None, fused: bool, dtype: torch.dtype) -> None:
-        self.config = model.config
-        self.device = model.cos.device
-        self.dtype = dtype
-        project = Pack(_usable_backend(self.device, backend), fused, self.device, dtype)
-        self.blocks = [PackedBlock(block, project) for block in model.blocks if isinstance(block, Block)]
+        self.config, self.device, self.dtype = model.config, model.cos.device, dtype
+        packer = Packer(usable_backend(self.device, backend), fused, self.device, dtype)
+        self.body = packer.pack(model)
+        """Blocks and final norm."""
+        del self.body.embedding, self.body.head
+        self.projections = packer.projections
         self.embedding = _smallest(model.embedding.weight.detach(), dtype)
-        tied = model.head is None
-        self.head = self.embedding if tied else _smallest(model.unembedding.detach(), dtype)
-        self.norm, self.cos, self.sin = model.norm, model.cos, model.sin
-        self._native = self._native_decoder() if fused and project.backend == "cpu" else None
+        self.head = self.embedding if model.head is None else _smallest(model.head.weight.detach(), dtype)
+        is_packed = all(isinstance(projection, PackedProjection) for projection in self.projections)
+        self._native = self._native_decoder() if fused and packer.backend == "cpu" and is_packed else None
+        is_plain = not (model.config.is_hybrid or model.config.moe.enabled or model.config.mhc.streams > 1)
+        self._has_graph = self.device.type == "cuda" and is_plain
         self._graph: DecodeGraph | None = None
 
     @classmethod
     @torch.no_grad()
     def from_model(
-        cls,
-        model: Transformer,
-        backend: str | None = None,
-        *,
-        fused: bool = True,
-        dtype: torch.dtype = torch.float32,
+        cls, model: Transformer, backend: str | None = None, *, fused: bool = True, dtype: torch.dtype = torch.float32
     ) -> "PackedTransformer":
         """Pack a model on the device where it is. ValueError for a backend that does not exist."""
         return cls(model, backend, fused, dtype)
@@ -61,20 +51,7 @@ class PackedTransformer:
     @torch.no_grad()
     def __call__(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """Hidden states after the final norm. Positions continue those in the cache. ValueError past max_seq_len."""
-        start = 0 if cache is None else cache.length
-        end = start + tokens.shape[1]
-        if end > self.config.max_seq_len:
-            raise ValueError(f"position {end} is past max_seq_len = {self.config.max_seq_len}")
-        cos, sin = self.cos[start:end], self.sin[start:end]
-        x = self.embed(tokens)
-        streams = self.config.mhc.streams
-        if streams > 1:
-            x = expand_streams(x, streams)
-        for block in self.blocks:
-            x = block(x, cos, sin, cache)
-        if cache is not None:
-            cache.advance(tokens.shape[1])
-        return self.norm(collapse_streams(x).to(self.dtype) if streams > 1 else x)
+        return self.body.run_blocks(self.embed(tokens), cache)
 
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
@@ -84,81 +61,65 @@ class PackedTransformer:
     @torch.no_grad()
     def next_logits(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """Read tokens [B, T] into the cache; logits [B, V] after the last of them."""
-        if tokens.shape[1] == 1 and self.device.type == "cuda" and all(block.is_static for block in self.blocks):
-            return self._replay(tokens, cache)
+        if self._has_graph and tokens.shape[1] == 1:
+            if self._graph is None or not self._graph.fits(tokens, cache):
+                self._graph = DecodeGraph(self._read, tokens, cache)
+            return self._graph.next_logits(tokens, cache)
         if tokens.shape == (1, 1) and self._native is not None and cache.dtype == torch.float32:
             keys, values = cache.keys[:, 0], cache.values[:, 0]
             _, logits = self._native.decode(int(tokens), cache.length, keys, values)
             cache.advance(1)
             return logits.unsqueeze(0)
-        hidden = self(tokens, cache)[:, -1]
-        if self._native is not None and len(hidden) == 1:
-            return self._native.unembed(hidden[0]).unsqueeze(0)
-        return self.logits(hidden)
-
-    @property
-    def unembedding(self) -> Tensor:
-        """The matrix [V, C] whose product with a hidden state gives the logits."""
-        return self.head
+        if self._native is not None and len(tokens) == 1:
+            return self._native.unembed(self(tokens, cache)[0, -1]).unsqueeze(0)
+        return self._read(tokens, cache)
 
     @property
     def bytes(self) -> int:
         """Memory of the weights: packed and float, embedding and head; one of those when they are tied."""
         floats = {id(matrix): matrix.numel() * matrix.element_size() for matrix in (self.embedding, self.head)}
-        return sum(block.bytes for block in self.blocks) + sum(floats.values())
+        return sum(projection.bytes for projection in self.projections) + sum(floats.values())
 
     def embed(self, tokens: Tensor) -> Tensor:
         return nn.functional.embedding(tokens, self.embedding).to(self.dtype)
 
-    def _replay(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        from nanochat_cli.inference.decode_graph import DecodeGraph
+    def _read(self, tokens: Tensor, cache: KVCache) -> Tensor:
+        return self.logits(self(tokens, cache)[:, -1])
 
-        if self._graph is None or not self._graph.fits(tokens, cache):
-            self._graph = DecodeGraph(self, tokens, cache)
-        return self._graph.next_logits(tokens, cache)
-
-    def _native_decoder(self) -> "NativeDecoder | None":
+    def _native_decoder(self) -> NativeDecoder | None:
         """The whole-token decoder of the CPU backend, where machine and model have what it needs."""
-        from nanochat_kernels.cpu.decoder import NativeDecoder
-
-        layers = [layer for block in self.blocks if (layer := _native_layer(block)) is not None]
-        if len(layers) < len(self.blocks) or self.dtype != torch.float32:
-            return None
-        config = self.config
+        body, config = self.body, self.config
+        rest = self.embedding, self.head, body.norm.weight, body.cos, body.sin
         try:
-            return NativeDecoder(
-                layers,
-                self.embedding,
-                self.head,
-                self.norm.weight,
-                self.cos,
-                self.sin,
-                n_heads=config.n_heads,
-                n_kv_heads=config.n_kv_heads,
-                eps=config.norm_eps,
-            )
+            if self.dtype != torch.float32:
+                raise Unsupported(f"activations of {self.dtype}")
+            layers = [decoder_layer(block) for block in body.blocks]
+            heads = {"n_heads": config.n_heads, "n_kv_heads": config.n_kv_heads}
+            return NativeDecoder(layers, *rest, **heads, eps=config.norm_eps)
         except Unsupported as reason:
             report_fallback("whole tokens", "cpu", str(reason))
             return None
 
 
-def _usable_backend(device: torch.device, backend: str | None) -> Backend | None:
-    """The backend for packed weights: the one asked for, else the device's own if it works here, else none.
-
-    None, not the reference: that unpacks on every call, and float weights are faster where nothing compiled exists.
-    """
-    requested = requested_backend(backend)
-    if requested is not None:
-        return requested
-    own: Backend = "triton" if device.type == "cuda" else "cpu"
-    try:
-        module = load(own)
-        if own == "cpu":
-            module.library()
-    except Unsupported as reason:
-        report_fallback("packed layers", own, str(reason))
-        return None
-    return own
+def decoder_layer(block: nn.Module) -> DecoderLayer:
+    """What the C decoder needs of a packed block. Unsupported names the part that it has no form of."""
+    assert isinstance(block, Block)
+    attention, feed_forward = block.attention, block.feed_forward
+    if attention is None:
+        raise Unsupported("gated DeltaNet layers")
+    if attention.gated:
+        raise Unsupported("gated attention")
+    if others := {name for name, _ in attention.named_children()} - {"q_norm", "k_norm", "sub_norm"}:
+        raise Unsupported(f"attention with {', '.join(sorted(others))}")
+    if block.attention_mix is not None:
+        raise Unsupported("hyper-connections (mHC)")
+    if not isinstance(feed_forward, FeedForward):
+        raise Unsupported("mixtures of experts (MoE)")
+    projections = attention.qkv, attention.out, feed_forward.gate_up, feed_forward.down
+    qkv, wo, gate_up, down = (p.weight for p in projections if isinstance(p, PackedProjection))
+    norms = attention.q_norm, attention.k_norm, attention.sub_norm, feed_forward.sub_norm
+    some = (None if norm is None else norm.weight for norm in norms)
+    return DecoderLayer(block.attention_norm.weight, qkv, wo, block.ffn_norm.weight, gate_up, down, *some)
 
 
 def _smallest(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -168,31 +129,3 @@ def _smallest(weight: Tensor, dtype: torch.dtype) -> Tensor:
         if torch.equal(half.to(weight.dtype), weight):
             return half
     return weight.to(dtype, copy=True)
-
-
-def _native_layer(block: PackedBlock) -> "DecoderLayer | None":
-    from nanochat_kernels.cpu.decoder import DecoderLayer
-
-    attention, feed_forward = block.attention, block.feed_forward
-    if attention is None or attention.gated or block.mixes or not isinstance(feed_forward, PackedFeedForward):
-        return None
-    packed = [p.weight for p in block.projections() if isinstance(p, PackedProjection)]
-    if len(packed) < len(block.projections()):
-        return None
-    qkv, wo, gate_up, down = packed
-    return DecoderLayer(
-        attention_norm=block.attention_norm.weight,
-        qkv=qkv,
-        wo=wo,
-        ffn_norm=block.ffn_norm.weight,
-        gate_up=gate_up,
-        down=down,
-        q_norm=_weight(attention.q_norm),
-        k_norm=_weight(attention.k_norm),
-        attention_sub_norm=_weight(attention.sub_norm),
-        ffn_sub_norm=_weight(feed_forward.sub_norm),
-    )
-
-
-def _weight(norm: RMSNorm | None) -> Tensor | None:
-    return None if norm is None else norm.weight

@@ -1,15 +1,10 @@
-"""Scaled dot-product attention with grouped queries, over a whole sequence or through the key/value cache.
+"""Scaled dot-product attention with grouped queries.
 
 Query head h reads key/value head h // (n_heads / n_kv_heads): the one place that says so. q: [B, H, T, D]; k, v:
 [B, Hkv, T, D]; already rotated.
 """
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from nanochat_cli.model.cache import KVCache
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, is_causal: bool = True, mask: Tensor | None = None) -> Tensor:
@@ -18,18 +13,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, is_causal: bool = True, mask: Tensor
     if groups > 1:
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
-
-
-def attend_cached(q: Tensor, k: Tensor, v: Tensor, layer: int, cache: "KVCache") -> Tensor:
-    """As `attend` for the next T positions: they see every cached one and, causally, each other."""
-    length = q.shape[2]
-    k, v = cache.update(layer, k, v)
-    if length == k.shape[2]:
-        return attend(q, k, v)
-    if length == 1:
-        return attend_one(q, k, v)
-    mask = q.new_ones(length, k.shape[2]).tril(diagonal=k.shape[2] - length).bool()
-    return attend(q, k, v, is_causal=False, mask=mask)
 
 
 def attend_one(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:

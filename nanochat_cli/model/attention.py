@@ -1,22 +1,18 @@
 """Causal grouped-query attention (arXiv:2305.13245): projections, norms and rotation around `attend`."""
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor, nn
 
 from nanochat_cli.config.schema import ModelConfig
-from nanochat_cli.model.attend import attend, attend_cached
-from nanochat_cli.model.bitlinear import BitLinear, project_all
+from nanochat_cli.model.attend import attend
+from nanochat_cli.model.bitlinear import BitLinear, Joint
+from nanochat_cli.model.cache import KVCache
 from nanochat_cli.model.norm import RMSNorm
 from nanochat_cli.model.rope import apply_rope
 from nanochat_kernels import drop_filtered
 
-if TYPE_CHECKING:
-    from nanochat_cli.model.cache import KVCache
-
 
 class Attention(nn.Module):
-    """x [B, T, C] to [B, T, C]; optional RMSNorm on q and k per head, optional gate and sub-norm before wo.
+    """x [B, T, C], before `norm`, to [B, T, C]; optional RMSNorm on q and k per head, gate and sub-norm before wo.
 
     gated: wq has 2 D rows a head, the query and then the gate, whose sigmoid multiplies what the head returns (arch
     qwen35; arXiv:2505.06708).
@@ -35,25 +31,25 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(self.head_dim, config.norm_eps, config.qk_norm_init) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps, config.qk_norm_init) if config.qk_norm else None
         self.sub_norm = RMSNorm(inner, config.norm_eps) if config.sub_norm else None
+        self.qkv, self.out = Joint(self.wq, self.wk, self.wv), Joint(self.wo)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: "KVCache | None" = None) -> Tensor:
+    def forward(self, x: Tensor, norm: RMSNorm, cos: Tensor, sin: Tensor, cache: KVCache | None = None) -> Tensor:
         batch, length, _ = x.shape
-        quantized = self.wq.quantize_input(x)
-        q, k, v = project_all((self.wq, self.wk, self.wv), quantized)
+        q, k, v = self.qkv.outputs(x, norm)
         q, gate = split_gate(q.view(batch, length, self.n_heads, -1), self.gated)
         k = k.view(batch, length, self.n_kv_heads, self.head_dim)
         v = v.view(batch, length, self.n_kv_heads, self.head_dim)
         if self.q_norm is not None and self.k_norm is not None:
-            # Keys of rows that are left out get no gradient: nor may the norm's weight from them, unlike wk and wv,
-            # which leave such rows out themselves.
-            q, k = self.q_norm(q), drop_filtered(self.k_norm(k), self.wk.kept)
+            q, k = self.q_norm(q), self.k_norm(k)
+            if self.training:
+                # Keys of rows that are left out get no gradient: nor may the norm's weight from them, unlike wk and wv,
+                # which leave such rows out themselves.
+                k = drop_filtered(k, self.wk.kept)
         q, k = apply_rope(q, cos, sin).transpose(1, 2), apply_rope(k, cos, sin).transpose(1, 2)
         v = v.transpose(1, 2)
-        y = attend(q, k, v) if cache is None else attend_cached(q, k, v, self.layer, cache)
+        y = attend(q, k, v) if cache is None else cache.attend(self.layer, q, k, v)
         y = apply_gate(y.transpose(1, 2), gate).reshape(batch, length, -1)
-        if self.sub_norm is not None:
-            y = self.sub_norm(y)
-        return self.wo(y)
+        return self.out.output(y, self.sub_norm)
 
 
 def split_gate(q: Tensor, gated: bool) -> tuple[Tensor, Tensor | None]:

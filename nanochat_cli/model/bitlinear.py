@@ -1,4 +1,4 @@
-"""BitLinear: a linear layer with ternary weights and int8 activations (arXiv:2402.17764), no bias.
+"""BitLinear: a linear layer with ternary weights and int8 activations (arXiv:2402.17764), no bias; `Joint` of several.
 
 Holds the latent float32 weight, which the optimizer trains, and its quantised forms, which the forward pass uses.
 `requantize` derives the second from the first; the trainer calls it once after every optimizer step. Quantizers
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nanochat_cli.config.schema import QuantConfig
+from nanochat_cli.model.norm import RMSNorm
 from nanochat_kernels import (
     Form,
     GradInput,
@@ -124,3 +125,26 @@ def project_all(layers: Sequence[BitLinear], quantized: QuantizedInput | Tensor)
         return [layer.project(quantized) for layer in layers]
     weights = [layer.quantized_weight() for layer in layers]
     return bit_linears(quantized, [layer.weight for layer in layers], weights, layers[0].kept, layers[0].grad_input)
+
+
+class Joint:
+    """Layers that read one input, as one operation. x: [..., K], before the norm where one is given.
+
+    An operation is what a block is written in and what packing exchanges. It refers to layers; the block owns them.
+    """
+
+    def __init__(self, *layers: BitLinear) -> None:
+        self.layers = layers
+
+    def outputs(self, x: Tensor, norm: RMSNorm | None = None) -> Sequence[Tensor]:
+        """[..., N] of each layer, from one quantisation."""
+        return project_all(self.layers, self.layers[0].quantize_input(x if norm is None else norm(x)))
+
+    def output(self, x: Tensor, norm: RMSNorm | None = None) -> Tensor:
+        """[..., N] of the only layer."""
+        (layer,) = self.layers
+        return layer(x if norm is None else norm(x))
+
+    def after_swiglu(self, gate: Tensor, up: Tensor, norm: RMSNorm | None = None) -> Tensor:
+        """`output` of silu(gate) · up, [..., K] each (arXiv:2002.05202)."""
+        return self.output(nn.functional.silu(gate) * up, norm)

@@ -1,7 +1,7 @@
 """What incremental decoding remembers: keys and values of the attention layers, states of the DeltaNet layers.
 
-The model writes with `update` in every attention layer, into `recurrent` in every DeltaNet layer, and moves on with
-`advance` once per forward pass. Knows shapes only: nothing of attention, sampling or tokens.
+The model calls `attend` in every attention layer, writes into `recurrent` in every DeltaNet layer, and moves on with
+`advance` once per forward pass. Knows nothing of projections, sampling or tokens.
 """
 
 import copy
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from nanochat_cli.config.schema import ModelConfig
+from nanochat_cli.model.attend import attend, attend_one
 
 
 @dataclass
@@ -79,6 +80,21 @@ class KVCache:
         self.values[slot, :, :, self.length : end] = values
         return self.keys[slot, :, :, :end], self.values[slot, :, :, :end]
 
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`attend` for the next T positions, which are stored: they see every held one and, causally, each other."""
+        length = q.shape[2]
+        k, v = self.update(layer, k, v)
+        if length == k.shape[2]:
+            return attend(q, k, v)
+        if length == 1:
+            return attend_one(q, k, v)
+        mask = q.new_ones(length, k.shape[2]).tril(diagonal=k.shape[2] - length).bool()
+        return attend(q, k, v, is_causal=False, mask=mask)
+
+    def next_rows(self, table: Tensor, count: int) -> Tensor:
+        """The rows of a table [positions, ...] that belong to the next `count` positions."""
+        return table[self.length : self.length + count]
+
     def advance(self, n_positions: int) -> None:
         """Count the positions of a forward pass as held, after its last layer."""
         self.length += n_positions
@@ -127,3 +143,25 @@ class KVCache:
         """Memory of keys, values and recurrent states."""
         recurrent = sum(4 * (s.state.numel() + s.convolution.numel()) for s in self.recurrent.values())
         return 2 * self.keys.numel() * self.keys.element_size() + recurrent
+
+
+class StaticCache(KVCache):
+    """The next step of a cache, one token a row, at a position that is a tensor: int64 [1], on the cache's device.
+
+    Every position takes the same kernels with the same shapes, which is what a CUDA graph replays: the whole memory is
+    attended over, under a mask. Shares the memory of `cache`, which does not advance. For models of attention layers.
+    """
+
+    def __init__(self, cache: KVCache, position: Tensor) -> None:
+        vars(self).update(vars(cache))
+        self.position = position
+        self.visible = (torch.arange(self.max_seq_len, device=position.device) <= position).reshape(1, 1, 1, -1)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys, values = self.keys[self.slots[layer]], self.values[self.slots[layer]]
+        keys.index_copy_(2, self.position, k)
+        values.index_copy_(2, self.position, v)
+        return attend_one(q, keys, values, self.visible)
+
+    def next_rows(self, table: Tensor, count: int) -> Tensor:
+        return table.index_select(0, self.position)

@@ -7,19 +7,15 @@ conv is causal, per channel. Everything but the projections is float32. Decoding
 size and the last inputs of the convolution.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nanochat_cli.config.schema import ModelConfig
-from nanochat_cli.model.bitlinear import BitLinear, project_all
+from nanochat_cli.model.bitlinear import BitLinear, Joint
+from nanochat_cli.model.cache import KVCache
 from nanochat_cli.model.delta_rule import chunked_delta_rule, recurrent_delta_rule
 from nanochat_cli.model.norm import RMSNorm
-
-if TYPE_CHECKING:
-    from nanochat_cli.model.cache import KVCache
 
 STEP_RANGE = 1e-3, 1e-1
 """Initial time steps softplus(dt_bias) are spread over this range, logarithmically (arXiv:2312.00752)."""
@@ -28,7 +24,7 @@ DECAY_RANGE = 1.0, 16.0
 
 
 class GatedDeltaNet(nn.Module):
-    """x [B, T, C] to [B, T, C]; as many key heads as value heads, of one width D."""
+    """x [B, T, C], before `norm`, to [B, T, C]; as many key heads as value heads, of one width D."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -46,6 +42,7 @@ class GatedDeltaNet(nn.Module):
         self.a_log = nn.Parameter(torch.empty(self.n_heads))
         self.dt_bias = nn.Parameter(torch.empty(self.n_heads))
         self.norm = RMSNorm(self.head_dim, config.norm_eps)
+        self.inputs, self.out = Joint(self.w_qkv, self.w_z), Joint(self.w_out)
 
     @torch.no_grad()
     def init_weights(self, std: float, generator: torch.Generator | None = None) -> None:
@@ -59,13 +56,9 @@ class GatedDeltaNet(nn.Module):
         steps = (low + (high - low) * torch.rand(shape, generator=generator, device=device)).exp()
         self.dt_bias.copy_(steps + torch.log(-torch.expm1(-steps)))  # softplus of it is the step
 
-    def forward(self, x: Tensor, cache: "KVCache | None" = None) -> Tensor:
-        quantized = self.w_qkv.quantize_input(x)
-        mixed, z = project_all((self.w_qkv, self.w_z), quantized)
-        return self.w_out(self.mix(x, mixed, z, cache))
-
-    def mix(self, x: Tensor, mixed: Tensor, z: Tensor, cache: "KVCache | None") -> Tensor:
-        """All between the projections: x [B, T, C], mixed [B, T, 3 H D], z [B, T, H D]; [B, T, H D] in x's dtype."""
+    def forward(self, x: Tensor, norm: RMSNorm, cache: KVCache | None = None) -> Tensor:
+        x = norm(x)
+        mixed, z = self.inputs.outputs(x)
         with torch.autocast(x.device.type, enabled=False):
             alpha, beta = (F.linear(x.float(), linear.weight.float()) for linear in (self.w_alpha, self.w_beta))
             log_decay = -self.a_log.float().exp() * F.softplus(alpha + self.dt_bias)
@@ -73,9 +66,9 @@ class GatedDeltaNet(nn.Module):
             q, k, v = (t.transpose(1, 2) for t in (l2_norm(q, self.eps) * self.head_dim**-0.5, l2_norm(k, self.eps), v))
             y = self._delta_rule(q, k, v, log_decay.mT, beta.sigmoid().mT, cache)
             y = self.norm(y.transpose(1, 2)) * F.silu(z.float()).unflatten(-1, (self.n_heads, -1))
-        return y.flatten(-2).to(x.dtype)
+        return self.out.output(y.flatten(-2).to(x.dtype))
 
-    def _convolve(self, mixed: Tensor, cache: "KVCache | None") -> Tensor:
+    def _convolve(self, mixed: Tensor, cache: KVCache | None) -> Tensor:
         """silu of the causal convolution per channel, [B, T, channels]; continues what the cache holds."""
         channels = mixed.mT
         if cache is None:
@@ -88,7 +81,7 @@ class GatedDeltaNet(nn.Module):
         return F.silu(y).mT
 
     def _delta_rule(
-        self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, cache: "KVCache | None"
+        self, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, cache: KVCache | None
     ) -> Tensor:
         if cache is None:
             if use_fla(self.backend, q.device):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from nanochat_cli.config.schema import ModelConfig, QuantConfig
 from nanochat_cli.model.bitlinear import BitLinear
 from nanochat_cli.model.feedforward import FeedForward
+from nanochat_cli.model.norm import RMSNorm
 from nanochat_kernels import LinearWeight, QuantizedInput, Ternary, drop_filtered, quantize_input
 from nanochat_kernels.experts import KeptAssignments, grouped_bit_linear
 
@@ -65,8 +66,32 @@ class ExpertLinear(BitLinear):
         return y if self.gain == 1 else y * self.gain
 
 
+class Experts:
+    """The SwiGLU of every expert on the tokens that chose it, as one operation (see `bitlinear.Joint`)."""
+
+    def __init__(self, gate: ExpertLinear, up: ExpertLinear, down: ExpertLinear) -> None:
+        self.layers = gate, up, down
+
+    def output(self, x: Tensor, routing: Routing, shared: FeedForward | None) -> Tensor:
+        """x [N, C] to [N, C], the sum over the experts of each token; shared: of an expert of all tokens too."""
+        gate_layer, up_layer, down_layer = self.layers
+        quantized = gate_layer.quantize_input(x)
+        if isinstance(quantized, QuantizedInput):
+            quantized = QuantizedInput(
+                quantized.x[routing.tokens], quantized.codes[routing.tokens], quantized.scale[routing.tokens]
+            )
+        else:
+            quantized = quantized[routing.tokens]
+        gate, up = (layer.project_sorted(quantized, routing) for layer in (gate_layer, up_layer))
+        hidden = nn.functional.silu(gate) * up
+        y = down_layer.project_sorted(down_layer.quantize_input(hidden), routing)
+        weighted = (y.float() * routing.weights.unsqueeze(1)).to(x.dtype)
+        out = torch.zeros_like(x).index_add(0, routing.tokens, weighted)
+        return out if shared is None else out + shared(x)
+
+
 class MoE(nn.Module):
-    """x [B, T, C] to [B, T, C].
+    """x [B, T, C], before the norm where one is given, to [B, T, C].
 
     load: float32 [E], assignments since it was last read; dropped: those beyond the capacity. Both only in training.
     """
@@ -85,29 +110,15 @@ class MoE(nn.Module):
         self.w_up = ExpertLinear(config.dim, hidden, moe.experts, config.quant)
         self.w_down = ExpertLinear(hidden, config.dim, moe.experts, config.quant)
         self.shared = FeedForward(config) if moe.shared else None
+        self.experts = Experts(self.w_gate, self.w_up, self.w_down)
         self.register_buffer("balance_bias", torch.zeros(moe.experts) if moe.balance == "bias" else None)
         self.register_buffer("load", torch.zeros(moe.experts), persistent=False)
         self.register_buffer("dropped", torch.zeros(()), persistent=False)
         self.register_buffer("loss_scale", torch.ones(()), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        routing = self.route(flat)
-        quantized = self.w_gate.quantize_input(flat)
-        if isinstance(quantized, QuantizedInput):
-            quantized = QuantizedInput(
-                quantized.x[routing.tokens], quantized.codes[routing.tokens], quantized.scale[routing.tokens]
-            )
-        else:
-            quantized = quantized[routing.tokens]
-        gate, up = (layer.project_sorted(quantized, routing) for layer in (self.w_gate, self.w_up))
-        hidden = nn.functional.silu(gate) * up
-        y = self.w_down.project_sorted(self.w_down.quantize_input(hidden), routing)
-        weighted = (y.float() * routing.weights.unsqueeze(1)).to(x.dtype)
-        out = torch.zeros_like(flat).index_add(0, routing.tokens, weighted)
-        if self.shared is not None:
-            out = out + self.shared(flat)
-        return out.reshape(x.shape)
+    def forward(self, x: Tensor, norm: RMSNorm | None = None) -> Tensor:
+        flat = (x if norm is None else norm(x)).reshape(-1, x.shape[-1])
+        return self.experts.output(flat, self.route(flat), self.shared).reshape(x.shape)
 
     def route(self, flat: Tensor) -> Routing:
         """flat: [N, C]. In training counts the load and adds the gradient of the balance loss."""

@@ -9,18 +9,15 @@ of its parameter count, its headline loss or its export.
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from nanochat_cli.config.schema import ModelConfig, MTPConfig
 from nanochat_cli.model.bitlinear import BitLinear
+from nanochat_cli.model.cache import KVCache
 from nanochat_cli.model.norm import RMSNorm
 from nanochat_cli.model.transformer import Block, Transformer, init_linears
-
-if TYPE_CHECKING:
-    from nanochat_cli.model.cache import KVCache
 
 IGNORE = -100
 SMALLEST_WEIGHT = 0.01
@@ -63,7 +60,7 @@ class NextN(nn.Module):
         self.norm = RMSNorm(config.dim, config.norm_eps)
 
     def forward(
-        self, hidden: Tensor, embedded: Tensor, cos: Tensor, sin: Tensor, cache: "KVCache | None" = None
+        self, hidden: Tensor, embedded: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None
     ) -> Tensor:
         joined = torch.cat((self.embedding_norm(embedded), self.hidden_norm(hidden)), dim=-1)
         return self.norm(self.block(self.projection(joined), cos, sin, cache))

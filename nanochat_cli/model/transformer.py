@@ -9,7 +9,6 @@ training loss reads `hidden` and `unembedding` so that it can avoid holding all 
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 import torch
 import torch.utils.checkpoint
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from nanochat_cli.config.schema import ModelConfig
 from nanochat_cli.model.attention import Attention
 from nanochat_cli.model.bitlinear import BitLinear
+from nanochat_cli.model.cache import KVCache
 from nanochat_cli.model.deltanet import GatedDeltaNet
 from nanochat_cli.model.feedforward import FeedForward
 from nanochat_cli.model.hyper_connections import (
@@ -32,12 +32,12 @@ from nanochat_cli.model.norm import RMSNorm
 from nanochat_cli.model.rope import rope_table
 from nanochat_kernels import PLANE, Form, choose_form
 
-if TYPE_CHECKING:
-    from nanochat_cli.model.cache import KVCache
-
 
 class Block(nn.Module):
-    """Pre-norm mixing of tokens and feed-forward around a residual stream x [B, T, C], or n streams [B, T, n, C]."""
+    """Pre-norm mixing of tokens and feed-forward around a residual stream x [B, T, C], or n streams [B, T, n, C].
+
+    The one description of it: written in operations, which are those of training or, in a packed copy, of inference.
+    """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -51,22 +51,21 @@ class Block(nn.Module):
         self.attention_mix = HyperConnection(config, layer) if several else None
         self.ffn_mix = HyperConnection(config, layer) if several else None
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: "KVCache | None" = None) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None) -> Tensor:
         if self.attention_mix is None or self.ffn_mix is None:
-            x = x + self.mix_tokens(self.attention_norm(x), cos, sin, cache)
-            return x + self.feed_forward(self.ffn_norm(x))
+            x = x + self.mix_tokens(x, cos, sin, cache)
+            return x + self.feed_forward(x, self.ffn_norm)
         pre, post, _, res = self.attention_mix(x)
-        y = self.mix_tokens(self.attention_norm(read_streams(x, pre)), cos, sin, cache)
-        x = write_streams(x, y, post, res)
+        x = write_streams(x, self.mix_tokens(read_streams(x, pre), cos, sin, cache), post, res)
         pre, post, _, res = self.ffn_mix(x)
-        return write_streams(x, self.feed_forward(self.ffn_norm(read_streams(x, pre))), post, res)
+        return write_streams(x, self.feed_forward(read_streams(x, pre), self.ffn_norm), post, res)
 
-    def mix_tokens(self, x: Tensor, cos: Tensor, sin: Tensor, cache: "KVCache | None") -> Tensor:
-        """Attention or DeltaNet, [B, T, C]."""
+    def mix_tokens(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
+        """Attention or DeltaNet of the normed x, [B, T, C]."""
         if self.attention is not None:
-            return self.attention(x, cos, sin, cache)
+            return self.attention(x, self.attention_norm, cos, sin, cache)
         assert self.delta is not None
-        return self.delta(x, cache)
+        return self.delta(x, self.attention_norm, cache)
 
 
 def init_linears(
@@ -125,25 +124,28 @@ class Transformer(nn.Module):
         """int64 [B, T] to [B, T, C]."""
         return self.embedding(tokens)
 
-    def forward(self, tokens: Tensor, cache: "KVCache | None" = None) -> Tensor:
+    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """Hidden states after the final norm. Positions continue those in the cache. ValueError past max_seq_len."""
-        start = 0 if cache is None else cache.length
-        end = start + tokens.shape[1]
+        return self.run_blocks(self.embed(tokens), cache)
+
+    def run_blocks(self, embedded: Tensor, cache: KVCache | None = None) -> Tensor:
+        """As `forward`, from embedded tokens [B, T, C]."""
+        length = embedded.shape[1]
+        end = length if cache is None else cache.length + length
         if end > self.config.max_seq_len:
             raise ValueError(f"position {end} is past max_seq_len = {self.config.max_seq_len}")
-        cos, sin = self.cos[start:end], self.sin[start:end]
-        x = self.embedding(tokens)
+        tables = self.cos, self.sin
+        cos, sin = (table[:length] if cache is None else cache.next_rows(table, length) for table in tables)
         streams = self.config.mhc.streams
-        if streams > 1:
-            x = expand_streams(x, streams)
+        x = expand_streams(embedded, streams) if streams > 1 else embedded
         for block in self.blocks:
             if self.gradient_checkpointing and self.training:
                 x = torch.utils.checkpoint.checkpoint(block, x, cos, sin, use_reentrant=False)
             else:
                 x = block(x, cos, sin, cache)
         if cache is not None:
-            cache.advance(tokens.shape[1])
-        return self.norm(collapse_streams(x) if streams > 1 else x)
+            cache.advance(length)
+        return self.norm(collapse_streams(x).to(embedded.dtype) if streams > 1 else x)
 
     @property
     def unembedding(self) -> Tensor:
@@ -155,7 +157,7 @@ class Transformer(nn.Module):
         return nn.functional.linear(hidden, self.unembedding.to(hidden.dtype))
 
     @torch.no_grad()
-    def next_logits(self, tokens: Tensor, cache: "KVCache") -> Tensor:
+    def next_logits(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """Read tokens [B, T] into the cache; logits [B, V] after the last of them."""
         return self.logits(self(tokens, cache)[:, -1])
 

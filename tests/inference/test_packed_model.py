@@ -10,12 +10,12 @@ import logging
 import pytest
 import torch
 
-from nanochat_cli.inference.decode_graph import decode_step
 from nanochat_cli.inference.generate import generate_tokens
+from nanochat_cli.inference.pack import DenseProjection, PackedProjection
 from nanochat_cli.inference.packed_model import PackedTransformer
-from nanochat_cli.inference.projections import DenseProjection, PackedProjection
 from nanochat_cli.inference.sampling import SamplingConfig
-from nanochat_cli.model.cache import KVCache
+from nanochat_cli.model.cache import KVCache, StaticCache
+from nanochat_cli.model.transformer import Transformer
 from nanochat_kernels import backends
 from nanochat_kernels.backends import Unsupported
 from tests.inference.tiny_models import spread_model, tiny_config
@@ -51,7 +51,7 @@ def test_unfused_logits_equal_the_trained_models_to_the_last_bit(shape, scale, b
 def test_the_codes_and_scales_are_those_of_training(scale):
     model = spread_model(tiny_config(quant={"scale": scale}))
     packed = PackedTransformer.from_model(model)
-    for block, source in zip(packed.blocks, model.blocks, strict=True):
+    for block, source in zip(packed.body.blocks, model.blocks, strict=True):
         projection = block.attention.qkv
         assert isinstance(projection, PackedProjection)
         found = projection.weight.ternary()
@@ -140,7 +140,7 @@ def test_the_static_step_of_the_cuda_graph_equals_the_cached_forward(shape):
     for i in range(LENGTH):
         step = tokens[:, i : i + 1]
         expected = packed.logits(packed(step, expected_cache))[:, -1]
-        found = decode_step(packed, step, torch.tensor([i]), cache)
+        found = packed.logits(packed(step, StaticCache(cache, torch.tensor([i]))))[:, -1]
         cache.advance(1)
         # The masked positions change the order of sums in attention, hence the codes at ties.
         assert ((found - expected).abs().amax(dim=-1) <= 1e-4).sum() >= 2
@@ -194,7 +194,7 @@ def test_an_embedding_that_float16_represents_exactly_is_kept_in_float16():
 def test_what_cannot_be_packed_is_computed_in_float(config):
     model = spread_model(tiny_config(**config))
     packed = PackedTransformer.from_model(model)
-    assert all(isinstance(p, DenseProjection) for block in packed.blocks for p in block.projections())
+    assert all(isinstance(projection, DenseProjection) for projection in packed.projections)
     assert packed._native is None
     torch.testing.assert_close(packed.logits(packed(prompts())), model.logits(model(prompts())), rtol=0, atol=1e-4)
 
@@ -212,6 +212,37 @@ def test_without_a_compiler_it_computes_the_same_in_float_and_says_why(monkeypat
         packed = PackedTransformer.from_model(model)
     assert len([record for record in caplog.records if "no C compiler" in record.message]) == 1
     assert torch.equal(packed.logits(packed(prompts())), model.logits(model(prompts())))
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "reason"),
+    [
+        ({"attention_gate": True}, torch.float32, "gated attention"),
+        ({"mhc": {"streams": 2}}, torch.float32, "hyper-connections (mHC)"),
+        ({"moe": {"enabled": True, "experts": 4}}, torch.float32, "mixtures of experts (MoE)"),
+        ({"deltanet": {"pattern": "DA"}, "qk_norm": True}, torch.float32, "gated DeltaNet layers"),
+        ({}, torch.bfloat16, "activations of torch.bfloat16"),
+    ],
+    ids=str,
+)
+def test_what_native_code_has_no_form_of_is_named_once(shape, dtype, reason, monkeypatch, caplog):
+    monkeypatch.setattr(backends, "_said", set())
+    model = Transformer(tiny_config(**shape)).eval()
+    with caplog.at_level(logging.WARNING, logger="nanochat_kernels"):
+        packed = [PackedTransformer.from_model(model, "cpu", dtype=dtype) for _ in range(2)]
+    assert [one._native for one in packed] == [None, None]
+    said = [record.message for record in caplog.records]
+    assert said == [f"backend cpu cannot compute whole tokens here ({reason}): a slower one does"]
+
+
+def test_a_part_of_attention_that_native_code_does_not_know_is_named_too(monkeypatch, caplog):
+    monkeypatch.setattr(backends, "_said", set())
+    model = spread_model(tiny_config())
+    for block in model.blocks:
+        block.attention.v_norm = torch.nn.Identity()
+    with caplog.at_level(logging.WARNING, logger="nanochat_kernels"):
+        assert PackedTransformer.from_model(model, "cpu")._native is None
+    assert "attention with v_norm" in caplog.text
 
 
 def test_a_backend_that_does_not_exist_is_refused():

@@ -163,16 +163,16 @@ def test_a_block_computes_the_papers_formulas(n):
     found = block(x, cos, sin)
 
     streams = x[0].tolist()  # [T][n][C]
-    for mix, norm, sublayer in (
-        (block.attention_mix, block.attention_norm, lambda u: block.attention(u, cos, sin, None)),
-        (block.ffn_mix, block.ffn_norm, block.feed_forward),
+    for mix, sublayer in (
+        (block.attention_mix, lambda u: block.attention(u, block.attention_norm, cos, sin)),
+        (block.ffn_mix, lambda u: block.feed_forward(block.ffn_norm(u))),
     ):
         coefficients = [definition(mix, token) for token in streams]
         read = [
             [sum(pre[j] * token[j][c] for j in range(n)) for c in range(width)]
             for token, (pre, _, _) in zip(streams, coefficients, strict=True)
         ]
-        y = sublayer(norm(torch.tensor([read])))[0].tolist()
+        y = sublayer(torch.tensor([read]))[0].tolist()
         streams = [
             [
                 [sum(res[i][j] * token[j][c] for j in range(n)) + post[i] * y[t][c] for c in range(width)]

@@ -73,10 +73,11 @@ def test_attention_equals_a_loop_over_heads_and_positions(n_kv_heads, options):
     for name, parameter in attention.named_parameters():
         if parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=0.2, generator=generator(hash(name) % 1000))
-    x = torch.randn(2, 6, 64, generator=generator(5))
+    norm, before = RMSNorm(64, 1e-5), torch.randn(2, 6, 64, generator=generator(5))
     cos, sin = rope_table(6, 16, 10000.0)
     with torch.no_grad():
-        got = attention(x, cos, sin)
+        norm.weight.copy_(torch.rand(64, generator=generator(6)))
+        got, x = attention(before, norm, cos, sin), norm(before)
         for batch in range(2):
             for t in range(6):
                 heads = []

@@ -43,12 +43,12 @@ class _Matrix(ctypes.Structure):
     _fields_ = (("packed", _POINTER), ("scales", _POINTER), ("rows", _SIZE), ("columns", _SIZE), ("groups", _SIZE))
 
 
+_NORMS = "attention_norm", "ffn_norm", "q_norm", "k_norm", "attention_sub_norm", "ffn_sub_norm"
+_MATRICES = "qkv", "wo", "gate_up", "down"
+
+
 class _Layer(ctypes.Structure):
-    _fields_ = (
-        *((name, _POINTER) for name in ("attention_norm", "ffn_norm", "q_norm", "k_norm")),
-        *((name, _POINTER) for name in ("attention_sub_norm", "ffn_sub_norm")),
-        *((name, _Matrix) for name in ("qkv", "wo", "gate_up", "down")),
-    )
+    _fields_ = (*((name, _POINTER) for name in _NORMS), *((name, _Matrix) for name in _MATRICES))
 
 
 class _Decoder(ctypes.Structure):
@@ -170,18 +170,8 @@ class NativeDecoder:
         )
 
     def _layer(self, layer: DecoderLayer) -> _Layer:
-        return _Layer(
-            attention_norm=self._keep(layer.attention_norm),
-            ffn_norm=self._keep(layer.ffn_norm),
-            q_norm=self._keep(layer.q_norm),
-            k_norm=self._keep(layer.k_norm),
-            attention_sub_norm=self._keep(layer.attention_sub_norm),
-            ffn_sub_norm=self._keep(layer.ffn_sub_norm),
-            qkv=self._matrix(layer.qkv),
-            wo=self._matrix(layer.wo),
-            gate_up=self._matrix(layer.gate_up),
-            down=self._matrix(layer.down),
-        )
+        norms = (self._keep(getattr(layer, name)) for name in _NORMS)
+        return _Layer(*norms, *(self._matrix(getattr(layer, name)) for name in _MATRICES))
 
 
 def _check(
@@ -206,8 +196,7 @@ def _check(
                 raise Unsupported(f"scales of {weight.group} inputs, not 64 or a multiple of 128")
             if weight.packed.device.type != "cpu":
                 raise Unsupported(f"the weights are on {weight.packed.device}")
-        norms = (layer.attention_norm, layer.ffn_norm, layer.q_norm, layer.k_norm)
-        for norm in (*norms, layer.attention_sub_norm, layer.ffn_sub_norm):
+        for norm in (getattr(layer, name) for name in _NORMS):
             if norm is not None and norm.dtype != torch.float32:
                 raise Unsupported(f"norm weights of {norm.dtype}")
     for matrix in (embedding, head):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nanochat_cli.model.feedforward import FeedForward
 from nanochat_cli.model.moe import MoE
+from nanochat_cli.model.norm import RMSNorm
 from nanochat_cli.model.transformer import Transformer
 
 
@@ -23,9 +24,10 @@ def dormant_fraction(model: Transformer, tokens: Tensor, threshold: float) -> fl
     def of_dense(_: nn.Module, arguments: tuple[Tensor]) -> None:
         activities.append(arguments[0].float().abs().flatten(0, -2).mean(0))
 
-    def of_experts(moe: nn.Module, arguments: tuple[Tensor]) -> None:
+    def of_experts(moe: nn.Module, arguments: tuple[Tensor, RMSNorm]) -> None:
         assert isinstance(moe, MoE)
-        activities.extend(expert_activities(moe, arguments[0].flatten(0, -2)))
+        x, norm = arguments
+        activities.extend(expert_activities(moe, norm(x).flatten(0, -2)))
 
     handles = []
     for module in model.modules():

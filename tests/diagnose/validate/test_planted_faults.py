@@ -238,16 +238,16 @@ def test_packed_one_code_flipped_in_the_file(place):
 
 
 def test_packed_a_weight_perturbed_while_packing(place, monkeypatch):
-    from nanochat_cli.inference import projections
+    from nanochat_cli.inference import pack
 
-    pack = projections._packed
+    exact = pack._packed
 
     def perturbed(layer):
-        packed = pack(layer)
+        packed = exact(layer)
         packed.scales[0] *= 1.01
         return packed
 
-    monkeypatch.setattr(projections, "_packed", perturbed)
+    monkeypatch.setattr(pack, "_packed", perturbed)
     text = failure("packed", place)
     assert text.startswith("the packed runtime's logits differ from the trained model's by ")
     passes("gguf", place)
