@@ -82,7 +82,7 @@ def plain(case: Case) -> Case:
 
 def test_triton_kernels_equal_the_reference_in_every_small_shape() -> None:
     """On the GPU where there is one, else under the interpreter; in one process for all."""
-    cases = [case for rows, columns in SHAPES if rows * columns < LARGE for case in diagonal(rows, columns)]
+    cases = [case for rows, columns in SHAPES if rows * columns <= LARGE // 32 for case in diagonal(rows, columns)]
     assert {case.granularity for case in cases} == set(GRANULARITIES)
     require_all_equal(cases, "triton")
 
@@ -109,8 +109,11 @@ def test_llama_cpp_equals_the_reference_in_every_combination(rows: int, columns:
 @pytest.mark.parametrize("corner", CORNERS)
 def test_special_values_are_equal_everywhere(corner: CornerName) -> None:
     """All-zero and all-±1 weights, zero activations, scales of 1e-5 and 65504."""
-    few = [] if corner == "triton" else special_cases(65, 256, 7)  # the interpreter's take seconds each
-    require_all_equal([*few, *special_cases(63, 384, 3)], corner)
+    cases = special_cases(63, 384, 3)
+    if corner == "triton":  # seconds each under the interpreter: a scale per row and one per group in turn
+        cases = [*cases[::4], *cases[3::4]]
+        assert {case.granularity for case in cases} == {"row", 128}
+    require_all_equal([*([] if corner == "triton" else special_cases(65, 256, 7)), *cases], corner)
 
 
 def test_the_cases_are_those_that_were_promised() -> None:
