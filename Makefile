@@ -24,7 +24,7 @@ quickstart: $(VENV)/.installed-llama-cpp
 
 # Files side by side: most tests are one process that waits for another.
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	$(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

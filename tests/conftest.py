@@ -5,6 +5,8 @@ import signal
 from collections import Counter
 from typing import Any
 
+import pytest
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Several processes run tests: threads that spin while they wait would take each other's cores. Before torch.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,6 +15,20 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, handler)
+
+LONGEST = (
+    *("bench/matched/test_suite.py", "conformance/test_three_way_parity.py", "kernels/triton/test_interpreter.py"),
+    *("diagnose/validate/test_planted_faults.py", "diagnose/validate/test_stages.py", "training/test_trainer.py"),
+    *("e2e/test_kill_and_resume.py", "kernels/triton/test_ahead_of_time.py", "conformance/test_old_files.py"),
+    *("training/test_architectures.py", "training/test_all_methods.py", "training/test_compilation.py"),
+)
+"""Files that take longest: begun last, one of them would keep a single process busy when all others have ended."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; the order within a file stays."""
+    ranks = {f"tests/{name}": rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.nodeid.partition("::")[0], len(ranks)))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
