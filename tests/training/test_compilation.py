@@ -91,12 +91,15 @@ def test_a_run_with_a_broken_compiler_is_eager_and_succeeds(fake, says, tmp_path
     assert "Traceback" not in child.stderr
 
 
-def test_a_run_that_cannot_be_compiled_after_all_continues_eagerly(compiler, monkeypatch, tmp_path):
+def test_a_run_that_cannot_be_compiled_after_all_continues_eagerly(compiler, monkeypatch, request, tmp_path):
     """The check passes but inductor fails: the run equals the eager one bit for bit and says why once."""
     from torch._inductor import config as inductor
     from torch._inductor.utils import fresh_cache
 
-    monkeypatch.setattr(inductor.cpp, "cxx", None)  # restored after the test
+    before = inductor.cpp.cxx
+    # Not with monkeypatch: it deletes what is not in the object's own __dict__, and the settings would lose it.
+    request.addfinalizer(lambda: setattr(inductor.cpp, "cxx", before))
+    inductor.cpp.cxx = None
     torch._dynamo.reset()  # what another test compiled would be taken, and nothing could fail
     compiler(CppCompiler(str(write_broken_compilers(tmp_path / "bin") / "g++")))
     weights, said = [], []
