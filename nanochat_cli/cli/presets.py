@@ -50,7 +50,7 @@ def show(
 def _list(ctx: typer.Context) -> None:
     from nanochat_cli.config.load import resolve_config
     from nanochat_cli.config.presets import available
-    from nanochat_cli.config.size import count_parameters, format_parameters
+    from nanochat_cli.config.size import format_parameters
     from nanochat_cli.formats.gguf.architecture import destination_of
 
     session = session_of(ctx)
@@ -62,7 +62,7 @@ def _list(ctx: typer.Context) -> None:
         columns: list[object] = [preset.name, "overlay", "", ""]
         if not preset.is_overlay:
             model = resolve_config([preset.name]).model
-            count, destination = count_parameters(model).total, destination_of(model)
+            count, destination = model.count_parameters().total, destination_of(model)
             entry |= {"kind": "model", "parameters": count, "arch": destination.arch}
             entry |= {"llama_cpp": destination.runs_in_llama_cpp, "llama_cpp_reason": destination.reason}
             columns = [preset.name, format_parameters(count), destination.arch, destination.answer]

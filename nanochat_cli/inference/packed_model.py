@@ -105,21 +105,27 @@ def decoder_layer(block: nn.Module) -> DecoderLayer:
     """What the C decoder needs of a packed block. Unsupported names the part that it has no form of."""
     assert isinstance(block, Block)
     attention, feed_forward = block.attention, block.feed_forward
-    if attention is None:
+    if block.delta is not None:
         raise Unsupported("gated DeltaNet layers")
-    if attention.gated:
-        raise Unsupported("gated attention")
-    if others := {name for name, _ in attention.named_children()} - {"q_norm", "k_norm", "sub_norm"}:
-        raise Unsupported(f"attention with {', '.join(sorted(others))}")
     if block.attention_mix is not None:
         raise Unsupported("hyper-connections (mHC)")
     if not isinstance(feed_forward, FeedForward):
         raise Unsupported("mixtures of experts (MoE)")
+    _require_only(block, "blocks", {"attention_norm", "attention", "ffn_norm", "feed_forward"})
+    assert attention is not None
+    if attention.gated:
+        raise Unsupported("gated attention")
+    _require_only(attention, "attention", {"q_norm", "k_norm", "sub_norm"})
     projections = attention.qkv, attention.out, feed_forward.gate_up, feed_forward.down
     qkv, wo, gate_up, down = (p.weight for p in projections if isinstance(p, PackedProjection))
     norms = attention.q_norm, attention.k_norm, attention.sub_norm, feed_forward.sub_norm
     some = (None if norm is None else norm.weight for norm in norms)
     return DecoderLayer(block.attention_norm.weight, qkv, wo, block.ffn_norm.weight, gate_up, down, *some)
+
+
+def _require_only(module: nn.Module, kind: str, known: set[str]) -> None:
+    if others := {name for name, _ in module.named_children()} - known:
+        raise Unsupported(f"{kind} with {', '.join(sorted(others))}")
 
 
 def _smallest(weight: Tensor, dtype: torch.dtype) -> Tensor:

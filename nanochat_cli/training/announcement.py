@@ -4,7 +4,7 @@ Knows the configuration, a measured rate of operations, and the progress of the 
 """
 
 from nanochat_cli.config.schema import Config
-from nanochat_cli.config.size import count_parameters, format_parameters
+from nanochat_cli.config.size import format_parameters
 from nanochat_cli.report.quantities import counted, format_quantity, format_span
 from nanochat_cli.training.progress import Progress
 
@@ -16,7 +16,7 @@ def announcement(
     config: Config, progress: Progress, device: str, *, flops_per_token: float, peak_flops: float
 ) -> list[str]:
     """The lines. device: its name, such as "cpu, 2 threads, fp32"; peak_flops: of its matrix product, measured."""
-    train, counts = config.train, count_parameters(config.model)
+    train, counts = config.train, config.model.count_parameters()
     used = "" if counts.active == counts.total else f", {format_parameters(counts.active)} for a token"
     steps = max(0, train.total_steps - progress.step)
     per_step = train.batch_size * train.grad_accum * train.seq_len

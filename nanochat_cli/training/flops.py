@@ -9,7 +9,6 @@ import time
 from typing import TYPE_CHECKING
 
 from nanochat_cli.config.schema import Config, ModelConfig
-from nanochat_cli.config.size import count_parameters
 
 if TYPE_CHECKING:
     import torch
@@ -26,17 +25,12 @@ def model_flops_per_token(config: ModelConfig, seq_len: int) -> float:
     """FLOPs of forward and backward for one token of a sequence of `seq_len` tokens (a multiply-add is 2).
 
     6 × N for the matrices of the blocks that a token goes through, router and head (2 forward, 2 for the gradient of
-    the input, 2 for that of the weight), plus 12 · L · H · D · T / 2 for L layers of attention: two matmuls of H heads
-    of width D over T / 2 keys on average, and 18 · H · D² per layer of DeltaNet: its state is read twice and written
-    once. The embedding lookup, norms, activations, the mixing of streams and the optimizer are not counted; a tied head
-    is.
+    the input, 2 for that of the weight), plus `mixing_flops`. The embedding lookup, norms, activations, the mixing of
+    streams and the optimizer are not counted; a tied head is.
     """
-    counts = count_parameters(config)
+    counts = config.count_parameters()
     matrices = counts.matrices - counts.inactive + counts.router + config.vocab_size * config.dim
-    n_delta = sum(config.delta_layers)
-    attention = 12 * (config.n_layers - n_delta) * config.n_heads * config.resolved_head_dim * seq_len / 2
-    delta = 18 * n_delta * config.delta_heads * config.delta_head_dim**2
-    return 6 * matrices + attention + delta
+    return 6 * matrices + config.mixing_flops(seq_len)
 
 
 def training_flops_per_token(config: Config, kept: float = 1.0) -> float:

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from nanochat_cli.config.schema import Config
-from nanochat_cli.config.size import count_parameters
 from nanochat_cli.data.compress_baselines import compress_baselines
 from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.formats.open import load_run
@@ -34,7 +33,7 @@ def summarise(run_dir: Path, config: Config, result: TrainResult, reader: ShardR
     own = {"all held-out files": result.held_out.bits_per_byte}
     plot_run(records, run_dir / CURVE_FILE, title=run_dir.name, baselines=own | baselines)
     samples = _samples(run_dir, result.progress.step, reader)
-    counts = count_parameters(config.model)
+    counts = config.model.count_parameters()
     measured = {part.report[0]: part.report[1] for part in METHODS if part.report is not None}
     report = add_results(
         run_dir,

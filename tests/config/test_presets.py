@@ -10,7 +10,7 @@ import tomlkit
 from nanochat_cli.config import presets
 from nanochat_cli.config.load import resolve_config
 from nanochat_cli.config.schema import ModelConfig
-from nanochat_cli.config.size import count_parameters, format_parameters
+from nanochat_cli.config.size import format_parameters
 from nanochat_cli.errors import ConfigError
 
 MODELS = [preset for preset in presets.available() if not preset.is_overlay]
@@ -31,7 +31,7 @@ def test_the_promised_presets_exist():
 
 @pytest.mark.parametrize("preset", MODELS, ids=names(MODELS))
 def test_a_label_is_within_five_percent_of_the_parameters(preset):
-    total = count_parameters(resolve_config([preset.name]).model).total
+    total = resolve_config([preset.name]).model.count_parameters().total
     assert preset.label is not None
     assert total == pytest.approx(float(preset.label[:-1]) * {"M": 1e6, "B": 1e9}[preset.label[-1]], rel=0.05)
 
@@ -106,9 +106,8 @@ def test_preset_files_hold_only_sections_and_their_description():
 
 
 def test_parameters_of_a_model_small_enough_to_count_by_hand():
-    counts = count_parameters(
-        ModelConfig(vocab_size=10, dim=8, n_layers=2, n_heads=2, n_kv_heads=1, ffn_dim=12, qk_norm=True)
-    )
+    model = ModelConfig(vocab_size=10, dim=8, n_layers=2, n_heads=2, n_kv_heads=1, ffn_dim=12, qk_norm=True)
+    counts = model.count_parameters()
     # wq 8×8, wk and wv 4×8, wo 8×8; gate, up and down 12×8 each
     assert counts.matrices == 2 * (64 + 32 + 32 + 64 + 3 * 96)
     assert counts.norms == 2 * (8 + 8 + 4 + 4) + 8
@@ -117,11 +116,8 @@ def test_parameters_of_a_model_small_enough_to_count_by_hand():
 
 
 def test_a_tied_head_is_counted_once_and_sub_norms_are_counted():
-    counts = count_parameters(
-        ModelConfig(
-            vocab_size=10, dim=8, n_layers=1, n_heads=2, n_kv_heads=2, ffn_dim=12, tie_embeddings=True, sub_norm=True
-        )
-    )
+    shape = {"vocab_size": 10, "dim": 8, "n_layers": 1, "n_heads": 2, "n_kv_heads": 2, "ffn_dim": 12}
+    counts = ModelConfig(**shape, tie_embeddings=True, sub_norm=True).count_parameters()
     assert counts.head == 0
     assert counts.norms == 8 + 8 + 8 + 12 + 8
 

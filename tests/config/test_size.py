@@ -1,10 +1,9 @@
-"""The closed form counts what the built model has, over every option that changes its parameters."""
+"""The sections count what the built model has, over every option that changes its parameters."""
 
 import pytest
 import torch
 
 from nanochat_cli.config.schema import ModelConfig
-from nanochat_cli.config.size import count_parameters
 from nanochat_cli.model.transformer import Transformer
 
 SHAPES = [
@@ -31,7 +30,7 @@ def test_counts_equal_the_parameters_of_the_built_model(shape):
     )
     with torch.device("meta"):
         model = Transformer(config)
-    counts = count_parameters(config)
+    counts = config.count_parameters()
     assert counts.total == sum(parameter.numel() for parameter in model.parameters())
     assert counts.matrices == sum(layer.weight.numel() for _, layer in model.ternary_layers())
     assert counts.embedding == model.embedding.weight.numel()

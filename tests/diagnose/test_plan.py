@@ -14,7 +14,6 @@ from nanochat_cli.bench.micro.architectures import HONEST_MEMORY
 from nanochat_cli.cli.app import main
 from nanochat_cli.config.load import resolve_config
 from nanochat_cli.config.schema import Config, ExportConfig
-from nanochat_cli.config.size import count_parameters
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.diagnose.plan.memory import training_memory
 from nanochat_cli.diagnose.plan.plan import gguf_bytes, make_plan
@@ -72,7 +71,7 @@ def test_the_large_presets_are_built_as_counted(preset):
     config = resolve_config([preset])
     with torch.device("meta"):
         whole = Transformer(config.model)
-    assert count_parameters(config.model).total == sum(p.numel() for p in whole.parameters())
+    assert config.model.count_parameters().total == sum(p.numel() for p in whole.parameters())
 
 
 @pytest.mark.slow
@@ -93,7 +92,7 @@ def test_the_file_has_the_predicted_size(tmp_path):
         model = build(combination)
         report = export_gguf(model, tokenizer, tmp_path / "model.gguf", ExportConfig(), {})
         config = Config.model_validate({"model": model.config.model_dump(), "train": {"seq_len": 64}})
-        assert gguf_bytes(config, count_parameters(model.config)) == pytest.approx(report.bytes, rel=0.02)
+        assert gguf_bytes(config, model.config.count_parameters()) == pytest.approx(report.bytes, rel=0.02)
 
 
 def test_time_follows_from_tokens_and_the_given_utilisation():

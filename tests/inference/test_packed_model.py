@@ -235,14 +235,18 @@ def test_what_native_code_has_no_form_of_is_named_once(shape, dtype, reason, mon
     assert said == [f"backend cpu cannot compute whole tokens here ({reason}): a slower one does"]
 
 
-def test_a_part_of_attention_that_native_code_does_not_know_is_named_too(monkeypatch, caplog):
+@pytest.mark.parametrize(
+    ("part", "reason"), [("attention.v_norm", "attention with v_norm"), ("hyena", "blocks with hyena")]
+)
+def test_a_part_that_native_code_does_not_know_is_named_too(part, reason, monkeypatch, caplog):
     monkeypatch.setattr(backends, "_said", set())
     model = spread_model(tiny_config())
+    owner, _, name = part.rpartition(".")
     for block in model.blocks:
-        block.attention.v_norm = torch.nn.Identity()
+        block.get_submodule(owner).add_module(name, torch.nn.Identity())
     with caplog.at_level(logging.WARNING, logger="nanochat_kernels"):
         assert PackedTransformer.from_model(model, "cpu")._native is None
-    assert "attention with v_norm" in caplog.text
+    assert reason in caplog.text
 
 
 def test_a_backend_that_does_not_exist_is_refused():

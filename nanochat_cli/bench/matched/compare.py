@@ -15,7 +15,6 @@ from nanochat_cli.bench.matched.records import FINISHED, RunRecord, Suite
 from nanochat_cli.bench.matched.report.configs import Settings, settings_of
 from nanochat_cli.bench.matched.report.notes import NOTES
 from nanochat_cli.config.load import load_run_config
-from nanochat_cli.config.size import count_parameters
 from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.formats.run.find import find_run
 from nanochat_cli.report.environment import read_environment
@@ -83,7 +82,7 @@ def _read(folder: Path) -> _Run:
         group=folder.name,
         seed=config.run.seed,
         settings=settings_of(config),
-        parameters=count_parameters(config.model).total,
+        parameters=config.model.count_parameters().total,
         results=read_results(folder),
         environment=read_environment(folder) or {},
         tokenizer=tokenizer,

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, PositiveInt
 
 from nanochat_cli.config.sections.section import Section
+from nanochat_cli.config.size import ParameterCounts
 
 
 class DeltaNetConfig(Section):
@@ -21,3 +22,9 @@ class DeltaNetConfig(Section):
     backend: Literal["auto", "torch", "fla"] = Field(
         default="auto", description="auto: flash-linear-attention (fla) on CUDA if it is installed"
     )
+
+    def count_parameters(self, dim: int, n_heads: int, head_dim: int) -> ParameterCounts:
+        """Parameters of one layer of this shape."""
+        inner = n_heads * head_dim
+        other = 2 * dim * n_heads + 3 * inner * self.conv_kernel + 2 * n_heads
+        return ParameterCounts(deltanet=5 * dim * inner, other=other, norms=head_dim)

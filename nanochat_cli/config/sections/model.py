@@ -8,6 +8,7 @@ from nanochat_cli.config.sections.deltanet import DeltaNetConfig
 from nanochat_cli.config.sections.mhc import MHCConfig
 from nanochat_cli.config.sections.moe import MoEConfig
 from nanochat_cli.config.sections.section import Section
+from nanochat_cli.config.size import ParameterCounts
 
 
 class QuantConfig(Section):
@@ -125,3 +126,34 @@ class ModelConfig(Section):
         if self.ffn_dim is not None:
             return self.ffn_dim
         return -(-round(self.ffn_mult * self.dim) // 256) * 256
+
+    def count_parameters(self) -> ParameterCounts:
+        """Parameters of the model, each shared tensor once."""
+        vocabulary = self.vocab_size * self.dim
+        rest = ParameterCounts(embedding=vocabulary, head=0 if self.tie_embeddings else vocabulary, norms=self.dim)
+        return sum((self._block_parameters(is_delta) for is_delta in self.delta_layers), rest)
+
+    def _block_parameters(self, is_delta: bool) -> ParameterCounts:
+        dim, ffn_dim, sublayer = self.dim, self.resolved_ffn_dim, self.mhc.count_parameters(self.dim)
+        expert = 3 * dim * ffn_dim
+        counts = sublayer + sublayer + ParameterCounts(norms=2 * dim + ffn_dim * self.sub_norm)
+        counts += self.moe.count_parameters(dim, expert) if self.moe.enabled else ParameterCounts(feed_forward=expert)
+        if is_delta:
+            return counts + self.deltanet.count_parameters(dim, self.delta_heads, self.delta_head_dim)
+        return counts + self._attention_parameters()
+
+    def _attention_parameters(self) -> ParameterCounts:
+        q_dim, kv_dim = self.n_heads * self.resolved_head_dim, self.n_kv_heads * self.resolved_head_dim
+        outputs = (2 if self.resolved_attention_gate else 1) * q_dim + 2 * kv_dim
+        norms = 2 * self.resolved_head_dim * self.qk_norm + q_dim * self.sub_norm
+        return ParameterCounts(attention=self.dim * (outputs + q_dim), norms=norms)
+
+    def mixing_flops(self, seq_len: int) -> float:
+        """FLOPs per token, forward and backward, of attention and DeltaNet beside their matrices.
+
+        Attention: two matmuls of H heads of width D over T / 2 keys on average. DeltaNet: its state, D² for each of H
+        heads, is read twice and written once.
+        """
+        n_delta = sum(self.delta_layers)
+        attention = 12 * (self.n_layers - n_delta) * self.n_heads * self.resolved_head_dim * seq_len / 2
+        return attention + 18 * n_delta * self.delta_heads * self.delta_head_dim**2

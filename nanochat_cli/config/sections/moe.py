@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from nanochat_cli.config.sections.section import Section
+from nanochat_cli.config.size import ParameterCounts
 
 
 class MoEConfig(Section):
@@ -20,3 +21,11 @@ class MoEConfig(Section):
         default=0.0, description="most assignments per expert in training, relative to an even load; 0: no limit"
     )
     shared: bool = Field(default=False, description="one more expert, which every token goes through")
+
+    def count_parameters(self, dim: int, expert: int) -> ParameterCounts:
+        """Parameters of one mixture of experts with `expert` parameters each."""
+        return ParameterCounts(
+            feed_forward=(self.experts + self.shared) * expert,
+            router=dim * self.experts,
+            inactive=(self.experts - self.active) * expert,
+        )

@@ -19,7 +19,7 @@ from nanochat_cli.model.bitlinear import BitLinear
 from nanochat_cli.model.hyper_connections import expand_streams
 from nanochat_cli.model.moe import ExpertLinear
 from nanochat_cli.model.mtp import MTP, build_mtp
-from nanochat_cli.model.transformer import Transformer
+from nanochat_cli.model.transformer import Block, Transformer
 from nanochat_cli.optim import build_optimizer
 from nanochat_cli.optim.stacks import CHUNK
 from nanochat_kernels import PLANE, Form, choose_form
@@ -66,7 +66,7 @@ def training_memory(config: Config, device: torch.device | None = None) -> Memor
     linears = [layer for module in modules for layer in module.modules() if isinstance(layer, BitLinear)]
     parameters = sum(p.numel() for module in modules for p in module.parameters())
     tokens = config.train.batch_size * config.train.seq_len
-    activations, logit_states = _activations(config, device)
+    activations, logit_states = _activations(config, device, model)
     head = model.unembedding.numel()
     chunk = min(config.train.loss_chunk, tokens)
     losses = 1 + (mtp.n_tokens if mtp is not None else 0)
@@ -102,39 +102,34 @@ def _largest_stack(linears: list[BitLinear]) -> int:
     return min(max(stacks.values(), default=0), max(CHUNK, largest))
 
 
-def _activations(config: Config, device: torch.device) -> tuple[int, int]:
-    """Bytes that autograd saves for a micro-batch, and those of the hidden states' gradients in the loss."""
+def _activations(config: Config, device: torch.device, shapes: Transformer) -> tuple[int, int]:
+    """Bytes that autograd saves for a micro-batch, and those of the hidden states' gradients in the loss.
+
+    shapes: the model; its blocks are of one kind if their parameters have the same names and shapes.
+    """
     model_config, train = config.model, config.train
     batch, length = train.batch_size, train.seq_len
     form = None if train.forward == "auto" else train.forward
-    kinds = model_config.delta_layers
+    kinds = [tuple((name, p.shape) for name, p in block.named_parameters()) for block in shapes.blocks]
     with _portable_kernels(), FakeTensorMode(allow_non_fake_inputs=True):
-        shrunk = model_config.model_copy(
-            update={
-                "deltanet": model_config.deltanet.model_copy(
-                    update={"ratio": 0.0, "pattern": "".join("D" if d else "A" for d in sorted(set(kinds)))}
-                ),
-                "n_layers": len(set(kinds)),
-            }
-        )
-        model = Transformer(shrunk).train()
-        _choose_forms(model, form, device)
+        model = Transformer(model_config.model_copy(update={"n_layers": 1}))
+        blocks = {kind: Block(model_config, kinds.index(kind)) for kind in set(kinds)}
         mtp = build_mtp(model_config, config.mtp)
-        if mtp is not None:
-            _choose_forms(mtp, form, device)
+        for module in (*blocks.values(), *([] if mtp is None else [mtp])):
+            _choose_forms(module, form, device)
         x = torch.empty(batch, length, model_config.dim, requires_grad=True)
         state = 4 * x.numel()
         inputs = expand_streams(x, model_config.mhc.streams) if model_config.mhc.streams > 1 else x
         stream = 4 * inputs.numel()
         cos, sin = model.cos[:length], model.sin[:length]
-        by_kind = {kind: _kept(model.blocks[index], inputs, cos, sin) for index, kind in enumerate(sorted(set(kinds)))}
-        blocks = sum(by_kind[kind] for kind in kinds)
+        by_kind = {kind: _kept(block, inputs, cos, sin) for kind, block in blocks.items()}
+        kept = sum(by_kind[kind] for kind in kinds)
         if train.gradient_checkpointing:
-            blocks = stream * len(kinds) + max(by_kind.values())
+            kept = stream * len(kinds) + max(by_kind.values())
         rest = 3 * state + (2 * stream if model_config.mhc.streams > 1 else 0)  # final norm and the states it reads
         ahead = 0 if mtp is None else _kept_ahead(mtp, model, x)
     losses = 1 + (0 if mtp is None else mtp.n_tokens)
-    return blocks + rest + ahead, 2 * losses * state
+    return kept + rest + ahead, 2 * losses * state
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nanochat_cli.config.schema import Config
-from nanochat_cli.config.size import ParameterCounts, count_parameters
+from nanochat_cli.config.size import ParameterCounts
 from nanochat_cli.diagnose.plan.memory import Memory, training_memory
 from nanochat_cli.training.flops import training_flops_per_token
 
@@ -40,7 +40,7 @@ class Plan:
 def make_plan(config: Config, *, tokens: int | None, utilisation: float, peak_flops: float | None) -> Plan:
     """tokens: by default what train.total_steps and train.time_budget allow, whichever ends first."""
     train = config.train
-    counts = count_parameters(config.model)
+    counts = config.model.count_parameters()
     flops = training_flops_per_token(config)
     rate = None if peak_flops is None else utilisation * peak_flops / flops
     per_step = train.batch_size * train.grad_accum * train.seq_len

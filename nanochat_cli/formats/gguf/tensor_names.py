@@ -1,7 +1,8 @@
 """Names of a model's tensors in a GGUF file, and the layout of their values there.
 
 The exporter uses them in one direction and the loader in the other. The names are llama.cpp's; tensors that no stock
-architecture has are named in its style. Knows keys of a state dict and the configuration; holds no weights.
+architecture has are named in its style, or by their own key in a block. Knows keys of a state dict and the
+configuration; holds no weights.
 """
 
 import re
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat_cli.config.schema import ModelConfig
-from nanochat_cli.formats.gguf.architecture import QWEN35, Architecture, architecture_of
+from nanochat_cli.formats.gguf.architecture import OWN, QWEN35, Architecture, architecture_of
 
 _MODEL_TENSORS = {"embedding.weight": "token_embd.weight", "norm.weight": "output_norm.weight"}
 _MODEL_TENSORS |= {"head.weight": "output.weight"}
@@ -62,7 +63,10 @@ _EXPERTS = ("feed_forward.w_gate", "feed_forward.w_up", "feed_forward.w_down")
 
 
 def tensor_name(key: str, config: ModelConfig) -> str:
-    """GGUF name of a state-dict key: `blocks.3.attention.wq.weight` -> `blk.3.attn_q.weight`. KeyError if unknown."""
+    """GGUF name of a state-dict key: `blocks.3.attention.wq.weight` -> `blk.3.attn_q.weight`.
+
+    What has no name in the tables keeps its own in our architecture; KeyError in one of llama.cpp's.
+    """
     match = _BLOCK_KEY.fullmatch(key)
     if match is None:
         return _MODEL_TENSORS[key]
@@ -70,6 +74,8 @@ def tensor_name(key: str, config: ModelConfig) -> str:
     if part in _OTHERS:
         return f"blk.{block}.{_OTHERS[part]}"
     module = part.removesuffix(".weight")
+    if module not in _WEIGHTS and architecture_of(config) is OWN:
+        return f"blk.{block}.{part}"
     name = _WEIGHTS[module]
     if module in _EXPERTS and config.moe.enabled:
         name += "_exps"

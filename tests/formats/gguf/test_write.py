@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from nanochat_cli.config.schema import ExportConfig
+from nanochat_cli.config.schema import ExportConfig, ModelConfig
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import ConfigError, DataError, ValidationFailure
 from nanochat_cli.export.verify import verify_gguf
@@ -21,6 +21,8 @@ from nanochat_cli.formats.gguf.file import GGUFFile
 from nanochat_cli.formats.gguf.read import load_gguf
 from nanochat_cli.formats.gguf.tensor_types import SUPPORT, support_table
 from nanochat_cli.formats.gguf.write import ExportReport, export_gguf
+from nanochat_cli.model.attention import Attention
+from nanochat_cli.model.bitlinear import BitLinear
 from nanochat_cli.model.transformer import Transformer
 from tests.inference.tiny_models import spread_model, tiny_config
 
@@ -318,3 +320,25 @@ def test_a_ternary_file_of_another_program_keeps_its_scales(
     for (_, ours), (_, theirs) in zip(model.ternary_layers(), loaded.ternary_layers(), strict=True):
         assert torch.equal(ours.ternary().dequantize(), theirs.ternary().dequantize())
         assert theirs.ternary().granularity == "row"
+
+
+def test_a_part_without_a_name_keeps_its_own_in_our_architecture_only(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Attention.__init__
+
+    def extended(self: Attention, config: ModelConfig, layer: int) -> None:
+        plain(self, config, layer)
+        self.w_latent = BitLinear(config.dim, 32, config.quant)
+        self.temperature = torch.nn.Parameter(torch.ones(4, 1))
+
+    monkeypatch.setattr(Attention, "__init__", extended)
+    ours, path = small(attention_gate=True), tmp_path / "ours.gguf"  # a gate without DeltaNet: no arch of llama.cpp
+    export(ours, tokenizer, path)
+    names = GGUFFile(path).tensors.keys()
+    assert {"blk.0.attention.w_latent.weight", "blk.0.attention.temperature"} <= names
+    (before, after) = (model.blocks[0].get_submodule("attention") for model in (ours, load_gguf(path)[0]))
+    assert torch.equal(before.temperature, after.temperature)
+    assert torch.equal(before.w_latent.ternary().codes, after.w_latent.ternary().codes)
+    with pytest.raises(KeyError, match="w_latent"):
+        export(small(), tokenizer, tmp_path / "llama.gguf")
