@@ -40,7 +40,7 @@ def swiglu_feed_forward(
 
     form: how the product with W_down is computed. kept, grad_input: as for `bit_linear`.
     """
-    rows, count, known = (None, None, False) if kept is None else kept
+    rows, count, known = (None, None, False) if kept is None else kept[:3]
     codes, scale, saved = x.codes, x.scale, x.saved or (None, None)
     fixed = (x.x, codes, scale, *saved, rows, count, known, product_dtype(x.x), form, grad_input == "fp8")
     arguments = (*fixed, *latents, *(part for weight in weights for part in weight))

@@ -85,8 +85,9 @@ class MTP(nn.Module):
         return 1 if self.config.kind == "nextn" else self.config.n_tokens
 
     def weights(self, progress: float) -> list[float]:
-        """Of each token's loss. progress: share of the run that is done, 0 to 1; only `shared` depends on it."""
-        factor = 1 - progress if self.config.kind == "shared" else 1.0
+        """Of each token's loss. progress: share of the run that is done, 0 to 1."""
+        fade = 1.0 if self.config.kind == "shared" and self.config.fade is None else self.config.fade
+        factor = 1.0 if fade is None else max(1 - progress / fade, 0.0)
         decay = self.config.decay
         return [factor * self.config.weight * max(decay**i, SMALLEST_WEIGHT) for i in range(self.n_tokens)]
 

@@ -38,7 +38,7 @@ def training_flops_per_token(config: Config, kept: float = 1.0) -> float:
 
     kept: share of the tokens in the backward pass, of token filtering. The forward pass, a third of the work, is that
     of every token, but the logits of tokens further ahead are those of kept ones. What a reference model computes for
-    scores is not counted.
+    scores is not counted, and a fading weight of multi-token prediction counts as if it stayed.
     """
     model, seq_len = config.model, config.train.seq_len
     modules, logits = _ahead_per_token(config) if config.mtp.enabled else (0.0, 0.0)
@@ -49,15 +49,15 @@ def training_flops_per_token(config: Config, kept: float = 1.0) -> float:
 def _ahead_per_token(config: Config) -> tuple[float, float]:
     """FLOPs of multi-token prediction, forward and backward: its modules, and its products with the unembedding."""
     model, mtp = config.model, config.mtp
-    unembedding = 6.0 * model.vocab_size * model.dim
+    logits = 6.0 * model.vocab_size * model.dim / mtp.every
     if mtp.kind == "shared":
-        return 0.0, mtp.n_tokens * unembedding
+        return 0.0, mtp.n_tokens * logits
     if mtp.kind == "heads":
-        return mtp.n_tokens * 6.0 * model.dim**2, mtp.n_tokens * unembedding
+        return mtp.n_tokens * 6.0 * model.dim**2, mtp.n_tokens * logits
     from nanochat_cli.model.mtp import block_config
 
-    block = model_flops_per_token(block_config(model), config.train.seq_len) - unembedding
-    return 6.0 * 2 * model.dim**2 + block, unembedding
+    block = model_flops_per_token(block_config(model), config.train.seq_len) - 6.0 * model.vocab_size * model.dim
+    return 6.0 * 2 * model.dim**2 + block, logits
 
 
 def measured_peak(device: "torch.device", dtype: "torch.dtype", *, sizes: tuple[int, ...] | None = None) -> float:

@@ -125,3 +125,53 @@ def test_nextn_reads_the_token_after_each_position_and_predicts_the_one_after_th
             logits = torch.tensor([sum(a * b for a, b in zip(row_, state, strict=True)) for row_ in head])
             losses.append(float(logits.logsumexp(0) - logits[wanted]))
     assert found["loss/mtp_1"].item() == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+
+
+def test_rows_of_each_step_together_have_the_gradient_of_all_rows():
+    """One head: its mean over a part of the rows, weighted with how many of those have a target, is that over all."""
+    model, mtp = make("heads", n_tokens=1, every=2)
+    inputs, targets = batch()
+    parameters = list(torch.nn.ModuleList([model, mtp]).parameters())
+    has_target = shifted_targets(targets, 1).flatten() != IGNORE
+
+    def gradient_at(step: int, every: int) -> list[torch.Tensor]:
+        mtp.config = mtp.config.model_copy(update={"every": every})
+        state = state_of(setup_of(model, mtp, train={"batch_size": 3}))
+        state.progress.step = step
+        gradient_of(state, inputs, targets)
+        return [parameter.grad.clone() for parameter in parameters]
+
+    shares = [float(has_target[offset::2].sum() / has_target.sum()) for offset in (0, 1)]
+    assert shares[0] != shares[1]
+    parts = [gradient_at(step, 2) for step in (6, 7)]
+    assert not torch.allclose(parts[0][-1], parts[1][-1])
+    for whole, first, second in zip(gradient_at(6, 1), *parts, strict=True):
+        torch.testing.assert_close(shares[0] * first + shares[1] * second, whole, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({}, [1, 1, 1, 1, 1]),
+        ({"fade": 0.5}, [1, 0.5, 0, 0, 0]),
+        ({"kind": "shared"}, [1, 0.75, 0.5, 0.25, 0]),
+        ({"kind": "shared", "fade": 0.5}, [1, 0.5, 0, 0, 0]),
+    ],
+)
+def test_the_weight_follows_the_run(more, expected):
+    _, mtp = make(**{"kind": "heads", "n_tokens": 2, "weight": 0.3, "decay": 0.5} | more)
+    found = [mtp.weights(progress) for progress in (0, 0.25, 0.5, 0.75, 1)]
+    assert found == [pytest.approx([0.3 * factor, 0.15 * factor]) for factor in expected]
+
+
+def test_without_weight_heads_have_a_gradient_of_zero_and_the_model_that_of_plain_training():
+    model, mtp = make("heads", n_tokens=1, fade=0.5)
+    inputs, targets = batch()
+    state = state_of(setup_of(model, mtp, train={"batch_size": 3, "total_steps": 10}))
+    state.progress.step = 5
+    metrics = gradient_of(state, inputs, targets)
+    found = [parameter.grad.clone() for parameter in model.parameters()]
+    assert "loss/mtp_1" not in metrics
+    assert all(not parameter.grad.any() for parameter in mtp.parameters())
+    gradient_of(state_of(setup_of(model, train={"batch_size": 3})), inputs, targets)
+    assert all(torch.equal(a, b.grad) for a, b in zip(found, model.parameters(), strict=True))

@@ -72,6 +72,7 @@ class InsideOwnOperations(TorchDispatchMode):
 
 MTP_KINDS = {
     "heads": {"enabled": True, "kind": "heads", "n_tokens": 2},
+    "heads of some": {"enabled": True, "kind": "heads", "n_tokens": 2, "every": 4},
     "shared": {"enabled": True, "kind": "shared", "n_tokens": 3},
     "nextn": {"enabled": True, "kind": "nextn"},
     "off": {},

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
 
 from nanochat_cli.config.sections.section import Section
 
@@ -14,6 +14,13 @@ class ColliderConfig(Section):
     threshold: float = Field(
         default=1.0, gt=0, le=1, description="tokens whose importance, min-max-normalised, reaches this are kept"
     )
+    bound: NonNegativeFloat | None = Field(
+        default=None, description="tokens whose importance in nats reaches this are kept; none: no bound"
+    )
+    keep: float = Field(
+        default=0.0, ge=0, lt=1, description="chance of a filtered token to stay all the same, weighted by its inverse"
+    )
+    stop: float = Field(default=1.0, ge=0, le=1, description="share of the run after which nothing is filtered")
     score: Literal["ce", "excess", "entropy"] = Field(
         default="ce", description="importance: cross-entropy, cross-entropy over a reference model's, or entropy"
     )

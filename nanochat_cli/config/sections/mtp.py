@@ -16,3 +16,10 @@ class MTPConfig(Section):
     n_tokens: int = Field(default=3, ge=1, le=4, description="tokens beyond the next one (nextn: always 1)")
     weight: NonNegativeFloat = Field(default=0.2, description="weight of all auxiliary losses together")
     decay: float = Field(default=0.5, gt=0, le=1, description="weight of a token over that of the one before")
+    every: int = Field(default=1, ge=1, description="its losses cover one position in so many, others in the next step")
+    fade: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="share of the run by which its weight has fallen to 0 (shared: by default 1)",
+    )
