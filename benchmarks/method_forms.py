@@ -3,14 +3,15 @@
     python benchmarks/method_forms.py [--steps 100] [--seeds 2] [--cases CASE …] [--out FILE]
 
 The preset `quickstart`, each run an ordinary run of the trainer in a process and one thread of its own; all cases of a
-seed have the same initial weights and batches (`fewer rows` the first three quarters of each batch). Steps are matched
-and time is not measured, so a busy machine changes nothing. What a form saves is counted:
+seed have the same initial weights. Steps are matched and time is not measured, so a busy machine changes nothing. What
+a form saves is counted:
 
-    backward rows   mean share of the tokens in the backward pass, about two thirds of the work that depends on tokens
+    backward rows   mean share of the tokens in the backward pass
     rows ahead      predictions of tokens further ahead, per token
+    token work      model FLOPs of a step over those of a plain one: all that depends on how many tokens there are
 
-`fewer rows` is what filtering has to beat: it saves a quarter of the forward pass, too, which is as much as three
-eighths of the backward rows, and needs no method. Differences are paired by seed; the interval is their range.
+Smaller batches, `three quarters of the rows` and `half of the rows`, are what filtering has to beat: they save work and
+need no method. Differences are paired by seed; the interval is their range.
 
 The plain run also says what any choice of rows could be worth at its end. With g the norm of a token's gradient at the
 logits, a row kept with the chance p = min(1, g / τ) and weighted by 1 / p leaves the share Σ g² / Σ (g² / p) of what a
@@ -29,14 +30,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from nanochat_cli.config.load import resolve_config
+from nanochat_cli.config.schema import MTPConfig
 from nanochat_cli.report.result_file import Result, result_place, write_results
+from nanochat_cli.training.flops import training_flops_per_token
 
 FILTER = ["collider.enabled=true", "collider.sparsity=0.35"]
 LEARNT = ["collider.enabled=true", "collider.sparsity=0.9", "collider.bound=1"]
 AHEAD = ["mtp.enabled=true", "mtp.kind=heads"]
 CASES: dict[str, list[str]] = {
     "plain": [],
-    "fewer rows": ["train.batch_size=6"],
+    "three quarters of the rows": ["train.batch_size=6"],
+    "half of the rows": ["train.batch_size=4"],
     "filter": FILTER,
     "filter until 0.6": [*FILTER, "collider.stop=0.6"],
     "filter, half by chance": [*FILTER, "collider.keep=0.5"],
@@ -64,7 +69,6 @@ def one_run(arguments: argparse.Namespace) -> dict[str, float]:
     """Trains one case, in the child process."""
     import torch
 
-    from nanochat_cli.config.load import resolve_config
     from nanochat_cli.data.prepare import cached_dataset
     from nanochat_cli.data.shards import ShardReader
     from nanochat_cli.report.reporter import PlainReporter, QuietReporter
@@ -110,8 +114,19 @@ def best_choice(model: Any, inputs: Any, targets: Any) -> dict[str, float]:
     return {"best choice of rows": worth, "rows kept by the best choice": kept, "tokens below one nat": learnt}
 
 
+def token_work(case: str, values: dict[str, float]) -> float:
+    """Model FLOPs of a mean step over those of a plain one."""
+    plain, ours = (resolve_config(["quickstart"], None, CASES[name]) for name in ("plain", case))
+    off = ours.model_copy(update={"mtp": MTPConfig()})
+    trained = training_flops_per_token(off, values["backward"])
+    ahead = training_flops_per_token(ours) - training_flops_per_token(off)
+    active = values["ahead"] * ours.mtp.every / ours.mtp.n_tokens
+    rows = ours.train.batch_size / plain.train.batch_size
+    return rows * (trained + active * ahead) / training_flops_per_token(plain)
+
+
 def judge(runs: dict[str, dict[str, dict[str, float]]]) -> list[Result]:
-    """runs: case → seed → values. Differences less plain, in total and per share of the backward rows that is saved."""
+    """runs: case → seed → values. Differences less plain, in total and per share of a plain step's work saved."""
     results = []
     plain = runs["plain"]
     for case, of_seeds in runs.items():
@@ -121,16 +136,17 @@ def judge(runs: dict[str, dict[str, dict[str, float]]]) -> list[Result]:
         for key, metric in METRICS.items():
             unit = "bits/byte" if key == "bits_per_byte" else "rows/token"
             results.append(result(case, metric, unit, [ours[key] for ours, _ in paired]))
+        work = [token_work(case, ours) for ours, _ in paired]
+        results.append(result(case, "token work", "of plain", work))
         if case == "plain":
             more = [key for key in next(iter(of_seeds.values())) if key not in METRICS]
             results += [result(case, key, "", [values[key] for values in of_seeds.values()]) for key in more]
             continue
         lost = [ours["bits_per_byte"] - theirs["bits_per_byte"] for ours, theirs in paired]
         results.append(result(case, "held-out bits per byte, less plain", "bits/byte", lost))
-        saved = 0.375 if case == "fewer rows" else 1 - statistics.mean(ours["backward"] for ours, _ in paired)
-        if saved > 0:
-            per_share = [difference / saved for difference in lost]
-            results.append(result(case, "bits per byte lost per share of backward saved", "bits/byte", per_share))
+        if max(work) < 1:
+            per_share = [difference / (1 - share) for difference, share in zip(lost, work, strict=True)]
+            results.append(result(case, "bits per byte lost per share of the work saved", "bits/byte", per_share))
     return results
 
 
