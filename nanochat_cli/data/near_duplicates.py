@@ -22,8 +22,9 @@ THRESHOLD = 0.5
 # A pair of similarity s shares a band with probability 1 - (1 - s⁴)⁶⁴: 98.4 % at 0.5, 99.98 % at 0.6, 0.04 % at 0.05.
 BANDS, ROWS = 64, 4
 SEED = 0
-# Signatures are computed for about this many shingles at once.
+# Signatures, of some kilobytes each, are computed for about so many shingles or documents at once.
 BATCH_SHINGLES = 1 << 20
+BATCH_DOCUMENTS = 256
 # A document is compared with so many others per band: this bounds the work on boilerplate that thousands share.
 COMPARED_IN_A_BAND = 16
 
@@ -107,7 +108,8 @@ class NearDuplicates:
         self._shingles.write(hashes.tobytes())
         self._offsets.append(self._offsets[-1] + len(hashes))
         self._waiting.append(hashes)
-        if self._offsets[-1] - self._offsets[-1 - len(self._waiting)] >= BATCH_SHINGLES:
+        waiting = len(self._waiting)
+        if waiting == BATCH_DOCUMENTS or self._offsets[-1] - self._offsets[-1 - waiting] >= BATCH_SHINGLES:
             self._sign()
 
     def clusters(self) -> NDArray[np.int64]:
