@@ -1,34 +1,54 @@
 """Which form of the ternary product trains faster at each shape: forward and backward, compiled, alternating.
 
     python benchmarks/bitlinear_forms.py [--quick] [--rounds 9] [--rows 2048]
+    python benchmarks/bitlinear_forms.py --from benchmarks/results/gpu/forms.json
 
 Writes benchmarks/results/bitlinear_forms.json and, without --quick, the table that `choose_form` reads
-(kernels/nanochat_kernels/training_forms.json). A layer is the same as in a block: RMSNorm, quantisation, product; the
-float twin is RMSNorm and F.linear. In bfloat16 on CUDA, else in float32.
+(kernels/nanochat_kernels/training_forms.json); with --from only the table, from a result measured elsewhere, which
+`benchmarks/gpu.py` writes on a GPU. A layer is the same as in a block: RMSNorm, quantisation, product; the float twin
+is RMSNorm and F.linear. In bfloat16 on CUDA, else in float32.
 """
 
 import argparse
 import json
+import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from nanochat_cli.report.environment import environment
 from nanochat_cli.report.result_file import Result, result_place, summarise, write_results
-from nanochat_kernels import Form, LinearWeight, PackedTernary, bit_linear, quantize_input, ternarize
+from nanochat_kernels import Form, GradInput, LinearWeight, PackedTernary, bit_linear, quantize_input, ternarize
 
 SHAPES = [(256, 256), (256, 768), (512, 512), (512, 1536), (768, 768), (768, 2816), (1024, 3584), (2048, 2048)]
 """Inputs and outputs of a layer."""
-FORMS: tuple[Form, ...] = ("float", "int8")
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "kernels" / "nanochat_kernels" / "training_forms.json"
+TWIN = "float twin"
+COMPARED = "int8 against float"
+"""The metric whose ratio goes into the table."""
 
 
-def contenders(n_inputs: int, n_outputs: int, rows: int, device: torch.device) -> dict[str, Callable[[], float]]:
+class Layer(NamedTuple):
+    """A form of the product, forward and backward."""
+
+    form: Form
+    grad_input: GradInput = "exact"
+
+
+FORMS = {"float": Layer("float"), "int8": Layer("int8")}
+LOW_PRECISION = {"int8, fp8 dX": Layer("int8", "fp8")}
+"""Forms whose gradients are rounded. Measured on a GPU."""
+
+
+def contenders(
+    n_inputs: int, n_outputs: int, rows: int, device: torch.device, forms: Mapping[str, Layer] = FORMS
+) -> dict[str, Callable[[], float]]:
     """Seconds of one forward and backward pass of each form and of the float twin."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     generator = torch.Generator().manual_seed(0)
@@ -39,8 +59,12 @@ def contenders(n_inputs: int, n_outputs: int, rows: int, device: torch.device) -
     packed = PackedTernary.pack(ternary)
     weight = LinearWeight(ternary.codes.float(), packed.scales.squeeze(1), packed.packed, packed.scales)
 
-    def layer(form: Form) -> Callable[[Tensor], Tensor]:
-        return lambda x: bit_linear(quantize_input(torch.nn.functional.rms_norm(x, (n_inputs,)), form), latent, weight)
+    def layer(how: Layer) -> Callable[[Tensor], Tensor]:
+        def forward(x: Tensor) -> Tensor:
+            quantized = quantize_input(torch.nn.functional.rms_norm(x, (n_inputs,)), how.form)
+            return bit_linear(quantized, latent, weight, grad_input=how.grad_input)
+
+        return forward
 
     def twin(x: Tensor) -> Tensor:
         return torch.nn.functional.linear(torch.nn.functional.rms_norm(x, (n_inputs,)), latent.to(dtype))
@@ -57,7 +81,7 @@ def contenders(n_inputs: int, n_outputs: int, rows: int, device: torch.device) -
 
         return run
 
-    return {**{form: timed(layer(form)) for form in FORMS}, "float twin": timed(twin)}
+    return {**{name: timed(layer(how)) for name, how in forms.items()}, TWIN: timed(twin)}
 
 
 def _wait(device: torch.device) -> None:
@@ -65,51 +89,41 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def measure(shapes: list[tuple[int, int]], rows: int, rounds: int, device: torch.device) -> list[Result]:
-    results = []
-    for n_inputs, n_outputs in shapes:
-        torch.compiler.reset()
-        runs = contenders(n_inputs, n_outputs, rows, device)
-        seconds: dict[str, list[float]] = {name: [] for name in runs}
-        for turn in range(rounds + 2):
-            for name, run in runs.items():
-                elapsed = run()
-                if turn >= 2:  # the first compiles, the second warms up
-                    seconds[name].append(elapsed)
-        case = f"{device.type}: {n_inputs} inputs, {n_outputs} outputs, {rows} rows"
-        for form in FORMS:
-            name, peer = f"forward and backward, {form}", seconds["float twin"]
-            results.append(
-                summarise(case, name, "s", seconds[form], peer="float twin", peer_runs=peer, smaller_is_better=True)
-            )
-        results.append(
-            summarise(
-                case,
-                "int8 against float",
-                "s",
-                seconds["int8"],
-                peer="float form",
-                peer_runs=seconds["float"],
-                smaller_is_better=True,
-            )
-        )
-        for result in results[-3:]:
-            print(
-                f"{case}: {result.metric} {result.value * 1e3:.2f} ms, {result.ratio:.2f} × {result.peer}", flush=True
-            )
-    return results
-
-
-def write_table(results: list[Result], shapes: list[tuple[int, int]], device: torch.device) -> None:
-    """Replace the rows of this kind of device and keep the others."""
-    table = json.loads(TABLE.read_text(encoding="utf-8"))
-    kept = [row for row in table["shapes"] if row["device"] != device.type]
-    ratios = [result.ratio for result in results if result.metric == "int8 against float"]
-    new = [
-        {"device": device.type, "in": n_inputs, "out": n_outputs, "int8_speedup": round(ratio or 0.0, 3)}
-        for (n_inputs, n_outputs), ratio in zip(shapes, ratios, strict=True)
+def measure(
+    shape: tuple[int, int], rows: int, rounds: int, device: torch.device, forms: Mapping[str, Layer] = FORMS
+) -> list[Result]:
+    """Every form against the float twin, and COMPARED."""
+    n_inputs, n_outputs = shape
+    torch.compiler.reset()
+    runs = contenders(n_inputs, n_outputs, rows, device, forms)
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(rounds + 2):
+        for name, run in runs.items():
+            elapsed = run()
+            if turn >= 2:  # the first compiles, the second warms up
+                seconds[name].append(elapsed)
+    case = f"{device.type}: {n_inputs} inputs, {n_outputs} outputs, {rows} rows"
+    pairs = [(f"forward and backward, {name}", name, TWIN, TWIN) for name in forms]
+    return [
+        summarise(case, metric, "s", seconds[name], peer=peer, peer_runs=seconds[theirs], smaller_is_better=True)
+        for metric, name, peer, theirs in [*pairs, (COMPARED, "int8", "float form", "float")]
     ]
-    table = {"measured_by": "benchmarks/bitlinear_forms.py", "environment": environment(), "shapes": [*kept, *new]}
+
+
+def write_table(results: Sequence[Result], measured_in: Mapping[str, Any]) -> None:
+    """Replace the rows of the kinds of device that were measured, and keep the others."""
+    new = []
+    for result in results:
+        if result.metric == COMPARED:
+            found = re.match(r"(\w+): (\d+) inputs, (\d+) outputs", result.case)
+            assert found is not None, result.case
+            row = {"device": found[1], "in": int(found[2]), "out": int(found[3])}
+            new.append({**row, "int8_speedup": round(result.ratio or 0.0, 3)})
+    table = json.loads(TABLE.read_text(encoding="utf-8"))
+    devices = {row["device"] for row in new}
+    kept = [row for row in table["shapes"] if row["device"] not in devices]
+    environments = {**table["environments"], **{device: dict(measured_in) for device in devices}}
+    table = {"measured_by": "benchmarks/bitlinear_forms.py", "environments": environments, "shapes": [*kept, *new]}
     TABLE.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"wrote {TABLE}; median speed-up of int8: {statistics.median(row['int8_speedup'] for row in new):.2f} ×")
 
@@ -120,13 +134,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--rows", type=int, default=2048, help="tokens of a micro-batch")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--from", dest="measured", type=Path, metavar="FILE", help="write the table from this result")
     arguments = parser.parse_args()
+    if arguments.measured is not None:
+        document = json.loads(arguments.measured.read_text(encoding="utf-8"))
+        write_table([Result(**result) for result in document["results"]], document["environment"])
+        return
     out = result_place("bitlinear_forms", arguments.out, quick=arguments.quick)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shapes, rows = (SHAPES[:1], 256) if arguments.quick else (SHAPES, arguments.rows)
-    results = measure(shapes, rows, arguments.rounds, device)
+    results: list[Result] = []
+    for shape in shapes:
+        for result in measure(shape, rows, arguments.rounds, device):
+            print(f"{result.case}: {result.metric} {result.value * 1e3:.2f} ms, {result.ratio:.2f} × {result.peer}")
+            results.append(result)
     if not arguments.quick:
-        write_table(results, shapes, device)
+        write_table(results, environment())
     print(f"wrote {write_results(out, 'bitlinear_forms', results)}")
 
 

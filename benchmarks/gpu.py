@@ -1,184 +1,212 @@
-"""What only a CUDA machine can tell, in under ten minutes: whether kernels are exact, how fast they and training are.
+"""What only a GPU can tell, in one run of under ten minutes.
 
-    python benchmarks/gpu.py [--only SECTION] [--rounds 5] [--steps 10] [--train-steps 300] [--out FILE]
+    python3 benchmarks/gpu.py [--out FOLDER] [--deadline 520] [--only SECTION] [--device cpu] [--quick]
 
-Sections: `reference` (the definitions on the GPU, bit for bit against the CPU), `triton` (every Triton operation
-against the reference), `products` (packed products against cuBLAS and a copy of memory, as CUDA graphs over rotating
-weights), `training`, `losses` and `training-1b` (whole steps in three forms, alternating, and what they learn; see
-`gpu_training`), and `sweep` (other configurations of the kernels, while time is left). If a section fails, that is
-reported and the others still run; the file is written after each. Exit code 2 without CUDA, 4 when a section failed.
+A plain python3 with torch, triton and tokenizers is enough: no network, nothing installed. Whatever else is imported,
+and the Rust tokens that `e3` trains on, come from build/gpu, which `python benchmarks/gpu_carry.py` fills beforehand.
+
+Sections, the most important first (`benchmarks/gpu_sections/`, one file each):
+
+    exactness      every Triton kernel equals its reference on this device; the int8 and float forms train alike
+    roofline       rates of memory and of products in bf16, fp8 and int8; every kernel against them; then tile sizes
+    forms          a linear layer in each form of its product: rows of the table that `choose_form` reads
+    training-125m  whole training steps of 125 million parameters: float twin, ternary, low-precision backward passes
+    training-1b    the same for one billion parameters, with gradient checkpointing
+    e3             runs of `nanochat bench e3`, as many as fit
+    decode         tokens per second of a packed model, with and without a CUDA graph
+    losses         the contenders of training-125m trained on the same bytes, if time is left
+
+Each section is a process of its own: a kernel that hangs, or one that breaks the device for its process, ends nothing
+else. It writes FOLDER/SECTION.json as it goes, and has a share of the time that is left; what does not fit is left out
+and named in the file. A section that fails keeps what it measured, beside `failed`. A second run continues: it skips
+sections that have finished. Exit code 1 if one has failed.
 """
 
 import argparse
+import json
+import os
+import signal
+import subprocess
 import sys
+import threading
 import time
-import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-# So that the sections can be imported from benchmarks/ when this file is run as a script.
+# For a python3 into which nothing of ours is installed. What is imported here needs only the standard library.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.gpu_kernels import check_triton, measure_table, sweep
-from benchmarks.gpu_training import PRESET, billion, measure_training, train_forms
-from nanochat_cli.bench.micro.kernels_cuda import CUDA
-from nanochat_cli.config.load import resolve_config
-from nanochat_cli.config.schema import Config
-from nanochat_cli.diagnose.validate.three_way_parity import all_cases
-from nanochat_cli.errors import ConfigError, NanochatError, ValidationFailure
-from nanochat_cli.report.reporter import Reporter, open_reporter
-from nanochat_cli.report.result_file import Claim, Result, write_results
-from nanochat_kernels import (
-    Granularity,
-    fake_quantize_activations,
-    fake_ternarize,
-    pack_plane128,
-    quantize_activations,
-    ternarize,
-    unpack_plane128,
-)
+from nanochat_cli.report.result_file import result_place
 
 ROOT = Path(__file__).resolve().parents[1]
-GRANULARITIES: tuple[Granularity, ...] = ("row", "tensor", 256, 128, 64)
-TOTAL_SECONDS = 540.0
-"""After this the sweep stops, or does not start."""
-LEAST_SWEEP_SECONDS = 20.0
+CARRIED = ROOT / "build" / "gpu"
+LOG_LINES = 40
 
 
 @dataclass(frozen=True)
-class Findings:
-    """A section's contribution to the file. details: further keys of it."""
+class Section:
+    """share: of the time that is left, relative to later sections; least: seconds in which it can do something."""
 
-    results: Sequence[Result] = ()
-    claims: Sequence[Claim] = ()
-    details: Mapping[str, Any] = field(default_factory=dict)
+    name: str
+    share: float
+    least: float
 
 
-def run_sections(wanted: Mapping[str, Callable[[float], Findings]], out: Path) -> list[str]:
-    """Run all sections, each with the seconds that are left, and write the file after each.
+SECTIONS = (
+    Section("exactness", 60, 25),
+    Section("roofline", 55, 25),
+    Section("forms", 85, 40),
+    Section("training-125m", 115, 60),
+    Section("training-1b", 120, 60),
+    Section("e3", 55, 45),
+    Section("decode", 30, 15),
+    Section("losses", 5, 60),
+)
 
-    Returns a line for each section that failed.
-    """
-    began = time.monotonic()
-    results: list[Result] = []
-    claims: list[Claim] = []
-    details: dict[str, Any] = {}
-    failures: list[str] = []
-    seconds: dict[str, float] = {}
-    for name, section in wanted.items():
-        started = time.monotonic()
-        print(f"--- {name}", flush=True)
-        try:
-            findings = section(TOTAL_SECONDS - (started - began))
-            results += findings.results
-            claims += findings.claims
-            details |= findings.details
-        except ValidationFailure as failure:
-            failures.append(f"{name}: {failure}")
-        except Exception as error:  # noqa: BLE001 - a GPU machine is borrowed: the other sections must still run
-            traceback.print_exc()
-            failures.append(f"{name}: {type(error).__name__}: {error}")
-        seconds[name] = round(time.monotonic() - started, 1)
-        write_results(out, "gpu", results, claims, failures=failures, seconds=seconds, **details)
-        print(f"--- {name}: {seconds[name]} s", flush=True)
+Start = Callable[[Section, float, float], str | None]
+"""Run a section that should end at the first time of the monotonic clock and must at the second; why it failed."""
+
+
+def run_all(
+    sections: Sequence[Section], out: Path, ends: float, start: Start, clock: Callable[[], float] = time.monotonic
+) -> dict[str, str]:
+    """Run what has not finished, until `ends`; returns why sections failed, by name."""
+    left = [section for section in sections if not finished(out / f"{section.name}.json")]
+    for section in sections:
+        if section not in left:
+            print(f"--- {section.name}: finished before", flush=True)
+    failures: dict[str, str] = {}
+    for number, section in enumerate(left):
+        file = out / f"{section.name}.json"
+        began, remaining = clock(), ends - clock()
+        seconds = remaining * section.share / sum(other.share for other in left[number:])
+        if seconds < section.least:
+            reason = f"it needs {section.least:.0f} s, and its share of {max(remaining, 0):.0f} s is {seconds:.0f} s"
+            print(f"--- {section.name}: skipped: {reason}", flush=True)
+            add_to(file, skipped=reason)
+            continue
+        print(f"--- {section.name}: {seconds:.0f} of {remaining:.0f} s", flush=True)
+        add_to(file, skipped=None, failed=None)
+        if failure := start(section, began + 0.9 * seconds, min(began + 1.2 * seconds + 5, ends)):
+            failures[section.name] = failure
+            add_to(file, failed=failure)
+            print(f"--- {section.name}: failed: {failure}", flush=True)
+        print(f"--- {section.name}: {clock() - began:.0f} s", flush=True)
     return failures
 
 
-def check_kernels(device: torch.device) -> list[Result]:
-    """Every reference operation on `device` against the CPU. Raises ValidationFailure for the first that differs."""
-    generator = torch.Generator().manual_seed(0)
-    # Multiples of 2⁻¹⁰ below 1 have exact sums in any order, so that the scales are equal and not only close.
-    weight = torch.randint(-1023, 1024, (512, 1024), generator=generator) / 1024
-    x = torch.randn(64, 1024, generator=generator) * torch.logspace(-6, 3, 64).unsqueeze(1)
-    x[0] = 0.0
-    codes = ternarize(weight).codes
-    packed = pack_plane128(codes)
-    pairs = {
-        "quantize_activations: codes": (quantize_activations(x)[0], quantize_activations(x.to(device))[0]),
-        "quantize_activations: scale": (quantize_activations(x)[1], quantize_activations(x.to(device))[1]),
-        "fake_quantize_activations": (fake_quantize_activations(x), fake_quantize_activations(x.to(device))),
-        "pack_plane128": (packed, pack_plane128(codes.to(device))),
-        "unpack_plane128": (codes, unpack_plane128(packed.to(device), codes.shape[1])),
-    }
-    for granularity in GRANULARITIES:
-        here, there = ternarize(weight, granularity), ternarize(weight.to(device), granularity)
-        pairs[f"ternarize, {granularity}: codes"] = here.codes, there.codes
-        pairs[f"ternarize, {granularity}: scales"] = here.scales, there.scales
-        pairs[f"fake_ternarize, {granularity}"] = here.dequantize(), fake_ternarize(weight.to(device), granularity)
-    for name, (expected, actual) in pairs.items():
-        if not torch.equal(expected, actual.cpu()):
-            differing = int((expected != actual.cpu()).sum())
-            raise ValidationFailure(f"{name}: {differing} of {expected.numel()} values on {device} differ from the CPU")
-    print(f"{len(pairs)} results of the reference operations are equal bit for bit on {device} and the CPU", flush=True)
-    return [Result("reference kernels", f"{name} equal to the CPU", 1.0, "1: yes, 0: no") for name in pairs]
+def finished(file: Path) -> bool:
+    """Whether this result of a section is whole: no failure, and its process wrote its last word."""
+    found = read(file)
+    return bool(found) and not {"failed", "skipped", "unfinished"} & found.keys()
 
 
-def sections(
-    device: torch.device, reporter: Reporter, rounds: int, steps: int, train_steps: int
-) -> dict[str, Callable[[float], Findings]]:
-    """All sections by name, the most important first."""
-    nano = resolve_config([PRESET, "llama-cpp", "h200"])
+def read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
-    def training(name: str, config: Config) -> Findings:
-        torch.cuda.empty_cache()
-        return Findings(measure_training(name, config, device, rounds, steps))
 
-    def losses(_: float) -> Findings:
-        torch.cuda.empty_cache()
-        results, curves = train_forms(nano, device, train_steps)
-        return Findings(results, details={"losses": curves})
+def add_to(file: Path, **values: str | None) -> None:
+    """Set keys of a section's file, keeping its measurements; None removes a key, and creates no file."""
+    found = read(file)
+    document = {key: value for key, value in {**found, **values}.items() if value is not None}
+    if document != found:
+        temporary = file.with_suffix(".new")
+        temporary.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.replace(file)
 
-    def sweep_what_is_left(seconds: float) -> Findings:
-        torch.cuda.empty_cache()
-        if seconds < LEAST_SWEEP_SECONDS:
-            print("no time left: run it alone with --only sweep", flush=True)
-            return Findings()
-        return Findings(sweep(CUDA(), reporter, seconds))
 
+@dataclass(frozen=True)
+class Process:
+    """Runs sections as processes. options: of `gpu_sections.run`, the same for all; environment: of the processes."""
+
+    out: Path
+    options: Sequence[str]
+    environment: dict[str, str]
+
+    def start(self, section: Section, until: float, limit: float) -> str | None:
+        command = [sys.executable, "-m", "benchmarks.gpu_sections.run", section.name, str(self.out), f"{until}"]
+        with subprocess.Popen(
+            [*command, *self.options],
+            cwd=ROOT,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        ) as process:
+            assert process.stdout is not None
+            log: deque[str] = deque(maxlen=LOG_LINES)
+            reader = threading.Thread(target=_follow, args=(process.stdout, log), daemon=True)
+            reader.start()
+            try:
+                code = process.wait(max(limit - time.monotonic(), 0.1))
+            except subprocess.TimeoutExpired:
+                code = None
+            finally:
+                _kill_group(process.pid)
+            reader.join(5)
+        if code == 0:
+            return None
+        lines = [line for line in log if line]
+        last = lines[-1] if lines else "it printed nothing"
+        return f"stopped when its time was over, at: {last}" if code is None else f"{last} (exit code {code})"
+
+
+def _follow(lines: Any, log: deque[str]) -> None:
+    for line in lines:
+        print(line, end="", flush=True)
+        log.append(line.rstrip())
+
+
+def _kill_group(pid: int) -> None:
+    """End a section's process with those it started, which its compilers and workers are."""
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def environment(carried: Path) -> dict[str, str]:
+    """What a section's process and the processes it starts need to import the checkout and what was carried."""
+    paths = [str(ROOT), str(ROOT / "kernels"), str(carried / "site"), os.environ.get("PYTHONPATH", "")]
     return {
-        "reference": lambda _: Findings(check_kernels(device)),
-        "triton": lambda _: Findings(check_triton(all_cases(), reporter)),
-        "products": lambda _: Findings(*measure_table(CUDA(), reporter)),
-        "training": lambda _: training(PRESET, nano),
-        "losses": losses,
-        "training-1b": lambda _: training("1 B", billion(nano)),
-        "sweep": sweep_what_is_left,
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        "PYTHONUNBUFFERED": "1",
+        "TOKENIZERS_PARALLELISM": "false",
     }
-
-
-def run(options: argparse.Namespace) -> None:
-    if not torch.cuda.is_available():
-        raise ConfigError("benchmarks/gpu.py needs a CUDA device, and torch finds none: run it on a machine with a GPU")
-    device = torch.device("cuda", torch.cuda.current_device())
-    wanted = sections(device, open_reporter(), options.rounds, options.steps, options.train_steps)
-    unknown = set(options.only or ()) - wanted.keys()
-    if unknown:
-        raise ConfigError(f"--only {sorted(unknown)[0]} does not exist: choose from {', '.join(wanted)}")
-    if options.only:
-        wanted = {name: section for name, section in wanted.items() if name in options.only}
-    failures = run_sections(wanted, options.out)
-    print(f"wrote {options.out}")
-    if failures:
-        raise ValidationFailure("; ".join(failures))
 
 
 def main() -> int:
+    began = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", action="append", metavar="SECTION", help="may be repeated; default: all")
-    parser.add_argument("--rounds", type=int, default=5, help="training rounds")
-    parser.add_argument("--steps", type=int, default=10, help="training steps per round")
-    parser.add_argument("--train-steps", type=int, default=300, help="steps of the runs whose losses are compared")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "gpu.json")
-    try:
-        run(parser.parse_args())
-    except NanochatError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/gpu; with --quick build/bench/gpu")
+    parser.add_argument("--deadline", type=float, default=520.0, help="seconds for everything")
+    parser.add_argument("--only", action="append", metavar="SECTION", choices=[s.name for s in SECTIONS])
+    parser.add_argument("--device", default="cuda", help="cpu: to test the script, with --quick")
+    parser.add_argument("--quick", action="store_true", help="sizes of a few numbers: whether it works, nothing else")
+    parser.add_argument("--carried", type=Path, default=CARRIED, help="what gpu_carry.py made; default: build/gpu")
+    options = parser.parse_args()
+    out: Path = (options.out or result_place("gpu", None, quick=options.quick).with_suffix("")).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    chosen = [section for section in SECTIONS if not options.only or section.name in options.only]
+    if options.quick:
+        chosen = [Section(section.name, section.share, 1) for section in chosen]
+    carried = options.carried.resolve()
+    shared = ["--device", options.device, "--carried", str(carried), *(["--quick"] if options.quick else [])]
+    process = Process(out, shared, environment(carried))
+    failures = run_all(chosen, out, began + options.deadline, process.start)
+    print(f"wrote {out}, {time.monotonic() - began:.0f} s")
+    for name, failure in failures.items():
+        print(f"failed: {name}: {failure}", file=sys.stderr)
+    if finished(out / "forms.json") and not options.quick:
+        print(f"for `choose_form`: python benchmarks/bitlinear_forms.py --from {out / 'forms.json'}")
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

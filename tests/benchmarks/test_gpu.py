@@ -1,166 +1,220 @@
-"""`benchmarks/gpu.py` on a machine without CUDA: it says so, its checks can fail, and a failure does not end it."""
+"""`benchmarks/gpu.py` without CUDA: sections, time and failures with stand-ins, and everything in small."""
 
+import importlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from benchmarks import gpu
-from benchmarks.gpu_kernels import check_triton, measure_table
-from nanochat_cli.bench.micro.kernels import Product
-from nanochat_cli.bench.micro.kernels_cpu import CPU
-from nanochat_cli.config.load import resolve_config
-from nanochat_cli.diagnose.validate.matmul_case import Case
-from nanochat_cli.errors import ValidationFailure
-from nanochat_cli.report.reporter import QuietReporter
+from benchmarks.gpu_sections.run import MODULES
+from benchmarks.gpu_sections.task import TREE, Task, digest, traced
+from nanochat_cli.errors import ConfigError
 from nanochat_cli.report.result_file import Result
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu.py"
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "benchmarks" / "gpu.py"
 
 
-def test_without_cuda_it_ends_with_one_line_and_writes_nothing(tmp_path: Path) -> None:
-    out = tmp_path / "gpu.json"
+class Machine:
+    """A clock that only sections move, and sections that write what a process would."""
+
+    def __init__(self, out: Path, takes: dict[str, float], fails: frozenset[str] = frozenset()) -> None:
+        self.now, self.out, self.takes, self.fails = 0.0, out, takes, fails
+        self.started: dict[str, tuple[float, float]] = {}
+
+    def clock(self) -> float:
+        return self.now
+
+    def start(self, section: gpu.Section, until: float, limit: float) -> str | None:
+        self.started[section.name] = until, limit
+        self.now += self.takes[section.name]
+        document: dict[str, Any] = {"results": [{"value": 1}]}
+        if section.name in self.fails:
+            document["unfinished"] = True
+        (self.out / f"{section.name}.json").write_text(json.dumps(document))
+        return "it broke" if section.name in self.fails else None
+
+    def run(self, sections: list[gpu.Section], deadline: float) -> dict[str, str]:
+        return gpu.run_all(sections, self.out, self.now + deadline, self.start, self.clock)
+
+    def file(self, name: str) -> dict[str, Any]:
+        return json.loads((self.out / f"{name}.json").read_text())
+
+
+A, B, C = (gpu.Section(name, share, 10) for name, share in (("a", 50), ("b", 30), ("c", 20)))
+
+
+def test_a_section_gets_its_share_of_what_is_left_and_leaves_the_rest_to_later_ones(tmp_path):
+    machine = Machine(tmp_path, {"a": 10, "b": 36, "c": 5})
+    assert machine.run([A, B, C], 100) == {}
+    assert machine.started["a"] == (45, 65)  # 50 of 100 s: until 90 %, and at most 120 % and 5 s
+    assert machine.started["b"] == pytest.approx((10 + 0.9 * 54, 10 + 1.2 * 54 + 5))  # 30 of the 50 parts of 90 s
+    assert machine.started["c"] == pytest.approx((46 + 0.9 * 54, 100))  # the rest, and never past the deadline
+
+
+def test_a_section_without_time_is_skipped_with_the_reason_and_the_next_still_runs(tmp_path):
+    machine = Machine(tmp_path, {"a": 70, "c": 1})
+    machine.run([A, gpu.Section("b", 30, 25), C], 100)
+    assert list(machine.started) == ["a", "c"]
+    assert machine.file("b") == {"skipped": "it needs 25 s, and its share of 30 s is 18 s"}
+
+
+def test_nothing_starts_after_the_deadline(tmp_path):
+    machine = Machine(tmp_path, {"a": 200})
+    machine.run([A, B, C], 100)
+    assert list(machine.started) == ["a"]
+
+
+def test_a_section_that_fails_keeps_what_it_measured_and_does_not_stop_the_others(tmp_path):
+    machine = Machine(tmp_path, {"a": 1, "b": 1, "c": 1}, frozenset("b"))
+    assert machine.run([A, B, C], 100) == {"b": "it broke"}
+    assert list(machine.started) == ["a", "b", "c"]
+    assert machine.file("b") == {"results": [{"value": 1}], "unfinished": True, "failed": "it broke"}
+
+
+def test_a_second_run_does_only_what_failed_was_skipped_or_was_cut_off(tmp_path):
+    first = Machine(tmp_path, {"a": 1, "b": 1}, frozenset("b"))
+    first.run([A, B, gpu.Section("c", 20, 1000)], 100)
+    again = Machine(tmp_path, {"b": 1, "c": 1})
+    assert again.run([A, B, C], 100) == {}
+    assert list(again.started) == ["b", "c"]
+    assert "failed" not in again.file("b")
+    assert "skipped" not in again.file("c")
+    last = Machine(tmp_path, {})
+    assert last.run([A, B, C], 100) == {}
+    assert last.started == {}
+
+
+FAKE = """
+import json, sys, time, pathlib
+name, out = sys.argv[1], pathlib.Path(sys.argv[2])
+(out / f"{name}.json").write_text(json.dumps({"results": [], "unfinished": True}))
+print("begins", flush=True)
+if name == "hangs":
+    import subprocess
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    print(child.pid, flush=True)
+    time.sleep(600)
+if name == "dies":
+    sys.exit("error: the device is gone")
+(out / f"{name}.json").write_text(json.dumps({"results": []}))
+"""
+
+
+def ended(pid: int) -> bool:
+    """Within five seconds, which the kernel may take."""
+    for _ in range(100):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_process_that_hangs_is_ended_with_its_children_and_one_that_dies_is_quoted(tmp_path, monkeypatch, capfd):
+    fake = tmp_path / "benchmarks" / "gpu_sections"
+    fake.mkdir(parents=True)
+    (fake / "run.py").write_text(FAKE)
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    process = gpu.Process(tmp_path, [], {**os.environ, "PYTHONPATH": str(tmp_path)})
+
+    def start(section: gpu.Section, until: float, limit: float) -> str | None:
+        soon = time.monotonic() + (1.0 if section.name == "hangs" else 60.0)
+        return process.start(section, until, soon)
+
+    sections = [gpu.Section(name, 1, 0) for name in ("hangs", "dies", "works")]
+    failures = gpu.run_all(sections, tmp_path, time.monotonic() + 100, start)
+    child = int(failures["hangs"].removeprefix("stopped when its time was over, at: "))
+    assert failures["dies"] == "error: the device is gone (exit code 1)"
+    assert "works" not in failures
+    assert gpu.read(tmp_path / "hangs.json")["failed"] == failures["hangs"]
+    assert ended(child)
+    assert capfd.readouterr().out.count("begins") == 3
+
+
+def test_the_sections_are_those_of_the_documentation_and_each_has_a_file():
+    assert gpu.__doc__ is not None
+    assert [section.name for section in gpu.SECTIONS] == list(MODULES)
+    for name, module in MODULES.items():
+        assert f"\n    {name} " in gpu.__doc__
+        assert callable(importlib.import_module(f"benchmarks.gpu_sections.{module}").run)
+
+
+def test_without_cuda_every_section_says_so(tmp_path):
     done = subprocess.run(
-        [sys.executable, SCRIPT, "--out", out],
+        [sys.executable, SCRIPT, "--out", tmp_path, "--only", "forms"],
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: benchmarks/gpu.py needs a CUDA device")
-    assert done.stderr.count("\n") == 1
-    assert done.stdout == ""
-    assert not out.exists()
+    assert done.returncode == 1
+    assert "torch finds no CUDA device here" in json.loads((tmp_path / "forms.json").read_text())["failed"]
 
 
-def test_a_device_that_computes_what_the_cpu_does_passes_every_check() -> None:
-    results = gpu.check_kernels(torch.device("cpu"))
-    assert len(results) == 5 + 3 * 5
-    assert all(result.value == 1.0 for result in results)
+# --- a section's task -------------------------------------------------------------------------------------------------
 
 
-def test_one_differing_code_fails_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    unpack = gpu.unpack_plane128
-
-    def wrong(packed: torch.Tensor, columns: int) -> torch.Tensor:
-        codes = unpack(packed, columns)
-        codes[-1, -1] = 1 - codes[-1, -1].abs()
-        return codes
-
-    monkeypatch.setattr(gpu, "unpack_plane128", wrong)
-    with pytest.raises(ValidationFailure, match=r"unpack_plane128: 1 of 524288 values on cpu differ from the CPU"):
-        gpu.check_kernels(torch.device("cpu"))
+def task(folder: Path) -> Task:
+    return Task("forms", folder / "forms.json", torch.device("cpu"), time.monotonic() + 60, folder, quick=True)
 
 
-def parts(*outcomes: list[Result] | Exception) -> dict[str, Callable[[float], gpu.Findings]]:
-    def run(outcome: list[Result] | Exception) -> gpu.Findings:
-        if isinstance(outcome, Exception):
-            raise outcome
-        return gpu.Findings(outcome)
-
-    return {f"part {i}": lambda _, outcome=outcome: run(outcome) for i, outcome in enumerate(outcomes)}
-
-
-def test_a_section_that_fails_is_written_down_and_the_others_still_run(tmp_path: Path) -> None:
-    out = tmp_path / "gpu.json"
-    first, last = Result("a", "m", 1.0, "s"), Result("b", "m", 2.0, "s")
-    failures = gpu.run_sections(parts([first], ValidationFailure("differs"), MemoryError("full"), [last]), out)
-    assert failures == ["part 1: differs", "part 2: MemoryError: full"]
-    found = json.loads(out.read_text())
+def test_a_part_that_fails_is_named_and_the_section_ends_as_failed(tmp_path, capsys):
+    one = task(tmp_path)
+    with one.attempt("first"):
+        one.add([Result("a", "m", 1.0, "s")])
+    with one.attempt("second"):
+        raise MemoryError("full\nand more")
+    with one.attempt("third"):
+        raise ConfigError("this device has no fp8")
+    with one.attempt("fourth"):
+        one.add([Result("b", "m", 2.0, "s")])
+    assert gpu.finished(one.file) is False
+    assert one.finish() == 1
+    found = json.loads(one.file.read_text())
     assert [result["case"] for result in found["results"]] == ["a", "b"]
-    assert found["failures"] == failures
-    assert list(found["seconds"]) == ["part 0", "part 1", "part 2", "part 3"]
+    assert found["failed"] == "second: MemoryError: full"
+    assert found["left_out"] == ["third: this device has no fp8"]
+    assert found.keys() >= {"suite", "environment", "results", "claims", "quick"}
 
 
-def test_later_sections_know_how_much_time_is_left(tmp_path: Path) -> None:
-    left: list[float] = []
-
-    def run(seconds: float) -> gpu.Findings:
-        left.append(seconds)
-        return gpu.Findings(details={f"extra {len(left)}": 1})
-
-    gpu.run_sections({"a": run, "b": run}, tmp_path / "gpu.json")
-    assert gpu.TOTAL_SECONDS >= left[0] > left[1] > 0
-    assert {"extra 1", "extra 2"} <= json.loads((tmp_path / "gpu.json").read_text()).keys()
+def test_a_section_is_finished_only_after_its_last_word(tmp_path):
+    one = task(tmp_path)
+    one.add([Result("a", "m", 1.0, "s")])
+    assert not gpu.finished(one.file)
+    assert one.finish() == 0
+    assert gpu.finished(one.file)
 
 
-def test_the_sections_are_those_of_the_documentation() -> None:
-    wanted = gpu.sections(torch.device("cpu"), QuietReporter(), 1, 1, 1)
-    assert gpu.__doc__ is not None
-    assert all(f"`{name}`" in gpu.__doc__ for name in wanted)
-    assert list(wanted)[-1] == "sweep", "it takes what time is left"
+def test_a_copy_without_git_names_the_commit_that_it_was_copied_from_and_whether_it_has_changed(tmp_path):
+    files = ["benchmarks/gpu.py", "pyproject.toml"]
+    recorded = {"commit": "abc", "dirty": False, "files": files, "digest": digest(ROOT, files)}
+    (tmp_path / TREE).write_text(json.dumps(recorded))
+    assert traced({"git": None}, tmp_path) == {"git": {"commit": "abc", "dirty": False}}
+    assert traced({"git": {"commit": "own", "dirty": False}}, tmp_path)["git"]["commit"] == "own"
+    (tmp_path / TREE).write_text(json.dumps({**recorded, "digest": "of other files"}))
+    assert traced({"git": None}, tmp_path) == {"git": {"commit": "abc", "dirty": True}}
 
 
-def test_training_runs_in_its_sections_on_any_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = ["model.dim=128", "model.n_heads=2", "model.n_kv_heads=1", "model.ffn_dim=128", "model.n_layers=1"]
-    small += ["model.vocab_size=300", "train.batch_size=1", "train.seq_len=8"]
-    tiny = resolve_config(["quickstart"], overrides=small)
-    monkeypatch.setattr(gpu, "resolve_config", lambda _: tiny)
-    monkeypatch.setattr(gpu, "billion", lambda config: config)
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    wanted = gpu.sections(torch.device("cpu"), QuietReporter(), 1, 1, 2)
-    chosen = {name: wanted[name] for name in ("training", "losses", "training-1b")}
-    assert gpu.run_sections(chosen, tmp_path / "gpu.json") == []
-    found = json.loads((tmp_path / "gpu.json").read_text())
-    assert {"training rate"} < {result["metric"] for result in found["results"]}
-    assert all(len(curve) == 2 for curve in found["losses"].values())
+# --- everything, in small ---------------------------------------------------------------------------------------------
 
 
-def test_the_operations_are_compared_with_the_reference() -> None:
-    (result,) = check_triton([Case(17, 128, 1)], QuietReporter(), "cpu")
-    assert result.value > 10
-
-
-def test_the_table_names_its_targets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the CPU, with small products instead of the large ones."""
-    from benchmarks import gpu_kernels
-
-    fast, wide = Product(128, 256, 1), Product(256, 256, 1)
-    monkeypatch.setattr(gpu_kernels, "TARGETS", {fast: 0.0})
-    monkeypatch.setattr(gpu_kernels, "BANDWIDTH_TARGET", (wide, 1e9))
-    monkeypatch.setattr("nanochat_cli.bench.micro.kernels_cpu.MIN_ROTATION_BYTES", 1)
-    monkeypatch.setattr("nanochat_cli.bench.micro.kernels_cpu.last_level_cache_bytes", lambda: 1)
-    results, claims = measure_table(CPU(), QuietReporter(), [fast, wide], rounds=1)
-    assert {result.peer for result in results} == {None, "F.linear bf16", "F.linear fp32"}
-    assert [(claim.id, claim.verdict) for claim in claims] == [
-        ("gpu-128x256-m1", "supported"),
-        ("gpu-bandwidth", "not supported"),
-    ]
-
-
-SWEEP = """
-import os
-os.environ["TRITON_INTERPRET"] = "1"
-import torch
-from benchmarks.gpu_kernels import sweep
-from nanochat_cli.bench.micro.kernels import Product
-from nanochat_cli.report.reporter import PlainReporter
-
-class Interpreter:
-    name, torch_device, backend, rotation_bytes = "interpreter", torch.device("cpu"), "triton", 1
-    def prepare(self, calls):
-        return lambda: calls[0]().sum().item() * 0 + 1e-3
-
-for result in sweep(Interpreter(), PlainReporter(), SECONDS, [Product(8, 256, M) for M in (1, 16, 65)]):
-    print("RESULT", result.case, "|", result.metric, "|", result.ratio)
-"""
-
-
-def test_the_sweep_compares_configurations_and_stops_when_its_time_is_over() -> None:
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", SWEEP.replace("SECONDS", "6.0")], cwd=root, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
-    for tokens in (1, 16, 65):
-        ours = [line for line in lines if f"M {tokens}," in line]
-        assert " | committed | None" in ours[0]
-        assert all(line.endswith("| 1.0") for line in ours[1:])
-    assert "computes a wrong result" not in done.stderr
-    assert "Configuration(" in done.stdout
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_every_section_runs_on_the_cpu_and_leaves_a_finished_file(tmp_path):
+    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--quick", "--out", str(tmp_path), "--deadline", "1100"]
+    done = subprocess.run([*command, "--carried", str(tmp_path / "nothing")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for section in gpu.SECTIONS:
+        assert gpu.finished(tmp_path / f"{section.name}.json"), section.name
+        assert gpu.read(tmp_path / f"{section.name}.json")["results"], section.name
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0
+    assert again.stdout.count("finished before") == len(gpu.SECTIONS)

@@ -3,7 +3,7 @@
 HOW THEY WERE CHOSEN: no GPU was available. They follow from figures of the machine code
 (benchmarks/results/kernel_aot.json): instructions per weight, registers, spills, shared memory; and from how many
 programs a shape gives to 108 (A100), 132 (H100, H200) or 148 (B200) multiprocessors. No time was measured.
-benchmarks/gpu_kernels.py sweeps them on a GPU; its result replaces the entries below, and this paragraph.
+benchmarks/gpu.py sweeps them on a GPU; its result replaces the entries below, and this paragraph.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The kernel sections of `benchmarks/gpu.py`: exactness, the table of products, and the sweep of configurations.
+"""Packed products of the section `roofline`: a table of them against cuBLAS, and tiles of their kernels.
 
 Products are timed as CUDA graphs over more weights than the cache holds (`nanochat_cli.bench.micro.kernels_cuda`),
 against cuBLAS through F.linear and against a plain copy of memory. The sweep times the product alone, with every
@@ -14,9 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nanochat_cli.bench.micro.kernels import COLUMNS, Device, Product, measure, packed_copies
-from nanochat_cli.diagnose.validate.matmul_case import Case
-from nanochat_cli.diagnose.validate.three_way_parity import CornerName, require_equal, run_corners
+from nanochat_cli.bench.micro.kernels import Device, Product, measure, packed_copies
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.report.result_file import Claim, Result
 from nanochat_kernels import quantize_activations
@@ -31,6 +29,7 @@ TABLE = [
     Product(8192, 8192, 1, 128),
     *(Product(size, size, tokens) for tokens in (16, 512) for size in (4096, 8192)),
 ]
+QUICK = [Product(128, 256, 1)]
 TARGETS: dict[Product, float] = {
     Product(8192, 8192, 1): 4.0,
     Product(4096, 4096, 1): 2.5,
@@ -50,21 +49,11 @@ SWEPT = [
 ]
 
 
-def check_triton(cases: Sequence[Case], reporter: Reporter, corner: CornerName = "triton") -> list[Result]:
-    """Every operation on every case against the reference. Raises ValidationFailure for the first that differs."""
-    corners = run_corners(cases, reporter, [corner])
-    require_equal(corners.values(), required=[corner])
-    what = corners[corner]
-    print(f"{what.form}: {what.comparisons} results on {what.cases} cases equal the reference's", flush=True)
-    return [Result(f"triangle, {what.form}", "results equal to the reference", float(what.comparisons), "results")]
-
-
 def measure_table(
     device: Device, reporter: Reporter, products: Sequence[Product] = TABLE, rounds: int = ROUNDS
 ) -> tuple[list[Result], list[Claim]]:
     """The products of TABLE, activation quantisation included, and a claim per target."""
     table = measure(products, device, reporter, rounds)
-    reporter.table(f"{table.device}, {table.memory_roof} {table.roof / 1e9:,.0f} GB/s", COLUMNS, table.rows)
     ratios = dict(zip(products, table.rows, strict=True))
     claims = [
         _claim(
