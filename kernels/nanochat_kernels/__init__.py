@@ -9,6 +9,8 @@ Names:
     effective weight = codes · scale: what a forward pass multiplies by
 """
 
+import torch
+
 from nanochat_kernels.bit_linear import (
     Form,
     GradInput,
@@ -71,3 +73,8 @@ __all__ = [
     "unpack",
     "unpack_plane128",
 ]
+
+# The first elementwise function that a process asks of oneMKL (2024.2, in torch's wheels) chooses the kernels of all of
+# them, without a lock: of two threads that ask at once, one may compute with the least accurate kernel
+# (pytorch#188792). So one thread asks, for one number, before any other can.
+torch.ones(1, device="cpu").cos()
