@@ -24,7 +24,7 @@ def learn_from_rewards(config: Config, resume: Path | None, reporter: Reporter, 
     from nanochat_cli.formats.run.checkpoints import is_empty
     from nanochat_cli.formats.run.dataset import read_record
     from nanochat_cli.rl.judging import open_judge
-    from nanochat_cli.rl.run_grpo import GRPORun
+    from nanochat_cli.rl.run_grpo import GRPORun, Start
 
     anchor(config, source=False)
     source = config.grpo.source
@@ -33,13 +33,13 @@ def learn_from_rewards(config: Config, resume: Path | None, reporter: Reporter, 
         run_folder(config, resume, TRAINS, stem) as run_dir,
         open_judge(config.grpo, problems.languages, reporter) as judge,
     ):
-        run = GRPORun(config, run_dir, problems, judge, reporter)
         if resume is not None and not is_empty(run_dir):
-            run.resume()
+            run = GRPORun(config, run_dir, problems, judge, reporter, Start.of_run(run_dir, config))
             write_config(config, run_dir)
         else:
             record = read_record(source)
-            run.begin(source, lambda tokenizer: create_run(run_dir, config, tokenizer, record))
+            run = GRPORun(config, run_dir, problems, judge, reporter, Start.of_source(source, config))
+            create_run(run_dir, config, run.tokenizer, record)
         run.run()
     if run.learned:
         reporter.info(f"next: nanochat eval {run_dir}   or: nanochat export {run_dir} --gguf")

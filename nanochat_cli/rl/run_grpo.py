@@ -7,13 +7,13 @@ is in `training_free`, `policy` and `rejection_sampling_tuning`.
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nanochat_cli.config.schema import Config
+from nanochat_cli.config.schema import Config, GRPOConfig
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import DataError, Interrupted
 from nanochat_cli.evaluation.complete_problems import fingerprint
@@ -44,60 +44,79 @@ MEASURED = 0
 """The round number for the random numbers of before and after; rounds of practice count from 1."""
 
 
-class GRPORun:
-    """One run in `run_dir`. Call `begin` or `resume`, then `run`."""
+@dataclass
+class Start:
+    """What a run starts from: the latest checkpoint of its source, or of its own after some rounds.
 
-    def __init__(self, config: Config, run_dir: Path, problems: ProblemSplit, judge: Judge, reporter: Reporter) -> None:
-        self.config, self.run_dir, self.reporter, self.judge = config, run_dir, reporter, judge
-        self.grpo = config.grpo
-        self.problems = problems
-        self.round = 0
-        """Rounds that are done."""
-        self.lessons = Lessons(self.grpo.max_lessons)
-        self.endpoint = (
-            None
-            if self.grpo.lessons_url is None
-            else ChatEndpoint(self.grpo.lessons_url, self.grpo.lessons_model, self.grpo.lessons_timeout)
-        )
-        self.before: Scores | None = None
-        self.learner: Learner | None = None
-        self.mtp: dict[str, Any] | None = None
-        """The source's multi-token prediction, kept unchanged, since it only drafts."""
-        self.reference: Transformer | None = None
+    reference: the model whose distance to the policy is penalised. mtp: the source's multi-token prediction, which is
+    kept unchanged, since it only drafts. saved: the checkpoint of a run that continues.
+    """
 
-    # -- beginnings ------------------------------------------------------------------------------------------
+    model: Transformer
+    tokenizer: Tokenizer
+    reference: Transformer | None
+    mtp: dict[str, Any] | None
+    saved: checkpoints.Checkpoint | None = None
 
-    def begin(self, source: Path, create: Callable[[Tokenizer], None]) -> None:
-        """Start from the latest checkpoint of `source`; `create` makes the folder with the tokenizer."""
-        if self.endpoint is not None:
-            require_answer(self.endpoint)
-        torch.manual_seed(self.config.run.seed)
-        start = open_run(source)
-        reference = copy.deepcopy(start.model) if self.grpo.kl_weight and self.grpo.mode == "policy" else None
-        self._prepare(start.model, start.tokenizer, reference)
-        if self.learner is not None:
-            self.learner.ternary_statistics()  # what the first round's flips are counted from
-        self.mtp = start.parts.get("mtp")
-        create(start.tokenizer)
-        self.library = self._open_library()
+    @classmethod
+    def of_source(cls, source: Path, config: Config) -> "Start":
+        """The beginning of a run. Raises DataError if the endpoint of lessons does not answer."""
+        if (endpoint := _endpoint(config.grpo)) is not None:
+            require_answer(endpoint)
+        torch.manual_seed(config.run.seed)
+        run = open_run(source)
+        reference = copy.deepcopy(run.model) if config.grpo.kl_weight and config.grpo.mode == "policy" else None
+        return cls(run.model, run.tokenizer, reference, run.parts.get("mtp"))
 
-    def resume(self) -> None:
-        """Continue after the last round that was saved."""
-        model, tokenizer, _ = load_run(self.run_dir)
-        saved = checkpoints.load(self.run_dir)
-        state = saved.state.get("grpo")
-        if state is None:
+    @classmethod
+    def of_run(cls, run_dir: Path, config: Config) -> "Start":
+        """After the last round that was saved. Raises DataError for another kind of run."""
+        model, tokenizer, _ = load_run(run_dir)
+        saved = checkpoints.load(run_dir)
+        if "grpo" not in saved.state:
             raise DataError(f"{saved.path}: not a checkpoint of nanochat grpo; name a run that it began")
         reference = None
         if (weights := saved.tensors.get("reference")) is not None:
-            reference = Transformer(self.config.model)
+            reference = Transformer(config.model)
             reference.load_state_dict(weights)
             reference.requantize()
-        self._prepare(model, tokenizer, reference)
+        return cls(model, tokenizer, reference, saved.tensors.get("mtp"), saved)
+
+
+class GRPORun:
+    """One run in `run_dir`, ready for `run`."""
+
+    def __init__(
+        self, config: Config, run_dir: Path, problems: ProblemSplit, judge: Judge, reporter: Reporter, start: Start
+    ) -> None:
+        self.config, self.run_dir, self.reporter, self.judge = config, run_dir, reporter, judge
+        self.grpo = grpo = config.grpo
+        self.round = 0
+        """Rounds that are done."""
+        self.before: Scores | None = None
+        self.lessons = Lessons(grpo.max_lessons)
+        self.endpoint = _endpoint(grpo)
+        self.tokenizer, self.mtp, self.reference = start.tokenizer, start.mtp, start.reference
+        self.learner = None if grpo.mode == "training-free" else Learner(start.model, config, reporter)
+        model = start.model.to(choose_device(config.train.device)) if self.learner is None else self.learner.model
+        self.model = model
+        self.sampler = Sampler(self.tokenizer, grpo.temperature, grpo.max_tokens, config.run.seed)
+        self.sampler.refresh(model)
+        self.problems = self._fitting(problems.for_tokenizer(self.tokenizer.encode))
+        self.view = RoundsView(reporter, grpo.rounds, title=run_dir.name, languages=self.problems.languages)
+        self.stop = StopSignals(self._say_stopping)
+        if self.reference is not None:
+            self.reference = self.reference.to(model.device).eval().requires_grad_(False)
+        if self.learner is not None and start.saved is None:
+            self.learner.ternary_statistics()  # what the first round's flips are counted from
+        self.library = self._restore(start.saved) if start.saved is not None else self._open_library()
+
+    def _restore(self, saved: checkpoints.Checkpoint) -> ExperienceLibrary:
+        """Continue after a round; returns the library as it was then."""
+        state = saved.state["grpo"]
         if self.learner is not None:
             self.learner.restore(checkpoints.load(self.run_dir, device=self.model.device).tensors, state["learner"])
             self.learner.saved(f"that of round {saved.step}")
-        self.mtp = saved.tensors.get("mtp")
         self.round, self.lessons.texts = saved.step, list(state["lessons"])
         self.before = {problem: Score(**values) for problem, values in state["before"].items()}
         if self.before.keys() != {problem.id for problem in (*self.problems.practised, *self.problems.held_out)}:
@@ -106,28 +125,12 @@ class GRPORun:
             raise DataError(f"{self.grpo.task}: its problems have changed since {self.run_dir} began; start a new run")
         if state["library"] is not None:
             (self.run_dir / LIBRARY_FILE).unlink(missing_ok=True)  # it may hold answers of an unfinished round
-        self.library = self._open_library()
+        library = self._open_library()
         if state["library"] is not None:
-            self.library.add(Experience(**values) for values in state["library"])
+            library.add(Experience(**values) for values in state["library"])
         checkpoints.restore_rng_state(saved.tensors["random"])
         self.reporter.info(f"resumed after round {self.round} of {self.grpo.rounds}")
-
-    def _prepare(self, model: Transformer, tokenizer: Tokenizer, reference: Transformer | None) -> None:
-        grpo = self.grpo
-        self.tokenizer = tokenizer
-        self.sampler = Sampler(tokenizer, grpo.temperature, grpo.max_tokens, self.config.run.seed)
-        if grpo.mode == "training-free":
-            self.model = model.to(choose_device(self.config.train.device))
-        else:
-            self.learner = Learner(model, self.config, self.reporter)
-            self.model = self.learner.model
-        self.sampler.refresh(self.model)
-        self.problems = self._fitting(self.problems.for_tokenizer(tokenizer.encode))
-        if self.learner is not None and grpo.mode == "policy":
-            if reference is not None:
-                reference = reference.to(self.model.device).eval().requires_grad_(False)
-            self.reference = reference
-            self.objective = PolicyObjective(grpo, reference, self.learner.state.score.autocast_dtype)
+        return library
 
     def _fitting(self, problems: ProblemSplit) -> ProblemSplit:
         """The problems whose prompt leaves room for an answer."""
@@ -156,16 +159,12 @@ class GRPORun:
         """All rounds that are left, and the report; returns its path. Raises Interrupted after a signal."""
         resumed = self.round if self.before is not None else None
         log = MetricsLog(self.run_dir, self.config.telemetry.tensorboard, resumed)
-        self.view = RoundsView(
-            self.reporter, self.grpo.rounds, title=self.run_dir.name, languages=self.problems.languages
-        )
-        with StopSignals(self._say_stopping) as stop, log, self.view:
-            self.stop, self.log = stop, log
+        with self.stop, log, self.view:
             if self.before is None:
                 self.before = self._measure("before", plain)
                 self.save()
             while self.round < self.grpo.rounds:
-                self._round(self.round + 1)
+                self._round(self.round + 1, log)
                 self.save()
             after = self._measure("after", self._conditioning(MEASURED))
         path = self._report(self.before, after)
@@ -191,7 +190,7 @@ class GRPORun:
             f"either way nanochat grpo --resume {self.run_dir} continues after the last whole round"
         )
 
-    def _round(self, number: int) -> None:
+    def _round(self, number: int, log: MetricsLog) -> None:
         problems = self.problems.of_round(self.grpo, self.config.run.seed, number)
         rate = self.sampler.rate
         tokens, seconds = rate.tokens, rate.seconds
@@ -209,8 +208,8 @@ class GRPORun:
         metrics |= self._learn(groups, number)
         self.sampler.refresh(self.model)
         self.round = number
-        self.log.log(number, metrics)
-        self.log.sync()
+        log.log(number, metrics)
+        log.sync()
         self.view.round(number, metrics)
 
     def _learn(self, groups: Sequence[Sequence[Judged]], number: int) -> dict[str, float]:
@@ -222,7 +221,8 @@ class GRPORun:
 
         if self.learner is not None and grpo.mode == "policy":
             trajectories = trajectories_of(groups, self.tokenizer, standardise=grpo.standardise)
-            metrics = learn_round(self.learner, self.objective, trajectories, grpo, seed, number, before_each)
+            objective = PolicyObjective(grpo, self.reference, self.learner.state.score.autocast_dtype)
+            metrics = learn_round(self.learner, objective, trajectories, grpo, seed, number, before_each)
             return metrics | self.learner.ternary_statistics()
         added = sum(remember(self.library, group, grpo, number) for group in groups)
         self.library.prune(max_size=grpo.max_experiences)
@@ -352,6 +352,12 @@ class GRPORun:
             }
         )
         return path
+
+
+def _endpoint(grpo: GRPOConfig) -> ChatEndpoint | None:
+    """The model that writes lessons, if there is one."""
+    url = grpo.lessons_url
+    return None if url is None else ChatEndpoint(url, grpo.lessons_model, grpo.lessons_timeout)
 
 
 def plain(problem: Problem) -> Prompt:

@@ -1,6 +1,5 @@
 """A run so small that rounds take seconds: its model was trained on right and wrong answers to a file's problems."""
 
-import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from nanochat_cli.rl.learner import Learner
 from nanochat_cli.rl.problem_split import load_split
 from nanochat_cli.rl.rejection_sampling_tuning import LikelihoodObjective
 from nanochat_cli.rl.rewards import RewardConfig
-from nanochat_cli.rl.run_grpo import GRPORun
+from nanochat_cli.rl.run_grpo import GRPORun, Start
 from nanochat_cli.rl.trajectories import Trajectory, batches, collate
 from nanochat_cli.sandbox.limits import Outcome, Program
 
@@ -130,15 +129,10 @@ def grpo_run(source: Path, folder: Path, *, resume: bool = False, pool: Any = No
     config.run.name = "tuned"
     run_dir = folder / "tuned"
     judge = Judge(pool or ReadingPool(), RewardConfig())
-    run = GRPORun(config, run_dir, load_split(config.grpo, QuietReporter()), judge, QuietReporter())
-    if resume:
-        run.resume()
-    else:
-        run.begin(source, functools.partial(_create, config, run_dir))
+    start = Start.of_run(run_dir, config) if resume else Start.of_source(source, config)
+    run = GRPORun(config, run_dir, load_split(config.grpo, QuietReporter()), judge, QuietReporter(), start)
+    if not resume:
+        run_dir.mkdir(exist_ok=True)
+        (run_dir / CONFIG_FILE).write_text(config_to_toml(config), encoding="utf-8")
+        run.tokenizer.save(run_dir / "tokenizer.json")
     return run
-
-
-def _create(config: Config, run_dir: Path, tokenizer: Tokenizer) -> None:
-    run_dir.mkdir()
-    (run_dir / CONFIG_FILE).write_text(config_to_toml(config), encoding="utf-8")
-    tokenizer.save(run_dir / "tokenizer.json")
