@@ -18,15 +18,8 @@ class RMSNorm(nn.Module):
         return _RMSNormFunction.apply(x, self.weight, self.eps)  # pyright: ignore[reportReturnType]
 
 
-def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The definition, differentiated by autograd; x [..., D], weight [D]."""
-    h = x.float()
-    h = h * torch.rsqrt(h.pow(2).mean(dim=-1, keepdim=True) + eps)
-    return (h * weight).to(x.dtype)
-
-
 class _RMSNormFunction(torch.autograd.Function):
-    """The same bits, with half of autograd's passes over memory in the backward pass and one saved tensor, x."""
+    """The bits of the formula under autograd, with half of the passes over memory in backward and x alone saved."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:

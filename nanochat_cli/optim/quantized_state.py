@@ -10,7 +10,7 @@ Nothing here waits for the device.
 import math
 from collections.abc import Mapping
 from functools import cache
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,22 +22,6 @@ Code = Literal["linear", "dynamic", "unsigned"]
 CELL_BITS = 15
 """Low bits of a float32 that do not affect its cell; see `nearest`."""
 CELLS = 2 ** (32 - CELL_BITS)
-
-
-class State(Protocol):
-    """A stack of items of one shape."""
-
-    def read(self, items: slice) -> Tensor:
-        """float32 [n, *shape]; may be the storage itself, which the caller may change before `write`."""
-        ...
-
-    def write(self, items: slice, values: Tensor) -> None: ...
-
-    def saved(self, items: slice | int) -> dict[str, Tensor]:
-        """The items as a checkpoint has them, by suffix of the state's name: views of the storage."""
-        ...
-
-    def tensors(self) -> list[Tensor]: ...
 
 
 class WholeState:

@@ -11,7 +11,7 @@ from nanochat_cli.config.schema import BigramInitConfig, Config, ModelConfig
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.report.reporter import QuietReporter
 from nanochat_cli.training.methods import bigram_start
-from nanochat_cli.training.methods.bigram_start import accumulate_gradient, bigram_loss, count_bigrams, fit_bigrams
+from nanochat_cli.training.methods.bigram_start import BigramCounts, accumulate_gradient, count_bigrams, fit_bigrams
 from nanochat_cli.training.trainer import Trainer
 from tests.training.synthetic import SyntheticData, tiny_config
 
@@ -32,6 +32,13 @@ def model(dim: int = 32) -> Transformer:
     torch.manual_seed(0)
     shape = {"vocab_size": VOCAB, "dim": dim, "n_layers": 1, "n_heads": 2, "n_kv_heads": 2, "ffn_dim": 64}
     return Transformer(ModelConfig.model_validate({**shape, "embedding_std": 0.8, "head_std": 0.001}))
+
+
+def bigram_loss(model: Transformer, bigrams: BigramCounts) -> torch.Tensor:
+    """The definition, by plain autograd: mean cross-entropy of the block-less model over all pairs, 0-dim."""
+    hidden = model.norm(model.embedding.weight)
+    log_probabilities = model.logits(hidden).log_softmax(dim=-1)
+    return -(bigrams.rows(0, bigrams.vocab_size) * log_probabilities).sum() / bigrams.total
 
 
 @pytest.mark.parametrize("size", [10_000, 1000, 7])

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nanochat_cli.config.schema import BigramInitConfig
+from nanochat_cli.config.sections.bigram_init import BigramInitConfig
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.training.part import Part
 from nanochat_cli.training.progress import Progress
@@ -92,17 +92,11 @@ def count_bigrams(pieces: Iterable[NDArray[np.int64]], vocab_size: int) -> Bigra
     )
 
 
-def bigram_loss(model: Transformer, bigrams: BigramCounts) -> Tensor:
-    """The definition, by plain autograd: mean cross-entropy of the block-less model over all pairs, 0-dim."""
-    hidden = model.norm(model.embedding.weight)
-    log_probabilities = model.logits(hidden).log_softmax(dim=-1)
-    return -(bigrams.rows(0, bigrams.vocab_size) * log_probabilities).sum() / bigrams.total
-
-
 def accumulate_gradient(model: Transformer, bigrams: BigramCounts) -> Tensor:
-    """`bigram_loss` and its gradient into `.grad`, a block of contexts at a time: never V × V in memory.
+    """Mean cross-entropy of the model without blocks over all pairs, 0-dim, and its gradient into `.grad`.
 
-    The gradient of the logits is known in closed form: count of the context × softmax − counts.
+    A block of contexts at a time: never V × V in memory. The gradient of the logits is known in closed form: count of
+    the context × softmax − counts.
     """
     total = bigrams.total
     unembedding = model.unembedding.detach()
