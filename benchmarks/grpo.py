@@ -23,7 +23,7 @@ from typing import Any
 import tomlkit
 
 from nanochat_cli.report.result_file import Result, write_results
-from nanochat_cli.rl.evaluation_pair import Score, Scores, differences
+from nanochat_cli.rl.evaluation_pair import ProblemScore, Scores, differences
 
 ROOT = Path(__file__).resolve().parents[1]
 LANGUAGES = ("python", "rust")
@@ -76,7 +76,7 @@ def run_language(language: str, arguments: argparse.Namespace) -> None:
 
 
 def scores(saved: dict[str, Any]) -> Scores:
-    return {problem: Score(**values) for problem, values in saved.items()}
+    return {problem: ProblemScore(**values) for problem, values in saved.items()}
 
 
 def results_of(language: str, mode: str, run: Path) -> tuple[list[Result], dict[str, Any]]:

@@ -15,7 +15,8 @@ from typing import get_args
 
 import torch
 
-from nanochat_cli.config.schema import Config, MHCConfig
+from nanochat_cli.config.schema import Config
+from nanochat_cli.config.sections.mhc import MHCConfig
 from nanochat_cli.data.prepare import cached_dataset
 from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.report.reporter import QuietReporter

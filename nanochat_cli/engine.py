@@ -253,7 +253,7 @@ class Engine:
 
         Raises ConfigError while another process writes `out`.
         """
-        from nanochat_cli.report.results import add_results
+        from nanochat_cli.report.run_results import add_results
 
         loaded = self._open(run, which)
         with held_file(out, "writes"):

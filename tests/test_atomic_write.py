@@ -12,7 +12,7 @@ from nanochat_cli.evaluation.sample_file import SampleFile
 from nanochat_cli.formats.run import checkpoints
 from nanochat_cli.report.metrics_log import MetricsLog
 from nanochat_cli.report.reporter import QuietReporter
-from nanochat_cli.report.results import add_results
+from nanochat_cli.report.run_results import add_results
 from nanochat_cli.rl.experience import Experience, ExperienceLibrary
 from tests.data.corpora import make_config, write_folder
 from tests.durability import record_disk_calls

@@ -25,8 +25,8 @@ def compare(
     plots, and hparams/ for TensorBoard. Trains nothing.
     """
     from nanochat_cli.bench.matched.compare import compare_runs
-    from nanochat_cli.bench.matched.records import write_suite
     from nanochat_cli.bench.matched.report.comparison import show_comparison, write_comparison
+    from nanochat_cli.bench.matched.run_record import write_suite
     from nanochat_cli.folders import held_folder
     from nanochat_cli.formats.run.find import new_folder, require_writable
 

@@ -11,18 +11,13 @@ from pydantic import Field, model_validator
 from nanochat_cli.config.sections.bigram_init import BigramInitConfig
 from nanochat_cli.config.sections.collider import ColliderConfig
 from nanochat_cli.config.sections.data import DataConfig, TokenizerConfig
-from nanochat_cli.config.sections.deltanet import DeltaNetConfig as DeltaNetConfig
 from nanochat_cli.config.sections.eval import EvalConfig
 from nanochat_cli.config.sections.export import ExportConfig
 from nanochat_cli.config.sections.fire import FireConfig
 from nanochat_cli.config.sections.grpo import GRPOConfig
 from nanochat_cli.config.sections.loader import LoaderConfig
-from nanochat_cli.config.sections.mhc import MHCConfig as MHCConfig
 from nanochat_cli.config.sections.model import ModelConfig
-from nanochat_cli.config.sections.model import QuantConfig as QuantConfig
-from nanochat_cli.config.sections.moe import MoEConfig as MoEConfig
 from nanochat_cli.config.sections.mtp import MTPConfig
-from nanochat_cli.config.sections.optim import GaLoreConfig as GaLoreConfig
 from nanochat_cli.config.sections.optim import OptimConfig
 from nanochat_cli.config.sections.run import CheckpointConfig, RunConfig, TelemetryConfig
 from nanochat_cli.config.sections.section import Section

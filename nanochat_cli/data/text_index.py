@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from nanochat_cli.atomic_write import whole
-from nanochat_cli.config.schema import DataConfig
+from nanochat_cli.config.sections.data import DataConfig
 from nanochat_cli.data.corpus import Corpus
 from nanochat_cli.data.on_the_fly import COLUMNS
 from nanochat_cli.data.prepare import bounded, source_of

@@ -36,7 +36,7 @@ class Fact:
 
 
 @dataclass(frozen=True)
-class Part:
+class Extra:
     """An optional part. version: None if it is not installed; unlocks: what it is for."""
 
     name: str
@@ -50,7 +50,7 @@ class Diagnosis:
     """sections: facts by heading, in order."""
 
     sections: dict[str, list[Fact]]
-    optional: list[Part]
+    optional: list[Extra]
 
     def as_dict(self) -> dict[str, object]:
         sections = {name: [asdict(fact) for fact in facts] for name, facts in self.sections.items()}
@@ -81,7 +81,7 @@ def diagnose() -> Diagnosis:
             name: [Fact(f.name, anonymous(f.value), anonymous(f.advice)) for f in facts]
             for name, facts in sections.items()
         },
-        [Part(p.name, None if p.version is None else anonymous(p.version), p.unlocks, p.install) for p in optional()],
+        [Extra(p.name, None if p.version is None else anonymous(p.version), p.unlocks, p.install) for p in optional()],
     )
 
 
@@ -180,7 +180,7 @@ def space() -> list[Fact]:
     return [Fact(name, f"{format_quantity(free_bytes(path), 'B')} free") for name, path in places.items()]
 
 
-def optional() -> list[Part]:
+def optional() -> list[Extra]:
     """Optional parts, installed or not."""
     packages = (
         (
@@ -191,7 +191,7 @@ def optional() -> list[Part]:
         ("flash-linear-attention", "a faster kernel for DeltaNet layers in training, on CUDA", "gpu"),
         ("lm-eval", "the tasks of lm-evaluation-harness, with `nanochat` as a model", "lm-eval"),
     )
-    parts = [Part(name, installed(name), use, f"pip install 'nanochat[{extra}]'") for name, use, extra in packages]
+    parts = [Extra(name, installed(name), use, f"pip install 'nanochat[{extra}]'") for name, use, extra in packages]
     programs = (
         ("rustc", "rustc", "Rust programs in `nanochat eval --suite rust` and `nanochat grpo`", "https://rustup.rs"),
         (
@@ -201,7 +201,7 @@ def optional() -> list[Part]:
             "package bubblewrap of the system",
         ),
     )
-    return parts + [Part(name, first_line(output(run, "--version")), use, get) for name, run, use, get in programs]
+    return parts + [Extra(name, first_line(output(run, "--version")), use, get) for name, run, use, get in programs]
 
 
 # --- where the facts come from ----------------------------------------------------------------------------------------

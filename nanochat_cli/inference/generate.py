@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from nanochat_cli.config.schema import ModelConfig
+from nanochat_cli.config.sections.model import ModelConfig
 from nanochat_cli.errors import DataError
 from nanochat_cli.inference.sampling import SamplingConfig, generators, sample, unused_tokens
 from nanochat_cli.model.cache import KVCache

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from nanochat_cli.config.schema import ModelConfig
+from nanochat_cli.config.sections.model import ModelConfig
 from nanochat_cli.model.attend import attend, attend_by_chance
 from nanochat_cli.model.bitlinear import BitLinear, Joint
 from nanochat_cli.model.cache import KVCache

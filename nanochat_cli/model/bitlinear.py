@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nanochat_cli.config.schema import QuantConfig
+from nanochat_cli.config.sections.model import QuantConfig
 from nanochat_cli.model.norm import RMSNorm
 from nanochat_kernels import (
     Form,

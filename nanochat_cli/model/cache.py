@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nanochat_cli.config.schema import ModelConfig
+from nanochat_cli.config.sections.model import ModelConfig
 from nanochat_cli.model.attend import attend, attend_one
 
 

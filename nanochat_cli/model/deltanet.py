@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nanochat_cli.config.schema import ModelConfig
+from nanochat_cli.config.sections.model import ModelConfig
 from nanochat_cli.model.bitlinear import BitLinear, Joint
 from nanochat_cli.model.cache import KVCache
 from nanochat_cli.model.delta_rule import chunked_delta_rule, recurrent_delta_rule

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from nanochat_cli.config.schema import ModelConfig
+from nanochat_cli.config.sections.model import ModelConfig
 from nanochat_cli.model.bitlinear import BitLinear, Joint
 from nanochat_cli.model.norm import RMSNorm
 from nanochat_kernels import QuantizedInput, swiglu_feed_forward

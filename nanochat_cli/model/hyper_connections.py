@@ -19,7 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nanochat_cli.config.schema import MHCConfig, ModelConfig
+from nanochat_cli.config.sections.mhc import MHCConfig
+from nanochat_cli.config.sections.model import ModelConfig
 from nanochat_kernels.hyper_connections import mix_streams
 
 FAVOURED, OTHERS = 1.0, -1.0

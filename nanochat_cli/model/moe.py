@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nanochat_cli.config.schema import ModelConfig, QuantConfig
+from nanochat_cli.config.sections.model import ModelConfig, QuantConfig
 from nanochat_cli.model.bitlinear import BitLinear
 from nanochat_cli.model.feedforward import FeedForward
 from nanochat_cli.model.norm import RMSNorm

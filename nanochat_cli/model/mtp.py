@@ -13,7 +13,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from nanochat_cli.config.schema import ModelConfig, MTPConfig
+from nanochat_cli.config.sections.model import ModelConfig
+from nanochat_cli.config.sections.mtp import MTPConfig
 from nanochat_cli.model.bitlinear import BitLinear
 from nanochat_cli.model.cache import KVCache
 from nanochat_cli.model.norm import RMSNorm

@@ -14,7 +14,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from nanochat_cli.config.schema import ModelConfig
+from nanochat_cli.config.sections.model import ModelConfig
 from nanochat_cli.model.attention import Attention
 from nanochat_cli.model.bitlinear import BitLinear
 from nanochat_cli.model.cache import KVCache

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nanochat_cli.optim.flat_state import flat_state, parts, saved
+from nanochat_cli.optim.flat_state import flat_state, pieces, saved
 from nanochat_cli.optim.quantized_state import copy_states
 
 
@@ -76,15 +76,15 @@ class AdamW8bit:
                 continue
             steps += 1
             correction = [1 - beta ** steps.item() for beta in self.betas]
-            for part in parts(parameter, first):
-                mean = first.read(part.items).lerp_(part.gradient, 1 - self.betas[0])
-                square = second.read(part.items).lerp_(part.gradient.square(), 1 - self.betas[1])
+            for piece in pieces(parameter, first):
+                mean = first.read(piece.items).lerp_(piece.gradient, 1 - self.betas[0])
+                square = second.read(piece.items).lerp_(piece.gradient.square(), 1 - self.betas[1])
                 update = mean / (square.sqrt() / math.sqrt(correction[1])).add_(self.eps)
                 if self.weight_decay:
-                    part.parameter.mul_(1 - lr * self.weight_decay)
-                part.parameter.add_(part.flat(update), alpha=-lr / correction[0])
-                first.write(part.items, mean)
-                second.write(part.items, square)
+                    piece.parameter.mul_(1 - lr * self.weight_decay)
+                piece.parameter.add_(piece.flat(update), alpha=-lr / correction[0])
+                first.write(piece.items, mean)
+                second.write(piece.items, square)
 
     def state_names(self, name: str) -> frozenset[str]:
         return frozenset(self.state_dict()[name])

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from nanochat_cli.config.schema import OptimConfig
+from nanochat_cli.config.sections.optim import OptimConfig
 from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.model.bitlinear import BitLinear
 from nanochat_cli.model.moe import ExpertLinear

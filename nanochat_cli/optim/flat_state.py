@@ -20,7 +20,7 @@ LARGE_CHUNK = 2**20
 
 
 @dataclass(frozen=True)
-class Part:
+class Piece:
     """items: a slice of the states; parameter: flat view; gradient: float32 in the shape of the items."""
 
     items: slice
@@ -39,12 +39,12 @@ def flat_state(parameter: nn.Parameter, code: Code, block: int | None) -> WholeS
     return make_state(-(-parameter.numel() // block), (block,), parameter.device, code, block)
 
 
-def parts(parameter: nn.Parameter, state: WholeState | QuantizedState) -> Iterator[Part]:
+def pieces(parameter: nn.Parameter, state: WholeState | QuantizedState) -> Iterator[Piece]:
     """The pieces of one update; the parameter must have a gradient."""
     assert parameter.grad is not None
     flat, gradient = parameter.detach().view(-1), parameter.grad.reshape(-1)
     if isinstance(state, WholeState):
-        yield Part(slice(0, 1), flat, parameter.grad.float()[None])
+        yield Piece(slice(0, 1), flat, parameter.grad.float()[None])
         return
     block = state.size
     step = CHUNK.get(parameter.device.type, LARGE_CHUNK) // block * block
@@ -52,7 +52,7 @@ def parts(parameter: nn.Parameter, state: WholeState | QuantizedState) -> Iterat
         piece = gradient[start : start + step].float()
         padded = F.pad(piece, (0, -len(piece) % block))
         items = slice(start // block, start // block + len(padded) // block)
-        yield Part(items, flat[start : start + step], padded.view(-1, block))
+        yield Piece(items, flat[start : start + step], padded.view(-1, block))
 
 
 def saved(kind: str, state: WholeState | QuantizedState) -> dict[str, Tensor]:

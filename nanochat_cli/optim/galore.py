@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from nanochat_cli.config.schema import GaLoreConfig
+from nanochat_cli.config.sections.optim import GaLoreConfig
 from nanochat_cli.optim.muon import default_iteration_dtype
 from nanochat_cli.optim.newton_schulz import Coefficients, orthogonalize
 from nanochat_cli.optim.quantized_state import Code, QuantizedState, WholeState, copy_states, make_state

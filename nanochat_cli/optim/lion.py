@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nanochat_cli.optim.flat_state import flat_state, parts, saved
+from nanochat_cli.optim.flat_state import flat_state, pieces, saved
 from nanochat_cli.optim.quantized_state import copy_states
 
 
@@ -33,13 +33,13 @@ class Lion:
         for parameter, state in zip(self.parameters, self.momentum, strict=True):
             if parameter.grad is None:
                 continue
-            for part in parts(parameter, state):
-                momentum = state.read(part.items)
-                update = torch.lerp(part.gradient, momentum, self.betas[0]).sign_()
+            for piece in pieces(parameter, state):
+                momentum = state.read(piece.items)
+                update = torch.lerp(piece.gradient, momentum, self.betas[0]).sign_()
                 if self.weight_decay:
-                    part.parameter.mul_(1 - lr * self.weight_decay)
-                part.parameter.add_(part.flat(update), alpha=-lr)
-                state.write(part.items, momentum.lerp_(part.gradient, 1 - self.betas[1]))
+                    piece.parameter.mul_(1 - lr * self.weight_decay)
+                piece.parameter.add_(piece.flat(update), alpha=-lr)
+                state.write(piece.items, momentum.lerp_(piece.gradient, 1 - self.betas[1]))
 
     def state_names(self, name: str) -> frozenset[str]:
         return frozenset(self.state_dict()[name])

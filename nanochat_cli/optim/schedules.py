@@ -11,7 +11,7 @@ Warm-ups are configured in steps, but limited to a share of the run: a run of a 
 import math
 from dataclasses import dataclass, replace
 
-from nanochat_cli.config.schema import OptimConfig
+from nanochat_cli.config.sections.optim import OptimConfig
 
 WARM_UP_SHARE = 0.2
 """Largest share of a run for the warm-up of the learning rate."""

@@ -21,7 +21,7 @@ REPORT_FILE = "report.md"
 
 
 @dataclass(frozen=True)
-class Score:
+class ProblemScore:
     """Counts over `samples` completions of one problem. best: whether the one with the largest reward solves it."""
 
     samples: int
@@ -31,7 +31,7 @@ class Score:
     reward: float
 
 
-Scores = dict[str, Score]
+Scores = dict[str, ProblemScore]
 """By id of the problem."""
 
 MEASURES = {
@@ -57,10 +57,10 @@ class Difference:
     difference_interval: tuple[float, float] | None
 
 
-def score(group: Sequence[Judged]) -> Score:
+def score(group: Sequence[Judged]) -> ProblemScore:
     """The score of one problem from its completions, at least one. Among equal rewards the first is the best."""
     best = max(group, key=lambda judged: judged.reward.total)
-    return Score(
+    return ProblemScore(
         samples=len(group),
         solved=sum(judged.solves for judged in group),
         compiled=sum(judged.compiles for judged in group),

@@ -25,7 +25,7 @@ from nanochat_cli.report.metrics_log import MetricsLog
 from nanochat_cli.report.quantities import counted
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.rl.chat_endpoint import ChatEndpoint
-from nanochat_cli.rl.evaluation_pair import COLUMNS, Score, Scores, differences, rows, score, write_report
+from nanochat_cli.rl.evaluation_pair import COLUMNS, ProblemScore, Scores, differences, rows, score, write_report
 from nanochat_cli.rl.experience import Experience, ExperienceLibrary
 from nanochat_cli.rl.judging import Judge, Judged, collect, rollout_metrics
 from nanochat_cli.rl.learner import Learner
@@ -118,7 +118,7 @@ class GRPORun:
             self.learner.restore(checkpoints.load(self.run_dir, device=self.model.device).tensors, state["learner"])
             self.learner.saved(f"that of round {saved.step}")
         self.round, self.lessons.texts = saved.step, list(state["lessons"])
-        self.before = {problem: Score(**values) for problem, values in state["before"].items()}
+        self.before = {problem: ProblemScore(**values) for problem, values in state["before"].items()}
         if self.before.keys() != {problem.id for problem in (*self.problems.practised, *self.problems.held_out)}:
             raise DataError(f"{self.grpo.task}: not the problems that {self.run_dir} began with; start a new run")
         if state.get("problems", self._fingerprint()) != self._fingerprint():  # same ids, other prompts or tests

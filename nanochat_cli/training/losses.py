@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nanochat_cli.config.schema import TrainConfig
+from nanochat_cli.config.sections.train import TrainConfig
 from nanochat_cli.model.transformer import Transformer
 
 IGNORE = -100

@@ -16,7 +16,7 @@ from nanochat_cli.report.environment import environment, read_environment
 from nanochat_cli.report.metrics_log import read_metrics
 from nanochat_cli.report.plots import plot_run, text_curve
 from nanochat_cli.report.reporter import Reporter
-from nanochat_cli.report.results import add_results
+from nanochat_cli.report.run_results import add_results
 from nanochat_cli.training.build import METHODS
 from nanochat_cli.training.progress import TrainResult
 from nanochat_cli.training.samples import Sample, draw_samples, write_samples

@@ -11,7 +11,7 @@ charged. A schedule that decays always has a last part of the run to decay in.
 import statistics
 from collections import deque
 
-from nanochat_cli.config.schema import OptimConfig
+from nanochat_cli.config.sections.optim import OptimConfig
 from nanochat_cli.optim.schedules import WarmUps
 from nanochat_cli.training.progress import Progress
 

@@ -10,7 +10,7 @@ from _pytest.mark import ParameterSet
 
 from nanochat_cli.config.schema import ExportConfig
 from nanochat_cli.data.tokenizer import Tokenizer
-from nanochat_cli.diagnose.validate.matmul_case import Case, Results
+from nanochat_cli.diagnose.validate.matmul_case import MatmulCase, Results
 from nanochat_cli.diagnose.validate.matmul_parity import llama_cpp_product
 from nanochat_cli.diagnose.validate.three_way_parity import (
     CORNERS,
@@ -47,11 +47,11 @@ def slow_if_large(shapes: Sequence[tuple[int, int]], most: int = LARGE) -> list[
     return [pytest.param(*shape, marks=[slow] if shape[0] * shape[1] > most else []) for shape in shapes]
 
 
-def of_shape(rows: int, columns: int) -> list[Case]:
+def of_shape(rows: int, columns: int) -> list[MatmulCase]:
     return [case for case in all_cases() if (case.rows, case.columns) == (rows, columns)]
 
 
-def require_all_equal(cases: list[Case], *corners: CornerName) -> None:
+def require_all_equal(cases: list[MatmulCase], *corners: CornerName) -> None:
     found = run_corners(cases, QuietReporter(), corners)
     require_equal(found.values(), required=corners)
     assert all(corner.cases > 0 for corner in found.values())
@@ -63,10 +63,10 @@ def test_cpu_kernels_equal_the_reference(rows: int, columns: int) -> None:
 
 
 def test_cpu_kernels_equal_the_reference_on_a_large_matrix() -> None:
-    require_all_equal([Case(4096, 11008, 1, "row")], "cpu", "llama.cpp")
+    require_all_equal([MatmulCase(4096, 11008, 1, "row")], "cpu", "llama.cpp")
 
 
-def diagonal(rows: int, columns: int) -> list[Case]:
+def diagonal(rows: int, columns: int) -> list[MatmulCase]:
     """Cases of a shape with every granularity and every number of tokens, but not in every combination."""
     cases = of_shape(rows, columns)
     if len(cases) <= len(ODD_TOKENS):
@@ -75,9 +75,9 @@ def diagonal(rows: int, columns: int) -> list[Case]:
     return [case for case in cases if (case.granularity, case.tokens) in pairs and case == plain(case)]
 
 
-def plain(case: Case) -> Case:
+def plain(case: MatmulCase) -> MatmulCase:
     """The case without special values, which have their own test."""
-    return Case(case.rows, case.columns, case.tokens, case.granularity)
+    return MatmulCase(case.rows, case.columns, case.tokens, case.granularity)
 
 
 def test_triton_kernels_equal_the_reference_in_every_small_shape() -> None:
@@ -128,7 +128,7 @@ def test_the_cases_are_those_that_were_promised() -> None:
 
 
 @pytest.mark.parametrize("case", quick_cases(), ids=str)
-def test_the_reference_is_integer_arithmetic(case: Case) -> None:
+def test_the_reference_is_integer_arithmetic(case: MatmulCase) -> None:
     """Oracle: numpy's int64 products of unpacked codes, and float64 sums over the groups."""
     found = reference(case)
     grid, codes = case.grid.numpy().astype(np.int64), case.ternary.codes.numpy().astype(np.int64)
@@ -163,7 +163,7 @@ def one_more(results: Results, name: str) -> Results:
     ],
 )
 def test_one_integer_that_is_off_by_one_is_a_difference(name: str) -> None:
-    case = Case(17, 128, 3)
+    case = MatmulCase(17, 128, 3)
     results = reference(case)
     corner = Corner("cpu", "")
     corner.compare(case, one_more(results, name), results)
@@ -173,7 +173,7 @@ def test_one_integer_that_is_off_by_one_is_a_difference(name: str) -> None:
 
 @pytest.mark.parametrize("granularity", ["row", 64])
 def test_a_value_that_is_off_by_more_than_the_tolerance_is_a_difference(granularity) -> None:
-    case = Case(17, 128, 3, granularity)
+    case = MatmulCase(17, 128, 3, granularity)
     results = reference(case)
     for relative, n_differences in ((2e-6, 0), (1e-4, 1)):
         corner = Corner("cpu", "")
@@ -183,7 +183,7 @@ def test_a_value_that_is_off_by_more_than_the_tolerance_is_a_difference(granular
 
 
 def test_llama_cpp_notices_a_single_flipped_code() -> None:
-    case = Case(33, 256, 3)
+    case = MatmulCase(33, 256, 3)
     codes = case.ternary.codes
     expected = case.grid.long() @ codes.long().T
     assert torch.equal(torch.from_numpy(llama_cpp_product(case).integers).round().long(), expected)
@@ -197,7 +197,7 @@ def test_a_corner_that_must_exist_and_does_not_is_a_failure(monkeypatch: pytest.
     from nanochat_cli.export import llama_cpp
 
     monkeypatch.setattr(llama_cpp, "is_available", lambda: False)
-    corners = run_corners([Case(17, 128, 1)], QuietReporter(), ["llama.cpp"])
+    corners = run_corners([MatmulCase(17, 128, 1)], QuietReporter(), ["llama.cpp"])
     assert corners["llama.cpp"].verdict == "absent"
     require_equal(corners.values(), required=())
     with pytest.raises(ValidationFailure, match=r"llama\.cpp must run here and does not: everything: xllamacpp is not"):
@@ -210,7 +210,7 @@ def test_a_corner_that_must_exist_and_does_not_is_a_failure(monkeypatch: pytest.
 @pytest.mark.parametrize("place", [0, 31, 95, -1])
 @pytest.mark.parametrize("plane", range(4))
 def test_code_3_in_packed_bytes_is_rejected_at_load(place: int, plane: int) -> None:
-    packed = Case(17, 384, 1).packed
+    packed = MatmulCase(17, 384, 1).packed
     PackedTernary.from_bytes(packed.packed, packed.scales, packed.columns)
     damaged = packed.packed.clone()
     damaged.view(-1)[place] |= 3 << 2 * plane

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nanochat_cli.config.schema import GaLoreConfig
+from nanochat_cli.config.sections.optim import GaLoreConfig
 from nanochat_cli.optim.adamw import AdamW
 from nanochat_cli.optim.galore import GaLore
 from nanochat_cli.optim.muon import Muon

@@ -3,7 +3,7 @@
 import pytest
 
 from nanochat_cli.errors import DataError
-from nanochat_cli.report.results import add_results, read_results
+from nanochat_cli.report.run_results import add_results, read_results
 
 TRAINED = {
     "config": {"model": {"dim": 64}},

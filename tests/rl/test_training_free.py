@@ -13,7 +13,7 @@ from nanochat_cli.formats.open import load_run
 from nanochat_cli.formats.run import checkpoints
 from nanochat_cli.report.metrics_log import read_metrics
 from nanochat_cli.report.reporter import PlainReporter
-from nanochat_cli.rl.evaluation_pair import Score, differences
+from nanochat_cli.rl.evaluation_pair import ProblemScore, differences
 from nanochat_cli.rl.experience import Experience, ExperienceLibrary
 from nanochat_cli.rl.judging import Judge
 from nanochat_cli.rl.lessons import Lessons
@@ -211,8 +211,12 @@ def test_a_run_that_learned_nothing_says_so_without_rows_of_zeros(source, tmp_pa
 
 
 def test_a_difference_is_paired_by_problem():
-    before = {name: Score(4, solved, 4, solved > 0, solved / 4) for name, solved in (("a", 0), ("b", 4), ("c", 1))}
-    after = {name: Score(4, solved, 2, solved > 0, solved / 4) for name, solved in (("a", 1), ("b", 4), ("c", 2))}
+    before = {
+        name: ProblemScore(4, solved, 4, solved > 0, solved / 4) for name, solved in (("a", 0), ("b", 4), ("c", 1))
+    }
+    after = {
+        name: ProblemScore(4, solved, 2, solved > 0, solved / 4) for name, solved in (("a", 1), ("b", 4), ("c", 2))
+    }
     found = {(one.problems, one.measure): one for one in differences({"all": "abc", "none": ""}, before, after)}
     assert {problems for problems, _ in found} == {"all"}
     passed = found["all", "pass@1"]

@@ -10,7 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from nanochat_cli.config.schema import Config, ModelConfig, QuantConfig
+from nanochat_cli.config.schema import Config, ModelConfig
+from nanochat_cli.config.sections.model import QuantConfig
 from nanochat_cli.model.mtp import build_mtp
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.training.flops import measured_peak, model_flops_per_token, training_flops_per_token

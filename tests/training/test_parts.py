@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from nanochat_cli.formats.run import checkpoints, nested_values
+from nanochat_cli.formats.run import checkpoints, state_tree
 from nanochat_cli.report.metrics_log import read_metrics
 from nanochat_cli.report.reporter import QuietReporter
 from nanochat_cli.training import build, next_token, part, state, trainer, update
@@ -71,7 +71,7 @@ def test_every_method_is_tested_here():
     assert {method.__name__ for method in METHODS} == ON.keys()
 
 
-@pytest.mark.parametrize("module", [trainer, update, next_token, state, part, checkpoints, nested_values])
+@pytest.mark.parametrize("module", [trainer, update, next_token, state, part, checkpoints, state_tree])
 def test_the_loop_the_update_and_the_checkpoints_name_no_method(module):
     words = r"collider|\bfire\b|mtp|multi-token|bigram|\bmoe|mixture|expert|balance|streams|mhc|ternary|dormant|kept_f"
     assert re.findall(words, inspect.getsource(module), re.IGNORECASE) == []

@@ -48,7 +48,7 @@ _TYPES = {
 
 
 @dataclass(frozen=True)
-class Case:
+class MetaCall:
     """One call of an operation on meta tensors. essential: compiled by the default tests."""
 
     name: str
@@ -100,12 +100,12 @@ def activations(tokens: int, columns: int, group: int | None = None) -> Quantize
     )
 
 
-def cases() -> list[Case]:
+def cases() -> list[MetaCall]:
     """Every kernel in the forms that the operations launch, for the shapes and group sizes that decide the form."""
     return [*_quantizer_cases(), *_decode_cases(), *_product_cases(), *_stream_cases(), *_edge_cases()]
 
 
-def _decode_cases() -> list[Case]:
+def _decode_cases() -> list[MetaCall]:
     listed = []
     for rows, columns in ((4096, 4096), (11008, 4096), (4096, 11008), (768, 768)):
         for group in (None, 64, 128, 256):
@@ -120,11 +120,11 @@ def _decode_cases() -> list[Case]:
                     weight(rows, columns, group),
                     torch.bfloat16,
                 )
-                listed.append(Case(name, call, essential))
+                listed.append(MetaCall(name, call, essential))
     return listed
 
 
-def _product_cases() -> list[Case]:
+def _product_cases() -> list[MetaCall]:
     listed = []
     for tokens, essential in ((512, False), (8192, True)):
         for dtype, operation in ((torch.int8, operations.int8_matmul), (torch.float8_e4m3fn, operations.fp8_matmul)):
@@ -133,21 +133,21 @@ def _product_cases() -> list[Case]:
             call = partial(operation, *operands, *scales, torch.bfloat16)
             # Compute capability 8.0 has no fp8.
             architectures = (80, 90, 100) if dtype == torch.int8 else (90, 100)
-            listed.append(Case(f"{operation.__name__} {tokens}x4096x4096", call, essential, architectures))
+            listed.append(MetaCall(f"{operation.__name__} {tokens}x4096x4096", call, essential, architectures))
     for group in (None, 128):
         call = partial(
             operations.ternary_matmul, activations(512, 4096, group), weight(4096, 4096, group), torch.bfloat16
         )
-        listed.append(Case(f"ternary_matmul 4096x4096 M=512, {'groups of 128' if group else 'rows'}", call))
+        listed.append(MetaCall(f"ternary_matmul 4096x4096 M=512, {'groups of 128' if group else 'rows'}", call))
         call = partial(ternary_small_matmul, activations(512, 4096, group), weight(4096, 4096, group), torch.bfloat16)
-        listed.append(Case(f"ternary_small_matmul 4096x4096 M=512, {'groups of 128' if group else 'rows'}", call))
+        listed.append(MetaCall(f"ternary_small_matmul 4096x4096 M=512, {'groups of 128' if group else 'rows'}", call))
     for dtype in (torch.int8, torch.bfloat16, torch.float32, torch.float8_e4m3fn):
         call = partial(operations.unpack, weight(4096, 4096), dtype)
-        listed.append(Case(f"unpack to {str(dtype).removeprefix('torch.')}", call, dtype == torch.int8))
+        listed.append(MetaCall(f"unpack to {str(dtype).removeprefix('torch.')}", call, dtype == torch.int8))
     return listed
 
 
-def _stream_cases() -> list[Case]:
+def _stream_cases() -> list[MetaCall]:
     listed = []
     for n in (2, 4):
         for width in (768, 1536):
@@ -158,34 +158,40 @@ def _stream_cases() -> list[Case]:
                 grad = torch.empty(64, rows, width, device="meta")
                 name, essential = f"{form} {n} streams of {width}", width == 1536 and n == 4
                 listed += [
-                    Case(name, partial(hyper_connections.forward, x, weights, beside), essential),
-                    Case(f"{name}, backward", partial(hyper_connections.backward, grad, x, weights, beside), essential),
+                    MetaCall(name, partial(hyper_connections.forward, x, weights, beside), essential),
+                    MetaCall(
+                        f"{name}, backward", partial(hyper_connections.backward, grad, x, weights, beside), essential
+                    ),
                 ]
     return listed
 
 
-def _edge_cases() -> list[Case]:
+def _edge_cases() -> list[MetaCall]:
     """Sizes of one, which Triton turns into constants of the kernel."""
     listed = [
-        Case("ternarize 1x128, tensor", partial(ternarize_forms, torch.empty(1, 128, device="meta"), "tensor"), True),
-        Case("quantize_activations 1x1", partial(operations.quantize_activations, torch.empty(1, 1, device="meta"))),
+        MetaCall(
+            "ternarize 1x128, tensor", partial(ternarize_forms, torch.empty(1, 128, device="meta"), "tensor"), True
+        ),
+        MetaCall(
+            "quantize_activations 1x1", partial(operations.quantize_activations, torch.empty(1, 1, device="meta"))
+        ),
     ]
     for tokens in (1, 8):
         for group in (None, 128):
             call = partial(operations.ternary_matmul, activations(tokens, 4096, group), weight(1, 4096, group))
             name = f"ternary_matmul 1x4096 M={tokens}, {f'groups of {group}' if group else 'rows'}"
-            listed.append(Case(name, call, tokens == 1 and group is None))
+            listed.append(MetaCall(name, call, tokens == 1 and group is None))
     one = partial(ternary_small_matmul, activations(1, 4096), weight(1, 4096))
-    listed.append(Case("ternary_small_matmul 1x4096 M=1, rows", one, True))
+    listed.append(MetaCall("ternary_small_matmul 1x4096 M=1, rows", one, True))
     return listed
 
 
-def _quantizer_cases() -> list[Case]:
+def _quantizer_cases() -> list[MetaCall]:
     listed = []
     for granularity in ("row", "tensor", 128):
         latent = torch.empty(4096, 4096, device="meta")
         call = partial(ternarize_forms, latent, granularity, codes=True, transposed=True, packed=True)
-        listed.append(Case(f"ternarize 4096x4096, {granularity}", call, granularity == "row"))
+        listed.append(MetaCall(f"ternarize 4096x4096, {granularity}", call, granularity == "row"))
     for columns in (768, 4096, 11008, 28672):
         for group in (None, 128):
             x, norm = (
@@ -194,18 +200,20 @@ def _quantizer_cases() -> list[Case]:
             suffix = f"K={columns}, {f'sums of {group}' if group else 'one sum'}"
             essential = columns == 4096 and group is None
             listed += [
-                Case(f"quantize_activations {suffix}", partial(operations.quantize_activations, x, group), essential),
-                Case(
+                MetaCall(
+                    f"quantize_activations {suffix}", partial(operations.quantize_activations, x, group), essential
+                ),
+                MetaCall(
                     f"rmsnorm_quantize {suffix}",
                     partial(operations.rmsnorm_quantize, x, norm, 1e-6, group),
                     essential,
                 ),
-                Case(f"swiglu_quantize {suffix}", partial(operations.swiglu_quantize, x, x, group)),
+                MetaCall(f"swiglu_quantize {suffix}", partial(operations.swiglu_quantize, x, x, group)),
             ]
     return listed
 
 
-def launches(case: Case, architecture: int) -> list[Launch]:
+def launches(case: MetaCall, architecture: int) -> list[Launch]:
     """The kernels that the case would launch on that architecture."""
     with record(architecture) as recording:
         case.call()

@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from nanochat_cli.bench.matched.noise import noise_floor
-from nanochat_cli.bench.matched.records import FINISHED, MEASURES, RunRecord, Suite
+from nanochat_cli.bench.matched.run_record import FINISHED, MEASURES, RunRecord, Suite
 from nanochat_cli.config.presets import presets_folder
 from nanochat_cli.config.toml import read_toml
 from nanochat_cli.errors import ConfigError

@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_cli.bench.matched.measures import RunOutcome, read_run, relate
-from nanochat_cli.bench.matched.records import FINISHED, RunRecord, Suite
 from nanochat_cli.bench.matched.report.configs import Settings, settings_of
 from nanochat_cli.bench.matched.report.notes import NOTES
+from nanochat_cli.bench.matched.run_record import FINISHED, RunRecord, Suite
 from nanochat_cli.config.load import load_run_config
 from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.formats.run.find import find_run
 from nanochat_cli.report.environment import read_environment
 from nanochat_cli.report.metrics_log import FILE_NAME as METRICS_FILE
 from nanochat_cli.report.metrics_log import read_metrics
-from nanochat_cli.report.results import read_results
+from nanochat_cli.report.run_results import read_results
 
 _DOCUMENTS = tuple(f"data.{key}" for key in ("path", "source", "glob", "text_field", "max_bytes", "val_fraction"))
 _COMPRESSOR = "gzip -9"

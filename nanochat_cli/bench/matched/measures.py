@@ -1,4 +1,4 @@
-"""From the folder of a run to its record: the measures in `bench.matched.records.MEASURES`, and the curves.
+"""From the folder of a run to its record: the measures in `bench.matched.run_record.MEASURES`, and the curves.
 
 Reads `metrics.jsonl` and the outcome that the run's process reported. Times are medians over the steps after the first
 tenth, in which memory is allocated, kernels are compiled and caches fill. Only the main loss on held-out documents
@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from nanochat_cli.bench.matched.records import DIVERGED, FINISHED, MEASURES, Point, RunRecord
+from nanochat_cli.bench.matched.run_record import DIVERGED, FINISHED, MEASURES, Point, RunRecord
 from nanochat_cli.report.environment import read_environment
 from nanochat_cli.report.metrics_log import FILE_NAME, read_metrics, series
 

@@ -7,7 +7,7 @@ the seeds of the baseline are compared with each other. A difference below the f
 from collections.abc import Sequence
 from itertools import combinations
 
-from nanochat_cli.bench.matched.records import FINISHED, MEASURES, RunRecord, Suite
+from nanochat_cli.bench.matched.run_record import FINISHED, MEASURES, RunRecord, Suite
 
 REPEAT = "baseline-again"
 """Name of the configuration that runs the baseline a second time."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from nanochat_cli.bench.matched.noise import REPEAT
-from nanochat_cli.bench.matched.records import write_text
+from nanochat_cli.bench.matched.run_record import write_text
 from nanochat_cli.bench.matched.tuning import Tuning, rates, same_training, shorten
 from nanochat_cli.config.effects import why_without_effect
 from nanochat_cli.config.load import resolve_config

@@ -26,8 +26,8 @@ from nanochat_cli.bench.matched.plan import (
     stands_for,
     tuning_entries,
 )
-from nanochat_cli.bench.matched.records import FAILED, FINISHED, INTERRUPTED, MEASURES, RunRecord, Suite, write_suite
 from nanochat_cli.bench.matched.report.notes import NOTES
+from nanochat_cli.bench.matched.run_record import FAILED, FINISHED, INTERRUPTED, MEASURES, RunRecord, Suite, write_suite
 from nanochat_cli.bench.matched.suite_child import read_outcome
 from nanochat_cli.bench.matched.suite_data import load_suite_data, prepare_suite_data
 from nanochat_cli.bench.matched.suite_runs import Place, run_in_process

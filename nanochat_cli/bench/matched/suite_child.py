@@ -16,7 +16,7 @@ from pathlib import Path
 
 from nanochat_cli.atomic_write import write_atomically
 from nanochat_cli.bench.matched.measures import RunOutcome
-from nanochat_cli.bench.matched.records import DIVERGED, FAILED, FINISHED, INTERRUPTED, OUT_OF_MEMORY
+from nanochat_cli.bench.matched.run_record import DIVERGED, FAILED, FINISHED, INTERRUPTED, OUT_OF_MEMORY
 from nanochat_cli.bench.peak_memory import peak_memory
 from nanochat_cli.config.load import CONFIG_FILE, resolve_config
 from nanochat_cli.config.schema import Config, OptimConfig

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_cli.bench.matched.measures import RunOutcome
-from nanochat_cli.bench.matched.records import FAILED, INTERRUPTED
+from nanochat_cli.bench.matched.run_record import FAILED, INTERRUPTED
 from nanochat_cli.bench.matched.suite_child import PARENT, read_outcome, write_outcome
 from nanochat_cli.bench.peak_memory import peak_memory
 from nanochat_cli.config.load import config_to_toml

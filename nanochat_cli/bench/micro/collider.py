@@ -35,7 +35,7 @@ MICRO_BATCHES = 2
 METRICS = "backward_ms", "gradient_ms", "step_ms"
 
 
-class Case(NamedTuple):
+class Setting(NamedTuple):
     """sparsity: share that is filtered; threshold: at 1e-9 every token is kept; known: before the forward pass."""
 
     name: str
@@ -44,14 +44,14 @@ class Case(NamedTuple):
     known: bool = False
 
 
-def cases_of(sparsities: Sequence[float]) -> list[Case]:
+def cases_of(sparsities: Sequence[float]) -> list[Setting]:
     """One case for each share, the first the peer of the others; then keep all, and the last share known before."""
-    shares = [Case(f"{share:.0%} filtered", share) for share in sparsities]
+    shares = [Setting(f"{share:.0%} filtered", share) for share in sparsities]
     last = sparsities[-1]
     return [
         *shares,
-        Case("keep all", last, threshold=1e-9),
-        Case(f"{last:.0%} filtered, known before", last, known=True),
+        Setting("keep all", last, threshold=1e-9),
+        Setting(f"{last:.0%} filtered, known before", last, known=True),
     ]
 
 
@@ -102,7 +102,7 @@ def _child(task: dict[str, Any], environment: dict[str, str] | None = None) -> d
     return json.loads(ran.stdout.splitlines()[-1])
 
 
-def time_cases(config: Config, cases: Sequence[Case], rounds: int) -> dict[str, Any]:
+def time_cases(config: Config, cases: Sequence[Setting], rounds: int) -> dict[str, Any]:
     """Milliseconds of every round for each case, taking turns; and the growth of the process's peak memory."""
     import torch
 
@@ -186,4 +186,4 @@ def _backward_clock(setup: Any) -> Any:
 
 if __name__ == "__main__":
     asked = json.loads(sys.argv[1])
-    print(json.dumps(time_cases(shape(asked["width"]), [Case(*case) for case in asked["cases"]], asked["rounds"])))
+    print(json.dumps(time_cases(shape(asked["width"]), [Setting(*case) for case in asked["cases"]], asked["rounds"])))

@@ -4,7 +4,7 @@ from typing import Literal, get_args
 
 import torch
 
-from nanochat_cli.config.schema import ExportConfig
+from nanochat_cli.config.sections.export import ExportConfig
 from nanochat_cli.diagnose.validate.stage import Figure, Muted, NotHere, Value, Workspace
 from nanochat_cli.engine import Engine
 from nanochat_cli.errors import ValidationFailure

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from nanochat_cli.config.load import load_run_config
-from nanochat_cli.config.schema import ModelConfig
+from nanochat_cli.config.sections.model import ModelConfig
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.diagnose.validate.stage import Figure, Value, Workspace
 from nanochat_cli.errors import ValidationFailure

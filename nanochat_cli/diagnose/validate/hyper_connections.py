@@ -2,7 +2,7 @@
 
 import torch
 
-from nanochat_cli.config.schema import ModelConfig
+from nanochat_cli.config.sections.model import ModelConfig
 from nanochat_cli.diagnose.validate.stage import Figure, Value, Workspace
 from nanochat_cli.errors import ValidationFailure
 from nanochat_cli.model.hyper_connections import (

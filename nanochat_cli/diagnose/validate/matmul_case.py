@@ -24,7 +24,7 @@ GRID_BLOCK = 32
 
 
 @dataclass(frozen=True)
-class Case:
+class MatmulCase:
     """A product of `tokens` activations with a [rows, columns] matrix.
 
     weights: random, all zero, or of one magnitude (every code ±1). magnitude: mean |w| of the latent, which becomes the
@@ -116,7 +116,7 @@ Results = dict[str, Tensor]
 """Tensors on the CPU by `operation.part`; the parts `integers` and `values` of a product are exact and scaled."""
 
 
-def compute(case: Case, backend: Backend, device: torch.device | str = "cpu") -> tuple[Results, dict[str, str]]:
+def compute(case: MatmulCase, backend: Backend, device: torch.device | str = "cpu") -> tuple[Results, dict[str, str]]:
     """The results of `backend` for a case on `device`, and the operations that it does not support, with the reason.
 
     Never falls back to another backend. Raises Unsupported if the backend does not exist here at all.
@@ -137,34 +137,34 @@ def compute(case: Case, backend: Backend, device: torch.device | str = "cpu") ->
     return results, unsupported
 
 
-def _ternarize(module: Any, case: Case, device: torch.device) -> Results:
+def _ternarize(module: Any, case: MatmulCase, device: torch.device) -> Results:
     ternary = module.ternarize(case.latent.to(device), case.granularity)
     return {"codes": ternary.codes, "scales": ternary.scales}
 
 
-def _ternarize_packed(module: Any, case: Case, device: torch.device) -> Results:
+def _ternarize_packed(module: Any, case: MatmulCase, device: torch.device) -> Results:
     ternary = module.ternarize_packed(case.latent.to(device), case.granularity)
     return {"packed": ternary.packed, "scales": ternary.scales}
 
 
-def _unpack(module: Any, case: Case, device: torch.device) -> Results:
+def _unpack(module: Any, case: MatmulCase, device: torch.device) -> Results:
     return {"codes": module.unpack(case.packed.to(device), torch.int8)}
 
 
-def _quantize_activations(module: Any, case: Case, device: torch.device) -> Results:
+def _quantize_activations(module: Any, case: MatmulCase, device: torch.device) -> Results:
     return module.quantize_activations(case.x.to(device), case.group)._asdict()
 
 
-def _rmsnorm_quantize(module: Any, case: Case, device: torch.device) -> Results:
+def _rmsnorm_quantize(module: Any, case: MatmulCase, device: torch.device) -> Results:
     weight = case.norm_weight.to(device)
     return module.rmsnorm_quantize(case.x.to(device), weight, NORM_EPS, case.group)._asdict()
 
 
-def _swiglu_quantize(module: Any, case: Case, device: torch.device) -> Results:
+def _swiglu_quantize(module: Any, case: MatmulCase, device: torch.device) -> Results:
     return module.swiglu_quantize(case.x.to(device), case.other.to(device), case.group)._asdict()
 
 
-def _ternary_matmul(module: Any, case: Case, device: torch.device) -> Results:
+def _ternary_matmul(module: Any, case: MatmulCase, device: torch.device) -> Results:
     """Once with scales of one, so that the product is a small integer and exact in float32, and once with real ones."""
     packed = case.packed.to(device)
     ones = PackedTernary(packed.packed, torch.ones_like(packed.scales), packed.columns)
@@ -177,13 +177,13 @@ def _ternary_matmul(module: Any, case: Case, device: torch.device) -> Results:
     return {"integers": integers, "values": values}
 
 
-def _packed_linear(module: Any, case: Case, device: torch.device) -> Results:
+def _packed_linear(module: Any, case: MatmulCase, device: torch.device) -> Results:
     """Quantisation and product in one, for grid · scale, whose codes are the grid again."""
     x = (case.grid * case.grid_scale).to(device)
     return {"values": module.packed_linear(x, case.packed.to(device))}
 
 
-def _int8_matmul(module: Any, case: Case, device: torch.device) -> Results:
+def _int8_matmul(module: Any, case: MatmulCase, device: torch.device) -> Results:
     if case.group is not None:
         return {}
     a, b = case.grid.to(device), case.ternary.codes.to(device)
@@ -192,7 +192,7 @@ def _int8_matmul(module: Any, case: Case, device: torch.device) -> Results:
     return {"integers": integers, "values": module.int8_matmul(a, b, a_scale, b_scale)}
 
 
-_OPERATIONS: dict[str, Callable[[Any, Case, torch.device], Results]] = {
+_OPERATIONS: dict[str, Callable[[Any, MatmulCase, torch.device], Results]] = {
     "ternarize": _ternarize,
     "ternarize_packed": _ternarize_packed,
     "unpack": _unpack,

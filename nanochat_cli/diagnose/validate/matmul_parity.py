@@ -15,7 +15,7 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from numpy.typing import NDArray
 
 from nanochat_cli.data.tokenizer import Tokenizer
-from nanochat_cli.diagnose.validate.matmul_case import Case
+from nanochat_cli.diagnose.validate.matmul_case import MatmulCase
 from nanochat_cli.export import llama_cpp
 from nanochat_cli.formats.gguf.packing import TERNARY_TYPES, pack
 from nanochat_cli.formats.gguf.tokenizer_metadata import tokenizer_metadata
@@ -42,7 +42,7 @@ class LlamaCppProduct:
     values: NDArray[np.float64]
 
 
-def tensor_type(case: Case) -> str | None:
+def tensor_type(case: MatmulCase) -> str | None:
     """The llama.cpp type that holds the matrix of a case exactly, if any."""
     group = case.group or case.columns
     for name in ("tq2_0", "q2_0"):
@@ -52,7 +52,7 @@ def tensor_type(case: Case) -> str | None:
     return None
 
 
-def llama_cpp_product(case: Case) -> LlamaCppProduct:
+def llama_cpp_product(case: MatmulCase) -> LlamaCppProduct:
     """Ask llama.cpp. ConfigError without xllamacpp, ValidationFailure if it fails, ValueError if no type fits."""
     kind = tensor_type(case)
     if kind is None:
@@ -89,7 +89,7 @@ def llama_cpp_product(case: Case) -> LlamaCppProduct:
 
 def _write(
     path: Path,
-    case: Case,
+    case: MatmulCase,
     tokenizer: Tokenizer,
     kind: str,
     head_codes: NDArray[np.int8],

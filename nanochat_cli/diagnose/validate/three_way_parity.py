@@ -20,7 +20,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from nanochat_cli.diagnose.validate.matmul_case import NORM_EPS, Activations, Case, Results, Weights, compute
+from nanochat_cli.diagnose.validate.matmul_case import NORM_EPS, Activations, MatmulCase, Results, Weights, compute
 from nanochat_cli.diagnose.validate.matmul_parity import llama_cpp_product, tensor_type
 from nanochat_cli.errors import ValidationFailure
 from nanochat_cli.export import llama_cpp
@@ -69,7 +69,7 @@ class Corner:
         """equal, different, or absent."""
         return "different" if self.differences else "equal" if self.comparisons else "absent"
 
-    def compare(self, case: Case, results: Results, expected: Results) -> None:
+    def compare(self, case: MatmulCase, results: Results, expected: Results) -> None:
         self.cases += 1
         for name, tensor in results.items():
             self.comparisons += 1
@@ -80,58 +80,60 @@ class Corner:
         self.unsupported.setdefault(reason, set()).add(what)
 
 
-def quick_cases() -> list[Case]:
+def quick_cases() -> list[MatmulCase]:
     """A selection that takes seconds and still has every granularity, odd sizes and the special values."""
     return [
-        Case(127, 128, 1, "row"),
-        Case(127, 128, 7, 64),
-        Case(17, 128, 3, "tensor"),
-        Case(33, 256, 3, 256),
-        Case(33, 256, 7, 128),
-        Case(63, 384, 1, 128),
-        Case(63, 384, 7, "row"),
-        Case(65, 256, 3, 64),
-        Case(65, 256, 65, "tensor"),
-        Case(33, 256, 65, 128),
-        Case(1, 4096, 1, "row"),
+        MatmulCase(127, 128, 1, "row"),
+        MatmulCase(127, 128, 7, 64),
+        MatmulCase(17, 128, 3, "tensor"),
+        MatmulCase(33, 256, 3, 256),
+        MatmulCase(33, 256, 7, 128),
+        MatmulCase(63, 384, 1, 128),
+        MatmulCase(63, 384, 7, "row"),
+        MatmulCase(65, 256, 3, 64),
+        MatmulCase(65, 256, 65, "tensor"),
+        MatmulCase(33, 256, 65, 128),
+        MatmulCase(1, 4096, 1, "row"),
         *special_cases(33, 256, 3)[::2],
         *special_cases(17, 128, 7)[1::2],
     ]
 
 
-def fewest_cases() -> list[Case]:
+def fewest_cases() -> list[MatmulCase]:
     """A few of `quick_cases` for a first look: scales per row and per group, one token and several, zero weights."""
-    return [Case(127, 128, 1, "row"), Case(33, 256, 7, 128), *special_cases(17, 128, 7)[:1]]
+    return [MatmulCase(127, 128, 1, "row"), MatmulCase(33, 256, 7, 128), *special_cases(17, 128, 7)[:1]]
 
 
-def all_cases() -> list[Case]:
+def all_cases() -> list[MatmulCase]:
     """Every shape, granularity and odd number of tokens; two cases for each large matrix."""
-    cases: list[Case] = []
+    cases: list[MatmulCase] = []
     for rows, columns in SHAPES:
         if rows * columns > LARGE:
-            cases += [Case(rows, columns, 1, "row"), Case(rows, columns, 7, 256)]
+            cases += [MatmulCase(rows, columns, 1, "row"), MatmulCase(rows, columns, 7, 256)]
         else:
-            cases += [Case(rows, columns, m, g) for g in GRANULARITIES if _fits(columns, g) for m in ODD_TOKENS]
+            cases += [MatmulCase(rows, columns, m, g) for g in GRANULARITIES if _fits(columns, g) for m in ODD_TOKENS]
     return [*cases, *special_cases(65, 256, 7), *special_cases(63, 384, 65)]
 
 
-def special_cases(rows: int, columns: int, tokens: int) -> list[Case]:
+def special_cases(rows: int, columns: int, tokens: int) -> list[MatmulCase]:
     """All-zero and all-±1 weights, zero activations, and the smallest and largest scales."""
     kinds: list[tuple[Weights, Activations]] = [("zeros", "random"), ("signs", "random"), ("random", "zeros")]
     granularities: tuple[Granularity, ...] = ("row", 128)
     cases = [
-        Case(rows, columns, tokens, granularity, weights, activations)
+        MatmulCase(rows, columns, tokens, granularity, weights, activations)
         for weights, activations in kinds
         for granularity in granularities
     ]
     for scale in (1e-5, 65504.0):
-        cases += [Case(rows, columns, tokens, granularity, magnitude=scale) for granularity in granularities]
-        cases += [Case(rows, columns, tokens, granularity, activation_magnitude=scale) for granularity in granularities]
+        cases += [MatmulCase(rows, columns, tokens, granularity, magnitude=scale) for granularity in granularities]
+        cases += [
+            MatmulCase(rows, columns, tokens, granularity, activation_magnitude=scale) for granularity in granularities
+        ]
     return cases
 
 
 def run_corners(
-    cases: Sequence[Case], reporter: Reporter, corners: Sequence[CornerName] = CORNERS
+    cases: Sequence[MatmulCase], reporter: Reporter, corners: Sequence[CornerName] = CORNERS
 ) -> dict[CornerName, Corner]:
     """Compute the cases in every corner and compare. A corner that cannot run is included, with its reason."""
     with reporter.progress("comparing kernels", len(cases) * len(corners), "cases") as progress:
@@ -153,7 +155,7 @@ def require_equal(corners: Iterable[Corner], required: Iterable[CornerName]) -> 
 
 
 def _in_process(
-    corner: Corner, backend: Backend, device: str, cases: Sequence[Case], advance: Callable[[], None]
+    corner: Corner, backend: Backend, device: str, cases: Sequence[MatmulCase], advance: Callable[[], None]
 ) -> Corner:
     for case in cases:
         try:
@@ -168,18 +170,18 @@ def _in_process(
     return corner
 
 
-def _cpu(cases: Sequence[Case], advance: Callable[[], None]) -> Corner:
+def _cpu(cases: Sequence[MatmulCase], advance: Callable[[], None]) -> Corner:
     return _in_process(Corner("cpu", "compiled C"), "cpu", "cpu", cases, advance)
 
 
-def _triton(cases: Sequence[Case], advance: Callable[[], None]) -> Corner:
+def _triton(cases: Sequence[MatmulCase], advance: Callable[[], None]) -> Corner:
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
         return _in_process(Corner("triton", name), "triton", "cuda", cases, advance)
     return _interpreted(cases, advance)
 
 
-def _interpreted(cases: Sequence[Case], advance: Callable[[], None]) -> Corner:
+def _interpreted(cases: Sequence[MatmulCase], advance: Callable[[], None]) -> Corner:
     corner = Corner("triton", "interpreter")
     parts = list(dict.fromkeys(map(part, cases)))
     with tempfile.TemporaryDirectory(prefix="nanochat-triton-") as folder:
@@ -215,7 +217,7 @@ def _interpreted(cases: Sequence[Case], advance: Callable[[], None]) -> Corner:
     return corner
 
 
-def _llama_cpp(cases: Sequence[Case], advance: Callable[[], None]) -> Corner:
+def _llama_cpp(cases: Sequence[MatmulCase], advance: Callable[[], None]) -> Corner:
     corner = Corner("llama.cpp", "xllamacpp, its own CPU kernels")
     if not llama_cpp.is_available():
         corner.lacks("everything", "xllamacpp is not installed: install the extra [llama-cpp]")
@@ -231,7 +233,7 @@ def _llama_cpp(cases: Sequence[Case], advance: Callable[[], None]) -> Corner:
     return corner
 
 
-def _differs_in_llama_cpp(case: Case, expected: Results) -> list[str]:
+def _differs_in_llama_cpp(case: MatmulCase, expected: Results) -> list[str]:
     """Integers must be equal, values within the tolerance of the largest one, as float32 log-probabilities allow."""
     product = llama_cpp_product(case)
     integers = torch.from_numpy(product.integers)
@@ -245,14 +247,14 @@ def _differs_in_llama_cpp(case: Case, expected: Results) -> list[str]:
     return [f"ternary_matmul.{name}: {difference}" for name, difference in differences.items() if difference]
 
 
-_RUNNERS: dict[CornerName, Callable[[Sequence[Case], Callable[[], None]], Corner]] = {
+_RUNNERS: dict[CornerName, Callable[[Sequence[MatmulCase], Callable[[], None]], Corner]] = {
     "cpu": _cpu,
     "triton": _triton,
     "llama.cpp": _llama_cpp,
 }
 
 
-def part(case: Case) -> Case:
+def part(case: MatmulCase) -> MatmulCase:
     """The part of a case for the interpreter: all columns and tokens, but only as many rows as take a second."""
     most = INTERPRETED_VECTOR_ROWS if case.tokens <= FEW_TOKENS else INTERPRETED_ROWS
     return replace(case, rows=min(case.rows, most, max(1, INTERPRETED_WEIGHTS // case.columns)))
@@ -261,11 +263,11 @@ def part(case: Case) -> Case:
 # --- comparing --------------------------------------------------------------------------------------------------------
 
 
-def reference(case: Case) -> Results:
+def reference(case: MatmulCase) -> Results:
     return compute(case, "reference")[0]
 
 
-def differs(case: Case, name: str, expected: Tensor, found: Tensor) -> str | None:
+def differs(case: MatmulCase, name: str, expected: Tensor, found: Tensor) -> str | None:
     """How a result differs from the reference, if it does."""
     operation, part_name = name.split(".")
     if found.shape != expected.shape:
@@ -280,7 +282,7 @@ def differs(case: Case, name: str, expected: Tensor, found: Tensor) -> str | Non
     return _worst(found != expected, expected, found)
 
 
-def summed_magnitudes(case: Case) -> Tensor:
+def summed_magnitudes(case: MatmulCase) -> Tensor:
     """Σ_g |scale_g · int dot_g| · activation scale, to which rounding errors are relative: [tokens, rows]."""
     codes, grid = case.ternary.codes.double(), case.grid.double()
     group = case.group or case.columns
@@ -291,7 +293,7 @@ def summed_magnitudes(case: Case) -> Tensor:
 
 
 def _differs_after_a_float_function(
-    case: Case, operation: str, part_name: str, expected: Tensor, found: Tensor
+    case: MatmulCase, operation: str, part_name: str, expected: Tensor, found: Tensor
 ) -> str | None:
     """Norms and gates are float functions: scales must be within the tolerance, codes equal except for ties."""
     if part_name == "scale":

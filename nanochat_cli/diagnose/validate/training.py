@@ -10,7 +10,7 @@ from nanochat_cli.diagnose.validate.stage import Figure, Value, Workspace
 from nanochat_cli.diagnose.validate.tiny_run import train_run
 from nanochat_cli.errors import ValidationFailure
 from nanochat_cli.formats.run import checkpoints
-from nanochat_cli.formats.run.nested_values import encode
+from nanochat_cli.formats.run.state_tree import encode
 from nanochat_cli.report.metrics_log import read_metrics
 
 STEPS, STOP_AFTER = 20, 10

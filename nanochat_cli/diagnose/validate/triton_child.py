@@ -14,7 +14,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 from safetensors.torch import save_file
 
-from nanochat_cli.diagnose.validate.matmul_case import Case, compute
+from nanochat_cli.diagnose.validate.matmul_case import MatmulCase, compute
 from nanochat_kernels.backends import Unsupported
 
 
@@ -22,7 +22,7 @@ def main(cases_path: str, results_path: str) -> None:
     tensors, unsupported = {}, {}
     try:
         for number, fields in enumerate(json.loads(Path(cases_path).read_text(encoding="utf-8"))):
-            results, missing = compute(Case(**fields), "triton")
+            results, missing = compute(MatmulCase(**fields), "triton")
             tensors |= {f"{number}/{name}": tensor.contiguous() for name, tensor in results.items()}
             unsupported[str(number)] = json.dumps(missing)
             print(number, flush=True)  # the parent counts these lines for its progress bar

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nanochat_cli.config.schema import ModelConfig, QuantConfig
+from nanochat_cli.config.sections.model import ModelConfig, QuantConfig
 from nanochat_cli.errors import ConfigError, DataError
 
 

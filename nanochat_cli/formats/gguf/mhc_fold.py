@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nanochat_cli.config.schema import MHCConfig
+from nanochat_cli.config.sections.mhc import MHCConfig
 from nanochat_cli.model.hyper_connections import HyperConnection
 from nanochat_cli.model.transformer import Block, Transformer
 

@@ -14,7 +14,7 @@ import torch
 from gguf import ReaderTensor
 from numpy.typing import NDArray
 
-from nanochat_cli.config.schema import ModelConfig, QuantConfig
+from nanochat_cli.config.sections.model import ModelConfig, QuantConfig
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import DataError
 from nanochat_cli.formats.gguf.architecture import ARCHITECTURES, config_from_metadata

@@ -10,7 +10,7 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat_cli.config.schema import ModelConfig
+from nanochat_cli.config.sections.model import ModelConfig
 from nanochat_cli.formats.gguf.architecture import OWN, QWEN35, Architecture, architecture_of
 
 _MODEL_TENSORS = {"embedding.weight": "token_embd.weight", "norm.weight": "output_norm.weight"}

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nanochat_cli.atomic_write import whole
-from nanochat_cli.config.schema import ExportConfig
+from nanochat_cli.config.sections.export import ExportConfig
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.formats.gguf.architecture import Architecture, architecture_of, metadata

@@ -25,7 +25,7 @@ from safetensors import torch as safetensors_torch
 
 from nanochat_cli.atomic_write import sync
 from nanochat_cli.errors import DataError
-from nanochat_cli.formats.run.nested_values import decode, encode
+from nanochat_cli.formats.run.state_tree import decode, encode
 from nanochat_cli.nesting import parse_json
 
 Pointer = Literal["latest", "best"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from nanochat_cli.config.load import CONFIG_FILE
-from nanochat_cli.config.schema import RunConfig
+from nanochat_cli.config.sections.run import RunConfig
 from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.folders import held_folder
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from nanochat_cli.config.schema import ColliderConfig
+from nanochat_cli.config.sections.collider import ColliderConfig
 from nanochat_cli.errors import DataError
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.training.losses import IGNORE, token_scores

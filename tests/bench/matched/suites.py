@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nanochat_cli.bench.matched.records import FINISHED, MEASURES, REPORT_FILE, Point, RunRecord, Suite
+from nanochat_cli.bench.matched.run_record import FINISHED, MEASURES, REPORT_FILE, Point, RunRecord, Suite
 from nanochat_cli.report.result_file import Claim, Result
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nanochat_cli.bench.matched.compare import compare_runs
-from nanochat_cli.bench.matched.records import Suite
+from nanochat_cli.bench.matched.run_record import Suite
 from nanochat_cli.cli.app import main
 from nanochat_cli.config.load import config_to_toml, resolve_config
 from nanochat_cli.errors import DataError

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nanochat_cli.bench.matched.measures import MAX_POINTS, RunOutcome, first_reached, read_run, relate
-from nanochat_cli.bench.matched.records import FINISHED, MEASURES
+from nanochat_cli.bench.matched.run_record import FINISHED, MEASURES
 from tests.bench.matched.suites import record
 
 

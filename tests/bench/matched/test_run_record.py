@@ -2,7 +2,7 @@
 
 import pytest
 
-from nanochat_cli.bench.matched.records import Suite, write_suite
+from nanochat_cli.bench.matched.run_record import Suite, write_suite
 from nanochat_cli.report.result_file import Claim, Result
 from tests.bench.matched.suites import read_suite, record, suite
 

@@ -16,7 +16,7 @@ import pytest
 
 from nanochat_cli.bench.matched.measures import RunOutcome
 from nanochat_cli.bench.matched.plan import load_plan, plan_ab
-from nanochat_cli.bench.matched.records import RunRecord, Suite
+from nanochat_cli.bench.matched.run_record import RunRecord, Suite
 from nanochat_cli.bench.matched.suite import begin_suite, compared
 from nanochat_cli.bench.matched.suite_child import read_outcome
 from nanochat_cli.bench.matched.suite_runs import Place, run_in_process

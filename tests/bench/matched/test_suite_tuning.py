@@ -13,7 +13,7 @@ from nanochat_cli.bench.matched import suite as suites
 from nanochat_cli.bench.matched.measures import RunOutcome
 from nanochat_cli.bench.matched.plan import Plan, plan_e3, save_plan
 from nanochat_cli.bench.matched.profiles import load_profile
-from nanochat_cli.bench.matched.records import Suite
+from nanochat_cli.bench.matched.run_record import Suite
 from nanochat_cli.bench.matched.suite_runs import Place
 from nanochat_cli.bench.matched.tuning import Tuning
 from nanochat_cli.config.schema import Config

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nanochat_cli.data.tokenizer import Tokenizer
-from nanochat_cli.diagnose.validate.matmul_case import Case
+from nanochat_cli.diagnose.validate.matmul_case import MatmulCase
 from nanochat_cli.diagnose.validate.stage import StageOutcome, Workspace
 from nanochat_cli.diagnose.validate.stages import require_no_failure, run_stages
 from nanochat_cli.errors import ValidationFailure
@@ -63,7 +63,7 @@ def test_kernels_codes_unpacked_wrongly(place, monkeypatch):
 
     unpack = operations.unpack
     monkeypatch.setattr(operations, "unpack", lambda *arguments: unpack(*arguments) * 0)
-    monkeypatch.setattr(three_way_parity, "fewest_cases", lambda: [Case(17, 128, 1)])
+    monkeypatch.setattr(three_way_parity, "fewest_cases", lambda: [MatmulCase(17, 128, 1)])
     text = failure("kernels", place)
     assert text.startswith("kernels: cpu differs from the reference: 17×128, M 1, scale row: unpack.codes: ")
 

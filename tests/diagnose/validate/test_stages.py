@@ -9,7 +9,7 @@ import pytest
 
 from nanochat_cli.cli.app import main
 from nanochat_cli.diagnose.validate import stages, three_way_parity
-from nanochat_cli.diagnose.validate.matmul_case import Case
+from nanochat_cli.diagnose.validate.matmul_case import MatmulCase
 from nanochat_cli.diagnose.validate.stage import Figure, NotHere, Stage, Value, Workspace
 from nanochat_cli.diagnose.validate.stages import STAGES, report, require_no_failure, run_stages
 from nanochat_cli.errors import Interrupted, ValidationFailure
@@ -131,7 +131,7 @@ def test_a_machine_without_llama_cpp_is_told_how_to_get_it(place, monkeypatch):
 
 def test_the_full_form_takes_more_kernels_and_every_type_of_file(place, monkeypatch):
     place.quick = False
-    monkeypatch.setattr(three_way_parity, "quick_cases", lambda: [Case(17, 128, 1)])
+    monkeypatch.setattr(three_way_parity, "quick_cases", lambda: [MatmulCase(17, 128, 1)])
     kernels, gguf = run_stages(["kernels", "gguf"], place)
     assert kernels.figure is not None
     assert kernels.figure.details["cpu"]["cases"] == 1

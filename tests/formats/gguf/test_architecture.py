@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from nanochat_cli.config.schema import ModelConfig, QuantConfig
+from nanochat_cli.config.schema import ModelConfig
+from nanochat_cli.config.sections.model import QuantConfig
 from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.formats.gguf.architecture import (
     ARCHITECTURES,

@@ -5,7 +5,6 @@ Knows the order in which these are made. What they say is in `notes`, `sections`
 
 from pathlib import Path
 
-from nanochat_cli.bench.matched.records import Suite, write_text
 from nanochat_cli.bench.matched.report.configs import read_settings
 from nanochat_cli.bench.matched.report.hparams import write_hparams
 from nanochat_cli.bench.matched.report.notes import notes_of
@@ -14,6 +13,7 @@ from nanochat_cli.bench.matched.report.plots import write_pictures
 from nanochat_cli.bench.matched.report.sections import sections_of, title_of
 from nanochat_cli.bench.matched.report.summary import summarise_configs
 from nanochat_cli.bench.matched.report.tables import Table, claims_table, runs_table, step_table, unfinished_table
+from nanochat_cli.bench.matched.run_record import Suite, write_text
 from nanochat_cli.report.reporter import Reporter
 
 

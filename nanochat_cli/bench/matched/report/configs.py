@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nanochat_cli.bench.matched.records import RunRecord, Suite
 from nanochat_cli.bench.matched.report.tables import NONE, Table, plain_value
+from nanochat_cli.bench.matched.run_record import RunRecord, Suite
 from nanochat_cli.config.keys import leaves
 from nanochat_cli.config.load import load_run_config
 from nanochat_cli.config.schema import Config

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nanochat_cli.bench.matched.records import FINISHED, MEASURES, RunRecord, Suite
 from nanochat_cli.bench.matched.report.configs import Settings, differing_keys
 from nanochat_cli.bench.matched.report.tables import plain_value
+from nanochat_cli.bench.matched.run_record import FINISHED, MEASURES, RunRecord, Suite
 from nanochat_cli.errors import DataError
 
 FOLDER = "hparams"

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from nanochat_cli.bench.matched.records import FINISHED, Suite
 from nanochat_cli.bench.matched.report.summary import ConfigSummary
+from nanochat_cli.bench.matched.run_record import FINISHED, Suite
 from nanochat_cli.report.environment import BLEMISHES, blemish
 
 NOTES = "notes"

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from nanochat_cli.bench.matched.claims import NOT_SUPPORTED, SUPPORTED
-from nanochat_cli.bench.matched.records import FINISHED, MEASURES, RunRecord, Suite
 from nanochat_cli.bench.matched.report.summary import ConfigSummary
 from nanochat_cli.bench.matched.report.tables import STEP_PARTS, format_measure
+from nanochat_cli.bench.matched.run_record import FINISHED, MEASURES, RunRecord, Suite
 from nanochat_cli.report.plots import finish_axes, focus_range, new_figure, save_figure, time_unit
 from nanochat_cli.report.result_file import Claim
 

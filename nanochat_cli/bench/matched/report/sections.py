@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_cli.bench.matched.claims import TUNING
-from nanochat_cli.bench.matched.records import REPORT_FILE, Suite
 from nanochat_cli.bench.matched.report import tables
 from nanochat_cli.bench.matched.report.configs import Settings, differences_table
 from nanochat_cli.bench.matched.report.hparams import FOLDER as HPARAMS
 from nanochat_cli.bench.matched.report.notes import NOTES
 from nanochat_cli.bench.matched.report.summary import ConfigSummary
 from nanochat_cli.bench.matched.report.tables import Table, plain_value
+from nanochat_cli.bench.matched.run_record import REPORT_FILE, Suite
 from nanochat_cli.report.statistics import interval_name
 
 _ENVIRONMENT = ("date", "device", "cpu", "cores", "git", "versions")

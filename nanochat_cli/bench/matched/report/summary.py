@@ -6,7 +6,7 @@ Knows records and arithmetic, no layout. Only finished runs count; a measure tha
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from nanochat_cli.bench.matched.records import FINISHED, MEASURES, RunRecord, Suite
+from nanochat_cli.bench.matched.run_record import FINISHED, MEASURES, RunRecord, Suite
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nanochat_cli.bench.matched.records import FINISHED, MEASURES, Suite
 from nanochat_cli.bench.matched.report.summary import ConfigSummary, Spread
+from nanochat_cli.bench.matched.run_record import FINISHED, MEASURES, Suite
 from nanochat_cli.report.quantities import format_duration, format_quantity
 from nanochat_cli.report.result_file import Claim
 from nanochat_cli.report.statistics import interval_name

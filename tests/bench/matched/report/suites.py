@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nanochat_cli.bench.matched.records import FINISHED, MEASURES, Point, RunRecord, Suite
+from nanochat_cli.bench.matched.run_record import FINISHED, MEASURES, Point, RunRecord, Suite
 from nanochat_cli.report.result_file import Claim
 
 ENVIRONMENT = {"date": "2026-11-25T10:00:00+00:00", "device": "a CPU", "cores": 2, "versions": {"torch": "2.12.0"}}

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from nanochat_cli.bench.matched.records import STATUSES, Suite, write_suite
 from nanochat_cli.bench.matched.report.comparison import show_comparison, write_comparison
+from nanochat_cli.bench.matched.run_record import STATUSES, Suite, write_suite
 from nanochat_cli.errors import DataError
 from nanochat_cli.report.reporter import PlainReporter
 from tests.bench.matched.report.suites import claim, every_status, everything, record, suite, three_seeds

@@ -7,7 +7,6 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from nanochat_cli.bench.matched.records import Point, RunRecord, Suite
 from nanochat_cli.bench.matched.report.plots import (
     claims_figure,
     curves_figure,
@@ -18,6 +17,7 @@ from nanochat_cli.bench.matched.report.plots import (
     write_pictures,
 )
 from nanochat_cli.bench.matched.report.summary import summarise_configs
+from nanochat_cli.bench.matched.run_record import Point, RunRecord, Suite
 from tests.bench.matched.report.suites import claim, every_status, record, suite, three_seeds
 
 
