@@ -12,10 +12,9 @@ import subprocess
 import sys
 from dataclasses import asdict
 
-from nanochat_cli.bench.matched.records import FINISHED
-
 from benchmarks.gpu_sections.task import ROOT, Task
 from nanochat_cli.bench.matched.plan import PLAN_FILE, load_plan
+from nanochat_cli.bench.matched.run_record import FINISHED
 from nanochat_cli.bench.matched.suite import collect
 from nanochat_cli.errors import NanochatError
 

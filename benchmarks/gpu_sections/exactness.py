@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.gpu_sections.task import Task
 from nanochat_cli.config.load import resolve_config
-from nanochat_cli.diagnose.validate.matmul_case import Case
+from nanochat_cli.diagnose.validate.matmul_case import MatmulCase
 from nanochat_cli.diagnose.validate.three_way_parity import (
     Corner,
     CornerName,
@@ -236,7 +236,7 @@ def check_products(task: Task) -> None:
     task.add([_compared(corner)])
 
 
-def compare(cases: Sequence[Case], corner: CornerName) -> Corner:
+def compare(cases: Sequence[MatmulCase], corner: CornerName) -> Corner:
     """All operations of the cases against the reference, in this process."""
     return run_corners(cases, QuietReporter(), [corner])[corner]
 
@@ -247,7 +247,7 @@ def _compared(corner: Corner) -> Result:
     return Result(case, "results equal to the reference", float(corner.comparisons), "results")
 
 
-def _in_processes(task: Task, cases: Sequence[Case]) -> Iterator[Corner]:
+def _in_processes(task: Task, cases: Sequence[MatmulCase]) -> Iterator[Corner]:
     """Results of a few cases at a time, in the order in which they are ready, while time is left.
 
     A process that breaks gives a corner with a difference that says how.

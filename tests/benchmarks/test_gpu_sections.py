@@ -14,7 +14,7 @@ from benchmarks.gpu_sections import decode, e3, exactness, forms, losses, produc
 from benchmarks.gpu_sections.task import Task
 from nanochat_cli.bench.micro.kernels import Product
 from nanochat_cli.bench.micro.kernels_cpu import CPU
-from nanochat_cli.diagnose.validate.matmul_case import Case
+from nanochat_cli.diagnose.validate.matmul_case import MatmulCase
 from nanochat_cli.errors import ConfigError, ValidationFailure
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.report.reporter import QuietReporter
@@ -79,10 +79,10 @@ def test_the_other_kernels_equal_their_references():
 
 
 def test_cases_of_products_are_compared_and_a_difference_ends_the_check(task, monkeypatch):
-    monkeypatch.setattr(exactness, "fewest_cases", lambda: [Case(17, 128, 1)])
+    monkeypatch.setattr(exactness, "fewest_cases", lambda: [MatmulCase(17, 128, 1)])
     exactness.check_products(task)
     assert task.results[0].value > 10
-    corner = exactness.compare([Case(17, 128, 1)], "cpu")
+    corner = exactness.compare([MatmulCase(17, 128, 1)], "cpu")
     corner.differences.append("17×128: one value")
     monkeypatch.setattr(exactness, "compare", lambda cases, name: corner)
     with pytest.raises(ValidationFailure, match="one value"):
