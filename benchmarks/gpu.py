@@ -192,6 +192,8 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="sizes of a few numbers: whether it works, nothing else")
     parser.add_argument("--carried", type=Path, default=CARRIED, help="what gpu_carry.py made; default: build/gpu")
     options = parser.parse_args()
+    if options.device != "cuda" and not options.quick and options.out is None:
+        parser.error("results of another device are not those of a GPU: --quick, or another --out")
     out: Path = (options.out or result_place("gpu", None, quick=options.quick).with_suffix("")).resolve()
     out.mkdir(parents=True, exist_ok=True)
     chosen = [section for section in SECTIONS if not options.only or section.name in options.only]

@@ -54,6 +54,8 @@ CASES_AT_ONCE = 2
 MOST_PROCESSES = 8
 HALF_STEP = 2**-4
 """Largest relative error of rounding to float8_e4m3fn."""
+FP8_SUM = 2**-10
+"""Hopper's tensor cores add 128 products of fp8 with about 14 bits before our kernel moves them to float32."""
 FLOAT_SUM = 2e-5
 """Of float32 sums of a few hundred products, relative to the largest value."""
 
@@ -188,7 +190,7 @@ def check_others(device: torch.device) -> list[Result]:
     a_scale, b_scale = torch.rand(100, 1, generator=generator), torch.rand(192, 1, generator=generator)
     expected = fp8_matmul(a, b, a_scale, b_scale, backend="reference")
     found = fp8_matmul(*(t.to(device) for t in (a, b, a_scale, b_scale)))
-    results = [within("fp8_matmul 100×512×192", "the product", expected, found, 1e-4)]
+    results = [within("fp8_matmul 100×512×192", "the product", expected, found, FP8_SUM)]
     packed = PackedTernary.pack(ternarize(torch.randn(192, 512, generator=generator)))
     for dtype in (torch.int8, torch.bfloat16, torch.float32, FP8):
         pair = unpack(packed, dtype, backend="reference").float(), unpack(packed.to(device), dtype).float()

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,10 @@ class Task:
     details: dict[str, Any] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        return traced(environment(), self.carried)
 
     def left(self) -> float:
         """Seconds."""
@@ -86,7 +91,7 @@ class Task:
     def write(self, *, unfinished: bool) -> None:
         document = {
             "suite": f"gpu-{self.section}",
-            "environment": traced(environment(), self.carried),
+            "environment": self.environment,
             "results": [asdict(result) for result in self.results],
             "claims": [asdict(claim) for claim in self.claims],
             **self.details,
