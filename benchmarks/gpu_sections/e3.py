@@ -10,16 +10,18 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from benchmarks.gpu_sections.task import ROOT, Task
-from nanochat_cli.bench.matched.plan import PLAN_FILE, load_plan
+from nanochat_cli.bench.matched.plan import CONFIGS, PLAN_FILE, load_plan
 from nanochat_cli.bench.matched.run_record import FINISHED
 from nanochat_cli.bench.matched.suite import collect
 from nanochat_cli.errors import NanochatError
 
 FOLDER = ROOT / "build" / "gpu-e3"
-CONFIGS = "full,galore2,muon-8bit,mtp-only"
+FIRST = "best", "full"
+"""Configurations that run before the others, once they exist."""
 STEPS = ((150.0, 200), (0.0, 100))
 """Steps of a run by the seconds that are left for all."""
 SAVES_WITHIN = 10.0
@@ -44,9 +46,13 @@ def command(task: Task) -> list[str]:
     if manifest.is_file():
         vocabulary = json.loads(manifest.read_text(encoding="utf-8"))["tokenizer"]["vocab_size"]
         overrides += [f"data.path={manifest.parent}", f"model.vocab_size={vocabulary}"]
-    profile, configs = ("smoke", "full") if task.quick else ("gpu", CONFIGS)
+    profile, configs = ("smoke", "full") if task.quick else ("gpu", ",".join(_order(CONFIGS)))
     line = [sys.executable, "-m", "nanochat_cli", "bench", "e3", "--profile", profile, "--configs", configs]
     return [*line, "--seeds", "1", "--out", str(FOLDER), *(word for text in overrides for word in ("--set", text))]
+
+
+def _order(configs: Sequence[str]) -> list[str]:
+    return sorted(configs, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
 
 
 def suite_until(task: Task, line: list[str]) -> int:
