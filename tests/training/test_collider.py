@@ -293,7 +293,7 @@ def test_a_run_with_filtering_resumes_bit_for_bit_and_logs_what_it_kept(more, ke
     assert all(value == pytest.approx(kept_share, abs=0.1 if more else 0.05) for value in kept.values())
 
 
-def run_with_threshold(folder, threshold):
+def run_with_threshold(folder, threshold, **more):
     """The messages of a run of 13 steps, of which 12 filter 35 % as far as the threshold allows."""
     lines: list[str] = []
 
@@ -306,7 +306,7 @@ def run_with_threshold(folder, threshold):
     config = tiny_config(
         folder,
         train={"total_steps": 13, "log_interval": 1, "compile": "off"},
-        collider={"enabled": True, "sparsity": 0.35, "threshold": threshold, "warmup_steps": 1},
+        collider={"enabled": True, "sparsity": 0.35, "threshold": threshold, "warmup_steps": 1, **more},
     )
     data = SyntheticData(config.train.batch_size * config.train.grad_accum, config.train.seq_len)
     Trainer(config, data, folder, Listening()).fit()
@@ -318,6 +318,12 @@ def test_a_threshold_that_defeats_the_share_is_reported_once_with_the_share(tmp_
     told = [line for line in lines if "collider.threshold" in line]
     assert len(told) == 1
     assert re.match(r"token filtering keeps \d+% of the tokens, not 65%: collider\.threshold = 0\.05", told[0])
+    assert any(re.search(r"9\d% of the tokens kept|100% of the tokens kept", line) for line in lines)
+
+
+def test_a_bound_keeps_what_it_keeps_without_a_word_about_the_threshold(tmp_path):
+    lines = run_with_threshold(tmp_path, 1.0, bound=0.1)
+    assert not any("collider.threshold" in line for line in lines)
     assert any(re.search(r"9\d% of the tokens kept|100% of the tokens kept", line) for line in lines)
 
 

@@ -73,10 +73,10 @@ class KeptShare:
 
     def notice(self, kept: float) -> str | None:
         """The warning when it is due, else None. kept: share of a step's tokens that stayed."""
-        if len(self._shares) >= self.WATCHED:
+        if self.config.threshold == 1 or len(self._shares) >= self.WATCHED:
             return None
         self._shares.append(kept)
-        mean, wanted = sum(self._shares) / len(self._shares), 1 - self.config.sparsity
+        mean, wanted = sum(self._shares) / len(self._shares), 1 - self.config.sparsity * (1 - self.config.keep)
         if len(self._shares) < self.WATCHED or mean <= wanted + 1 / STEPS_OF_COUNT:
             return None
         return (
