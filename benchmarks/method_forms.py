@@ -8,10 +8,11 @@ a form saves is counted:
 
     backward rows   mean share of the tokens in the backward pass
     rows ahead      predictions of tokens further ahead, per token
-    token work      model FLOPs of a step over those of a plain one: all that depends on how many tokens there are
+    token work      model FLOPs of a run over those of a plain one: all that depends on how many tokens there are
 
 Smaller batches, `three quarters of the rows` and `half of the rows`, are what filtering has to beat: they save work and
-need no method. Differences are paired by seed; the interval is their range.
+need no method. `a tenth more steps` is what more work buys without one. Differences are paired by seed; the interval is
+their range.
 
 The plain run also says what any choice of rows could be worth at its end. With g the norm of a token's gradient at the
 logits, a row kept with the chance p = min(1, g / τ) and weighted by 1 / p leaves the share Σ g² / Σ (g² / p) of what a
@@ -42,6 +43,7 @@ CASES: dict[str, list[str]] = {
     "plain": [],
     "three quarters of the rows": ["train.batch_size=6"],
     "half of the rows": ["train.batch_size=4"],
+    "a tenth more steps": [],
     "filter": FILTER,
     "filter until 0.6": [*FILTER, "collider.stop=0.6"],
     "filter, half by chance": [*FILTER, "collider.keep=0.5"],
@@ -53,13 +55,15 @@ CASES: dict[str, list[str]] = {
     "one head, one row in 4, fading by half": [*AHEAD, "mtp.n_tokens=1", "mtp.every=4", "mtp.fade=0.5"],
 }
 """What is laid over the preset. The first is the peer of the others."""
+STEPS = {"a tenth more steps": 1.1}
 METRICS = {"bits_per_byte": "held-out bits per byte", "backward": "backward rows", "ahead": "rows ahead"}
 
 
 def overrides(arguments: argparse.Namespace, case: str, seed: int) -> list[str]:
     """`--set` of a run; everything that is written while it trains is left out."""
     never = 10 * arguments.steps
-    fixed = [f"run.seed={seed}", f"train.total_steps={arguments.steps}", "train.time_budget=none", "train.compile=off"]
+    steps = round(arguments.steps * STEPS.get(case, 1.0))
+    fixed = [f"run.seed={seed}", f"train.total_steps={steps}", "train.time_budget=none", "train.compile=off"]
     fixed += [f"eval.interval={never}", f"checkpoint.interval={never}", "telemetry.tensorboard=false"]
     fixed += ["train.log_interval=1", "eval.final_max_tokens=65536"]
     return [*fixed, *CASES[case], *arguments.set]
@@ -84,12 +88,12 @@ def one_run(arguments: argparse.Namespace) -> dict[str, float]:
         result = trainer.fit()
         lines = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
         steps = [line for line in lines if "loss/main" in line]
-        assert len(steps) == arguments.steps
+        assert len(steps) == config.train.total_steps
         ahead = sum("loss/mtp_1" in line for line in steps) * config.mtp.n_tokens / config.mtp.every
         values = {
             "bits_per_byte": result.held_out.bits_per_byte,
             "backward": statistics.mean(line.get("collider/kept_fraction", 1.0) for line in steps),
-            "ahead": ahead / arguments.steps,
+            "ahead": ahead / len(steps),
         }
         if arguments.one == "plain":
             values |= best_choice(trainer.state.model.eval(), *data.batch(arguments.steps))
@@ -115,18 +119,18 @@ def best_choice(model: Any, inputs: Any, targets: Any) -> dict[str, float]:
 
 
 def token_work(case: str, values: dict[str, float]) -> float:
-    """Model FLOPs of a mean step over those of a plain one."""
+    """Model FLOPs of a run over those of a plain one."""
     plain, ours = (resolve_config(["quickstart"], None, CASES[name]) for name in ("plain", case))
     off = ours.model_copy(update={"mtp": MTPConfig()})
     trained = training_flops_per_token(off, values["backward"])
     ahead = training_flops_per_token(ours) - training_flops_per_token(off)
     active = values["ahead"] * ours.mtp.every / ours.mtp.n_tokens
-    rows = ours.train.batch_size / plain.train.batch_size
-    return rows * (trained + active * ahead) / training_flops_per_token(plain)
+    tokens = ours.train.batch_size / plain.train.batch_size * STEPS.get(case, 1.0)
+    return tokens * (trained + active * ahead) / training_flops_per_token(plain)
 
 
 def judge(runs: dict[str, dict[str, dict[str, float]]]) -> list[Result]:
-    """runs: case → seed → values. Differences less plain, in total and per share of a plain step's work saved."""
+    """runs: case → seed → values. Differences less plain, in total and per share of the work that is saved."""
     results = []
     plain = runs["plain"]
     for case, of_seeds in runs.items():
