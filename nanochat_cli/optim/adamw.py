@@ -34,10 +34,6 @@ class AdamW:
         self.inner.param_groups[0].update(lr=lr, weight_decay=self.weight_decay)
         self.inner.step()
 
-    def state_names(self, name: str) -> frozenset[str]:
-        del name
-        return frozenset({"step", "exp_avg", "exp_avg_sq"})
-
     def state_dict(self) -> dict[str, Any]:
         return {name: dict(self.inner.state[p]) for name, p in zip(self.names, self.parameters, strict=True)}
 
@@ -85,9 +81,6 @@ class AdamW8bit:
                 piece.parameter.add_(piece.flat(update), alpha=-lr / correction[0])
                 first.write(piece.items, mean)
                 second.write(piece.items, square)
-
-    def state_names(self, name: str) -> frozenset[str]:
-        return frozenset(self.state_dict()[name])
 
     def state_dict(self) -> dict[str, Any]:
         states = zip(self.names, self.steps, self.first, self.second, strict=True)

@@ -26,7 +26,6 @@ from nanochat_cli.optim.schedules import WarmUps, lr_multiplier, muon_momentum, 
 class Optimizer(Protocol):
     weight_decay: float
 
-    def state_names(self, name: str) -> frozenset[str]: ...
     def step(self, lr: float) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
@@ -105,9 +104,9 @@ class Optimizers:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned. Raises DataError for the state of other optimizers."""
         for group in self.groups:
-            saved = state.get(group.name, {})
+            saved, own = state.get(group.name, {}), group.optimizer.state_dict()
             for name in group.names:
-                stored, expected = frozenset(saved.get(name, ())), group.optimizer.state_names(name)
+                stored, expected = frozenset(saved.get(name, ())), frozenset(own[name])
                 if stored and stored != expected:
                     key = _differing_key(group.name, stored, expected)
                     raise DataError(

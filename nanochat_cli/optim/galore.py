@@ -263,9 +263,6 @@ class GaLore:
         for one in self.stacks:
             yield from one.collected.values()
 
-    def state_names(self, name: str) -> frozenset[str]:
-        return frozenset(self.state_dict()[name])
-
     def state_dict(self) -> dict[str, Any]:
         return {
             member.name: {"step": torch.tensor(float(one.steps))}

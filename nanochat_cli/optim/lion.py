@@ -41,9 +41,6 @@ class Lion:
                 piece.parameter.add_(piece.flat(update), alpha=-lr)
                 state.write(piece.items, momentum.lerp_(piece.gradient, 1 - self.betas[1]))
 
-    def state_names(self, name: str) -> frozenset[str]:
-        return frozenset(self.state_dict()[name])
-
     def state_dict(self) -> dict[str, Any]:
         return {name: saved("momentum", state) for name, state in zip(self.names, self.momentum, strict=True)}
 

@@ -89,9 +89,6 @@ class Muon:
         """State name → shape → stack; `second_moment` only if it is used."""
         return {"momentum": self.buffers} | ({"second_moment": self.second_moments} if self.variance_beta else {})
 
-    def state_names(self, name: str) -> frozenset[str]:
-        return frozenset(self.state_dict()[name])
-
     def state_dict(self) -> dict[str, Any]:
         return {
             member.name: {
