@@ -37,30 +37,8 @@ def require_resumable(checkpoint: Checkpoint, run_dir: Path, config: Config) -> 
 
 
 def held(config: Config) -> dict[str, object]:
-    """The keys beside [model] that say what a checkpoint holds and in which order it reads; none of what is off."""
-    optim, mtp, galore = config.optim, config.mtp, config.optim.galore
-    keys: dict[str, object] = {
-        "run.seed": config.run.seed,
-        "loader.on_the_fly": config.loader.on_the_fly,
-        "mtp.enabled": mtp.enabled,
-        "optim.matrix": optim.matrix,
-        "optim.other": optim.other,
-        "optim.muon_variance_beta": optim.muon_variance_beta > 0 and optim.matrix == "muon",
-        "optim.eight_bit": optim.eight_bit,
-        "optim.galore.enabled": galore.enabled,
-    }
-    if mtp.enabled:
-        keys |= {"mtp.kind": mtp.kind, "mtp.n_tokens": 1 if mtp.kind == "nextn" else mtp.n_tokens}
-    if optim.eight_bit:
-        keys |= {"optim.eight_bit_other": optim.eight_bit_other, "optim.state_block": optim.state_block}
-    if galore.enabled:
-        keys |= {"optim.galore.rank": galore.rank, "optim.galore.unbiased": galore.unbiased}
-    if galore.enabled and galore.unbiased:
-        keys |= {
-            "optim.galore.full_rank_share": galore.full_rank_share,
-            "optim.galore.update_freq": galore.update_freq,
-        }
-    return keys
+    """The keys beside [model] that say what a checkpoint holds and in which order it reads, as their sections tell."""
+    return {f"{name}.{key}": value for name, section in config for key, value in section.held().items()}
 
 
 def restored_progress(saved: Mapping[str, Any], config: Config, changed: Mapping[str, Any], asked: WarmUps) -> Progress:

@@ -10,3 +10,6 @@ class LoaderConfig(Section):
     workers: PositiveInt = Field(default=4, description="processes that read ahead")
     prefetch: PositiveInt = Field(default=8, description="most batches ready or in progress, 16 bytes per token each")
     on_the_fly: bool = Field(default=False, description="tokenise text while training instead of reading shards")
+
+    def held(self) -> dict[str, object]:
+        return {"on_the_fly": self.on_the_fly}

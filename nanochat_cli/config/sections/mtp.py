@@ -23,3 +23,8 @@ class MTPConfig(Section):
         le=1,
         description="share of the run by which its weight has fallen to 0 (shared: by default 1)",
     )
+
+    def held(self) -> dict[str, object]:
+        if not self.enabled:
+            return {"enabled": False}
+        return {"enabled": True, "kind": self.kind, "n_tokens": 1 if self.kind == "nextn" else self.n_tokens}

@@ -24,6 +24,12 @@ class GaLoreConfig(Section):
         default=False, description="project gradients during the backward pass, so that full ones are never all held"
     )
 
+    def held(self) -> dict[str, object]:
+        if not self.enabled:
+            return {"enabled": False}
+        gum = {"full_rank_share": self.full_rank_share, "update_freq": self.update_freq} if self.unbiased else {}
+        return {"enabled": True, "rank": self.rank, "unbiased": self.unbiased, **gum}
+
 
 class OptimConfig(Section):
     matrix: Literal["muon", "adamw"] = Field(default="muon", description="optimizer of the 2-D ternary latents")
@@ -67,3 +73,11 @@ class OptimConfig(Section):
     warmup_steps: int = Field(default=20, ge=0, description="steps of linear warm-up, at most a fifth of the run")
     stable_ratio: float = Field(default=0.4, ge=0, le=1, description="share of the run before WSD's decay starts")
     min_lr_ratio: float = Field(default=0.0, ge=0, le=1, description="learning rate at the end over its peak")
+
+    def held(self) -> dict[str, object]:
+        has_variance = self.muon_variance_beta > 0 and self.matrix == "muon"
+        keys = {"matrix": self.matrix, "other": self.other, "muon_variance_beta": has_variance}
+        keys |= {"eight_bit": self.eight_bit}
+        if self.eight_bit:
+            keys |= {"eight_bit_other": self.eight_bit_other, "state_block": self.state_block}
+        return keys | {f"galore.{key}": value for key, value in self.galore.held().items()}

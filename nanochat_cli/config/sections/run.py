@@ -12,6 +12,9 @@ class RunConfig(Section):
     dir: Path = Field(default=Path("runs"), description="folder that holds the runs")
     seed: int = Field(default=1337, ge=0, lt=2**63, description="seed of the initial weights and the order of batches")
 
+    def held(self) -> dict[str, object]:
+        return {"seed": self.seed}
+
 
 class CheckpointConfig(Section):
     interval: PositiveInt = Field(default=500, description="steps between checkpoints")
