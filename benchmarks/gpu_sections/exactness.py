@@ -12,7 +12,7 @@ from multiprocessing import get_context
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_sections.task import Task
+from benchmarks.gpu_sections.task import NO_FP8, Task
 from nanochat_cli.config.load import resolve_config
 from nanochat_cli.diagnose.validate.matmul_case import MatmulCase
 from nanochat_cli.diagnose.validate.three_way_parity import (
@@ -67,8 +67,11 @@ def run(task: Task) -> None:
         task.add(check_forms(task.device, SHAPES[:1] if task.quick else SHAPES))
     with task.attempt("int8 = float, a model"):
         task.add([check_model(task.device)])
-    with task.attempt("fp8"):
-        task.add(check_fp8(task.device, SHAPES[:1] if task.quick else SHAPES))
+    if task.has_fp8:
+        with task.attempt("fp8"):
+            task.add(check_fp8(task.device, SHAPES[:1] if task.quick else SHAPES))
+    else:
+        task.leave_out("gradients in fp8", NO_FP8)
     with task.attempt("other kernels"):
         task.add(check_others(task.device))
     with task.attempt("Triton's products" if task.cuda else "products in C"):

@@ -6,7 +6,7 @@
 import time
 
 from benchmarks.bitlinear_forms import FORMS, LOW_PRECISION, measure
-from benchmarks.gpu_sections.task import Task
+from benchmarks.gpu_sections.task import NO_FP8, Task
 
 SHAPES = ((768, 2816), (2816, 768), (768, 768), (2048, 5632), (2048, 2048), (5632, 2048))
 """Inputs and outputs: feed-forward and attention of 125 million parameters, then of one billion."""
@@ -17,13 +17,16 @@ MARGIN = 1.3
 
 def run(task: Task) -> None:
     shapes, rows, rounds = (((128, 256),), 64, 1) if task.quick else (SHAPES, ROWS, ROUNDS)
-    slowest = 0.0
+    slowest, low_precision = 0.0, dict(LOW_PRECISION)
+    for name in [name for name in low_precision if "fp8" in name and not task.has_fp8]:
+        task.leave_out(name, NO_FP8)
+        del low_precision[name]
     for shape in shapes:
         if task.left() < MARGIN * slowest:
             task.leave_out(f"{shape[0]} inputs, {shape[1]} outputs", f"the slowest before it took {slowest:.0f} s")
             continue
         started = time.monotonic()
-        for forms in ({**FORMS, **LOW_PRECISION}, FORMS):  # the second if the first fails
+        for forms in ({**FORMS, **low_precision}, FORMS):  # the second if the first fails
             before = len(task.results)
             with task.attempt(f"{shape[0]} inputs, {shape[1]} outputs, {', '.join(forms)}"):
                 task.add(measure(shape, rows, rounds, task.device, forms))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_sections.products import QUICK, SWEPT, TABLE, measure_table, sweep
-from benchmarks.gpu_sections.task import Task
+from benchmarks.gpu_sections.task import NO_FP8, Task
 from nanochat_cli.bench.micro.kernels import Device
 from nanochat_cli.bench.micro.kernels_cpu import CPU
 from nanochat_cli.bench.micro.kernels_cuda import CUDA
@@ -83,6 +83,9 @@ def square(task: Task, n: int) -> None:
     }
     peer, bf16 = "torch.mm bf16", None
     for name, call in calls.items():
+        if "fp8" in name and not task.has_fp8:
+            task.leave_out(name, NO_FP8)
+            continue
         with task.attempt(name):
             rates = [2 * n**3 / seconds for seconds in task.seconds(call)]
             than: dict[str, Any] = {} if bf16 is None else {"peer": peer, "peer_runs": bf16}

@@ -18,11 +18,13 @@ from nanochat_cli.atomic_write import write_atomically
 from nanochat_cli.errors import ConfigError
 from nanochat_cli.report.environment import environment
 from nanochat_cli.report.result_file import Claim, Result
+from nanochat_kernels.linear_products import fp8_product
 
 ROOT = Path(__file__).resolve().parents[2]
 TREE = "tree.json"
 """In the carried folder: the commit of the checkout that was copied, and a digest of its files."""
 REPEATS = 10
+NO_FP8 = "this device, with this torch, has no fp8 with a scale per row"
 
 
 @dataclass
@@ -52,6 +54,17 @@ class Task:
     @property
     def cuda(self) -> bool:
         return self.device.type == "cuda"
+
+    @cached_property
+    def has_fp8(self) -> bool:
+        """Products of float8 with a scale per row: GPUs of capability 8.9 and later, and CPUs from torch 2.13 on."""
+        if self.cuda:
+            return torch.cuda.get_device_capability(self.device) >= (8, 9)
+        try:
+            fp8_product(torch.ones(16, 16), torch.ones(16, 16))
+        except RuntimeError:
+            return False
+        return True
 
     def add(self, results: Sequence[Result] = (), claims: Sequence[Claim] = ()) -> None:
         """Keep results, show them, and write the file."""

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from benchmarks import bitlinear_forms
-from benchmarks.gpu_sections import decode, e3, exactness, forms, losses, products, training
-from benchmarks.gpu_sections.task import Task
+from benchmarks.gpu_sections import decode, e3, exactness, forms, losses, products, roofline, training
+from benchmarks.gpu_sections.task import NO_FP8, Task
 from nanochat_cli.bench.micro.kernels import Product
 from nanochat_cli.bench.micro.kernels_cpu import CPU
 from nanochat_cli.diagnose.validate.matmul_case import MatmulCase
@@ -177,6 +177,17 @@ def test_a_shape_for_which_there_is_no_time_is_left_out_and_a_form_that_fails_le
     assert len(task.results) == 1
     assert len(task.left_out) == len(forms.SHAPES) - 1
     assert "no fp8 here" in task.faults[0]
+
+
+def test_a_device_without_fp8_says_so_and_measures_the_rest(task, monkeypatch):
+    monkeypatch.setattr(Task, "has_fp8", False)
+    monkeypatch.setattr(forms, "measure", lambda *arguments: [Result(", ".join(arguments[-1]), "m", 1.0, "s")])
+    forms.run(task)
+    roofline.square(task, 32)
+    assert task.results[0].case == ", ".join(bitlinear_forms.FORMS)
+    assert not any("fp8" in result.metric for result in task.results)
+    assert sum(why.endswith(NO_FP8) for why in task.left_out) == len(bitlinear_forms.LOW_PRECISION) + 4
+    assert task.faults == []
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
