@@ -85,7 +85,9 @@ class GatedDeltaNet(nn.Module):
     ) -> Tensor:
         if cache is None:
             if use_fla(self.backend, q.device):
-                return _fla_delta_rule(q, k, v, log_decay, beta)  # pyright: ignore[reportCallIssue]
+                from nanochat_cli.model.fla_delta_rule import fla_delta_rule
+
+                return fla_delta_rule(q, k, v, log_decay, beta)  # pyright: ignore[reportCallIssue]
             return chunked_delta_rule(q, k, v, log_decay, beta, chunk=min(self.chunk, q.shape[2]))[0]
         state = cache.recurrent[self.layer].state
         if q.shape[2] == 1:
@@ -109,12 +111,3 @@ def use_fla(backend: str, device: torch.device) -> bool:
     if backend == "fla" and not there:
         raise RuntimeError("model.deltanet.backend = fla needs CUDA and the package flash-linear-attention: use auto")
     return there and backend != "torch"
-
-
-@torch.compiler.disable
-def _fla_delta_rule(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor) -> Tensor:
-    from fla.ops.gated_delta_rule import chunk_gated_delta_rule  # pyright: ignore[reportMissingImports]
-
-    half = (t.transpose(1, 2).to(torch.bfloat16).contiguous() for t in (q, k, v))
-    g, b = (t.mT.contiguous() for t in (log_decay, beta))
-    return chunk_gated_delta_rule(*half, g=g, beta=b, scale=1.0)[0].transpose(1, 2).float()

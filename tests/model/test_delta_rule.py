@@ -115,7 +115,7 @@ def test_flash_linear_attention_is_called_as_it_documents(monkeypatch):
     import sys
     from types import ModuleType
 
-    from nanochat_cli.model.deltanet import _fla_delta_rule
+    from nanochat_cli.model.fla_delta_rule import fla_delta_rule
 
     module = ModuleType("fla.ops.gated_delta_rule")
     module.chunk_gated_delta_rule = fake_chunk_gated_delta_rule  # pyright: ignore[reportAttributeAccessIssue]
@@ -126,7 +126,7 @@ def test_flash_linear_attention_is_called_as_it_documents(monkeypatch):
     v = torch.randn(2, 3, 7, 5, generator=torch.Generator().manual_seed(1))
     rounded = [t.bfloat16().float() for t in (q, k, v)]
     expected, _ = recurrent_delta_rule(*rounded, log_decay, beta)
-    found = _fla_delta_rule(q, k, v, log_decay, beta)
+    found = fla_delta_rule(q, k, v, log_decay, beta)
     assert found.dtype == torch.float32
     assert found.shape == (2, 3, 7, 5)
     torch.testing.assert_close(found, expected, atol=2e-2, rtol=2**-7)
