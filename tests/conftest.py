@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections import Counter
 from typing import Any
 
@@ -10,6 +11,11 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Several processes run tests: threads that spin while they wait would take each other's cores. Before torch.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A pool of compilers would import torch once more in each, for the few small graphs of a test. Before torch, too.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+# Every worker rewrites the assertions of all files, and every child compiles what it imports: once is enough.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Ignored where a shell or nohup started the tests in the background; tests and their children get them.
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):

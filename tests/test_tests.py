@@ -9,12 +9,17 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from benchmarks.update_figures import ROOT
 
-FILES = sorted((ROOT / "tests").rglob("*.py"))
-TREES = {file.relative_to(ROOT).as_posix(): ast.parse(file.read_text(encoding="utf-8")) for file in FILES}
+
+@cache
+def trees() -> dict[str, ast.Module]:
+    """Every file of the tests, parsed."""
+    files = sorted((ROOT / "tests").rglob("*.py"))
+    return {file.relative_to(ROOT).as_posix(): ast.parse(file.read_text(encoding="utf-8")) for file in files}
 
 
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef]:
@@ -61,12 +66,12 @@ def repeated(tree: ast.Module) -> list[str]:
 
 
 def test_every_test_asserts_something():
-    names = asserting(list(TREES.values()))
-    assert {file: found for file, tree in TREES.items() if (found := idle(tree, names))} == {}
+    names = asserting(list(trees().values()))
+    assert {file: found for file, tree in trees().items() if (found := idle(tree, names))} == {}
 
 
 def test_no_case_occurs_twice():
-    assert {file: found for file, tree in TREES.items() if (found := repeated(tree))} == {}
+    assert {file: found for file, tree in trees().items() if (found := repeated(tree))} == {}
 
 
 def test_an_idle_test_and_a_repeated_case_are_found():

@@ -1,7 +1,9 @@
 """One `nanochat validate --quick` for all tests, into whose run and file they plant faults."""
 
 import contextlib
+import fcntl
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +27,22 @@ class Chain:
 
 @pytest.fixture(scope="session")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
-    """`nanochat validate --quick --json FILE`, in a folder that stays."""
-    folder = tmp_path_factory.mktemp("validate")
+    """`nanochat validate --quick --json FILE`, in a folder that stays; once for all workers of a run."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "validate"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "chain.json").is_file():
+            code, place = validate(folder)
+            kept = {"code": code, "quick": place.quick, "passed": sorted(place.passed)}
+            (folder / "chain.json").write_text(json.dumps(kept), encoding="utf-8")
+    chain, found = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ("chain.json", "found.json"))
+    return Chain(chain["code"], found, Workspace(folder / "place", chain["quick"], passed=set(chain["passed"])))
+
+
+def validate(folder: Path) -> tuple[int, Workspace]:
+    """The exit code and the workspace of one validation, whose result is in `found.json`."""
     places: list[Workspace] = []
 
     @contextlib.contextmanager
@@ -38,7 +54,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages, "workspace", kept)
         code = main(["validate", "--quick", "--quiet", "--json", str(folder / "found.json")])
-    return Chain(code, json.loads((folder / "found.json").read_text(encoding="utf-8")), places[0])
+    return code, places[0]
 
 
 @pytest.fixture

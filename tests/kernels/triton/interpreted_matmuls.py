@@ -52,8 +52,7 @@ def _absolute(ternary: Ternary) -> Ternary:
     return Ternary(ternary.codes.abs(), ternary.scales, ternary.granularity)
 
 
-@pytest.mark.parametrize(("rows", "columns"), SHAPES)
-@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize(("rows", "columns", "tokens"), [*((*shape, 1) for shape in SHAPES), (17, 128, 3), (9, 640, 3)])
 def test_gemv_with_row_scales_equals_the_reference_bit_for_bit(rows, columns, tokens):
     weight, a = packed_weight(rows, columns), activations(tokens, columns)
     assert torch.equal(ternary_gemv(a, weight, configuration=GEMV), reference.ternary_matmul(a, weight))
@@ -62,7 +61,7 @@ def test_gemv_with_row_scales_equals_the_reference_bit_for_bit(rows, columns, to
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("tokens", [1, 2, 4])
 def test_gemv_with_group_scales_is_within_float32_summation_error(group, tokens):
-    weight, a = packed_weight(19, 768, group), activations(tokens, 768, group)
+    weight, a = packed_weight(11, 768, group), activations(tokens, 768, group)
     assert_close(ternary_gemv(a, weight, configuration=GEMV), a, weight)
 
 
@@ -106,7 +105,7 @@ def test_splitting_the_inputs_keeps_a_group_scaled_product_within_summation_erro
 @pytest.mark.parametrize("fill", [-1, 0, 1])
 @pytest.mark.parametrize("tokens", [1, 4, 6, 70])
 def test_constant_weights_give_exact_products(fill, tokens):
-    weight, a = packed_weight(16, 512, fill=fill), activations(tokens, 512)
+    weight, a = packed_weight(5, 512, fill=fill), activations(tokens, 512)
     assert torch.equal(operations.ternary_matmul(a, weight), reference.ternary_matmul(a, weight))
 
 
@@ -127,7 +126,7 @@ def test_zero_activations_give_zero(tokens):
 @pytest.mark.parametrize("tokens", [4, 5, 64, 65])
 @pytest.mark.parametrize("group", [None, 128])
 def test_every_number_of_tokens_finds_a_kernel_with_the_reference_result(tokens, group):
-    weight, a = packed_weight(33, 512, group), activations(tokens, 512, group)
+    weight, a = packed_weight(33 if tokens > 4 else 9, 512, group), activations(tokens, 512, group)
     assert_close(operations.ternary_matmul(a, weight), a, weight)
 
 
