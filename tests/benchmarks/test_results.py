@@ -23,8 +23,6 @@ MEASURE_AGAIN = {
     "architectures.json": "no commit",
     "bitlinear_forms.json": "uncommitted changes",
     "grpo.json": "uncommitted changes",
-    "grpo_rust_early.json": "uncommitted changes",
-    "kernel_aot.json": "uncommitted changes",
     "rust_functions.json": "uncommitted changes",
     "speculative.json": "no commit",
 }
