@@ -5,6 +5,11 @@ escapes a command is an internal error (exit code 1). Imports nothing, so that i
 """
 
 
+def reason(error: Exception) -> str:
+    """Why, in words for one line: an OSError's without its number and the name of the file."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+
+
 class NanochatError(Exception):
     """Base of all expected errors; `exit_code` is the process's."""
 

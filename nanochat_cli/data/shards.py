@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nanochat_cli.atomic_write import sync
 from nanochat_cli.data.tokenizer import Tokenizer
-from nanochat_cli.errors import DataError
+from nanochat_cli.errors import DataError, reason
 from nanochat_cli.nesting import parse_json
 
 Split = Literal["train", "val"]
@@ -46,7 +46,7 @@ class _Record(BaseModel):
 
 
 class ShardInfo(_Record):
-    """One shard file. `size` is the file's bytes; `bytes` is the text it encodes."""
+    """One shard file. `size` is the file's bytes; `bytes` is the text it encodes; `largest`: its largest token id."""
 
     file: str
     sha256: str
@@ -54,6 +54,7 @@ class ShardInfo(_Record):
     tokens: int
     documents: int
     bytes: int
+    largest: int | None = None
 
 
 class SplitInfo(_Record):
@@ -136,7 +137,7 @@ class ShardWriter:
         self.max_tokens = max_tokens
         self.shards: list[ShardInfo] = []
         self._offsets = [0]
-        self._bytes = 0
+        self._bytes = self._largest = 0
         self._tokens_path = folder / f".{split}-tokens.partial"
         self._tokens: BinaryIO | None = None
 
@@ -158,6 +159,7 @@ class ShardWriter:
         self._tokens.write(tokens.astype(_DTYPES[self.dtype_name], copy=False).tobytes())
         self._offsets.append(self._offsets[-1] + len(tokens))
         self._bytes += n_bytes
+        self._largest = max(self._largest, int(tokens.max(initial=0)))
 
     def finish(self) -> SplitInfo:
         """Close the last shard and return what was written."""
@@ -200,10 +202,11 @@ class ShardWriter:
                 tokens=n_tokens,
                 documents=len(self._offsets) - 1,
                 bytes=self._bytes,
+                largest=self._largest,
             )
         )
         self._offsets = [0]
-        self._bytes = 0
+        self._bytes = self._largest = 0
 
 
 def _safetensors_header(tensors: list[tuple[str, str, int]]) -> bytes:
@@ -236,16 +239,20 @@ class Shard:
             self.tokens = _map(path, header["tokens"], 8 + length)
             self.doc_offsets = _map(path, header["doc_offsets"], 8 + length)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: not a token shard ({error}); run `nanochat tokenize` again") from error
+            raise DataError(f"{path}: not a token shard ({reason(error)}); run `nanochat tokenize` again") from error
         if len(self.tokens) != info.tokens or len(self.doc_offsets) != info.documents + 1:
             raise DataError(f"{path}: its counts differ from {MANIFEST}; run `nanochat tokenize` again")
         offsets = self.doc_offsets
         if offsets[0] != 0 or offsets[-1] != len(self.tokens) or (np.diff(offsets) < 1).any():
             raise DataError(f"{path}: its documents overlap or have gaps; run `nanochat tokenize` again")
 
-    def require_vocabulary(self, size: int, path: Path) -> None:
-        """Raise DataError for a token outside a vocabulary of `size`: it would index past the embeddings."""
-        if (largest := int(self.tokens.max(initial=0))) >= size:
+    def require_vocabulary(self, size: int, path: Path, *, read: bool) -> None:
+        """Raise DataError for a token outside a vocabulary of `size`: it would index past the embeddings.
+
+        read: look at every token, instead of believing the manifest where it knows the largest.
+        """
+        known = None if read else self.info.largest
+        if (largest := int(self.tokens.max(initial=0)) if known is None else known) >= size:
             raise DataError(f"{path}: token {largest} in a vocabulary of {size}; run `nanochat tokenize` again")
 
 
@@ -325,8 +332,8 @@ class ShardReader:
         if split not in self._streams:
             shards = [Shard(self.folder / info.file, info) for info in self.manifest.split(split).shards]
             for shard in shards:
-                if self._verify == "full" or (self._verify == "auto" and shard.info.size <= FULL_VERIFY_BYTES):
-                    shard.require_vocabulary(self.tokenizer.vocab_size, self.folder / shard.info.file)
+                read = self._verify == "full" or (self._verify == "auto" and shard.info.size <= FULL_VERIFY_BYTES)
+                shard.require_vocabulary(self.tokenizer.vocab_size, self.folder / shard.info.file, read=read)
             self._streams[split] = TokenStream(shards, self.tokenizer.eos_id)
         return self._streams[split]
 

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from nanochat_cli.errors import DataError
+from nanochat_cli.errors import DataError, reason
 from nanochat_cli.nesting import parse_json
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
@@ -36,7 +36,7 @@ def records(path: Path) -> Iterator[tuple[str, object]]:
                 if line.strip():
                     yield f"{path}:{number}", _parsed(line, f"{path}:{number}")
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot read: {getattr(error, 'strerror', None) or error}") from error
+        raise DataError(f"{path}: cannot read: {reason(error)}") from error
 
 
 def _parsed(line: bytes, where: str) -> object:

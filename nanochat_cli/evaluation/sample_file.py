@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from nanochat_cli.atomic_write import write_atomically
-from nanochat_cli.errors import ConfigError, DataError
+from nanochat_cli.errors import ConfigError, DataError, reason
 from nanochat_cli.nesting import parse_json
 
 SAMPLES = "samples.jsonl"
@@ -90,7 +90,7 @@ class SampleFile:
             try:
                 saved = parse_json(path.read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
-                raise DataError(f"{path}: cannot be read ({error}); choose another --out") from error
+                raise DataError(f"{path}: cannot be read ({reason(error)}); choose another --out") from error
             for key, value in settings.items():
                 if saved.get(key) != value:
                     raise ConfigError(

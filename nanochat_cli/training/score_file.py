@@ -17,7 +17,7 @@ from nanochat_cli.atomic_write import whole
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.batches import IGNORE_INDEX, Batches
 from nanochat_cli.data.shards import ShardReader
-from nanochat_cli.errors import DataError
+from nanochat_cli.errors import DataError, reason
 from nanochat_cli.formats.run.dataset import split_fingerprint
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.report.reporter import Reporter
@@ -70,7 +70,7 @@ def write_scores(
         with whole(path) as temporary:
             temporary.write_bytes(save({"scores": scores}, metadata))  # save_file replaces a device by a file
     except (OSError, SafetensorError) as error:
-        raise DataError(f"cannot write {path}: {error}") from error
+        raise DataError(f"cannot write {path}: {reason(error)}; free space or choose another --out") from error
     known = scores[1:].float()
     known = known[~known.isnan()]
     return len(known), float(known.mean())
@@ -83,12 +83,13 @@ class ScoreBatches:
         """Raises DataError if it is not such a file, belongs to other data, or lacks what the first step needs."""
         self._path = path
         try:
+            path.open("rb").close()  # safe_open gives no reason
             with safe_open(path, framework="pt") as file:
                 self._scores: Tensor = file.get_tensor("scores")
                 metadata = file.metadata() or {}
                 found, self._part = metadata.get("train"), metadata.get("order")
         except (OSError, SafetensorError) as error:
-            raise DataError(f"collider.scores = {path}: not a file of nanochat score ({error})") from error
+            raise DataError(f"collider.scores = {path}: not a file of nanochat score ({reason(error)})") from error
         stream = reader.tokens("train")
         if found != split_fingerprint(reader, "train") or self._scores.shape != (len(stream),):
             raise DataError(f"collider.scores = {path}: scores of other data; run nanochat score on this data set")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from nanochat_cli.data import shards
 from nanochat_cli.data.prepare import prepare_dataset
 from nanochat_cli.data.shards import Shard, ShardReader, ShardWriter, TokenStream, read_manifest
 from nanochat_cli.errors import DataError
@@ -175,4 +176,29 @@ def test_numbers_that_index_past_something_are_refused_though_all_hashes_fit(
     }
     manifest.write_text(json.dumps(written))
     with pytest.raises(DataError, match=f"train-00000.safetensors: .*{message}"):
+        ShardReader(dataset).tokens("train")
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_shard_too_large_to_be_hashed_is_held_to_the_vocabulary_all_the_same(
+    dataset: Path, monkeypatch: pytest.MonkeyPatch, recorded: bool
+) -> None:
+    """By the largest token that the manifest names, without reading the shard; one that names none is read."""
+    info = read_manifest(dataset).train.shards[0]
+    assert info.largest == load_file(dataset / SHARD)["tokens"].max()
+    monkeypatch.setattr(shards, "FULL_VERIFY_BYTES", 0)
+    ShardReader(dataset).tokens("train")
+    if recorded:
+        written = json.loads((dataset / "manifest.json").read_text())
+        written["train"]["shards"][0]["largest"] = 400
+        (dataset / "manifest.json").write_text(json.dumps(written))
+    else:
+        written = json.loads((dataset / "manifest.json").read_text())
+        del written["train"]["shards"][0]["largest"]
+        (dataset / "manifest.json").write_text(json.dumps(written))
+        tokens = Shard(dataset / SHARD, info).tokens
+        with (dataset / SHARD).open("r+b") as file:
+            file.seek(tokens.offset)
+            file.write((400).to_bytes(tokens.itemsize, "little"))
+    with pytest.raises(DataError, match=r"train-00000\.safetensors: token 400 in a vocabulary of 400"):
         ShardReader(dataset).tokens("train")

@@ -13,7 +13,7 @@ from nanochat_cli.atomic_write import write_atomically
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.prepare import cached_dataset
 from nanochat_cli.data.shards import ShardReader
-from nanochat_cli.errors import DataError
+from nanochat_cli.errors import DataError, reason
 from nanochat_cli.formats.run.dataset import DatasetRecord, record_of
 from nanochat_cli.nesting import parse_json
 from nanochat_cli.report.reporter import Reporter
@@ -53,7 +53,7 @@ def load_suite_data(folder: Path) -> SuiteData:
     except FileNotFoundError:
         return SuiteData({})
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: not the record of a suite's data ({error}); begin a new suite") from error
+        raise DataError(f"{path}: not the record of a suite's data ({reason(error)}); begin a new suite") from error
     for record in records.values():
         if not record.same_content(record_of(ShardReader(Path(record.folder)))):
             raise DataError(

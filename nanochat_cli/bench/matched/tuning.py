@@ -14,7 +14,7 @@ from typing import Any
 
 from nanochat_cli.atomic_write import write_atomically
 from nanochat_cli.config.schema import Config
-from nanochat_cli.errors import DataError
+from nanochat_cli.errors import DataError, reason
 from nanochat_cli.nesting import parse_json
 
 TUNING_FILE = "tuning.json"
@@ -99,7 +99,7 @@ def load_tuned(folder: Path) -> Tuned | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: not a record of tuning ({type(error).__name__}: {error})") from error
+        raise DataError(f"{path}: not a record of tuning ({type(error).__name__}: {reason(error)})") from error
 
 
 def tuning_notes(tuned: Tuned | None) -> list[str]:

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
 
 from nanochat_cli.atomic_write import sync
-from nanochat_cli.errors import DataError
+from nanochat_cli.errors import DataError, reason
 from nanochat_cli.formats.run.state_tree import decode, encode
 from nanochat_cli.nesting import parse_json
 
@@ -110,11 +110,10 @@ def save(
             shutil.rmtree(replaced)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         kept = _pointed_step(root, "latest")
         intact = "there is no earlier checkpoint" if kept is None else f"the checkpoint of step {kept} is intact"
         raise DataError(
-            f"cannot save the checkpoint of step {step} in {root}: {reason}; {intact}; "
+            f"cannot save the checkpoint of step {step} in {root}: {reason(error)}; {intact}; "
             "free space, or choose another run.dir"
         ) from error
     return final
@@ -340,7 +339,7 @@ def _read(folder: Path, document: Mapping[str, Any], device: str | torch.device)
         try:
             flat = safetensors_torch.load_file(folder / name, device=str(device)) if name in document["files"] else {}
         except (OSError, SafetensorError) as error:  # it was there a moment ago
-            raise _DamageError(f"{name} cannot be read ({error})") from error
+            raise _DamageError(f"{name} cannot be read ({reason(error)})") from error
         parts[part] = decode(tree, flat)
     return Checkpoint(
         path=folder,

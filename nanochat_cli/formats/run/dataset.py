@@ -16,7 +16,7 @@ from nanochat_cli.config.schema import Config
 from nanochat_cli.data.prepare import cached_dataset
 from nanochat_cli.data.shards import MANIFEST, ShardReader, Split
 from nanochat_cli.data.tokenizer import Tokenizer
-from nanochat_cli.errors import ConfigError, DataError, NanochatError
+from nanochat_cli.errors import ConfigError, DataError, NanochatError, reason
 from nanochat_cli.folders import holder_of
 from nanochat_cli.formats.run.find import DEFAULT_FOLDER
 from nanochat_cli.nesting import parse_json
@@ -66,7 +66,7 @@ def read_record(run: Path) -> DatasetRecord | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{path}: not a record of a data set ({error}); remove it to go on without") from error
+        raise DataError(f"{path}: not a record of a data set ({reason(error)}); remove it to go on without") from error
 
 
 def open_run_data(
