@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trai
 from tokenizers import Tokenizer as Backend
 
 from nanochat_cli.data.training_words import interruptibly, with_short_words
-from nanochat_cli.errors import ConfigError, DataError
+from nanochat_cli.errors import ConfigError, DataError, reason
 
 EOS = "<|endoftext|>"
 SPECIAL_TOKENS = (
@@ -145,8 +145,7 @@ class Tokenizer:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else error
-            raise DataError(f"{path}: cannot read the tokenizer: {why}") from error
+            raise DataError(f"{path}: cannot read the tokenizer: {reason(error)}") from error
         return cls.from_str(text, where=str(path))
 
     @classmethod
@@ -189,6 +188,11 @@ class Tokenizer:
     def unused_ids(self) -> list[int]:
         """Ids that only fill up the vocabulary; their GGUF token type is UNUSED."""
         return [token for token, text in enumerate(self._texts) if text == f"[PAD{token}]"]
+
+    @property
+    def never_sampled(self) -> list[int]:
+        """Ids that generation must not choose: unused ones, and special tokens other than the end of text."""
+        return sorted({*self.unused_ids, *self.special_tokens.values()} - {self.eos_id})
 
     def token_text(self, token: int) -> str:
         """The token as tokenizer.json spells it (byte-level characters), which is what a GGUF stores."""

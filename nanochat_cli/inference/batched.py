@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nanochat_cli.errors import DataError
 from nanochat_cli.inference.generate import LanguageModel, TextStream, TextTokenizer, encode_prompt
-from nanochat_cli.inference.sampling import SamplingConfig, sample, unused_tokens
+from nanochat_cli.inference.sampling import SamplingConfig, as_ids, sample
 from nanochat_cli.model.cache import KVCache
 
 MAX_ROWS = 32
@@ -28,8 +28,8 @@ class Completion:
     """A continuation. text: without EOS, up to the stop string; tokens: all that were drawn, EOS included.
 
     log_probabilities: of each token, natural, under softmax(logits / temperature) (temperature 1 when greedy), before
-    top-k, top-p, the repetition penalty and the exclusion of unused ids. finish: what ended it; `length` is max_tokens
-    or the end of the context.
+    top-k, top-p, the repetition penalty and the exclusion of what is never sampled. finish: what ended it; `length` is
+    max_tokens or the end of the context.
     """
 
     text: str
@@ -73,7 +73,7 @@ def continue_tokens(
         )
     limit = min(settings.max_tokens, context - len(prompt) + 1)  # the last token is not read
     drafts = [_Draft(tokenizer, settings.stop) for _ in seeds]
-    unused = unused_tokens(tokenizer.unused_ids, model.device)
+    left_out = as_ids(tokenizer.never_sampled, model.device)
     rows = list(range(len(seeds)))  # of the batch: which draft each row belongs to
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     cache = KVCache(model.config, 1, min(context, len(prompt) + limit), model.dtype, model.device)
@@ -84,7 +84,7 @@ def continue_tokens(
         logits = model.next_logits(read, cache).float()
         if step == 0 and len(rows) > 1:
             logits, cache = logits.expand(len(rows), -1), cache.rows([0] * len(rows))
-        chosen = sample(logits, settings, seen, generators, unused)
+        chosen = sample(logits, settings, seen, generators, left_out)
         read = chosen[:, None]
         seen.scatter_(1, read, True)
         for row, token, log_probability in zip(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nanochat_cli.config.sections.model import ModelConfig
 from nanochat_cli.errors import DataError
-from nanochat_cli.inference.sampling import SamplingConfig, generators, sample, unused_tokens
+from nanochat_cli.inference.sampling import SamplingConfig, as_ids, generators, sample
 from nanochat_cli.model.cache import KVCache
 
 
@@ -38,7 +38,7 @@ class TextTokenizer(Protocol):
     @property
     def eos_id(self) -> int: ...
     @property
-    def unused_ids(self) -> Sequence[int]: ...
+    def never_sampled(self) -> Sequence[int]: ...
     def encode(self, text: str) -> list[int]: ...
     def token_bytes(self, token_id: int, /) -> bytes: ...
 
@@ -49,7 +49,7 @@ def generate(model: LanguageModel, tokenizer: TextTokenizer, prompt: str, sampli
     An empty prompt starts a new document (it reads as EOS). Raises DataError when the prompt is too long.
     """
     ids = encode_prompt(tokenizer, prompt)
-    batches = generate_tokens(model, [ids], sampling, tokenizer.eos_id, tokenizer.unused_ids)
+    batches = generate_tokens(model, [ids], sampling, tokenizer.eos_id, tokenizer.never_sampled)
     yield from as_text((tokens[0] for tokens in batches), tokenizer, sampling.stop)
 
 
@@ -77,12 +77,12 @@ def generate_tokens(
     prompts: Sequence[Sequence[int]],
     sampling: SamplingConfig,
     eos_id: int | None = None,
-    unused: Sequence[int] = (),
+    never: Sequence[int] = (),
 ) -> Iterator[list[int | None]]:
     """Yield, step by step, the next token of every prompt, at most max_tokens times.
 
     prompts: B lists of equally many ids, at least one. A row that has produced `eos_id` yields None from there on
-    (EOS itself is not yielded); iteration ends when every row has. Ids in `unused` are never chosen. Raises DataError
+    (EOS itself is not yielded); iteration ends when every row has. Ids in `never` are not chosen. Raises DataError
     when the prompts are longer than the context of the model.
     """
     width = len(prompts[0])
@@ -97,14 +97,14 @@ def generate_tokens(
     seen = torch.zeros(len(prompts), model.config.vocab_size, dtype=torch.bool, device=model.device)
     seen.scatter_(1, tokens, True)
     rows = generators(sampling.seed, len(prompts))
-    never = unused_tokens(unused, model.device)
+    left_out = as_ids(never, model.device)
     running = [True] * len(prompts)
     unread = tokens
     for _ in range(sampling.max_tokens):
         if cache.length + unread.shape[1] > context:
             cache.clear()
             unread = tokens[:, -max(1, context // 2) :]
-        chosen = sample(model.next_logits(unread, cache), sampling, seen, rows, never)
+        chosen = sample(model.next_logits(unread, cache), sampling, seen, rows, left_out)
         unread = chosen[:, None]
         tokens = torch.cat((tokens, unread), dim=1)[:, -context:]
         seen.scatter_(1, unread, True)

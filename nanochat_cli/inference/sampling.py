@@ -49,8 +49,8 @@ class SamplingConfig:
                 raise ConfigError(f"{name} = {getattr(self, name)} is out of range: {allowed}")
 
 
-def unused_tokens(ids: Sequence[int], device: torch.device) -> Tensor | None:
-    """Ids that only fill a vocabulary up, as `sample` takes them; None without any."""
+def as_ids(ids: Sequence[int], device: torch.device) -> Tensor | None:
+    """Ids that are not to be chosen, as `sample` takes them; None without any."""
     return torch.tensor(ids, dtype=torch.int64, device=device) if len(ids) else None
 
 
@@ -97,18 +97,18 @@ def sample(
     config: SamplingConfig,
     seen: Tensor,
     rows: Sequence[torch.Generator],
-    unused: Tensor | None = None,
+    never: Tensor | None = None,
 ) -> Tensor:
     """The next token of every row: int64 [B].
 
-    logits float [B, V], seen bool [B, V], one generator per row. unused: int64, ids that are never chosen. A greedy
+    logits float [B, V], seen bool [B, V], one generator per row. never: int64, ids that are not chosen. A greedy
     choice draws no random number. Raises DataError for logits that are not finite: there is no next token then.
     """
     if not torch.isfinite(logits.amax(dim=-1)).all():
         raise DataError("the model's logits are not finite: its weights are damaged, or its training diverged")
     logits = logits.float()
-    if unused is not None:
-        logits = logits.index_fill(-1, unused, float("-inf"))
+    if never is not None:
+        logits = logits.index_fill(-1, never, float("-inf"))
     if config.repetition_penalty == 1 and config.temperature == 0:
         return logits.argmax(dim=-1)
     logits = logits.double()  # no penalty and no temperature that is allowed overflows

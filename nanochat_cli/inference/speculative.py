@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nanochat_cli.errors import ConfigError
 from nanochat_cli.inference.generate import LanguageModel
-from nanochat_cli.inference.sampling import SamplingConfig, generators, sample, unused_tokens
+from nanochat_cli.inference.sampling import SamplingConfig, as_ids, generators, sample
 from nanochat_cli.inference.stopwatch import Rate
 from nanochat_cli.model.cache import KVCache, Snapshot
 from nanochat_cli.model.mtp import MTP, block_config
@@ -140,7 +140,7 @@ def speculate_tokens(
     n_drafts: int,
     eos_id: int | None = None,
     acceptance: Acceptance | None = None,
-    unused: Sequence[int] = (),
+    never: Sequence[int] = (),
 ) -> Iterator[int]:
     """The tokens that `generate_tokens` yields for one prompt, n_drafts guessed ahead; counts in `acceptance`."""
     acceptance = Acceptance() if acceptance is None else acceptance
@@ -153,7 +153,7 @@ def speculate_tokens(
     seen = torch.zeros(1, model.config.vocab_size, dtype=torch.bool, device=model.device)
     seen.scatter_(1, history, True)
     rows = generators(sampling.seed, 1)
-    never = unused_tokens(unused, model.device)
+    left_out = as_ids(never, model.device)
     drafter.reset()
     unread, drafts = history, list[int]()
     produced, rate = 0, acceptance.prompt
@@ -170,7 +170,7 @@ def speculate_tokens(
         chosen, ended = list[Tensor](), False
         for place in range(len(drafts) + 1):
             at = unread.shape[1] - 1 + place
-            token = sample(model.logits(hidden[:, at]), sampling, seen, rows, never)
+            token = sample(model.logits(hidden[:, at]), sampling, seen, rows, left_out)
             chosen.append(token)
             seen.scatter_(1, token[:, None], True)
             produced += 1

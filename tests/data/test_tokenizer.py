@@ -127,6 +127,13 @@ def test_a_corpus_too_small_for_the_vocabulary_leaves_unused_ids_that_no_text_re
     assert Tokenizer.from_str(tokenizer.to_str()).unused_ids == tokenizer.unused_ids
 
 
+def test_neither_filler_nor_special_tokens_are_for_sampling_but_the_end_of_the_text_is() -> None:
+    tokenizer = Tokenizer.train(["aa aa"], 300)
+    special = [tokenizer.special_tokens[name] for name in SPECIAL_TOKENS if name != "<|endoftext|>"]
+    assert set(tokenizer.never_sampled) == {*tokenizer.unused_ids, *special}
+    assert all(tokenizer.byte_lengths()[tokenizer.never_sampled] == 0)
+
+
 def test_padding_does_not_change_the_tokenizer_it_starts_from() -> None:
     small = Tokenizer.train(TEXTS, 300)
     padded = small.padded_to(310)

@@ -13,7 +13,7 @@ class ByteTokenizer:
     """One token per byte of UTF-8; 0 ends a document."""
 
     eos_id = 0
-    unused_ids = ()
+    never_sampled = ()
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())

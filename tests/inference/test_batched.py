@@ -20,7 +20,7 @@ class LetterTokenizer:
     """One token per byte; 0 ends a document."""
 
     eos_id = 0
-    unused_ids = ()
+    never_sampled = ()
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode("latin-1"))

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat_cli.config.schema import MTPConfig
+from nanochat_cli.data.tokenizer import BASE_VOCAB, Tokenizer
 from nanochat_cli.errors import DataError
 from nanochat_cli.inference.batched import sample_batch
 from nanochat_cli.inference.generate import TextStream, generate, generate_tokens
@@ -26,7 +27,7 @@ class ByteTokenizer:
     """One token per byte, 0 ends a document; enough to test streaming against an obvious truth."""
 
     eos_id = 0
-    unused_ids = ()
+    never_sampled = ()
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
@@ -204,10 +205,36 @@ def test_max_tokens_bounds_the_text() -> None:
 class PaddedTokenizer(ByteTokenizer):
     """Every even id only pads the vocabulary; any other is the character of its number."""
 
-    unused_ids = range(2, 256, 2)
+    never_sampled = range(2, 256, 2)
 
     def token_bytes(self, token_id: int, /) -> bytes:
         return chr(token_id).encode()
+
+
+class Stubborn(Transformer):
+    """Prefers every special token, then writes "a" three times and ends the text."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__(tiny_config(vocab_size=tokenizer.vocab_size, dim=32, n_heads=2, n_kv_heads=1, ffn_dim=64))
+        self.special = [token for name, token in tokenizer.special_tokens.items() if name != tokenizer.eos_token]
+        (a,) = tokenizer.encode("a")
+        self.script = iter([a, a, a, tokenizer.eos_id])
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros(*hidden.shape[:-1], self.config.vocab_size)
+        logits[..., next(self.script)] = 50
+        logits[..., self.special] = 100
+        return logits
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_no_special_token_is_generated_except_the_end_of_the_text(temperature):
+    tokenizer = Tokenizer.train(["b c"], BASE_VOCAB + 2)
+    assert "<|fim_middle|>" in tokenizer.special_tokens
+    sampling = SamplingConfig(max_tokens=10, temperature=temperature)
+    assert "".join(generate(Stubborn(tokenizer), tokenizer, "x", sampling)) == "aaa"
+    ((batched,),) = sample_batch(Stubborn(tokenizer), tokenizer, ["x"], 1, sampling, [0])
+    assert (batched.text, batched.finish) == ("aaa", "eos")
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -215,15 +242,15 @@ def test_ids_without_a_text_are_never_generated(temperature):
     """Neither plainly nor in a batch nor with drafts, although the model would prefer them."""
     model, tokenizer = spread_model(tiny_config(quant={"activations": False})), PaddedTokenizer()
     sampling = SamplingConfig(max_tokens=24, temperature=temperature)
-    start, unused = tokenizer.encode("let x"), set(tokenizer.unused_ids)
+    start, unused = tokenizer.encode("let x"), set(tokenizer.never_sampled)
     free = [step[0] for step in generate_tokens(model, [start], sampling)]
     assert unused & set(free)
-    plain = [step[0] for step in generate_tokens(model, [start], sampling, None, tokenizer.unused_ids)]
+    plain = [step[0] for step in generate_tokens(model, [start], sampling, None, tokenizer.never_sampled)]
     assert not unused & set(plain)
     ((batched,),) = sample_batch(model, tokenizer, ["let x"], 1, sampling, [0])
     mtp = MTP(model.config, MTPConfig(enabled=True, kind="heads", n_tokens=2)).eval()
     drafter = make_drafter(model, mtp)
-    drafted = list(speculate_tokens(model, drafter, start, sampling, 2, None, None, tokenizer.unused_ids))
+    drafted = list(speculate_tokens(model, drafter, start, sampling, 2, None, None, tokenizer.never_sampled))
     assert drafted == plain
     assert list(batched.tokens) == plain[: len(batched.tokens)]
     text = "".join(generate(model, tokenizer, "let x", sampling))

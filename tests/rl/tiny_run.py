@@ -120,13 +120,15 @@ def problems(folder: Path) -> list[Problem]:
     return load_problems(write_problems(folder / "problems.jsonl"))
 
 
-def grpo_run(source: Path, folder: Path, *, resume: bool = False, pool: Any = None, **grpo: object) -> GRPORun:
+def grpo_run(
+    source: Path, folder: Path, *, resume: bool = False, pool: Any = None, seed: int = 3, **grpo: object
+) -> GRPORun:
     """A run in `folder/tuned` that has begun or continues; `run()` does its rounds. pool: by default a ReadingPool."""
     folder.mkdir(exist_ok=True)
     task = str(write_problems(folder / "problems.jsonl"))
     values = {"source": source, "task": task, "rounds": 2, "group": 4, "max_tokens": 20, "batch_size": 8, **grpo}
     config = config_of(folder, **values)
-    config.run.name = "tuned"
+    config.run.name, config.run.seed = "tuned", seed
     run_dir = folder / "tuned"
     judge = Judge(pool or ReadingPool(), RewardConfig())
     start = Start.of_run(run_dir, config) if resume else Start.of_source(source, config)
