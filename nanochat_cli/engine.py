@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from nanochat_cli.training.progress import TrainResult
 
 GGUF_FILE = "model.gguf"
-QUICKSTART_PROMPT = "def "
 QUICKSTART_TOKENS = 64
 
 
@@ -235,8 +234,8 @@ class Engine:
         acceptance = Acceptance()
         drafter = make_drafter(model, mtp)
         ids = encode_prompt(tokenizer, prompt)
-        unused = tokenizer.unused_ids
-        tokens = speculate_tokens(model, drafter, ids, settings, n_drafts, tokenizer.eos_id, acceptance, unused)
+        never = tokenizer.never_sampled
+        tokens = speculate_tokens(model, drafter, ids, settings, n_drafts, tokenizer.eos_id, acceptance, never)
         text = self._write_text(prompt, as_text(tokens, tokenizer, settings.stop), stream=stream)
         if acceptance.rate is not None:
             self.reporter.info(
@@ -319,7 +318,10 @@ class Engine:
 
     def quickstart(self, config: Config) -> None:
         """The whole chain in a new run: data, training, figures, a GGUF file, llama.cpp running it."""
+        from nanochat_cli.data.shards import TOKENIZER
+        from nanochat_cli.data.tokenizer import Tokenizer
         from nanochat_cli.export import llama_cpp
+        from nanochat_cli.report.run_results import read_results
 
         run = self.train(config, None, "quickstart")
         gguf = run / GGUF_FILE
@@ -327,10 +329,12 @@ class Engine:
         if not llama_cpp.is_available():
             self.reporter.warn("llama.cpp is not installed: install the extra [llama-cpp] (make quickstart does)")
             return
-        text = llama_cpp.llama_cpp_generate(gguf, QUICKSTART_PROMPT, QUICKSTART_TOKENS)
-        self.reporter.info("llama.cpp continues, greedily:")
-        self.reporter.write(f"{QUICKSTART_PROMPT}{text}\n")
-        self.reporter.result({"llama_cpp": QUICKSTART_PROMPT + text})
+        prompt = read_results(run)["samples"][0]["prompt"]  # empty if no held-out document is long enough
+        start = prompt or [Tokenizer.load(run / TOKENIZER).eos_id]
+        text = llama_cpp.llama_cpp_generate(gguf, start, QUICKSTART_TOKENS)
+        self.reporter.info("llama.cpp continues the held-out document, greedily:")
+        self.reporter.write(f"{prompt}{text}\n")
+        self.reporter.result({"llama_cpp": prompt + text})
         self.reporter.info(f"done: {run / 'report.md'} has everything; {gguf} is what llama.cpp ran")
 
     def _open(self, run: Path, which: "Which") -> "LoadedRun":

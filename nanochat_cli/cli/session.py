@@ -74,7 +74,10 @@ def common_parameters() -> list[Any]:
 def _remember_json(ctx: typer.Context, value: Path | None) -> None:
     if value is not None:
         try:
+            new = not value.exists()
             value.open("a", encoding="utf-8").close()
+            if new:
+                value.unlink()  # until there is a result: it may be in a folder that the command reads
         except OSError as error:
             raise DataError(f"--json {value}: cannot be written: {error.strerror}") from None
         session_of(ctx).json_path = value

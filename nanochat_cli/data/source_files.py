@@ -45,7 +45,8 @@ def walk(root: Path, glob: str, leave_out: Collection[str] = (), output: Path | 
         ]
     for parts in sorted(matches):
         path = root.joinpath(*parts)
-        if path.is_file():  # not a socket, a pipe or a dangling link
+        # Not a socket, a pipe or a dangling link, and not what `tokenize --json` wrote.
+        if path.is_file() and not (path.suffix == ".json" and _is_result(path)):
             yield path
 
 
@@ -60,6 +61,17 @@ def made_by(folder: Path, names: Collection[str], folders: Collection[str]) -> s
     if "manifest.json" in names and _is_manifest(folder / "manifest.json"):
         return "a data set"
     return None
+
+
+def _is_result(path: Path) -> bool:
+    """Whether a .json is the result of `tokenize --json`: the manifest with the folder, or the line of its error."""
+    try:
+        with path.open("rb") as file:
+            if not file.read(32).startswith((b'{\n  "dataset"', b'{\n  "error"')):
+                return False
+        return _is_manifest(path) or parse_json(path.read_bytes()).keys() == {"error", "exit_code"}
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _is_manifest(path: Path) -> bool:

@@ -47,7 +47,8 @@ class Sample:
 def held_out_prompts(documents: Iterable[bytes], tokenizer: Tokenizer, context: int, count: int) -> list[HeldOutPrompt]:
     """At most `count` prompts, from documents spread over the held-out side; fewer where fewer are long enough.
 
-    A prompt begins and ends with lines, so that a line break that the tokenizer joins with what follows is not cut.
+    A prompt begins and ends with lines. White space that the tokenizer joins with the indentation after it belongs to
+    what follows: after a bare line break, which the model knows only before lines without one, it would write those.
     """
     texts = [text for text in documents if len(text) >= SHORTEST]
     chosen = [texts[len(texts) * i // count] for i in range(count)] if len(texts) >= count else texts
@@ -62,8 +63,12 @@ def held_out_prompts(documents: Iterable[bytes], tokenizer: Tokenizer, context: 
         start = middle
         while start > 0 and len(tokenizer.encode("".join(lines[start - 1 : middle]))) <= room:
             start -= 1
-        prompt = "".join(lines[start:middle])
-        rest = tokenizer.encode("".join(lines[middle:]))
+        prompt, following = "".join(lines[start:middle]), "".join(lines[middle:])
+        ids = tokenizer.encode(prompt)
+        if tokenizer.encode(prompt + following)[: len(ids)] != ids:
+            shorter = prompt.rstrip()
+            prompt, following = shorter, prompt[len(shorter) :] + following
+        rest = tokenizer.encode(following)
         if not prompt.strip():  # the lines are longer than the room
             ids = tokenizer.encode("".join(lines))
             prompt, rest = tokenizer.decode(ids[: len(ids) // 2][-room:]), ids[len(ids) // 2 :]

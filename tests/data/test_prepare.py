@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tokenizers
 
+from nanochat_cli.cli.app import main
 from nanochat_cli.data import prepare
 from nanochat_cli.data.corpus import open_corpus
 from nanochat_cli.data.encoding import encode_documents
@@ -318,6 +319,25 @@ def test_a_failed_preparation_leaves_the_existing_data_set(tmp_path: Path, monke
         assert files_of(out) == before
         assert not list(out.rglob("*.partial"))
     ShardReader(out, verify="full")
+
+
+@pytest.mark.parametrize("options", [[], ["--set", "data.val_fraction=2"]], ids=["success", "error"])
+def test_what_json_wrote_into_the_source_is_not_part_of_the_corpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    """Neither while the first command runs, nor when the next one finds it there: it changes nothing."""
+    monkeypatch.chdir(tmp_path)
+    write_folder(Path("corpus"), 20)
+    write_text(Path("corpus/settings.json"), '{\n  "dataset": "of a person"\n}\n')
+    line = ["tokenize", "--source", "corpus", "--out", "out", "--vocab-size", "400", "--json", "corpus/found.json"]
+    assert main([*line, *options]) == (2 if options else 0)
+    assert Path("corpus/found.json").is_file()
+    assert main(line) == 0
+    found = json.loads(Path("corpus/found.json").read_text())
+    assert found["train"]["documents"] + found["val"]["documents"] == 21
+    before = files_of(Path("out"))
+    assert main(line) == 0
+    assert files_of(Path("out")) == before
 
 
 def test_the_cache_prepares_once_per_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,6 +105,34 @@ def test_time_follows_from_tokens_and_the_given_utilisation():
     )
 
 
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        (["sparsity=0.4"], 0.6),
+        (["sparsity=0.4", "keep=0.5"], 0.8),
+        (["sparsity=0.4", "warmup_steps=10"], 0.64),
+        (["sparsity=0.4", "warmup_steps=1000", "stop=0.5"], 1 - 0.4 / 6),
+        (["sparsity=0.4", "stop=0"], 1),
+        (["sparsity=0.4", "threshold=0.3"], 1),
+        (["sparsity=0.4", "bound=1.0"], 1),
+    ],
+)
+def test_tokens_that_are_filtered_cost_only_the_forward_pass(changes, kept):
+    """A third of the work is the forward pass, of every token; how many a threshold filters is known only from data."""
+    config = ["train.total_steps=100", *(f"collider.{change}" for change in changes)]
+    filtered, plain = (
+        make_plan(
+            resolve_config(["quickstart"], None, [*config, f"collider.enabled={on}"]),
+            tokens=1000,
+            utilisation=0.5,
+            peak_flops=1e12,
+        )
+        for on in ("true", "false")
+    )
+    assert filtered.flops_per_token == pytest.approx(plain.flops_per_token * (1 + 2 * kept) / 3)
+    assert filtered.seconds == pytest.approx((plain.seconds or 0) * (1 + 2 * kept) / 3)
+
+
 def test_a_run_with_a_time_budget_is_planned_to_end_with_it():
     plan = make_plan(resolve_config(["quickstart"]), tokens=None, utilisation=0.5, peak_flops=1e11)
     assert (plan.bound, plan.seconds) == ("train.time_budget", 300)

@@ -12,7 +12,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from nanochat_cli.cli.app import main
 from nanochat_cli.config.load import load_run_config
-from nanochat_cli.engine import QUICKSTART_PROMPT
 from nanochat_cli.formats.run.checkpoints import latest_step
 from tests.e2e.tiny import TINY, write_corpus
 
@@ -32,7 +31,7 @@ class Outcome:
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     folder = tmp_path_factory.mktemp("work")
-    write_corpus(folder / "src")
+    write_corpus(folder / "src", lines=40)  # long enough to be shown
     settings = [
         *("data.source=src", f"train.total_steps={STEPS}", "train.log_interval=5", "eval.interval=10"),
         *("model.dim=256", "telemetry.tensorboard=true", "telemetry.interval=10"),
@@ -124,8 +123,11 @@ def test_the_gguf_file_is_tq2_0_and_verified_and_its_types_are_explained(outcome
 
 
 def test_it_ends_with_a_continuation_by_llama_cpp(outcome: Outcome) -> None:
-    text = outcome.result["llama_cpp"]
-    assert text.startswith(QUICKSTART_PROMPT)
-    assert len(text) > len(QUICKSTART_PROMPT)
+    text, prompt = outcome.result["llama_cpp"], outcome.result["samples"][0]["prompt"]
+    documents = [path.read_text() for path in (outcome.run.parents[1] / "src").rglob("*") if path.is_file()]
+    assert prompt.strip()
+    assert any(prompt in document for document in documents)
+    assert text.startswith(prompt)
+    assert len(text) > len(prompt)
     assert outcome.out.endswith(text + "\n")
-    assert "llama.cpp continues, greedily:" in outcome.err
+    assert "llama.cpp continues the held-out document, greedily:" in outcome.err

@@ -11,9 +11,9 @@ TINY = [
 """Options of `nanochat train`. A width of 64 fits llama.cpp's blocks of 64 weights and not those of 256."""
 
 
-def write_corpus(folder: Path, files: int = 60) -> None:
+def write_corpus(folder: Path, files: int = 60, lines: int = 4) -> None:
     """A folder of small sources, no two alike."""
     folder.mkdir(parents=True)
     for number in range(files):
-        body = "".join(f"    x = x * {number + i} + {i}\n" for i in range(4))
+        body = "".join(f"    x = x * {number + i} + {i}\n" for i in range(lines))
         (folder / f"f{number}.py").write_text(f"def f{number}(x):\n{body}    return x\n")

@@ -25,7 +25,16 @@ def test_prompts_and_their_continuations_are_neighbours_in_documents_spread_over
         assert 0 < len(tokenizer.encode(one.prompt)) <= min(64, context // 2)
         assert 0 < len(tokenizer.encode(one.truth)) <= 96
         assert "def " not in one.prompt + one.truth
-        assert one.prompt.endswith("\n")
+        assert "\n" in one.prompt[-1] + one.truth[0], "it ends with a line"
+        ids = tokenizer.encode(one.prompt)
+        assert tokenizer.encode(one.prompt + one.truth)[: len(ids)] == ids, "it ends with a token"
+
+
+def test_a_line_break_that_is_one_token_with_the_indentation_after_it_is_not_in_the_prompt():
+    text = "def f(x):\n" + "".join(f"    x = x + {i}\n" for i in range(40))
+    (found,) = held_out_prompts([text.encode()], Tokenizer.train([text] * 5, 300), 64, 1)
+    assert found.prompt.endswith("x = x + 19")
+    assert found.truth.startswith("\n    x = x + 20\n")
 
 
 def test_a_corpus_of_few_or_short_documents_has_fewer(tokenizer):

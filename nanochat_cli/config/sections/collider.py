@@ -34,6 +34,13 @@ class ColliderConfig(Section):
         used = self.enabled and self.score == "excess" and self.scores is None
         return self.reference if used else None
 
+    def kept_share(self, total_steps: int) -> float:
+        """Share of a run's tokens in the backward pass; 1, the most, where a threshold or a bound reads the data."""
+        if not self.enabled or self.threshold < 1 or self.bound is not None:
+            return 1.0
+        warm_up = min(self.warmup_steps / total_steps, 1 / 3)
+        return 1 - max(0.0, self.stop - warm_up) * self.sparsity * (1 - self.keep)
+
     @model_validator(mode="after")
     def _excess_needs_a_reference(self) -> Self:
         if self.enabled and self.score == "excess" and self.reference is None and self.scores is None:

@@ -41,7 +41,7 @@ def make_plan(config: Config, *, tokens: int | None, utilisation: float, peak_fl
     """tokens: by default what train.total_steps and train.time_budget allow, whichever ends first."""
     train = config.train
     counts = config.model.count_parameters()
-    flops = training_flops_per_token(config)
+    flops = training_flops_per_token(config, config.collider.kept_share(train.total_steps))
     rate = None if peak_flops is None else utilisation * peak_flops / flops
     per_step = train.batch_size * train.grad_accum * train.seq_len
     planned: int | None = tokens or train.total_steps * per_step
