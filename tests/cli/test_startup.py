@@ -5,12 +5,13 @@ import subprocess
 import sys
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from nanochat_cli.cli.app import COMMANDS
 
-HEAVY = ("torch", "pydantic", "numpy", "datasets", "tokenizers", "tomlkit", "matplotlib")
+HEAVY = ("torch", "torch._dynamo", "pydantic", "numpy", "datasets", "tokenizers", "tomlkit", "matplotlib")
 
 PROBE = """
 import sys
@@ -48,6 +49,14 @@ def test_help_and_version_import_nothing_heavy(option):
 @pytest.mark.parametrize("line", ["train --help", "export --help", "presets list"])
 def test_no_torch_before_there_is_work(line):
     assert "torch" not in loaded_by(*line.split())
+
+
+def test_generating_from_a_run_does_not_load_torchs_compiler():
+    """It takes longer than all else that torch loads, and training alone needs it."""
+    run = Path(__file__).parents[1] / "fixtures" / "written" / "runs" / "plain"
+    loaded = loaded_by("generate", str(run), "-p", "def ", "--max-tokens", "2")
+    assert "torch" in loaded
+    assert "torch._dynamo" not in loaded
 
 
 def test_help_lists_every_visible_command(nanochat):
