@@ -143,6 +143,30 @@ def test_the_sweep_compares_configurations_and_stops_when_its_time_is_over():
 # --- forms ------------------------------------------------------------------------------------------------------------
 
 
+def test_every_form_of_a_layer_has_gradients_near_those_of_the_first(monkeypatch):
+    """Without compiling, which takes seconds."""
+    gradients: list[tuple[torch.Tensor, ...]] = []
+    grad = torch.autograd.grad
+
+    def keep(*arguments):
+        gradients.append(grad(*arguments))
+        return gradients[-1]
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(torch.autograd, "grad", keep)
+    names = {**bitlinear_forms.FORMS, **bitlinear_forms.LOW_PRECISION}
+    for run in bitlinear_forms.contenders(*SHAPE, 64, DEVICE, names).values():
+        assert run() > 0
+    *forms_of_product, twin = gradients
+    assert len(forms_of_product) == len(names)
+    for found in forms_of_product:
+        for expected, one in zip(forms_of_product[0], found, strict=True):
+            assert (one - expected).norm() <= exactness.HALF_STEP * expected.norm()
+    assert (twin[0] - forms_of_product[0][0]).norm() > exactness.HALF_STEP * twin[0].norm(), (
+        "the twin has other weights"
+    )
+
+
 def test_the_table_gets_the_rows_of_a_result_and_keeps_those_of_other_devices(tmp_path, monkeypatch):
     table = tmp_path / "training_forms.json"
     table.write_bytes(bitlinear_forms.TABLE.read_bytes())
