@@ -91,7 +91,7 @@ class Engine:
         from nanochat_cli.training.trainer import Trainer
 
         # Before any data is prepared.
-        require_float8(config.train.grad_input, choose_device(config.train.device))
+        require_float8(config.train, choose_device(config.train.device))
         self.reporter.info(str(destination_of(config.model)))
         resumable = resume and not is_empty(run_dir)
         anchor(config, source=not resumable)

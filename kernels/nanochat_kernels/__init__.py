@@ -13,7 +13,6 @@ import torch
 
 from nanochat_kernels.bit_linear import (
     Form,
-    GradInput,
     QuantizedInput,
     bit_linear,
     bit_linears,
@@ -22,10 +21,11 @@ from nanochat_kernels.bit_linear import (
 )
 from nanochat_kernels.feedforward import swiglu_feed_forward
 from nanochat_kernels.kept_rows import KeptRows, drop_filtered, scale_gradient
-from nanochat_kernels.linear_products import LinearWeight
+from nanochat_kernels.linear_products import Backward, LinearWeight
 from nanochat_kernels.operations import (
     fp8_matmul,
     int8_matmul,
+    iterate_int8,
     packed_linear,
     quantize_activations,
     rmsnorm_quantize,
@@ -42,8 +42,8 @@ from nanochat_kernels.reference.ternarize import Granularity, Ternary, fake_tern
 
 __all__ = [
     "PLANE",
+    "Backward",
     "Form",
-    "GradInput",
     "Granularity",
     "KeptRows",
     "LinearWeight",
@@ -59,6 +59,7 @@ __all__ = [
     "fake_ternarize",
     "fp8_matmul",
     "int8_matmul",
+    "iterate_int8",
     "pack_plane128",
     "packed_linear",
     "quantize_activations",

@@ -18,17 +18,16 @@ import math
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from nanochat_kernels.kept_rows import KeptRows, kept_index, scatter_rows
-from nanochat_kernels.linear_products import LinearWeight, input_gradient, linear_product, weight_gradients
+from nanochat_kernels.linear_products import Backward, LinearWeight, linear_gradients, linear_product
 from nanochat_kernels.reference.activations import codes_and_scale
 
 Form = Literal["float", "int8"]
-GradInput = Literal["exact", "fp8"]
 MAX_INPUTS = 2**24 // 127
 """Beyond this many inputs a float32 sum of codes may round."""
 MEASURED_FORMS = "training_forms.json"
@@ -66,15 +65,15 @@ def bit_linear(
     latent: Tensor,
     weight: LinearWeight,
     kept: KeptRows | None = None,
-    grad_input: GradInput = "exact",
+    backward: Backward = "exact",
 ) -> Tensor:
     """y = Q(x) · Wᵀ: [..., K] to [..., N], in the autocast dtype or that of x; the weight's gradient goes to `latent`.
 
     A plain tensor is multiplied as it is. latent: float32 [N, K]. kept: rows of the flattened input that take
     part in the backward pass, dx[kept] = dy[kept] · W and dw = dy[kept]ᵀ · x[kept]; the others have gradient 0.
-    grad_input: `fp8` computes dx with dy in float8_e4m3fn, scaled per row, and W, exact in it; for one scale per row.
+    backward: number format of the gradients' products, for layers with one scale per row (else exact, or bf16).
     """
-    return bit_linears(x, (latent,), (weight,), kept, grad_input)[0]
+    return bit_linears(x, (latent,), (weight,), kept, backward)[0]
 
 
 def bit_linears(
@@ -82,7 +81,7 @@ def bit_linears(
     latents: Sequence[Tensor],
     weights: Sequence[LinearWeight],
     kept: KeptRows | None = None,
-    grad_input: GradInput = "exact",
+    backward: Backward = "exact",
 ) -> tuple[Tensor, ...]:
     """`bit_linear` of several layers that read one input, whose gradient is summed in the products themselves."""
     source, codes, scale, saved = x if isinstance(x, QuantizedInput) else (x, None, None, None)
@@ -91,7 +90,7 @@ def bit_linears(
         source = source.to(dtype)
         codes = source.detach()
     rows, count = (None, None) if kept is None else (kept.rows, kept.n_kept)
-    fixed = (source, codes, scale, *(saved or (None, None)), rows, count, dtype, grad_input == "fp8", len(latents))
+    fixed = (source, codes, scale, *(saved or (None, None)), rows, count, dtype, backward, len(latents))
     arguments = (*fixed, *latents, *(part for weight in weights for part in weight))
     return BitLinearFunction.apply(*arguments)  # pyright: ignore[reportReturnType] - apply is untyped in torch
 
@@ -128,12 +127,12 @@ class BitLinearFunction(torch.autograd.Function):
         rows: Tensor | None,
         count: Tensor | None,
         dtype: torch.dtype,
-        fp8: bool,
+        backward: Backward,
         n: int,
         *rest: Any,
     ) -> tuple[Tensor, ...]:
         latents, weights = rest[:n], [LinearWeight(*rest[i : i + 4]) for i in range(n, 5 * n, 4)]
-        ctx.fp8, ctx.gathered, ctx.n = fp8, saved_codes is not None, n
+        ctx.backward, ctx.gathered, ctx.n = backward, saved_codes is not None, n
         held = (codes, scale) if saved_codes is None else (saved_codes, saved_scale)
         operands, w_scales = [w.operand for w in weights], [w.w_scale for w in weights]
         ctx.save_for_backward(*held, rows, count, *operands, *w_scales)
@@ -148,12 +147,12 @@ class BitLinearFunction(torch.autograd.Function):
         dys = [dy.reshape(-1, dy.shape[-1]) for dy in grad_outputs]
         codes, scale = codes.reshape(-1, codes.shape[-1]), None if scale is None else scale.reshape(-1, 1)
         wants_x, wants_w = ctx.needs_input_grad[0], any(ctx.needs_input_grad[10 : 10 + n])
+        arguments = (dys, codes, scale, operands, w_scales)
         if rows is None:
-            dx = input_gradient(dys, operands, w_scales, dtype, ctx.fp8) if wants_x else None
-            dws = weight_gradients(dys, codes, scale, dtype) if wants_w else [None] * n
+            dx, dws = linear_gradients(*arguments, dtype, ctx.backward, (wants_x, wants_w))
+            dws = dws or [None] * n
         else:
-            arguments = (dys, codes, scale, operands, w_scales, rows, count, dtype, ctx.fp8, ctx.gathered)
-            dx, *dws = _kept_gradients(*arguments, wants_x, wants_w)
+            dx, *dws = _kept_gradients(*arguments, rows, count, dtype, ctx.backward, ctx.gathered, wants_x, wants_w)
         dx = dx.reshape(ctx.shape).to(x_dtype) if wants_x and dx is not None else None
         dws = [dw.to(latent_dtype) if wants_w and dw is not None else None for dw in dws]
         return dx, *(None,) * 9, *dws, *(None,) * (4 * n)
@@ -169,7 +168,7 @@ def _kept_gradients(
     rows: Tensor,
     count: Tensor,
     dtype: torch.dtype,
-    fp8: bool,
+    backward: str,
     gathered: bool,
     wants_x: bool,
     wants_w: bool,
@@ -183,16 +182,14 @@ def _kept_gradients(
         dys = [dy.index_select(0, index) for dy in dys]
         if not gathered:
             codes, scale = codes.index_select(0, index), None if scale is None else scale.index_select(0, index)
-    empty = dys[0].new_empty(0)
-    dx = empty
-    if wants_x:
-        dx = scatter_rows(input_gradient(dys, operands, w_scales, dtype, fp8), index, total)
-    return [dx, *(weight_gradients(dys, codes, scale, dtype) if wants_w else [empty.clone() for _ in dys])]
+    wants = (wants_x, wants_w)
+    dx, dws = linear_gradients(dys, codes, scale, operands, w_scales, dtype, cast(Backward, backward), wants)
+    dx = dys[0].new_empty(0) if dx is None else scatter_rows(dx, index, total)
+    return [dx, *(dws or [dys[0].new_empty(0) for _ in dys])]
 
 
 @_kept_gradients.register_fake
-def _(dys, codes, scale, operands, w_scales, rows, count, dtype, fp8, gathered, wants_x, wants_w):
+def _(dys, codes, scale, operands, w_scales, rows, count, dtype, backward, gathered, wants_x, wants_w):
     empty = dys[0].new_empty(0)
-    dx_dtype = torch.bfloat16 if fp8 and all(w is not None for w in w_scales) else dtype
-    dx = dys[0].new_empty(len(rows), operands[0].shape[1], dtype=dx_dtype) if wants_x else empty
+    dx = dys[0].new_empty(len(rows), operands[0].shape[1], dtype=dtype) if wants_x else empty
     return [dx, *(o.new_empty(o.shape, dtype=dtype) if wants_w else dys[0].new_empty(0) for o in operands)]

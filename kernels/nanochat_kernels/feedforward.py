@@ -8,15 +8,15 @@ and with filtered rows everything between its two ends is computed for the kept 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from nanochat_kernels.bit_linear import Form, GradInput, QuantizedInput, bit_linear, product_dtype, quantize_input
+from nanochat_kernels.bit_linear import Form, QuantizedInput, bit_linear, product_dtype, quantize_input
 from nanochat_kernels.kept_rows import KeptRows, kept_index, scatter_rows
-from nanochat_kernels.linear_products import LinearWeight, input_gradient, linear_product, weight_gradients
+from nanochat_kernels.linear_products import Backward, LinearWeight, linear_gradients, linear_product
 from nanochat_kernels.reference.activations import codes_and_scale
 
 
@@ -34,15 +34,15 @@ def swiglu_feed_forward(
     weights: Sequence[LinearWeight],
     form: Form = "float",
     kept: KeptRows | None = None,
-    grad_input: GradInput = "exact",
+    backward: Backward = "exact",
 ) -> Tensor:
     """y: [..., C] to [..., C], in the autocast dtype or that of x. latents, weights: of gate, up and down.
 
-    form: how the product with W_down is computed. kept, grad_input: as for `bit_linear`.
+    form: how the product with W_down is computed. kept, backward: as for `bit_linear`.
     """
     rows, count, known = (None, None, False) if kept is None else kept[:3]
     codes, scale, saved = x.codes, x.scale, x.saved or (None, None)
-    fixed = (x.x, codes, scale, *saved, rows, count, known, product_dtype(x.x), form, grad_input == "fp8")
+    fixed = (x.x, codes, scale, *saved, rows, count, known, product_dtype(x.x), form, backward)
     arguments = (*fixed, *latents, *(part for weight in weights for part in weight))
     return SwiGLUFunction.apply(*arguments)  # pyright: ignore[reportReturnType] - apply is untyped in torch
 
@@ -63,7 +63,7 @@ class SwiGLUFunction(torch.autograd.Function):
         known: bool,
         dtype: torch.dtype,
         form: Form,
-        fp8: bool,
+        backward: Backward,
         *rest: Any,
     ) -> Tensor:
         latents, weights = rest[:3], [LinearWeight(*rest[i : i + 4]) for i in (3, 7, 11)]
@@ -79,7 +79,7 @@ class SwiGLUFunction(torch.autograd.Function):
                 held = [saved_codes, saved_scale, *(tensor.index_select(0, index) for tensor in held[2:])]
                 ctx.gathered = True
         ctx.save_for_backward(*held, rows, count, *(w.operand for w in weights), *(w.w_scale for w in weights))
-        ctx.fp8, ctx.dtypes, ctx.shape = fp8, (x.dtype, latents[0].dtype, dtype), x.shape
+        ctx.backward, ctx.dtypes, ctx.shape = backward, (x.dtype, latents[0].dtype, dtype), x.shape
         return y
 
     @staticmethod
@@ -89,9 +89,9 @@ class SwiGLUFunction(torch.autograd.Function):
         x_dtype, latent_dtype, dtype = ctx.dtypes
         dy = grad_outputs[0].reshape(-1, grad_outputs[0].shape[-1])
         if rows is None:
-            dx, *dws = swiglu_gradients(dy, held, operands, w_scales, dtype, ctx.fp8)
+            dx, *dws = swiglu_gradients(dy, held, operands, w_scales, dtype, ctx.backward)
         else:
-            arguments = (dy, list(held), list(operands), list(w_scales), rows, count, dtype, ctx.fp8, ctx.gathered)
+            arguments = (dy, list(held), list(operands), list(w_scales), rows, count, dtype, ctx.backward, ctx.gathered)
             dx, *dws = _kept_swiglu_gradients(*arguments)
         return dx.reshape(ctx.shape).to(x_dtype), *(None,) * 10, *(dw.to(latent_dtype) for dw in dws), *(None,) * 12
 
@@ -102,15 +102,16 @@ def swiglu_gradients(
     operands: Sequence[Tensor],
     w_scales: Sequence[Tensor | None],
     dtype: torch.dtype,
-    fp8: bool,
+    backward: Backward,
 ) -> list[Tensor]:
     """dx [M, C] and dw of gate, up and down; dy [M, C], held: codes, scale, gate, up, codes of h and their scale."""
     codes, scale, gate, up, h_codes, h_scale = held
-    dh = input_gradient([dy], operands[2:], w_scales[2:], dtype, fp8)
-    (dw_down,) = weight_gradients([dy], h_codes, h_scale, dtype)
+    dh, dw_down = linear_gradients([dy], h_codes, h_scale, operands[2:], w_scales[2:], dtype, backward)
+    assert dh is not None
     dgate, dup = torch.ops.aten.silu_backward(dh * up, gate), dh * silu(gate)
-    dx = input_gradient([dgate, dup], operands[:2], w_scales[:2], dtype, fp8)
-    return [dx, *weight_gradients([dgate, dup], codes, scale, dtype), dw_down]
+    dx, dws = linear_gradients([dgate, dup], codes, scale, operands[:2], w_scales[:2], dtype, backward)
+    assert dx is not None
+    return [dx, *dws, *dw_down]
 
 
 @torch.library.custom_op("nanochat::kept_swiglu_gradients", mutates_args=())
@@ -122,7 +123,7 @@ def _kept_swiglu_gradients(
     rows: Tensor,
     count: Tensor,
     dtype: torch.dtype,
-    fp8: bool,
+    backward: str,
     gathered: bool,
 ) -> list[Tensor]:
     """`swiglu_gradients` of the kept rows; dx has zeros in the others. gathered: held has only kept rows already."""
@@ -131,12 +132,11 @@ def _kept_swiglu_gradients(
     if index is not None:
         dy = dy.index_select(0, index)
         kept = held if gathered else [tensor.index_select(0, index) for tensor in held]
-    dx, *dws = swiglu_gradients(dy, kept, operands, w_scales, dtype, fp8)
+    dx, *dws = swiglu_gradients(dy, kept, operands, w_scales, dtype, cast(Backward, backward))
     return [scatter_rows(dx, index, len(rows)), *dws]
 
 
 @_kept_swiglu_gradients.register_fake
-def _(dy, held, operands, w_scales, rows, count, dtype, fp8, gathered):
-    dx_dtype = torch.bfloat16 if fp8 and all(w is not None for w in w_scales[:2]) else dtype
-    dx = dy.new_empty(len(rows), operands[0].shape[1], dtype=dx_dtype)
+def _(dy, held, operands, w_scales, rows, count, dtype, backward, gathered):
+    dx = dy.new_empty(len(rows), operands[0].shape[1], dtype=dtype)
     return [dx, *(operand.new_empty(operand.shape, dtype=dtype) for operand in operands)]

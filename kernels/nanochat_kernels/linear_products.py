@@ -4,27 +4,36 @@
     dx = dy · (weight_codes · w_scale)
     dw = dyᵀ · (codes · a_scale)
 
-Plain functions of tensors; `bit_linear` and `feedforward` decide which rows, and whose gradient it is.
+Plain functions of tensors; `bit_linear` and `feedforward` decide which rows, and whose gradient it is. Ternary codes
+and int8 activations are exact in every number format, so that a backward pass in a short one (`Backward`) rounds
+nothing but dy: once by row for dx and once by column for dw, each with a scale of its own (as in arXiv:2304.13013).
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import cache
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from nanochat_kernels.operations import ternary_matmul
-from nanochat_kernels.reference.activations import QuantizedActivations, group_sums
+from nanochat_kernels.operations import quantize_gradient, ternary_matmul
+from nanochat_kernels.reference import gradient as reference
+from nanochat_kernels.reference.activations import LEVELS, QuantizedActivations, group_sums
+from nanochat_kernels.reference.gradient import QuantizedGradient
 from nanochat_kernels.reference.packed import PackedTernary
 
+int8_product = torch._int_mm  # pyright: ignore[reportPrivateImportUsage] - it has no public name
 FP8 = torch.float8_e4m3fn
+Backward = Literal["exact", "bf16", "int8", "fp8"]
+"""exact: in the dtype of the forward pass; fp8: dx in float8_e4m3fn, dw exact; bf16, int8: both."""
 
 
 class LinearWeight(NamedTuple):
     """A quantised weight in the forms that training multiplies with.
 
-    operand: float32 [N, K]; w_scale: float32 [N] or None: with one scale per row, codes and their scale; with groups,
-    codes · scale and None. packed (form `int8`): uint8 [N, K / 4] and scales float32 [N, G]; else None.
+    operand: [N, K]; w_scale: float32 [N] or None: with one scale per row, float32 or int8 codes and their scale; with
+    groups, float32 codes · scale and None. packed: uint8 [N, K / 4], where the forward product is the packed one,
+    and scales float32 [N, G]; else None.
     """
 
     operand: Tensor
@@ -37,28 +46,56 @@ def linear_product(codes: Tensor, scale: Tensor | None, weight: LinearWeight, dt
     """y [..., N] in dtype; codes [..., K], which are int8 for the packed product; scale [..., 1]."""
     if codes.dtype == torch.int8 and weight.packed is not None and weight.scales is not None and scale is not None:
         return _packed_product(codes, scale, weight.packed, weight.scales, dtype)
-    y = torch.nn.functional.linear(codes.to(dtype), weight.operand.to(dtype)).to(torch.float32)
+    if codes.dtype == weight.operand.dtype == torch.int8:
+        y = integer_product(codes.flatten(0, -2), weight.operand.T).to(torch.float32).view(*codes.shape[:-1], -1)
+    else:
+        y = torch.nn.functional.linear(codes.to(dtype), weight.operand.to(dtype)).to(torch.float32)
     for factor in (scale, weight.w_scale):
         if factor is not None:
             y.mul_(factor)  # in place: y is ours
     return y.to(dtype)
 
 
-def input_gradient(
-    dys: Sequence[Tensor], operands: Sequence[Tensor], w_scales: Sequence[Tensor | None], dtype: torch.dtype, fp8: bool
-) -> Tensor:
-    """dx [M, K], the sum over the layers that read x; dys [M, N_i], operands [N_i, K], w_scales [N_i] or None.
+def linear_gradients(
+    dys: Sequence[Tensor],
+    codes: Tensor,
+    scale: Tensor | None,
+    operands: Sequence[Tensor],
+    w_scales: Sequence[Tensor | None],
+    dtype: torch.dtype,
+    backward: Backward = "exact",
+    wants: tuple[bool, bool] = (True, True),
+) -> tuple[Tensor | None, list[Tensor]]:
+    """dx [M, K], the sum over the layers that read x, and dw [N_i, K] of each; None and none where not wanted.
 
-    fp8: by `fp8_product`, for layers with one scale per row.
+    dys: [M, N_i]; codes [M, K] and their scale [M, 1]; operands [N_i, K]; w_scales [N_i] or None. dtype: that of the
+    results, and of exact products.
     """
+    if backward == "int8" and scale is not None and all(w is not None for w in w_scales):
+        dx, dws = _int8_gradients(dys, codes, scale.squeeze(1), operands, w_scales, wants)
+    else:
+        product = torch.bfloat16 if backward == "bf16" else dtype
+        dx = _input_gradient(dys, operands, w_scales, product, backward) if wants[0] else None
+        dws = _weight_gradients(dys, codes, scale, product, backward) if wants[1] else []
+    return None if dx is None else dx.to(dtype), [dw.to(dtype) for dw in dws]
+
+
+def _input_gradient(
+    dys: Sequence[Tensor],
+    operands: Sequence[Tensor],
+    w_scales: Sequence[Tensor | None],
+    dtype: torch.dtype,
+    backward: Backward,
+) -> Tensor:
+    """fp8: by `fp8_product`, for layers with one scale per row."""
     dx = None
     for dy, operand, w_scale in zip(dys, operands, w_scales, strict=True):
-        if fp8 and w_scale is not None:
+        if backward == "fp8" and w_scale is not None:
             part = fp8_product(dy * w_scale, operand)
             dx = part if dx is None else dx + part
             continue
-        if w_scale is not None:  # scale the smaller of the two
-            if dy.shape[0] > operand.shape[1]:
+        if w_scale is not None:  # scale the smaller of the two, or what is rounded anyway
+            if dy.shape[0] > operand.shape[1] and backward != "bf16":
                 operand = operand * w_scale.unsqueeze(1)
             else:
                 dy = dy * w_scale
@@ -68,12 +105,67 @@ def input_gradient(
     return dx
 
 
-def weight_gradients(dys: Sequence[Tensor], codes: Tensor, scale: Tensor | None, dtype: torch.dtype) -> list[Tensor]:
-    """dw [N_i, K] of every layer that read the codes [M, K] with their scale [M, 1]; dys [M, N_i]."""
-    if scale is not None and (codes.dtype == torch.int8 or codes.shape[1] <= sum(dy.shape[1] for dy in dys)):
+def _weight_gradients(
+    dys: Sequence[Tensor], codes: Tensor, scale: Tensor | None, dtype: torch.dtype, backward: Backward
+) -> list[Tensor]:
+    fewer = codes.dtype == torch.int8 or codes.shape[1] <= sum(dy.shape[1] for dy in dys)
+    if scale is not None and backward != "bf16" and fewer:
         codes, scale = codes * scale, None
     codes = codes.to(dtype)
     return [(dy if scale is None else dy * scale).to(dtype).T @ codes for dy in dys]
+
+
+def _int8_gradients(
+    dys: Sequence[Tensor],
+    codes: Tensor,
+    scale: Tensor,
+    operands: Sequence[Tensor],
+    w_scales: Sequence[Tensor | None],
+    wants: tuple[bool, bool],
+) -> tuple[Tensor | None, list[Tensor]]:
+    """Integer products in float32: only the gradient of the output is rounded, once for each of the two."""
+    dx: Tensor | None = None
+    dws: list[Tensor] = []
+    codes, levels = codes.to(torch.int8), column_levels(codes.device)
+    for dy, operand, w_scale in zip(dys, operands, w_scales, strict=True):
+        assert w_scale is not None
+        w_scale = w_scale.expand(operand.shape[0])
+        rows, row_scale, columns, column_scale = quantized_gradient(dy, w_scale, scale, levels)
+        if wants[0]:
+            part = integer_product(rows, operand.to(torch.int8)) * row_scale.unsqueeze(1)
+            dx = part if dx is None else dx + part
+        if wants[1] and levels == LEVELS:
+            dws.append(integer_product(columns.T, codes) * column_scale.unsqueeze(1))
+        elif wants[1]:  # the activations on the left, which an AVX2 product takes as unsigned bytes
+            dws.append((integer_product(codes.T, columns) * column_scale).T)
+    return dx, dws
+
+
+def integer_product(a: Tensor, b: Tensor) -> Tensor:
+    """int8 [M, K] · int8 [K, N], int32. On CUDA the sizes must be multiples of 8, and M above 16."""
+    if a.is_cuda:  # tensor cores want K next to each other in both
+        a, b = a.contiguous(), b.T.contiguous().T
+    return int8_product(a, b)
+
+
+@torch.compiler.assume_constant_result
+def column_levels(device: torch.device) -> float:
+    """The largest code of a gradient whose product with int8 activations is exact here.
+
+    127, or 63 where an AVX2 instruction adds two products in 16 bits: 2 · 255 · 63 is below 2¹⁵.
+    """
+    return _exact_levels() if device.type == "cpu" else LEVELS
+
+
+def products_are_exact() -> bool:
+    """Whether a product of any int8 codes is exact on this CPU."""
+    return _exact_levels() == LEVELS
+
+
+@cache
+def _exact_levels() -> float:
+    a = torch.full((64, 128), 127, dtype=torch.int8)
+    return LEVELS if bool((integer_product(a, a.T) == 128 * 127**2).all()) else 63.0
 
 
 def fp8_product(dy: Tensor, weight_codes: Tensor) -> Tensor:
@@ -98,3 +190,23 @@ def _packed_product(codes: Tensor, scale: Tensor, packed: Tensor, scales: Tensor
 @_packed_product.register_fake
 def _(codes: Tensor, scale: Tensor, packed: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     return codes.new_empty(*codes.shape[:-1], packed.shape[0], dtype=dtype)
+
+
+@torch.library.custom_op("nanochat::quantize_gradient", mutates_args=())
+def _quantize_gradient(
+    dy: Tensor, factor: Tensor, weight: Tensor, levels: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return tuple(quantize_gradient(dy, factor, weight, levels))  # pyright: ignore[reportReturnType]
+
+
+@_quantize_gradient.register_fake
+def _(dy: Tensor, factor: Tensor, weight: Tensor, levels: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    codes, (m, n) = torch.empty_like(dy, dtype=torch.int8, memory_format=torch.contiguous_format), dy.shape
+    return codes, factor.new_empty(m), torch.empty_like(codes), factor.new_empty(n)
+
+
+def quantized_gradient(dy: Tensor, factor: Tensor, weight: Tensor, levels: float) -> QuantizedGradient:
+    """`operations.quantize_gradient`: one node of a compiled graph on the CPU, plain code to fuse elsewhere."""
+    if dy.device.type == "cpu":
+        return QuantizedGradient(*_quantize_gradient(dy, factor, weight, levels))
+    return reference.quantize_gradient(dy, factor, weight, levels)

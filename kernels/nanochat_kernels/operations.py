@@ -4,11 +4,14 @@ The argument `backend` (reference, cpu, triton) or the variable NANOCHAT_BACKEND
 dtypes and formulas are the reference's, which every backend matches: integers bit for bit.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from nanochat_kernels.backends import dispatch
 from nanochat_kernels.reference.activations import QuantizedActivations
+from nanochat_kernels.reference.gradient import QuantizedGradient
 from nanochat_kernels.reference.packed import PackedTernary
 from nanochat_kernels.reference.ternarize import Granularity, Ternary
 
@@ -40,6 +43,20 @@ def swiglu_quantize(
 ) -> QuantizedActivations:
     """silu(gate) · up and quantisation in one pass; see `reference.activations.swiglu_quantize`."""
     return dispatch("swiglu_quantize", gate.device, backend, gate, up, group)
+
+
+def quantize_gradient(
+    dy: Tensor, factor: Tensor, weight: Tensor, levels: float = 127.0, *, backend: str | None = None
+) -> QuantizedGradient:
+    """int8 codes of a gradient by row and by column; see `reference.gradient.quantize_gradient`."""
+    return dispatch("quantize_gradient", dy.device, backend, dy, factor, weight, levels)
+
+
+def iterate_int8(
+    x: Tensor, coefficients: Sequence[tuple[float, float, float]], *, backend: str | None = None
+) -> Tensor:
+    """Newton-Schulz iterations of one matrix by integer products; see `reference.orthogonalize.iterate_int8`."""
+    return dispatch("iterate_int8", x.device, backend, x, coefficients)
 
 
 def int8_matmul(

@@ -70,7 +70,7 @@ RULES: tuple[Need | Rule, ...] = (
     Need("optim.head_lr model.head_std", "model.tie_embeddings", (False,)),
     Need("model.qk_norm_init", "model.qk_norm", (True,)),
     Need("model.ffn_mult", "model.ffn_dim", (None,)),
-    Need("model.quant.* train.forward train.grad_input", "model.quant.enabled", (True,)),
+    Need("model.quant.* train.forward train.backward train.grad_input", "model.quant.enabled", (True,)),
     Need("model.mhc.*", "model.mhc.streams", (2, 4)),
     Need("model.mhc.gate_init", "model.mhc.dynamic", (True,)),
     Need("model.moe.*", "model.moe.enabled", (True,)),

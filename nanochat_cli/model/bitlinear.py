@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from nanochat_cli.config.sections.model import QuantConfig
 from nanochat_cli.model.norm import RMSNorm
 from nanochat_kernels import (
+    Backward,
     Form,
-    GradInput,
     KeptRows,
     LinearWeight,
     PackedTernary,
@@ -31,8 +31,8 @@ from nanochat_kernels import (
 class BitLinear(nn.Module):
     """y = Q(x) · Wᵀ, W = codes · scales. With `quant.enabled = false` it is a plain float linear with nothing else.
 
-    form: how the product is computed in training; the values are the same. grad_input: how its gradient is. kept: rows
-    of the batch that take part in the backward pass, None: all.
+    form: how the product is computed in training; the values are the same. backward: how its gradients are, in which
+    it may round. kept: rows of the batch that take part in the backward pass, None: all.
     """
 
     operand: Tensor
@@ -48,7 +48,7 @@ class BitLinear(nn.Module):
         self.gain = 1.0
         """Factor on the output, of a layer read from a file that has one; 1 in training."""
         self.form: Form = "float"
-        self.grad_input: GradInput = "exact"
+        self.backward: Backward = "exact"
         self.kept: KeptRows | None = None
         self._loaded: Ternary | None = None
         if quant.enabled:
@@ -66,7 +66,7 @@ class BitLinear(nn.Module):
     def project(self, quantized: QuantizedInput | Tensor) -> Tensor:
         """The matrix product alone. quantized: [..., in], from `quantize_input` or any tensor. Returns [..., out]."""
         if self.quant.enabled:
-            y = bit_linear(quantized, self.weight, self.quantized_weight(), self.kept, self.grad_input)
+            y = bit_linear(quantized, self.weight, self.quantized_weight(), self.kept, self.backward)
         elif self.kept is not None:
             y = bit_linear(quantized, self.weight, LinearWeight(self.weight.detach(), None), self.kept)
         else:
@@ -89,13 +89,17 @@ class BitLinear(nn.Module):
         return self._loaded or ternarize(self.weight, self.quant.scale)
 
     @torch.no_grad()
-    def use_form(self, form: Form) -> None:
-        """Compute training's forward pass in this form from now on; `int8` needs inputs in multiples of 128."""
-        if form == "int8":
-            self.packed = PackedTernary.pack(self.ternary()).packed
-        elif self.quant.enabled:
-            self.packed = None
-        self.form = form
+    def use_form(self, form: Form, backward: Backward = "exact") -> None:
+        """Compute training in these forms from now on. Raises ValueError for `int8` of inputs that cannot be packed.
+
+        With both in int8, one copy of the codes in int8 serves all three products.
+        """
+        if not self.quant.enabled:
+            return
+        self.form, self.backward = form, backward
+        in_int8 = backward == "int8" and self.scales.shape[1] == 1
+        self.operand = self.operand.to(torch.int8 if in_int8 else torch.float32)
+        self.packed = PackedTernary.pack(self.ternary()).packed if form == "int8" and not in_int8 else None
 
     @torch.no_grad()
     def requantize(self) -> None:
@@ -124,7 +128,7 @@ def project_all(layers: Sequence[BitLinear], quantized: QuantizedInput | Tensor)
     if not all(layer.quant.enabled and layer.gain == 1 for layer in layers):
         return [layer.project(quantized) for layer in layers]
     weights = [layer.quantized_weight() for layer in layers]
-    return bit_linears(quantized, [layer.weight for layer in layers], weights, layers[0].kept, layers[0].grad_input)
+    return bit_linears(quantized, [layer.weight for layer in layers], weights, layers[0].kept, layers[0].backward)
 
 
 class Joint:

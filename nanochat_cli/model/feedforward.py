@@ -31,6 +31,6 @@ class FeedForward(nn.Module):
             if isinstance(quantized, QuantizedInput):
                 layers, down = (self.w_gate, self.w_up, self.w_down), self.w_down
                 latents, weights = [w.weight for w in layers], [w.quantized_weight() for w in layers]
-                return swiglu_feed_forward(quantized, latents, weights, down.form, down.kept, down.grad_input)
+                return swiglu_feed_forward(quantized, latents, weights, down.form, down.kept, down.backward)
         gate, up = self.gate_up.outputs(x, norm)
         return self.down.after_swiglu(gate, up, self.sub_norm)

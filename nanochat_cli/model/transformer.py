@@ -30,7 +30,7 @@ from nanochat_cli.model.hyper_connections import (
 from nanochat_cli.model.moe import ExpertLinear, MoE
 from nanochat_cli.model.norm import RMSNorm
 from nanochat_cli.model.rope import rope_table
-from nanochat_kernels import PLANE, Form, choose_form
+from nanochat_kernels import PLANE, Backward, Form, choose_form
 
 
 class Block(nn.Module):
@@ -78,13 +78,23 @@ def init_linears(
         nn.init.normal_(layer.weight, std=output_std if writes_residual else config.matrix_std, generator=generator)
 
 
-def use_forms(linears: Iterable[tuple[str, BitLinear]], form: Form | None = None) -> None:
-    """Compute ternary products in this form, or in the measured faster one (None), where the layer can."""
+def use_forms(linears: Iterable[tuple[str, BitLinear]], form: Form | None = None, backward: Backward = "exact") -> None:
+    """Compute ternary products in this form, or in the measured faster one (None), where the layer can.
+
+    Experts stay in float, with exact gradients.
+    """
     for _, layer in linears:
-        if layer.quant.enabled:
-            fits = layer.quant.activations and layer.in_features % PLANE == 0 and not isinstance(layer, ExpertLinear)
+        if not layer.quant.enabled:
+            continue
+        sizes = layer.in_features | layer.out_features
+        outside = not layer.quant.activations or (backward == "int8" and layer.weight.is_cuda and sizes % 8)
+        own: Backward = "exact" if outside or isinstance(layer, ExpertLinear) else backward
+        fits = layer.quant.activations and layer.in_features % PLANE == 0 and not isinstance(layer, ExpertLinear)
+        if own == "int8":  # whose product is the faster one of the forward pass, too
+            layer.use_form("int8" if fits and form != "float" else "float", own)
+        else:
             chosen = form or choose_form(layer.weight.device, layer.in_features, layer.out_features)
-            layer.use_form(chosen if fits else "float")
+            layer.use_form(chosen if fits else "float", own)
 
 
 class Transformer(nn.Module):
@@ -192,12 +202,13 @@ class Transformer(nn.Module):
             if isinstance(module, MoE):
                 yield name, module
 
-    def use_forms(self, form: Form | None = None) -> None:
+    def use_forms(self, form: Form | None = None, backward: Backward = "exact") -> None:
         """Compute the ternary products of training in this form, or in the one measured faster for each shape (None).
 
         The values are the same. Layers that read one input take one form; what cannot be int8 stays float.
+        backward: the number format of the gradients' products.
         """
-        use_forms(self.linears(), form)
+        use_forms(self.linears(), form, backward)
 
     def requantize(self) -> None:
         """Refresh every effective weight; to be called after an optimizer step or a load."""

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from nanochat_cli.config.sections.optim import GaLoreConfig
-from nanochat_cli.optim.muon import default_iteration_dtype
-from nanochat_cli.optim.newton_schulz import Coefficients, orthogonalize
+from nanochat_cli.optim.newton_schulz import Coefficients, NumberFormat, orthogonalize
 from nanochat_cli.optim.quantized_state import Code, QuantizedState, WholeState, copy_states, make_state
 from nanochat_cli.optim.stacks import Member, Shape, apply, chunks, device_of, gradients, size, stack
 from nanochat_cli.optim.subspace import leading_basis, seeded
@@ -93,7 +92,7 @@ class GaLore:
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         cautious: bool = False,
-        iteration_dtype: torch.dtype | None = None,
+        number_format: NumberFormat | None = None,
         matrices: Mapping[str, int] | None = None,
         state_block: int | None = None,
     ) -> None:
@@ -104,7 +103,7 @@ class GaLore:
         self.coefficients: Coefficients = coefficients
         self.betas, self.eps = betas, eps
         self.weight_decay, self.cautious = weight_decay, cautious
-        self.iteration_dtype = iteration_dtype
+        self.number_format: NumberFormat | None = number_format
         self.stacks = [Stack(shape, members, []) for shape, members in stack(parameters, matrices).items()]
         for one in self.stacks:
             one.sections = self._sections(one, 0)
@@ -229,8 +228,7 @@ class GaLore:
         buffer = state.read(places).lerp_(gradient, 1 - self.momentum)
         update = gradient.lerp(buffer, self.momentum) if self.nesterov else buffer
         state.write(places, buffer)
-        dtype = self.iteration_dtype or default_iteration_dtype(update)
-        return orthogonalize(update.to(dtype), self.ns_steps, self.coefficients).float()
+        return orthogonalize(update, self.ns_steps, self.coefficients, number_format=self.number_format)
 
     def _release(self, one: Stack, section: Section, member: Member) -> None:
         """Project the parameter's gradient as soon as it is computed, and drop it."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nanochat_cli.optim.newton_schulz import Coefficients, orthogonalize
+from nanochat_cli.optim.newton_schulz import Coefficients, NumberFormat, orthogonalize
 from nanochat_cli.optim.quantized_state import QuantizedState, WholeState, copy_states, make_state
 from nanochat_cli.optim.stacks import Member, Shape, apply, chunks, device_of, gradients, size, stack
 
@@ -39,7 +39,7 @@ class Muon:
         cautious: bool = False,
         equilibrate: bool = False,
         variance_beta: float = 0.0,
-        iteration_dtype: torch.dtype | None = None,
+        number_format: NumberFormat | None = None,
         matrices: Mapping[str, int] | None = None,
         state_block: int | None = None,
     ) -> None:
@@ -47,7 +47,7 @@ class Muon:
         self.coefficients: Coefficients = coefficients
         self.weight_decay, self.cautious = weight_decay, cautious
         self.equilibrate, self.variance_beta = equilibrate, variance_beta
-        self.iteration_dtype = iteration_dtype
+        self.number_format: NumberFormat | None = number_format
         self.groups: dict[Shape, list[Member]] = stack(parameters, matrices)
         self.buffers = {
             shape: make_state(size(members), shape, device_of(members), block=state_block)
@@ -78,8 +78,7 @@ class Muon:
         update = gradient.lerp_(buffer, self.momentum) if self.nesterov else buffer
         if self.equilibrate:
             update = equilibrate_rows(update)
-        dtype = self.iteration_dtype or default_iteration_dtype(update)
-        update = orthogonalize(update.to(dtype), self.ns_steps, self.coefficients).float()
+        update = orthogonalize(update, self.ns_steps, self.coefficients, number_format=self.number_format)
         self.buffers[shape].write(places, buffer)
         if self.variance_beta:
             update = reduce_row_variance(update, self.second_moments[shape].read(places), self.variance_beta)
@@ -106,11 +105,6 @@ class Muon:
 
     def state_tensors(self) -> list[Tensor]:
         return [t for stacks in self._states().values() for one in stacks.values() for t in one.tensors()]
-
-
-def default_iteration_dtype(matrices: Tensor) -> torch.dtype:
-    """bfloat16 where it is fast; on a CPU without AMX it is some 20 times slower than float32."""
-    return torch.bfloat16 if matrices.is_cuda else torch.float32
 
 
 def equilibrate_rows(matrices: Tensor) -> Tensor:

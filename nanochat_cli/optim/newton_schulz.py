@@ -10,7 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from nanochat_kernels import iterate_int8
+
 Coefficients = Literal["keller-jordan", "polar-express"]
+NumberFormat = Literal["fp32", "bf16", "int8"]
 
 KELLER_JORDAN = (3.4445, -4.7750, 2.0315)
 POLAR_EXPRESS = (
@@ -33,16 +36,28 @@ def coefficients(kind: Coefficients, steps: int) -> list[tuple[float, float, flo
     return [triples[min(step, len(triples) - 1)] for step in range(steps)]
 
 
-def orthogonalize(matrices: Tensor, steps: int = 5, kind: Coefficients = "keller-jordan", eps: float = 1e-7) -> Tensor:
+def orthogonalize(
+    matrices: Tensor,
+    steps: int = 5,
+    kind: Coefficients = "keller-jordan",
+    eps: float = 1e-7,
+    number_format: NumberFormat | None = None,
+) -> Tensor:
     """Bring every singular value of matrices [n, R, C] near 1, keeping the singular vectors.
 
-    Computes in the dtype given (bfloat16 on a GPU, float32 on a CPU). Returns the same shape and dtype.
+    number_format: of the products, by default bf16 on a GPU. On a CPU it is float32: how fast another one is depends
+    on the processor and has to be measured. Returns the same shape and dtype.
     """
+    if (number_format or ("bf16" if matrices.is_cuda else "fp32")) == "bf16" and matrices.dtype != torch.bfloat16:
+        return orthogonalize(matrices.to(torch.bfloat16), steps, kind, eps).to(matrices.dtype)
     transposed = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if transposed else matrices
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
     if kind == "polar-express":
         x = x / SAFETY
+    if number_format == "int8":
+        x = torch.stack([iterate_int8(matrix, coefficients(kind, steps)) for matrix in x])
+        return x.mT if transposed else x
     for a, b, c in coefficients(kind, steps):
         gram = torch.bmm(x, x.mT)
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)

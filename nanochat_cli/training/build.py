@@ -20,6 +20,7 @@ from nanochat_cli.training.methods.collider import TokenFilter
 from nanochat_cli.training.methods.expert_balance import ExpertBalance
 from nanochat_cli.training.methods.fire import Fire
 from nanochat_cli.training.methods.mtp_loss import MTPLoss
+from nanochat_cli.training.number_formats import configured, use_number_formats
 from nanochat_cli.training.part import Part, Setup
 from nanochat_cli.training.progress import Progress
 from nanochat_cli.training.skip_policy import SkipPolicy
@@ -55,21 +56,22 @@ def build_state(
     """
     train = config.train
     autocast_dtype = choose_autocast(train.dtype, device)
-    require_float8(train.grad_input, device)
+    require_float8(train, device)
     model = (Transformer(config.model) if model is None else model).to(device).train()
     model.gradient_checkpointing = train.gradient_checkpointing
-    model.use_forms(None if train.forward == "auto" else train.forward)
-    for _, layer in model.ternary_layers():
-        layer.grad_input = train.grad_input
     setup = Setup(config, model, TokenLoss.of(model, train, autocast_dtype), device, reporter, data)
     parts = [method(setup) for method, is_on in (METHODS if methods is None else methods).items() if is_on(config)]
-    return TrainState(
+    backward, iteration = configured(config)
+    state = TrainState(
         model=model,
+        linears=setup.linears(),
         optimizers=build_optimizer(model, config.optim, setup.beside),
         skip_policy=SkipPolicy(train.spike_factor, train.max_skipped_steps),
-        progress=Progress(train.total_steps, micro_batch=train.batch_size),
+        progress=Progress(train.total_steps, micro_batch=train.batch_size, backward=backward, iteration=iteration),
         score=setup.score,
         parts=parts,
         grad_clip=train.grad_clip,
         reporter=reporter,
     )
+    use_number_formats(state, config)
+    return state

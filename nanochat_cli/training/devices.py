@@ -2,6 +2,7 @@
 
 import torch
 
+from nanochat_cli.config.sections.train import TrainConfig
 from nanochat_cli.errors import ConfigError
 
 
@@ -24,9 +25,15 @@ def choose_autocast(dtype: str, device: torch.device) -> torch.dtype | None:
     return None
 
 
-def require_float8(grad_input: str, device: torch.device) -> None:
-    """Raise ConfigError where train.grad_input = fp8 has no tensor cores to run on."""
-    if grad_input == "fp8" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)):
+def require_float8(train: TrainConfig, device: torch.device) -> None:
+    """Raise ConfigError where train.grad_input = fp8 has no tensor cores to run on, or contradicts train.backward."""
+    if train.grad_input == "exact":
+        return
+    if train.backward in ("bf16", "int8"):
+        raise ConfigError(
+            f"train.grad_input = fp8 and train.backward = {train.backward} are two formats of one gradient: use one"
+        )
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
         raise ConfigError(
             f"train.grad_input = fp8 needs a GPU of compute capability 8.9 or later, and this is {device}: use exact"
         )

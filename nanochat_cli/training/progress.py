@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, field
 
+from nanochat_cli.optim.newton_schulz import NumberFormat
 from nanochat_cli.optim.schedules import WarmUps
 from nanochat_cli.training.bits_per_byte import HeldOut
+from nanochat_kernels import Backward
 
 
 @dataclass
@@ -22,6 +24,10 @@ class Progress:
     warm_ups: WarmUps | None = None
     total_is_final: bool = True
     compiled: bool = False
+    backward: Backward = "exact"
+    """Number format of the ternary layers' gradients."""
+    iteration: NumberFormat | None = None
+    """Number format of Muon's iteration; None: that of the device."""
     micro_batch: int = 0
     best_bits_per_byte: float | None = None
     best_step: int | None = None

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from nanochat_cli.formats.run import checkpoints
+from nanochat_cli.model.bitlinear import BitLinear
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.optim import Optimizers
 from nanochat_cli.report.reporter import QuietReporter, Reporter
@@ -20,6 +21,8 @@ class TrainState:
     """What `update` works on: what is saved first, then what the configuration fixes, then how it reports."""
 
     model: Transformer
+    linears: Mapping[str, BitLinear]
+    """Every linear layer that is trained, by its dotted name, beside the model's too."""
     optimizers: Optimizers
     """With the schedule of the learning rates, a function of `progress`. Random numbers are torch's own."""
     skip_policy: SkipPolicy

@@ -29,6 +29,7 @@ from nanochat_cli.training.devices import choose_device
 from nanochat_cli.training.flops import measured_peak, training_flops_per_token
 from nanochat_cli.training.held_out import score
 from nanochat_cli.training.next_token import train_step
+from nanochat_cli.training.number_formats import choose_number_formats, use_number_formats
 from nanochat_cli.training.phases import make_phases
 from nanochat_cli.training.progress import Progress, TrainResult
 from nanochat_cli.training.resume import data_name, require_resumable, restored_progress, shift_of
@@ -82,6 +83,7 @@ class Trainer:
             self._restore()
         else:
             self._begin()
+        use_number_formats(self.state, config)
         if self.progress.compiled:
             compile_blocks(self.state.model)
         self.log = MetricsLog(run_dir, config.telemetry.tensorboard, self.progress.step if resume else None)
@@ -270,6 +272,7 @@ class Trainer:
         decision = decide(train.compile, self.device, self._expected_seconds())
         progress.compiled = decision.compile
         self.reporter.info(f"{'compiled' if decision.compile else 'eager'}: {decision.reason}")
+        choose_number_formats(self.state, self.config, self.reporter)
 
     def save(self, *, best: bool = False) -> None:
         """Write a checkpoint of everything that the next step depends on, and drop those no longer kept."""
@@ -305,6 +308,8 @@ class Trainer:
             progress.flops = progress.tokens * self.flops_per_token
         if "train.compile" in changed:
             progress.compiled = decide(config.train.compile, self.device, self._expected_seconds()).compile
+        if {"train.backward", "train.grad_input", "optim.muon_format"} & set(changed):
+            choose_number_formats(state, config, self.reporter)
         self._name_good(progress.step if state.is_good else progress.good_step)
         if shift := shift_of(progress, config):
             self.data.shift(shift)

@@ -196,9 +196,9 @@ def test_the_float8_gradient_of_the_input_is_off_only_by_the_rounding_of_dy():
     latent, x = random(64, 128, seed=20, grad=True), random(32, 128, seed=21, grad=True)
     dy, weight = random(32, 64, seed=22) * torch.logspace(-6, 3, 32).unsqueeze(1), quantized(latent)
     gradients = {}
-    for grad_input in ("exact", "fp8"):
-        y = bit_linear(quantize_input(x), latent, weight, grad_input=grad_input)
-        gradients[grad_input] = torch.autograd.grad(y, (x, latent), dy)
+    for backward in ("exact", "fp8"):
+        y = bit_linear(quantize_input(x), latent, weight, backward=backward)
+        gradients[backward] = torch.autograd.grad(y, (x, latent), dy)
     (exact, exact_dw), (rough, rough_dw) = gradients["exact"], gradients["fp8"]
     assert torch.equal(exact_dw, rough_dw)
     error = (rough - exact).norm(dim=1) / exact.norm(dim=1)
@@ -210,7 +210,7 @@ def test_float8_is_only_for_one_scale_a_row():
     latent, x = random(32, 128, seed=23, grad=True), random(16, 128, seed=24, grad=True)
     weight = quantized(latent, 64)
     plain, rough = (
-        torch.autograd.grad(bit_linear(quantize_input(x), latent, weight, grad_input=kind).sum(), x)[0]
+        torch.autograd.grad(bit_linear(quantize_input(x), latent, weight, backward=kind).sum(), x)[0]
         for kind in ("exact", "fp8")
     )
     assert torch.equal(plain, rough)

@@ -19,7 +19,7 @@ def named(shapes, seed):
 def test_five_steps_equal_torch_optim_muon_on_the_same_gradients(nesterov, weight_decay):
     ours, theirs = named(SHAPES, 0), named(SHAPES, 0)
     # torch iterates in bfloat16; in the same dtype the two may differ only by the order of bfloat16 roundings.
-    muon = Muon(ours, nesterov=nesterov, weight_decay=weight_decay, iteration_dtype=torch.bfloat16)
+    muon = Muon(ours, nesterov=nesterov, weight_decay=weight_decay, number_format="bf16")
     reference = torch.optim.Muon(
         [p for _, p in theirs], lr=0.02, momentum=0.95, nesterov=nesterov, weight_decay=weight_decay, ns_steps=5
     )

@@ -13,10 +13,12 @@ from nanochat_kernels.backends import Unsupported
 from nanochat_kernels.cpu.native import library
 from nanochat_kernels.reference import matmul as reference
 from nanochat_kernels.reference.activations import QuantizedActivations
+from nanochat_kernels.reference.gradient import QuantizedGradient
 from nanochat_kernels.reference.packed import PackedTernary
 from nanochat_kernels.reference.packing import PLANE
 from nanochat_kernels.reference.ternarize import Granularity, Ternary
 
+_int8_product = torch._int_mm  # pyright: ignore[reportPrivateImportUsage] - it has no public name
 SUM_GROUP = 32
 """The C code sums activations in pieces of this many."""
 
@@ -119,6 +121,45 @@ def fp8_matmul(
 ) -> Tensor:
     """A format of GPUs, computed here by the reference."""
     return reference.fp8_matmul(a, b, a_scale, b_scale, out_dtype)
+
+
+def quantize_gradient(dy: Tensor, factor: Tensor, weight: Tensor, levels: float) -> QuantizedGradient:
+    _require_cpu(dy)
+    m, n = dy.shape
+    if dy.dtype != torch.float32 or dy.stride(1) != 1:
+        dy = _floats(dy)
+    factor, weight = _floats(factor), _floats(weight)
+    out = QuantizedGradient(
+        *(torch.empty(m, n, dtype=torch.int8), torch.empty(m)), *(torch.empty(m, n, dtype=torch.int8), torch.empty(n))
+    )
+    inputs = dy.data_ptr(), dy.stride(0), m, n, factor.data_ptr(), weight.data_ptr()
+    codes, scale, column_codes, column_scale = (tensor.data_ptr() for tensor in out)
+    _require_memory(library().nk_quantize_gradient(*inputs, codes, scale, levels, column_codes, column_scale))
+    return out
+
+
+def iterate_int8(x: Tensor, coefficients: Sequence[tuple[float, float, float]]) -> Tensor:
+    _require_cpu(x)
+    x, native = _floats(x).clone(), library()
+    rows, columns = x.shape
+    codes, gram_codes = torch.empty(rows, columns, dtype=torch.int8), torch.empty(rows, rows, dtype=torch.int8)
+    gram, product = torch.empty(rows, rows), torch.empty(rows, columns, dtype=torch.int32)
+    square = torch.empty(rows, rows, dtype=torch.int32)
+    scale, diagonal, gram_scale, squares, step = torch.empty(5, rows)
+    of_x = codes.data_ptr(), scale.data_ptr(), diagonal.data_ptr()
+    of_gram = gram.data_ptr(), gram_codes.data_ptr(), gram_scale.data_ptr(), squares.data_ptr()
+    native.nk_iterate(x.data_ptr(), None, None, None, rows, columns, *of_x)
+    for a, b, c in coefficients:
+        _int8_product(codes, codes.T, out=square)
+        native.nk_gram(square.data_ptr(), scale.data_ptr(), rows, *of_gram)
+        _int8_product(gram_codes, gram_codes.T, out=square)
+        keep = a + b * diagonal + c * (diagonal.square() + squares)
+        inputs = gram.data_ptr(), square.data_ptr(), diagonal.data_ptr(), gram_scale.data_ptr(), scale.data_ptr()
+        native.nk_polynomial(*inputs, b, c, rows, gram_codes.data_ptr(), step.data_ptr())
+        _int8_product(gram_codes, codes, out=product)
+        pointers = x.data_ptr(), product.data_ptr(), keep.data_ptr(), step.data_ptr()
+        native.nk_iterate(*pointers, rows, columns, *of_x)
+    return x
 
 
 def ternarize(weight: Tensor, granularity: Granularity = "row") -> Ternary:

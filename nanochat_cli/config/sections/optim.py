@@ -44,6 +44,10 @@ class OptimConfig(Section):
     muon_coefficients: Literal["keller-jordan", "polar-express"] = Field(
         default="keller-jordan", description="polynomials of these iterations (polar-express: arXiv:2505.16932)"
     )
+    muon_format: Literal["auto", "fp32", "bf16", "int8"] | None = Field(
+        default=None,
+        description="number format of these iterations; auto: the fastest here; default: bf16 on CUDA, else fp32",
+    )
     muon_equilibrate: bool = Field(
         default=False, description="equalise row norms before orthogonalising (arXiv:2603.28254)"
     )

@@ -29,6 +29,10 @@ class TrainConfig(Section):
         default="auto",
         description="how ternary layers multiply: in int8 kernels or exact floats, equal in value; auto: the faster",
     )
+    backward: Literal["auto", "exact", "bf16", "int8"] = Field(
+        default="exact",
+        description="number format of ternary layers' gradients, which rounds only dy; auto: the fastest here",
+    )
     grad_input: Literal["exact", "fp8"] = Field(
         default="exact",
         description="fp8: input gradients of ternary layers in float8 (compute capability 8.9 or later; not measured)",

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from nanochat_cli.model.mtp import MTP, shifted_targets
-from nanochat_cli.model.transformer import use_forms
 from nanochat_cli.training.part import MicroBatch, Part, Setup
 from nanochat_cli.training.progress import Progress
 
@@ -20,9 +19,7 @@ class MTPLoss(Part):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        forward = setup.config.train.forward
         self.mtp = setup.beside["mtp"] = MTP(setup.model.config, setup.config.mtp).to(setup.device)
-        use_forms(self.mtp.linears(), None if forward == "auto" else forward)
         self._weights: list[float] = []
         self._states: list[Tensor] = []
         self._step, self._over = 0, False

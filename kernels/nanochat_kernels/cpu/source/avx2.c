@@ -9,6 +9,7 @@
 #include <math.h>
 
 #include "kernels.h"
+#include "loops.h"
 
 #define AVX2 __attribute__((target("avx2,fma,f16c")))
 #define INLINE static inline __attribute__((always_inline, target("avx2,fma,f16c")))
@@ -471,9 +472,11 @@ AVX2 static float exp_sum(float *x, size_t k, float maximum) {
     return sum_f32(sum) + portable_kernels.exp_sum(x + i, k - i, maximum);
 }
 
+LOOPS(AVX2)
+
 const struct kernels avx2_kernels = {
     "avx2",     quantize, rmsnorm,       swiglu, dots,   dots_grouped, tile,    tile_grouped,
     scale_tile, abs_sum,  ternary_codes, pack,   unpack, dot_int8,     dot_f32, dot_f16,
-    axpy,       round_to_f16, f16_to_f32, exp_sum,
+    axpy,       round_to_f16, f16_to_f32, exp_sum, LOOP_NAMES,
 };
 #endif

@@ -7,6 +7,7 @@
 #include <immintrin.h>
 
 #include "kernels.h"
+#include "loops.h"
 
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")))
 #define INLINE static inline __attribute__((always_inline, target("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")))
@@ -141,6 +142,8 @@ AVX512 static void tile(const uint8_t *packed, size_t stride, size_t rows, size_
     for (; n < rows; n++) tile_of(packed + n * stride, stride, 1, planes, codes, out + n * TOKEN_BLOCK);
 }
 
+LOOPS(AVX512)
+
 const struct kernels *avx512_kernels(void) {
     static struct kernels k;
     k = avx2_kernels;
@@ -148,6 +151,11 @@ const struct kernels *avx512_kernels(void) {
     k.dots_grouped = dots_grouped;
     k.tile = tile;
     k.tile_grouped = tile_grouped;
+    k.gradient_row = gradient_row;
+    k.gradient_column = gradient_column;
+    k.iterate_row = iterate_row;
+    k.gram_row = gram_row;
+    k.polynomial_row = polynomial_row;
     return &k;
 }
 #endif

@@ -25,6 +25,7 @@
 #define INVERSE_LEVELS (1.0f / 127.0f)
 #define MIN_SCALE 1e-5f
 #define MAX_SCALE 65504.0f   /* the largest float16 */
+#define MIN_GRADIENT 1e-30f
 
 struct kernels {
     const char *name;
@@ -64,6 +65,16 @@ struct kernels {
     void (*f16_to_f32)(const uint16_t *x, size_t k, float *y);
     /* exp of k values, in place; returns their sum. All values must be at most 0. */
     float (*exp_sum)(float *x, size_t k, float maximum);
+    /* Rows of a gradient in int8, and of a matrix that is orthogonalised in int8: loops.h. */
+    void (*gradient_row)(const float *x, const float *factor, float weight, size_t n, int8_t *codes, float *scale,
+                         int32_t *maxima);
+    void (*gradient_column)(const float *x, float weight, const float *inverse, size_t n, int8_t *codes);
+    float (*iterate_row)(float *x, const int32_t *product, float keep, float step, size_t n, int8_t *codes,
+                         float *scale);
+    float (*gram_row)(const int32_t *product, const float *scales, float scale, size_t own, size_t n, float *gram,
+                      int8_t *codes, float *code_scale);
+    void (*polynomial_row)(float *gram, const int32_t *square, const float *diagonal, const float *gram_scales,
+                           const float *scales, float b, float c, size_t own, size_t n, int8_t *codes, float *scale);
 };
 
 extern const struct kernels portable_kernels;

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "kernels.h"
+#include "loops.h"
 
 static void quantize(const float *x, size_t k, size_t group, int8_t *codes, float *scale, int32_t *sums) {
     float absmax = MIN_ABSMAX;
@@ -181,8 +182,10 @@ static float exp_sum(float *x, size_t k, float maximum) {
     return sum;
 }
 
+LOOPS()
+
 const struct kernels portable_kernels = {
     "portable", quantize,  rmsnorm,  swiglu,  dots,    dots_grouped, tile,         tile_grouped,
     scale_tile, abs_sum,   ternary_codes, pack, unpack, dot_int8,     dot_f32,      dot_f16,
-    axpy,       round_to_f16, f16_to_f32, exp_sum,
+    axpy,       round_to_f16, f16_to_f32, exp_sum, LOOP_NAMES,
 };

@@ -1,0 +1,40 @@
+"""Newton-Schulz iteration of one matrix with integer products: x ← a x + (b G + c G²) x, G = x xᵀ.
+
+A row of int8 codes shares a scale, and the diagonals of G and of its polynomial are an order of magnitude larger than
+what is beside them. They stay in float, where they are only factors of rows; the products are those of the rest. That
+makes the result as exact as in bfloat16; with the diagonals among the codes it is ten times less exact.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from nanochat_kernels.reference.activations import INVERSE_LEVELS, LEVELS
+
+MIN_ABSMAX = 1e-30
+
+
+def iterate_int8(x: Tensor, coefficients: Sequence[tuple[float, float, float]]) -> Tensor:
+    """x: float32 [R, C], R ≤ C, of Frobenius norm at most 1. coefficients: (a, b, c) of each iteration."""
+    for a, b, c in coefficients:
+        codes, scale = _quantized_rows(x)
+        gram = _without_diagonal((codes @ codes.T) * scale * scale.T)
+        diagonal = x.square().sum(dim=1)
+        gram_codes, gram_scale = _quantized_rows(gram)
+        square = _without_diagonal((gram_codes @ gram_codes.T) * gram_scale * gram_scale.T)
+        beside = (b + c * (diagonal.unsqueeze(1) + diagonal)) * gram + c * square
+        on_diagonal = b * diagonal + c * (diagonal.square() + gram.square().sum(dim=1))
+        polynomial, step = _quantized_rows(beside * scale.T)
+        x = (a + on_diagonal).unsqueeze(1) * x + (polynomial @ codes) * step
+    return x
+
+
+def _quantized_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Integers in float32, whose products are exact up to 2²⁴ / 127² columns, and their scales [R, 1]."""
+    absmax = x.abs().amax(dim=1, keepdim=True).clamp(min=MIN_ABSMAX)
+    return (x * (torch.full_like(absmax, LEVELS) / absmax)).round(), absmax * INVERSE_LEVELS
+
+
+def _without_diagonal(x: Tensor) -> Tensor:
+    return x - torch.diag(x.diagonal())

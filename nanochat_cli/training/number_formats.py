@@ -1,0 +1,94 @@
+"""Number formats that a run computes in where it may choose: gradients of ternary layers, and Muon's iteration.
+
+How fast a format is depends on the processor in ways that no list of its instructions tells, so that `auto` measures,
+here and now. The choice is made once and saved with the run, which therefore resumes as it was.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+from nanochat_cli.config.schema import Config
+from nanochat_cli.model.transformer import use_forms
+from nanochat_cli.optim.galore import GaLore
+from nanochat_cli.optim.muon import Muon
+from nanochat_cli.optim.newton_schulz import NumberFormat, orthogonalize
+from nanochat_cli.report.reporter import Reporter
+from nanochat_cli.training.state import TrainState
+from nanochat_kernels import Backward, quantize_input, ternarize
+from nanochat_kernels.linear_products import linear_gradients, products_are_exact
+
+T = TypeVar("T", bound=str)
+ROUNDS = 3
+MAX_ROWS = 2048
+MIN_GAIN = 1.1
+"""What a format must be faster by than the exact one: less is noise."""
+
+
+def choose_number_formats(state: TrainState, config: Config, reporter: Reporter) -> None:
+    """Set those of `state.progress`, and say what was measured."""
+    progress, train, asked = state.progress, config.train, config.optim.muon_format
+    progress.backward, progress.iteration = configured(config)
+    layers = [layer for layer in state.linears.values() if layer.quant.enabled and layer.quant.activations]
+    largest = max(state.linears.values(), key=lambda layer: layer.weight.numel(), default=None)
+    if largest is None or state.model.device.type != "cpu":
+        return
+    if train.backward == "auto" and layers and train.grad_input == "exact":
+        rows = min(MAX_ROWS, train.batch_size * train.seq_len)
+        progress.backward, gain = fastest(("exact", "bf16", "int8"), lambda f: _gradients(f, rows, largest.weight))
+        reporter.info(f"backward pass: {progress.backward}{gain}")
+    if asked == "auto" and config.optim.matrix == "muon":
+        formats: tuple[NumberFormat, ...] = ("fp32", "bf16", "int8") if products_are_exact() else ("fp32", "bf16")
+        progress.iteration, gain = fastest(formats, lambda f: _iterations(f, largest.weight))
+        reporter.info(f"Muon's iteration: {progress.iteration}{gain}")
+
+
+def configured(config: Config) -> tuple[Backward, NumberFormat | None]:
+    """Formats of the backward pass and of Muon's iteration that need no measurement."""
+    backward, iteration = config.train.backward, config.optim.muon_format
+    return "exact" if backward == "auto" else backward, None if iteration == "auto" else iteration
+
+
+def use_number_formats(state: TrainState, config: Config) -> None:
+    """Compute in those of `state.progress` from now on."""
+    progress, train = state.progress, config.train
+    backward = "fp8" if train.grad_input == "fp8" else progress.backward
+    use_forms(state.linears.items(), None if train.forward == "auto" else train.forward, backward)
+    for group in state.optimizers.groups:
+        if isinstance(group.optimizer, Muon | GaLore):
+            group.optimizer.number_format = progress.iteration
+
+
+def fastest(formats: Sequence[T], prepare: Callable[[T], Callable[[], object]]) -> tuple[T, str]:
+    """The format whose work takes the least time, the first one unless another is clearly faster, and a remark."""
+    work = {name: prepare(name) for name in formats}
+    seconds: dict[T, list[float]] = {name: [] for name in formats}
+    for _ in range(ROUNDS + 1):
+        for name, do in work.items():
+            started = time.perf_counter()
+            do()
+            seconds[name].append(time.perf_counter() - started)
+    medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
+    best = min(medians, key=lambda name: medians[name])
+    gain = medians[formats[0]] / medians[best]
+    return (best, f", {gain:.1f} × {formats[0]} here") if gain > MIN_GAIN else (formats[0], ", nothing is faster here")
+
+
+def _gradients(backward: Backward, rows: int, latent: torch.Tensor) -> Callable[[], object]:
+    """Both products of a layer's backward pass."""
+    generator = torch.Generator().manual_seed(0)
+    n, k = latent.shape
+    dy, x = torch.randn(rows, n, generator=generator), torch.randn(rows, k, generator=generator)
+    ternary = ternarize(torch.randn(n, k, generator=generator))
+    in_int8 = backward == "int8"
+    _, codes, scale, _ = quantize_input(x, "int8" if in_int8 else "float")
+    operand, w_scale = ternary.codes if in_int8 else ternary.codes.float(), ternary.scales.squeeze(1)
+    return lambda: linear_gradients([dy], codes, scale, [operand], [w_scale], torch.float32, backward)
+
+
+def _iterations(number_format: NumberFormat, latent: torch.Tensor) -> Callable[[], object]:
+    matrix = torch.randn(1, *latent.shape, generator=torch.Generator().manual_seed(0))
+    return lambda: orthogonalize(matrix, steps=1, number_format=number_format)

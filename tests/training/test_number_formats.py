@@ -1,0 +1,140 @@
+"""A run in other number formats: the same function, a gradient that is off by its rounding, and an exact resume."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanochat_cli.errors import ConfigError
+from nanochat_cli.formats.run import checkpoints
+from nanochat_cli.report.metrics_log import read_metrics
+from nanochat_cli.report.reporter import QuietReporter
+from nanochat_cli.training import number_formats
+from nanochat_cli.training.devices import require_float8
+from nanochat_cli.training.number_formats import fastest
+from nanochat_cli.training.trainer import Trainer
+from tests.training.synthetic import SyntheticData, tiny_config
+
+FORMATS = [("bf16", "bf16"), ("int8", "fp32"), ("exact", "int8"), ("int8", "int8")]
+
+
+def configuration(folder, backward, iteration, **sections):
+    train = {"backward": backward, **sections.pop("train", {})}
+    return tiny_config(folder, train=train, optim={"muon_format": iteration}, **sections)
+
+
+def trainer(config, *, resume=False, reporter=None):
+    data = SyntheticData(config.train.batch_size * config.train.grad_accum, config.train.seq_len)
+    run_dir = config.run.dir / "tiny"
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return Trainer(config, data, run_dir, reporter or QuietReporter(), resume=resume)
+
+
+def losses(config):
+    return [row["loss/main"] for row in read_metrics(config.run.dir / "tiny") if "loss/main" in row]
+
+
+@pytest.mark.parametrize(("backward", "iteration"), FORMATS)
+def test_the_first_loss_is_that_of_the_exact_run_and_later_ones_are_near(tmp_path, backward, iteration):
+    exact, other = tiny_config(tmp_path / "exact"), configuration(tmp_path / "other", backward, iteration)
+    for config in (exact, other):
+        trainer(config).fit()
+    wanted, found = losses(exact), losses(other)
+    assert found[0] == wanted[0]
+    assert found[1:] != wanted[1:]
+    assert all(abs(a - b) < 0.02 * b for a, b in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize(("backward", "iteration"), FORMATS)
+def test_a_resumed_run_equals_the_uninterrupted_one_in_every_format(tmp_path, backward, iteration):
+    mtp = {"mtp": {"enabled": True, "n_tokens": 1}}
+    configs = [configuration(tmp_path / name, backward, iteration, **mtp) for name in ("whole", "part")]
+    trainer(configs[0]).fit()
+    part = trainer(configs[1])
+    with part.log:
+        for _ in range(5):
+            part._step()
+        part.save()
+    trainer(configs[1], resume=True).fit()
+    whole, resumed = (checkpoints.load(config.run.dir / "tiny").tensors for config in configs)
+    for name in ("model", "mtp"):
+        assert all(torch.equal(value, resumed[name][key]) for key, value in whole[name].items())
+
+
+def test_what_was_measured_is_kept_with_the_run(tmp_path, monkeypatch):
+    """Resumed where another format is the faster one, a run stays what it was."""
+    said: list[str] = []
+    reporter = QuietReporter()
+    monkeypatch.setattr(reporter, "info", said.append)
+    config = configuration(tmp_path, "auto", "auto")
+    monkeypatch.setattr(number_formats, "fastest", lambda formats, prepare: (formats[-1], ", measured"))
+    first = trainer(config, reporter=reporter)
+    chosen = first.progress.backward, first.progress.iteration
+    assert chosen[0] == "int8"
+    assert "backward pass: int8, measured" in said
+    assert all(layer.backward == "int8" for layer in first.state.linears.values())
+    first.save()
+    monkeypatch.setattr(number_formats, "fastest", lambda formats, prepare: (formats[0], ""))
+    resumed = trainer(config, resume=True)
+    assert (resumed.progress.backward, resumed.progress.iteration) == chosen
+    assert all(layer.backward == "int8" for layer in resumed.state.linears.values())
+
+
+def test_another_format_can_be_set_at_resume(tmp_path):
+    trainer(configuration(tmp_path, "int8", "int8")).save()
+    resumed = trainer(configuration(tmp_path, "exact", "fp32"), resume=True)
+    assert (resumed.progress.backward, resumed.progress.iteration) == ("exact", "fp32")
+    assert all(layer.operand.dtype == torch.float32 for layer in resumed.state.linears.values())
+
+
+def test_one_copy_of_the_codes_serves_all_three_products(tmp_path):
+    layers = trainer(configuration(tmp_path, "int8", "fp32")).state.linears.values()
+    assert all(layer.operand.dtype == torch.int8 for layer in layers)
+    assert all(layer.packed is None for layer in layers)
+
+
+def test_a_float_model_and_grouped_scales_train_as_before(tmp_path):
+    for quant in ({"enabled": False}, {"scale": 64}, {"activations": False}):
+        model = {"dim": 128, "ffn_dim": 128, "quant": quant}
+        exact, other = (
+            configuration(tmp_path / f"{len(quant)}{quant}{name}", name, "fp32", model=model)
+            for name in ("exact", "int8")
+        )
+        for config in (exact, other):
+            trainer(config).fit()
+        assert losses(exact) == losses(other)
+
+
+def test_the_fastest_format_must_be_clearly_faster():
+    def prepare(seconds):
+        def work():
+            clock.append(seconds)
+
+        return work
+
+    clock: list[float] = []
+    times = {"exact": 1.0, "bf16": 0.95, "int8": 0.4}
+    now = iter(range(10**6))
+
+    def tick():
+        next(now)
+        return sum(clock)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(number_formats.time, "perf_counter", tick)
+        assert fastest(("exact", "bf16"), lambda name: prepare(times[name])) == ("exact", ", nothing is faster here")
+        best, remark = fastest(("exact", "bf16", "int8"), lambda name: prepare(times[name]))
+    assert best == "int8"
+    assert remark == ", 2.5 × exact here"
+
+
+def test_auto_measures_on_this_machine(tmp_path):
+    progress = trainer(configuration(tmp_path, "auto", "auto")).progress
+    assert progress.backward in ("exact", "bf16", "int8")
+    assert progress.iteration in ("fp32", "bf16", "int8")
+
+
+def test_two_formats_of_one_gradient_are_refused():
+    config = tiny_config(Path("runs"), train={"backward": "int8", "grad_input": "fp8"})
+    with pytest.raises(ConfigError, match=r"train\.grad_input = fp8 and train\.backward = int8"):
+        require_float8(config.train, torch.device("cpu"))
