@@ -45,6 +45,7 @@ def state_of(setup: Setup, *parts: Part) -> TrainState:
     ahead: Sequence[Part] = [mtp_loss(setup)] if setup.beside else []
     return TrainState(
         model=setup.model,
+        linears=setup.linears(),
         optimizers=build_optimizer(setup.model, setup.config.optim, setup.beside),
         skip_policy=SkipPolicy(train.spike_factor, train.max_skipped_steps),
         progress=Progress(train.total_steps, micro_batch=train.batch_size),
