@@ -47,6 +47,7 @@ CASES: dict[str, list[str]] = {
     "filter": FILTER,
     "filter until 0.6": [*FILTER, "collider.stop=0.6"],
     "filter, half by chance": [*FILTER, "collider.keep=0.5"],
+    "filter two fifths, by chance": ["collider.enabled=true", "collider.sparsity=0.667", "collider.keep=0.4"],
     "filter below one nat": LEARNT,
     "filter below one nat, a quarter by chance": [*LEARNT, "collider.keep=0.25"],
     "heads": AHEAD,
