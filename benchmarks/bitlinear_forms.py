@@ -23,7 +23,7 @@ from torch import Tensor
 
 from nanochat_cli.report.environment import environment
 from nanochat_cli.report.result_file import Result, result_place, summarise, write_results
-from nanochat_kernels import Form, GradInput, LinearWeight, PackedTernary, bit_linear, quantize_input, ternarize
+from nanochat_kernels import Backward, Form, LinearWeight, PackedTernary, bit_linear, quantize_input, ternarize
 
 SHAPES = [(256, 256), (256, 768), (512, 512), (512, 1536), (768, 768), (768, 2816), (1024, 3584), (2048, 2048)]
 """Inputs and outputs of a layer."""
@@ -38,11 +38,11 @@ class Layer(NamedTuple):
     """A form of the product, forward and backward."""
 
     form: Form
-    grad_input: GradInput = "exact"
+    backward: Backward = "exact"
 
 
 FORMS = {"float": Layer("float"), "int8": Layer("int8")}
-LOW_PRECISION = {"int8, fp8 dX": Layer("int8", "fp8")}
+LOW_PRECISION = {"int8, int8 gradients": Layer("int8", "int8"), "int8, fp8 dX": Layer("int8", "fp8")}
 """Forms whose gradients are rounded. Measured on a GPU."""
 
 
@@ -57,12 +57,15 @@ def contenders(
     dy = torch.randn(rows, n_outputs, generator=generator).to(device, dtype)
     ternary = ternarize(latent.detach())
     packed = PackedTernary.pack(ternary)
-    weight = LinearWeight(ternary.codes.float(), packed.scales.squeeze(1), packed.packed, packed.scales)
+    w_scale = packed.scales.squeeze(1)
+    weight = LinearWeight(ternary.codes.float(), w_scale, packed.packed, packed.scales)
+    in_int8 = LinearWeight(ternary.codes, w_scale, None, packed.scales)  # one copy of the codes for all three products
 
     def layer(how: Layer) -> Callable[[Tensor], Tensor]:
         def forward(x: Tensor) -> Tensor:
             quantized = quantize_input(torch.nn.functional.rms_norm(x, (n_inputs,)), how.form)
-            return bit_linear(quantized, latent, weight, grad_input=how.grad_input)
+            held = in_int8 if how.backward == "int8" else weight
+            return bit_linear(quantized, latent, held, backward=how.backward)
 
         return forward
 

@@ -44,7 +44,8 @@ from nanochat_kernels import (
     unpack_plane128,
 )
 from nanochat_kernels.hyper_connections import mix_streams
-from nanochat_kernels.linear_products import FP8, fp8_product
+from nanochat_kernels.linear_products import FP8, column_levels, fp8_product, linear_gradients
+from nanochat_kernels.reference.gradient import quantize_gradient
 from nanochat_kernels.reference.hyper_connections import mix_streams as mix_streams_reference
 
 GRANULARITIES: tuple[Granularity, ...] = ("row", "tensor", 256, 128, 64)
@@ -52,6 +53,8 @@ SHAPES = ((768, 768), (768, 2816), (2816, 768), (2048, 5632))
 """Inputs and outputs of layers that are trained."""
 CASES_AT_ONCE = 2
 MOST_PROCESSES = 8
+INT8_STEP = 2**-5
+"""More than the relative error of rounding normal gradients whose largest, at most 5 σ, becomes 63 or 127."""
 HALF_STEP = 2**-4
 """Largest relative error of rounding to float8_e4m3fn."""
 FP8_SUM = 2**-10
@@ -67,6 +70,8 @@ def run(task: Task) -> None:
         task.add(check_forms(task.device, SHAPES[:1] if task.quick else SHAPES))
     with task.attempt("int8 = float, a model"):
         task.add([check_model(task.device)])
+    with task.attempt("int8 gradients"):
+        task.add(check_int8_gradients(task.device, SHAPES[:1] if task.quick else SHAPES))
     if task.has_fp8:
         with task.attempt("fp8"):
             task.add(check_fp8(task.device, SHAPES[:1] if task.quick else SHAPES))
@@ -166,6 +171,31 @@ def check_model(device: torch.device) -> Result:
             hidden.append(model(tokens))
     (result,) = equal("two blocks of nano-125m, float32", {"int8 and float hidden states": (hidden[0], hidden[1])})
     return result
+
+
+def check_int8_gradients(device: torch.device, shapes: Sequence[tuple[int, int]]) -> list[Result]:
+    """Both gradients of a layer in int8: those of the reference's codes, and near the exact ones."""
+    results = []
+    for inputs, outputs in shapes:
+        x, _, weight, dy = _layer(inputs, outputs, device)
+        assert weight.w_scale is not None
+        _, codes, scale, _ = quantize_input(x.detach(), "int8")
+        arguments = [dy], codes, scale, [weight.operand.to(torch.int8)], [weight.w_scale], torch.float32
+        dx, (dw,) = linear_gradients(*arguments, backward="int8")
+        assert dx is not None
+        case = f"{inputs} inputs, {outputs} outputs, gradients in int8"
+        grads, w_scale, a_scale = dy.cpu(), weight.w_scale.cpu(), scale.cpu().squeeze(1)
+        rounded = quantize_gradient(grads, w_scale, a_scale, column_levels(device))
+        ternary, activations = weight.operand.cpu().double(), codes.cpu().double()
+        by_row = rounded.codes.double() * rounded.scale.double().unsqueeze(1)
+        by_column = rounded.column_codes.double() * rounded.column_scale.double()
+        exact_dx = (grads.double() * w_scale) @ ternary
+        exact_dw = (grads.double() * a_scale.double().unsqueeze(1)).T @ activations
+        results.append(within(case, "dx to its emulation", by_row @ ternary, dx, FLOAT_SUM))
+        results.append(within(case, "dw to its emulation", by_column.T @ activations, dw, FLOAT_SUM))
+        results.append(within(case, "dx to the exact one", exact_dx, dx, INT8_STEP))
+        results.append(within(case, "dw to the exact one", exact_dw, dw, INT8_STEP))
+    return results
 
 
 def check_fp8(device: torch.device, shapes: Sequence[tuple[int, int]]) -> list[Result]:

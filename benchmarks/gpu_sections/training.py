@@ -26,6 +26,7 @@ TWIN = "float twin"
 CONTENDERS: Mapping[str, Sequence[str]] = {
     TWIN: ["model.quant.enabled=false"],
     "ternary": ["train.forward=float"],
+    "ternary, int8 forward and backward": ["train.forward=int8", "train.backward=int8"],
     "ternary, int8 forward, fp8 dX": ["train.forward=int8", "train.grad_input=fp8"],
     "ternary, int8 forward": ["train.forward=int8"],
 }
@@ -50,7 +51,7 @@ RECOMPILES = 64
 """All contenders compile one function, a block's; past torch's own limit of eight, later ones would run eagerly."""
 BUILDING = 0.75
 """Share of the time after which no further contender is built."""
-AT_MOST = {"training-1b": 3}
+AT_MOST = {"training-1b": 4}
 """Contenders whose weights and optimizer states fit into 80 GB together."""
 
 

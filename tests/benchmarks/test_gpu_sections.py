@@ -65,6 +65,20 @@ def test_the_two_forms_of_a_layer_are_equal_and_a_scale_that_is_off_is_found(mon
         exactness.check_forms(DEVICE, [SHAPE])
 
 
+def test_int8_gradients_are_those_of_the_emulation_and_others_are_found(monkeypatch):
+    results = exactness.check_int8_gradients(DEVICE, [SHAPE])
+    assert all(1e-3 < result.value < exactness.INT8_STEP for result in results[2:])  # they round, but no more than said
+    gradients = exactness.linear_gradients
+
+    def off(*arguments, backward):
+        dx, dws = gradients(*arguments, backward=backward)
+        return dx, [1.0001 * dw for dw in dws]
+
+    monkeypatch.setattr(exactness, "linear_gradients", off)
+    with pytest.raises(ValidationFailure, match="dw to its emulation"):
+        exactness.check_int8_gradients(DEVICE, [SHAPE])
+
+
 def test_fp8_gradients_are_those_of_the_emulation_and_others_are_found(monkeypatch):
     results = exactness.check_fp8(DEVICE, [SHAPE])
     assert 1e-3 < results[1].value < exactness.HALF_STEP  # it rounds, but no more than fp8 does
@@ -208,9 +222,9 @@ def test_a_device_without_fp8_says_so_and_measures_the_rest(task, monkeypatch):
     monkeypatch.setattr(forms, "measure", lambda *arguments: [Result(", ".join(arguments[-1]), "m", 1.0, "s")])
     forms.run(task)
     roofline.square(task, 32)
-    assert task.results[0].case == ", ".join(bitlinear_forms.FORMS)
+    assert task.results[0].case == "float, int8, int8, int8 gradients"
     assert not any("fp8" in result.metric for result in task.results)
-    assert sum(why.endswith(NO_FP8) for why in task.left_out) == len(bitlinear_forms.LOW_PRECISION) + 4
+    assert sum(why.endswith(NO_FP8) for why in task.left_out) == 1 + 4
     assert task.faults == []
 
 
