@@ -43,7 +43,8 @@ class Layer(NamedTuple):
 
 FORMS = {"float": Layer("float"), "int8": Layer("int8")}
 LOW_PRECISION = {"int8, int8 gradients": Layer("int8", "int8"), "int8, fp8 dX": Layer("int8", "fp8")}
-"""Forms whose gradients are rounded. Measured on a GPU."""
+"""Forms whose gradients are rounded. fp8 on a GPU."""
+ON_CPU = {"int8, bf16 gradients": Layer("int8", "bf16"), "int8, int8 gradients": Layer("int8", "int8")}
 
 
 def contenders(
@@ -148,7 +149,7 @@ def main() -> None:
     shapes, rows = (SHAPES[:1], 256) if arguments.quick else (SHAPES, arguments.rows)
     results: list[Result] = []
     for shape in shapes:
-        for result in measure(shape, rows, arguments.rounds, device):
+        for result in measure(shape, rows, arguments.rounds, device, FORMS | ON_CPU):
             print(f"{result.case}: {result.metric} {result.value * 1e3:.2f} ms, {result.ratio:.2f} × {result.peer}")
             results.append(result)
     if not arguments.quick:

@@ -168,7 +168,7 @@ def test_every_form_of_a_layer_has_gradients_near_those_of_the_first(monkeypatch
 
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     monkeypatch.setattr(torch.autograd, "grad", keep)
-    names = {**bitlinear_forms.FORMS, **bitlinear_forms.LOW_PRECISION}
+    names = bitlinear_forms.FORMS | bitlinear_forms.LOW_PRECISION | bitlinear_forms.ON_CPU
     for run in bitlinear_forms.contenders(*SHAPE, 64, DEVICE, names).values():
         assert run() > 0
     *forms_of_product, twin = gradients
