@@ -37,7 +37,6 @@ from nanochat_cli.report.result_file import Result, result_place, write_results
 from nanochat_cli.training.flops import training_flops_per_token
 
 FILTER = ["collider.enabled=true", "collider.sparsity=0.35"]
-LEARNT = ["collider.enabled=true", "collider.sparsity=0.9", "collider.bound=1"]
 AHEAD = ["mtp.enabled=true", "mtp.kind=heads"]
 CASES: dict[str, list[str]] = {
     "plain": [],
@@ -45,11 +44,8 @@ CASES: dict[str, list[str]] = {
     "half of the rows": ["train.batch_size=4"],
     "a tenth more steps": [],
     "filter": FILTER,
-    "filter until 0.6": [*FILTER, "collider.stop=0.6"],
     "filter, half by chance": [*FILTER, "collider.keep=0.5"],
     "filter two fifths, by chance": ["collider.enabled=true", "collider.sparsity=0.667", "collider.keep=0.4"],
-    "filter below one nat": LEARNT,
-    "filter below one nat, a quarter by chance": [*LEARNT, "collider.keep=0.25"],
     "heads": AHEAD,
     "heads, one row in 4": [*AHEAD, "mtp.every=4"],
     "heads, fading by half": [*AHEAD, "mtp.fade=0.5"],
@@ -57,6 +53,7 @@ CASES: dict[str, list[str]] = {
 }
 """What is laid over the preset. The first is the peer of the others."""
 STEPS = {"a tenth more steps": 1.1}
+UNITS = {"bits_per_byte": "bits/byte", "backward": "share", "ahead": "rows/token"}
 METRICS = {"bits_per_byte": "held-out bits per byte", "backward": "backward rows", "ahead": "rows ahead"}
 
 
@@ -138,14 +135,16 @@ def judge(runs: dict[str, dict[str, dict[str, float]]]) -> list[Result]:
         paired = [(values, plain[seed]) for seed, values in of_seeds.items() if seed in plain]
         if not paired:
             continue
+        results.append(Result(case, "seeds", len(paired), "runs"))
         for key, metric in METRICS.items():
-            unit = "bits/byte" if key == "bits_per_byte" else "rows/token"
-            results.append(result(case, metric, unit, [ours[key] for ours, _ in paired]))
+            results.append(result(case, metric, UNITS[key], [ours[key] for ours, _ in paired]))
         work = [token_work(case, ours) for ours, _ in paired]
-        results.append(result(case, "token work", "of plain", work))
+        results.append(result(case, "token work", "×", work))
         if case == "plain":
             more = [key for key in next(iter(of_seeds.values())) if key not in METRICS]
-            results += [result(case, key, "", [values[key] for values in of_seeds.values()]) for key in more]
+            for key in more:
+                unit = "×" if key.startswith("best") else "share"
+                results.append(result(case, key, unit, [values[key] for values in of_seeds.values()]))
             continue
         lost = [ours["bits_per_byte"] - theirs["bits_per_byte"] for ours, theirs in paired]
         results.append(result(case, "held-out bits per byte, less plain", "bits/byte", lost))

@@ -234,14 +234,6 @@ def test_a_token_at_the_threshold_is_never_filtered():
     assert len(kept) < 101
 
 
-def test_a_token_at_the_bound_is_never_filtered_and_those_below_it_only_as_far_as_the_share_goes():
-    importance = torch.tensor([0.2, 3.0, 0.1, 0.5, 0.4, 2.0, 0.0])
-    valid = torch.tensor([True] * 6 + [False])
-    assert select_kept(importance, valid, 0.9, bound=0.5).tolist() == [1, 3, 5]
-    assert select_kept(importance, valid, 0.3, bound=0.5).tolist() == [0, 1, 3, 4, 5]
-    assert select_kept(importance, valid, 0.9, bound=0.0).tolist() == [0, 1, 2, 3, 4, 5]
-
-
 def test_chance_keeps_the_others_and_is_what_a_weight_is_the_inverse_of():
     rows, generator = torch.tensor([1, 4, 5]), torch.Generator().manual_seed(0)
     times = torch.zeros(8)
@@ -260,7 +252,7 @@ def test_deltanet_is_refused_since_filtering_does_not_define_it():
         resolve_config(["quickstart"], None, ["use_collider=true", "deltanet_ratio=0.5"])
 
 
-@pytest.mark.parametrize(("more", "kept_share"), [({}, 0.6), ({"keep": 0.5, "stop": 0.75}, 0.8)])
+@pytest.mark.parametrize(("more", "kept_share"), [({}, 0.6), ({"keep": 0.5}, 0.8)])
 def test_a_run_with_filtering_resumes_bit_for_bit_and_logs_what_it_kept(more, kept_share, tmp_path):
     def run(name, stop=None, resume=False):
         config = tiny_config(
@@ -289,11 +281,11 @@ def test_a_run_with_filtering_resumes_bit_for_bit_and_logs_what_it_kept(more, ke
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     kept = {line["step"]: line["collider/kept_fraction"] for line in lines if "collider/kept_fraction" in line}
-    assert set(kept) == set(range(3, 1 + round(8 * more.get("stop", 1))))
+    assert set(kept) == set(range(3, 9))
     assert all(value == pytest.approx(kept_share, abs=0.1 if more else 0.05) for value in kept.values())
 
 
-def run_with_threshold(folder, threshold, **more):
+def run_with_threshold(folder, threshold):
     """The messages of a run of 13 steps, of which 12 filter 35 % as far as the threshold allows."""
     lines: list[str] = []
 
@@ -306,7 +298,7 @@ def run_with_threshold(folder, threshold, **more):
     config = tiny_config(
         folder,
         train={"total_steps": 13, "log_interval": 1, "compile": "off"},
-        collider={"enabled": True, "sparsity": 0.35, "threshold": threshold, "warmup_steps": 1, **more},
+        collider={"enabled": True, "sparsity": 0.35, "threshold": threshold, "warmup_steps": 1},
     )
     data = SyntheticData(config.train.batch_size * config.train.grad_accum, config.train.seq_len)
     Trainer(config, data, folder, Listening()).fit()
@@ -318,12 +310,6 @@ def test_a_threshold_that_defeats_the_share_is_reported_once_with_the_share(tmp_
     told = [line for line in lines if "collider.threshold" in line]
     assert len(told) == 1
     assert re.match(r"token filtering keeps \d+% of the tokens, not 65%: collider\.threshold = 0\.05", told[0])
-    assert any(re.search(r"9\d% of the tokens kept|100% of the tokens kept", line) for line in lines)
-
-
-def test_a_bound_keeps_what_it_keeps_without_a_word_about_the_threshold(tmp_path):
-    lines = run_with_threshold(tmp_path, 1.0, bound=0.1)
-    assert not any("collider.threshold" in line for line in lines)
     assert any(re.search(r"9\d% of the tokens kept|100% of the tokens kept", line) for line in lines)
 
 

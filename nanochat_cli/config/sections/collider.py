@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
 from nanochat_cli.config.sections.section import Section
 
@@ -14,13 +14,9 @@ class ColliderConfig(Section):
     threshold: float = Field(
         default=1.0, gt=0, le=1, description="tokens whose importance, min-max-normalised, reaches this are kept"
     )
-    bound: NonNegativeFloat | None = Field(
-        default=None, description="tokens whose importance in nats reaches this are kept; none: no bound"
-    )
     keep: float = Field(
         default=0.0, ge=0, lt=1, description="chance of a filtered token to stay all the same, weighted by its inverse"
     )
-    stop: float = Field(default=1.0, ge=0, le=1, description="share of the run after which nothing is filtered")
     score: Literal["ce", "excess", "entropy"] = Field(
         default="ce", description="importance: cross-entropy, cross-entropy over a reference model's, or entropy"
     )
@@ -35,11 +31,11 @@ class ColliderConfig(Section):
         return self.reference if used else None
 
     def kept_share(self, total_steps: int) -> float:
-        """Share of a run's tokens in the backward pass; 1, the most, where a threshold or a bound reads the data."""
-        if not self.enabled or self.threshold < 1 or self.bound is not None:
+        """Share of a run's tokens in the backward pass; 1, the most, where a threshold reads the data."""
+        if not self.enabled or self.threshold < 1:
             return 1.0
         warm_up = min(self.warmup_steps / total_steps, 1 / 3)
-        return 1 - max(0.0, self.stop - warm_up) * self.sparsity * (1 - self.keep)
+        return 1 - (1 - warm_up) * self.sparsity * (1 - self.keep)
 
     @model_validator(mode="after")
     def _excess_needs_a_reference(self) -> Self:

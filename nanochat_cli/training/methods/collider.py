@@ -30,14 +30,12 @@ STEPS_OF_COUNT = 16
 """With a threshold the number of kept tokens is rounded up to this many-th parts of a batch: few different shapes."""
 
 
-def select_kept(
-    importance: Tensor, valid: Tensor, sparsity: float, threshold: float = 1.0, bound: float | None = None
-) -> Tensor:
+def select_kept(importance: Tensor, valid: Tensor, sparsity: float, threshold: float = 1.0) -> Tensor:
     """Indices of the tokens that are kept, ascending: int64 [R].
 
     importance: float32 [N]; valid: bool [N], whether a token has a target (those without one go first). The lowest
-    floor(sparsity · N) are filtered, but none whose importance is at least `bound`, or at least `threshold` when
-    min-max-normalised. With neither the count is the same for every batch and nothing is read by the host.
+    floor(sparsity · N) are filtered, but none whose min-max-normalised importance is at least `threshold`. With
+    threshold 1 the count is the same for every batch and nothing is read by the host.
     """
     n = len(importance)
     filtered = int(sparsity * n)
@@ -49,8 +47,6 @@ def select_kept(
         if below < filtered:
             step = max(1, n // STEPS_OF_COUNT)
             filtered = below // step * step
-    if bound is not None:
-        filtered = min(filtered, int(((importance < bound) | ~valid).sum()))
     return order[filtered:].sort().values
 
 
@@ -73,7 +69,7 @@ class KeptShare:
 
     def notice(self, kept: float) -> str | None:
         """The warning when it is due, else None. kept: share of a step's tokens that stayed."""
-        if self.config.threshold == 1 or len(self._shares) >= self.WATCHED:
+        if len(self._shares) >= self.WATCHED:
             return None
         self._shares.append(kept)
         mean, wanted = sum(self._shares) / len(self._shares), 1 - self.config.sparsity * (1 - self.config.keep)
@@ -99,7 +95,7 @@ class TokenFilter(Part):
         self._share = KeptShare(config)
         self._kept: KeptRows | None = None
         self._warm = self._filters = False
-        """The warm-up is over, and `stop` is not reached; this batch is filtered."""
+        """The warm-up is over; this batch is filtered."""
         self._step = 0
         self._scores: Tensor | None = None
 
@@ -111,7 +107,6 @@ class TokenFilter(Part):
     def begin(self, progress: Progress) -> None:
         self._gather = not progress.compiled
         self._warm = progress.warm_ups is None or progress.step >= progress.warm_ups.filtering
-        self._warm &= self.config.stop == 1 or progress.step < self.config.stop * progress.total_steps
         self._step = progress.step
         if self.config.scores is not None:
             assert self.setup.data is not None
@@ -169,7 +164,7 @@ class TokenFilter(Part):
         """Between forward and backward (before both for known scores): importance float32 [N], targets int64 [N]."""
         assert self._kept is not None
         config, valid, weights = self.config, targets >= 0, None
-        rows = select_kept(importance, valid, config.sparsity, config.threshold, config.bound)
+        rows = select_kept(importance, valid, config.sparsity, config.threshold)
         if config.keep > 0:
             # A function of the place in the run alone, so that a resumed run draws the same.
             place = (self.setup.config.run.seed << 40) + (self._step << 16) + micro.rows.start
