@@ -52,12 +52,16 @@ def orthogonalize(
         return orthogonalize(matrices.to(torch.bfloat16), steps, kind, eps).to(matrices.dtype)
     transposed = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if transposed else matrices
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
+    norm = x.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
+    if number_format == "int8":
+        limit = SAFETY if kind == "polar-express" else 1.0
+        x = torch.div(x, norm * limit, out=torch.empty(x.shape, device=x.device))  # contiguous, whatever x was
+        for matrix in x:
+            iterate_int8(matrix, coefficients(kind, steps))
+        return x.mT if transposed else x
+    x = x / norm
     if kind == "polar-express":
         x = x / SAFETY
-    if number_format == "int8":
-        x = torch.stack([iterate_int8(matrix, coefficients(kind, steps)) for matrix in x])
-        return x.mT if transposed else x
     for a, b, c in coefficients(kind, steps):
         gram = torch.bmm(x, x.mT)
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)

@@ -90,5 +90,5 @@ def _gradients(backward: Backward, rows: int, latent: torch.Tensor) -> Callable[
 
 
 def _iterations(number_format: NumberFormat, latent: torch.Tensor) -> Callable[[], object]:
-    matrix = torch.randn(1, *latent.shape, generator=torch.Generator().manual_seed(0))
-    return lambda: orthogonalize(matrix, steps=1, number_format=number_format)
+    stack = torch.randn(2, *latent.shape, generator=torch.Generator().manual_seed(0))
+    return lambda: orthogonalize(stack, number_format=number_format)

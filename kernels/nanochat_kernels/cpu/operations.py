@@ -140,7 +140,7 @@ def quantize_gradient(dy: Tensor, factor: Tensor, weight: Tensor, levels: float)
 
 def iterate_int8(x: Tensor, coefficients: Sequence[tuple[float, float, float]]) -> Tensor:
     _require_cpu(x)
-    x, native = _floats(x).clone(), library()
+    native = library()
     rows, columns = x.shape
     codes, gram_codes = torch.empty(rows, columns, dtype=torch.int8), torch.empty(rows, rows, dtype=torch.int8)
     gram, product = torch.empty(rows, rows), torch.empty(rows, columns, dtype=torch.int32)

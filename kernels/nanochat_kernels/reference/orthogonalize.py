@@ -16,7 +16,10 @@ MIN_ABSMAX = 1e-30
 
 
 def iterate_int8(x: Tensor, coefficients: Sequence[tuple[float, float, float]]) -> Tensor:
-    """x: float32 [R, C], R ≤ C, of Frobenius norm at most 1. coefficients: (a, b, c) of each iteration."""
+    """x: float32 [R, C], R ≤ C, contiguous, of Frobenius norm at most 1; overwritten, and returned.
+
+    coefficients: (a, b, c) of each iteration.
+    """
     for a, b, c in coefficients:
         codes, scale = _quantized_rows(x)
         gram = _without_diagonal((codes @ codes.T) * scale * scale.T)
@@ -26,7 +29,7 @@ def iterate_int8(x: Tensor, coefficients: Sequence[tuple[float, float, float]]) 
         beside = (b + c * (diagonal.unsqueeze(1) + diagonal)) * gram + c * square
         on_diagonal = b * diagonal + c * (diagonal.square() + gram.square().sum(dim=1))
         polynomial, step = _quantized_rows(beside * scale.T)
-        x = (a + on_diagonal).unsqueeze(1) * x + (polynomial @ codes) * step
+        x.mul_((a + on_diagonal).unsqueeze(1)).add_((polynomial @ codes) * step)
     return x
 
 
