@@ -44,8 +44,6 @@ CASES: dict[str, list[str]] = {
     "half of the rows": ["train.batch_size=4"],
     "a tenth more steps": [],
     "filter": FILTER,
-    "filter, half by chance": [*FILTER, "collider.keep=0.5"],
-    "filter two fifths, by chance": ["collider.enabled=true", "collider.sparsity=0.667", "collider.keep=0.4"],
     "heads": AHEAD,
     "heads, one row in 4": [*AHEAD, "mtp.every=4"],
     "heads, fading by half": [*AHEAD, "mtp.fade=0.5"],

@@ -20,7 +20,7 @@ from nanochat_kernels.bit_linear import (
     quantize_input,
 )
 from nanochat_kernels.feedforward import swiglu_feed_forward
-from nanochat_kernels.kept_rows import KeptRows, drop_filtered, scale_gradient
+from nanochat_kernels.kept_rows import KeptRows, drop_filtered
 from nanochat_kernels.linear_products import Backward, LinearWeight
 from nanochat_kernels.operations import (
     fp8_matmul,
@@ -65,7 +65,6 @@ __all__ = [
     "quantize_activations",
     "quantize_input",
     "rmsnorm_quantize",
-    "scale_gradient",
     "swiglu_feed_forward",
     "swiglu_quantize",
     "ternarize",

@@ -40,7 +40,7 @@ def swiglu_feed_forward(
 
     form: how the product with W_down is computed. kept, backward: as for `bit_linear`.
     """
-    rows, count, known = (None, None, False) if kept is None else kept[:3]
+    rows, count, known = (None, None, False) if kept is None else kept
     codes, scale, saved = x.codes, x.scale, x.saved or (None, None)
     fixed = (x.x, codes, scale, *saved, rows, count, known, product_dtype(x.x), form, backward)
     arguments = (*fixed, *latents, *(part for weight in weights for part in weight))

@@ -14,29 +14,22 @@ from torch import Tensor
 class KeptRows(NamedTuple):
     """rows: int64 [M], of which the first `n_kept` are kept, ascending; n_kept: int64 [], on the CPU.
 
-    known: the choice was made before the forward pass, which may therefore save only the kept rows. weights: float32
-    [M], where rows are kept by chance, 1 over the chance of each.
+    known: the choice was made before the forward pass, which may therefore save only the kept rows.
     """
 
     rows: Tensor
     n_kept: Tensor
     known: bool = False
-    weights: Tensor | None = None
 
     @classmethod
-    def all_of(
-        cls, n: int, device: torch.device | str = "cpu", *, known: bool = False, by_chance: bool = False
-    ) -> "KeptRows":
+    def all_of(cls, n: int, device: torch.device | str = "cpu", *, known: bool = False) -> "KeptRows":
         """`n` rows, none of them filtered yet."""
-        weights = torch.ones(n, device=device) if by_chance else None
-        return cls(torch.arange(n, device=device), torch.tensor(n), known, weights)
+        return cls(torch.arange(n, device=device), torch.tensor(n), known)
 
-    def choose(self, rows: Tensor, weights: Tensor | None = None) -> None:
+    def choose(self, rows: Tensor) -> None:
         """Keep these rows, int64 [R], ascending. Autograd does not see it: what was saved for backward reads them."""
         self.rows.data[: len(rows)] = rows
         self.n_kept.data.fill_(len(rows))
-        if self.weights is not None and weights is not None:
-            self.weights.data.copy_(weights)
 
     @property
     def chosen(self) -> Tensor | None:
@@ -86,32 +79,4 @@ def _zero_filtered(dy: Tensor, rows: Tensor, count: Tensor) -> Tensor:
 
 @_zero_filtered.register_fake
 def _(dy: Tensor, rows: Tensor, count: Tensor) -> Tensor:
-    return dy.new_empty(dy.shape)
-
-
-def scale_gradient(x: Tensor, weights: Tensor, *, complement: bool = False) -> Tensor:
-    """x [B, H, T, D]; its gradient is multiplied by weights [B · T], which are chosen later, or by 1 − weights."""
-    return _ScaleGradient.apply(x, weights, complement)  # pyright: ignore[reportReturnType]
-
-
-class _ScaleGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, weights: Tensor, complement: bool) -> Tensor:
-        ctx.save_for_backward(weights)
-        ctx.complement = complement
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        return _scaled(grad_outputs[0], *ctx.saved_tensors, ctx.complement), None, None
-
-
-@torch.library.custom_op("nanochat::scaled_rows", mutates_args=())
-def _scaled(dy: Tensor, weights: Tensor, complement: bool) -> Tensor:
-    factor = (1 - weights if complement else weights).view(dy.shape[0], 1, dy.shape[2], 1)
-    return dy * factor.to(dy.dtype)
-
-
-@_scaled.register_fake
-def _(dy: Tensor, weights: Tensor, complement: bool) -> Tensor:
     return dy.new_empty(dy.shape)

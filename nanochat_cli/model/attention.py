@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from nanochat_cli.config.sections.model import ModelConfig
-from nanochat_cli.model.attend import attend, attend_by_chance
+from nanochat_cli.model.attend import attend
 from nanochat_cli.model.bitlinear import BitLinear, Joint
 from nanochat_cli.model.cache import KVCache
 from nanochat_cli.model.norm import RMSNorm
@@ -47,11 +47,7 @@ class Attention(nn.Module):
                 k = drop_filtered(k, self.wk.kept)
         q, k = apply_rope(q, cos, sin).transpose(1, 2), apply_rope(k, cos, sin).transpose(1, 2)
         v = v.transpose(1, 2)
-        kept = self.wk.kept if self.training else None
-        if kept is not None and kept.weights is not None:
-            y = attend_by_chance(q, k, v, kept.weights)
-        else:
-            y = attend(q, k, v) if cache is None else cache.attend(self.layer, q, k, v)
+        y = attend(q, k, v) if cache is None else cache.attend(self.layer, q, k, v)
         y = apply_gate(y.transpose(1, 2), gate).reshape(batch, length, -1)
         return self.out.output(y, self.sub_norm)
 

@@ -71,15 +71,13 @@ def chunked_cross_entropy(
     chunk: int = 512,
     options: LossOptions = PLAIN,
     known: tuple[Tensor, Tensor | None] | None = None,
-    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`cross_entropy` with logits for at most `chunk` tokens at a time; same arguments and results.
 
     known: logits [M, V] that were computed already, and which of them are those of `hidden`, int64 [N]; None: all.
-    weights: float32 [N], factors on the terms of the objective; None: 1.
     """
     logits, places = known or (None, None)
-    arguments = (hidden, unembedding, targets, chunk, options, logits, places, weights)
+    arguments = (hidden, unembedding, targets, chunk, options, logits, places)
     return _ChunkedCrossEntropy.apply(*arguments)  # pyright: ignore[reportReturnType] - apply is untyped in torch
 
 
@@ -113,7 +111,7 @@ def token_scores(
 
 
 def _plain_chunk(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropies [n] and the gradient of their sum to the logits; written so that one pass each is enough.
+    """Sum of cross-entropies and its gradient to the logits; written so that one pass each is enough.
 
     logits: float32 [n, V], overwritten with the gradient. Ignored rows get a zero gradient.
     """
@@ -123,24 +121,23 @@ def _plain_chunk(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     picked = logits.gather(1, safe.unsqueeze(1))
     exponentials = (logits - maximum).exp()
     total = exponentials.sum(dim=-1, keepdim=True)
-    loss = torch.where(valid, (total.log() + maximum - picked).squeeze(1), 0.0)
+    loss = torch.where(valid, (total.log() + maximum - picked).squeeze(1), 0.0).sum()
     gradient = exponentials * (valid.unsqueeze(1) / total)
     gradient.scatter_add_(1, safe.unsqueeze(1), -valid.unsqueeze(1).to(gradient.dtype))
     return loss, gradient
 
 
 def _general_chunk(logits: Tensor, targets: Tensor, options: LossOptions) -> tuple[Tensor, Tensor, Tensor]:
-    """Objectives [n], cross-entropies [n], and the gradient of the sum of the objectives to the logits."""
     with torch.enable_grad():
         logits = logits.detach().requires_grad_()
         objective, reported = token_losses(logits, targets, options)
         (gradient,) = torch.autograd.grad(objective.sum(), logits)
-    return objective.detach(), reported.detach(), gradient
+    return objective.detach().sum(), reported.detach().sum(), gradient
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, unembedding, targets, chunk, options, known, places, weights):
+    def forward(ctx, hidden, unembedding, targets, chunk, options, known, places):
         wants_hidden, wants_unembedding = ctx.needs_input_grad[:2]
         weight = unembedding.to(hidden.dtype)
         count = (targets != IGNORE).sum().clamp(min=1)
@@ -157,13 +154,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             logits = logits.float()
             if options.plain:
                 loss, gradient = _plain_chunk(logits, targets[piece])
-                plain = loss
+                objective += loss
+                reported += loss
             else:
                 loss, plain, gradient = _general_chunk(logits, targets[piece], options)
-            if weights is not None:
-                loss, gradient = loss * weights[piece], gradient * weights[piece].unsqueeze(1)
-            objective += loss.sum()
-            reported += plain.sum()
+                objective += loss
+                reported += plain
             gradient = (gradient / count).to(hidden.dtype)
             if grad_hidden is not None:
                 torch.mm(gradient, weight, out=grad_hidden[piece])
@@ -186,7 +182,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad_hidden = grad_hidden * scale.to(grad_hidden.dtype)
         if grad_unembedding is not None:
             grad_unembedding = (grad_unembedding * scale).to(ctx.unembedding_dtype)
-        return grad_hidden, grad_unembedding, *(None,) * 6
+        return grad_hidden, grad_unembedding, *(None,) * 5
 
 
 @dataclass(frozen=True)
@@ -214,22 +210,15 @@ class TokenLoss:
         return flat if self.autocast_dtype is None else flat.to(self.autocast_dtype)
 
     def __call__(
-        self,
-        hidden: Tensor,
-        targets: Tensor,
-        counted: Tensor | None = None,
-        logits: Tensor | None = None,
-        weights: Tensor | None = None,
+        self, hidden: Tensor, targets: Tensor, counted: Tensor | None = None, logits: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Objective and cross-entropy, 0-dim: means over the counted tokens that have a target.
 
         hidden: [B, T, C]; targets: int64 [B, T]; counted: int64 [R], of the B · T tokens, None: all; logits: of all
-        tokens, [B · T, V], where they are known; weights: float32 [R], factors on the objective.
+        tokens, [B · T, V], where they are known.
         """
         flat, flat_targets = self.flat(hidden), targets.reshape(-1)
         known = None if logits is None else (logits, counted)
         if counted is not None:
             flat, flat_targets = flat[counted], flat_targets[counted]
-        return chunked_cross_entropy(
-            flat, self.model.unembedding, flat_targets, self.chunk, self.options, known, weights
-        )
+        return chunked_cross_entropy(flat, self.model.unembedding, flat_targets, self.chunk, self.options, known)

@@ -24,7 +24,7 @@ def next_token_loss(state: TrainState, inputs: Tensor, targets: Tensor) -> Loss:
             micro.hidden = state.model(micro.inputs)
         for part in state.parts:
             part.after_forward(micro)
-        objective, counted = state.score(micro.hidden, micro.targets, micro.counted, micro.logits, micro.weights)
+        objective, counted = state.score(micro.hidden, micro.targets, micro.counted, micro.logits)
         micro.logits = None
         for part in state.parts:
             objective = part.add_loss(micro, objective, counted)

@@ -48,9 +48,8 @@ class MicroBatch:
 
     inputs, targets: int64 [B, T]; rows: which sequences of the batch; share: of its sequences. hidden: [B, T, C] after
     the final norm. A part may set the rest after the forward pass: counted, int64 [R] ascending, those of the B · T
-    tokens whose loss counts (None: all), and weights, float32 [R], how much; logits [B · T, V], if it has them;
-    cross_entropy over all tokens, 0-dim, where not all count. metrics: 0-dim; the metric of a step is their mean
-    weighted by `share`.
+    tokens whose loss counts (None: all); logits [B · T, V], if it has them; cross_entropy over all tokens, 0-dim, where
+    not all count. metrics: 0-dim; the metric of a step is their mean weighted by `share`.
     """
 
     inputs: Tensor
@@ -59,7 +58,6 @@ class MicroBatch:
     share: float
     hidden: Tensor = field(init=False)
     counted: Tensor | None = None
-    weights: Tensor | None = None
     logits: Tensor | None = None
     cross_entropy: Tensor | None = None
     metrics: dict[str, Tensor] = field(default_factory=dict)

@@ -14,9 +14,6 @@ class ColliderConfig(Section):
     threshold: float = Field(
         default=1.0, gt=0, le=1, description="tokens whose importance, min-max-normalised, reaches this are kept"
     )
-    keep: float = Field(
-        default=0.0, ge=0, lt=1, description="chance of a filtered token to stay all the same, weighted by its inverse"
-    )
     score: Literal["ce", "excess", "entropy"] = Field(
         default="ce", description="importance: cross-entropy, cross-entropy over a reference model's, or entropy"
     )
@@ -35,7 +32,7 @@ class ColliderConfig(Section):
         if not self.enabled or self.threshold < 1:
             return 1.0
         warm_up = min(self.warmup_steps / total_steps, 1 / 3)
-        return 1 - (1 - warm_up) * self.sparsity * (1 - self.keep)
+        return 1 - (1 - warm_up) * self.sparsity
 
     @model_validator(mode="after")
     def _excess_needs_a_reference(self) -> Self:

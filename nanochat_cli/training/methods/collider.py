@@ -50,13 +50,6 @@ def select_kept(importance: Tensor, valid: Tensor, sparsity: float, threshold: f
     return order[filtered:].sort().values
 
 
-def keep_by_chance(rows: Tensor, n: int, keep: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Rows [R] of n and, with this chance each, others: int64 [S] ascending, and 1 over the chance of all n rows."""
-    chance = torch.full((n,), keep, device=rows.device).index_fill_(0, rows, 1.0)
-    drawn = torch.rand(n, generator=generator, device=rows.device)
-    return (drawn < chance).nonzero().squeeze(1), 1 / chance
-
-
 class KeptShare:
     """Notices, once, that the threshold keeps more tokens than `sparsity` would leave."""
 
@@ -72,7 +65,7 @@ class KeptShare:
         if len(self._shares) >= self.WATCHED:
             return None
         self._shares.append(kept)
-        mean, wanted = sum(self._shares) / len(self._shares), 1 - self.config.sparsity * (1 - self.config.keep)
+        mean, wanted = sum(self._shares) / len(self._shares), 1 - self.config.sparsity
         if len(self._shares) < self.WATCHED or mean <= wanted + 1 / STEPS_OF_COUNT:
             return None
         return (
@@ -96,7 +89,6 @@ class TokenFilter(Part):
         self._kept: KeptRows | None = None
         self._warm = self._filters = False
         """The warm-up is over; this batch is filtered."""
-        self._step = 0
         self._scores: Tensor | None = None
 
     @property
@@ -107,7 +99,6 @@ class TokenFilter(Part):
     def begin(self, progress: Progress) -> None:
         self._gather = not progress.compiled
         self._warm = progress.warm_ups is None or progress.step >= progress.warm_ups.filtering
-        self._step = progress.step
         if self.config.scores is not None:
             assert self.setup.data is not None
             self._scores = self.setup.data.scores(progress.step)
@@ -120,11 +111,10 @@ class TokenFilter(Part):
         if not self._filters:
             return
         if self._kept is None or len(self._kept.rows) != len(targets):
-            known, by_chance = self.known_before and self._gather, self.config.keep > 0
-            self._kept = KeptRows.all_of(len(targets), targets.device, known=known, by_chance=by_chance)
+            self._kept = KeptRows.all_of(len(targets), targets.device, known=self.known_before and self._gather)
         self._give(self._kept)
         if self.known_before:
-            self._choose(micro, self._given(micro), targets)
+            micro.counted = self._choose(self._given(micro), targets)
 
     def after_forward(self, micro: MicroBatch) -> None:
         """Scores every token, and chooses by that where it was not chosen before."""
@@ -142,7 +132,7 @@ class TokenFilter(Part):
             importance = losses if entropies is None else entropies
             if config.score == "excess":
                 importance = losses - (self._reference_losses(micro) if self._scores is None else self._given(micro))
-            self._choose(micro, importance, targets)
+            micro.counted = self._choose(importance, targets)
         micro.cross_entropy = losses.sum() / (targets != IGNORE).sum().clamp(min=1)
 
     def add_loss(self, micro: MicroBatch, objective: Tensor, counted: Tensor) -> Tensor:
@@ -160,20 +150,15 @@ class TokenFilter(Part):
         if self.backward_share is not None and (notice := self._share.notice(self.backward_share)) is not None:
             self.setup.reporter.warn(notice)
 
-    def _choose(self, micro: MicroBatch, importance: Tensor, targets: Tensor) -> None:
-        """Between forward and backward (before both for known scores): importance float32 [N], targets int64 [N]."""
+    def _choose(self, importance: Tensor, targets: Tensor) -> Tensor | None:
+        """Between forward and backward (before both for known scores): importance float32 [N], targets int64 [N].
+
+        Returns the kept rows, int64 [R]; None when all are.
+        """
         assert self._kept is not None
-        config, valid, weights = self.config, targets >= 0, None
-        rows = select_kept(importance, valid, config.sparsity, config.threshold)
-        if config.keep > 0:
-            # A function of the place in the run alone, so that a resumed run draws the same.
-            place = (self.setup.config.run.seed << 40) + (self._step << 16) + micro.rows.start
-            generator = torch.Generator(targets.device).manual_seed(place % 2**63)
-            rows, weights = keep_by_chance(rows, len(targets), config.keep, generator)
-            # The objective divides by the number of kept tokens; the mean over all is what has to be expected.
-            micro.weights = weights[rows] * (valid[rows].sum().clamp(min=1) / valid.sum().clamp(min=1))
-        self._kept.choose(rows, weights)
-        micro.counted = rows if len(rows) < len(targets) else None
+        rows = select_kept(importance, targets >= 0, self.config.sparsity, self.config.threshold)
+        self._kept.choose(rows)
+        return rows if len(rows) < len(targets) else None
 
     def _given(self, micro: MicroBatch) -> Tensor:
         """Scores of the file for a micro-batch, float32 [N]."""

@@ -38,13 +38,12 @@ class MTPLoss(Part):
     def add_loss(self, micro: MicroBatch, objective: Tensor, counted: Tensor) -> Tensor:
         if self._over:
             return objective
-        rows, weights, every = micro.counted, micro.weights, self.mtp.config.every
+        rows, every = micro.counted, self.mtp.config.every
         if every > 1:
             rows = torch.arange(micro.targets.numel(), device=objective.device) if rows is None else rows
-            some = slice(self._step % every, None, every)
-            rows, weights = rows[some], None if weights is None else weights[some]
+            rows = rows[self._step % every :: every]
         for i, (states, weight) in enumerate(zip(self._states, self._weights, strict=True)):
-            term, cross_entropy = self.setup.score(states, shifted_targets(micro.targets, i + 1), rows, weights=weights)
+            term, cross_entropy = self.setup.score(states, shifted_targets(micro.targets, i + 1), rows)
             objective = objective + weight * term
             micro.metrics[f"loss/mtp_{i + 1}"] = cross_entropy
         self._states = []
