@@ -33,7 +33,10 @@ def e3(
         str | None, typer.Option(metavar="NAME", help="smoke, cpu, gpu or full; default: what this machine can run.")
     ] = None,
     configs: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Configurations besides the baseline; default: the five.")
+        str | None,
+        typer.Option(
+            metavar="A,B", help="Configurations besides the baseline; default: the five published ones, and best."
+        ),
     ] = None,
     ablations: Annotated[bool, typer.Option("--ablations", help="Also each method alone.")] = False,
     tune: Annotated[

@@ -24,7 +24,7 @@ def names(found: list[presets.Preset]) -> list[str]:
 def test_the_promised_presets_exist():
     promised = {"quickstart", "nano-125m", "nano-125m-mhc", "small-560m", "medium-3b", "d20", "d20-mtp", "d20-e3-full"}
     promised |= {"test-plain", "test-mtp", "test-8bit", "test-collider", "test-async-loader", "test-galore-muon"}
-    e3 = "baseline mtp-only muon-8bit galore2 full collider-only async-only 8bit-only galore-only".split()
+    e3 = "baseline mtp-only muon-8bit galore2 full best collider-only async-only 8bit-only galore-only".split()
     assert promised | {f"e3/{name}" for name in e3} <= set(names(MODELS))
     assert {"llama-cpp", "bitnet", "cpu", "h200"} <= set(names(OVERLAYS))
 

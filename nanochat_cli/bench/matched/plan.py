@@ -25,7 +25,8 @@ from nanochat_cli.nesting import parse_json
 
 PLAN_FILE = "suite.json"
 RUNS_FOLDER = "runs"
-CONFIGS = "baseline", "mtp-only", "muon-8bit", "galore2", "full"
+CONFIGS = "baseline", "mtp-only", "muon-8bit", "galore2", "full", "best"
+"""The five published ones, and the bundle that measurements support."""
 ABLATIONS = "collider-only", "async-only", "8bit-only", "galore-only"
 E3_BASELINE, AB_BASELINE = "baseline", "base"
 MORE_STEPS = 10
@@ -109,7 +110,7 @@ def plan_e3(
     given: Sequence[str],
     tuning: Tuning | None = None,
 ) -> Plan:
-    """The five configurations, or those named, plus the isolated methods on request; the baseline always runs, twice.
+    """CONFIGS, or those named, plus the isolated methods on request; the baseline always runs, twice.
 
     Raises ConfigError for an unknown name.
     """
