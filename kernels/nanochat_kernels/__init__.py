@@ -11,6 +11,7 @@ Names:
 
 import torch
 
+from nanochat_kernels.attention import causal_attention
 from nanochat_kernels.bit_linear import (
     Form,
     QuantizedInput,
@@ -53,6 +54,7 @@ __all__ = [
     "Ternary",
     "bit_linear",
     "bit_linears",
+    "causal_attention",
     "choose_form",
     "drop_filtered",
     "fake_quantize_activations",

@@ -45,6 +45,18 @@ def swiglu_quantize(
     return dispatch("swiglu_quantize", gate.device, backend, gate, up, group)
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
+    """Causal attention and the log-sum-exp of each row of scores; see `reference.attention`."""
+    return dispatch("attention", q.device, backend, q, k, v)
+
+
+def attention_backward(
+    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, *, backend: str | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Its gradients, by q, k and v; see `reference.attention`."""
+    return dispatch("attention_backward", q.device, backend, dy, q, k, v, lse)
+
+
 def quantize_gradient(
     dy: Tensor, factor: Tensor, weight: Tensor, levels: float = 127.0, *, backend: str | None = None
 ) -> QuantizedGradient:

@@ -1,10 +1,24 @@
 """Scaled dot-product attention with grouped queries.
 
-Query head h reads key/value head h // (n_heads / n_kv_heads): the one place that says so. q: [B, H, T, D]; k, v:
-[B, Hkv, T, D]; already rotated.
+Query head h reads key/value head h // (n_heads / n_kv_heads): here and in
+`nanochat_kernels.attention`. q: [B, H, T, D]; k, v: [B, Hkv, T, D]; already rotated.
 """
 
+from typing import Literal
+
+import torch
 from torch import Tensor, nn
+
+from nanochat_kernels import causal_attention
+
+AttentionForm = Literal["torch", "blocks"]
+"""torch: scaled_dot_product_attention; blocks: `causal_attention`, where it is written for: float32 on the CPU."""
+
+
+def attend_in_training(q: Tensor, k: Tensor, v: Tensor, form: AttentionForm) -> Tensor:
+    """`attend`, causal, in this form."""
+    fits = q.device.type == "cpu" and q.dtype == torch.float32 and q.shape[-1] % 16 == 0
+    return causal_attention(q, k, v) if form == "blocks" and fits else attend(q, k, v)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, is_causal: bool = True, mask: Tensor | None = None) -> Tensor:

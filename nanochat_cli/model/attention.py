@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from nanochat_cli.config.sections.model import ModelConfig
-from nanochat_cli.model.attend import attend
+from nanochat_cli.model.attend import AttentionForm, attend, attend_in_training
 from nanochat_cli.model.bitlinear import BitLinear, Joint
 from nanochat_cli.model.cache import KVCache
 from nanochat_cli.model.norm import RMSNorm
@@ -32,6 +32,7 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps, config.qk_norm_init) if config.qk_norm else None
         self.sub_norm = RMSNorm(inner, config.norm_eps) if config.sub_norm else None
         self.qkv, self.out = Joint(self.wq, self.wk, self.wv), Joint(self.wo)
+        self.form: AttentionForm = "torch"
 
     def forward(self, x: Tensor, norm: RMSNorm, cos: Tensor, sin: Tensor, cache: KVCache | None = None) -> Tensor:
         batch, length, _ = x.shape
@@ -47,7 +48,10 @@ class Attention(nn.Module):
                 k = drop_filtered(k, self.wk.kept)
         q, k = apply_rope(q, cos, sin).transpose(1, 2), apply_rope(k, cos, sin).transpose(1, 2)
         v = v.transpose(1, 2)
-        y = attend(q, k, v) if cache is None else cache.attend(self.layer, q, k, v)
+        if self.training and cache is None:
+            y = attend_in_training(q, k, v, self.form)
+        else:
+            y = attend(q, k, v) if cache is None else cache.attend(self.layer, q, k, v)
         y = apply_gate(y.transpose(1, 2), gate).reshape(batch, length, -1)
         return self.out.output(y, self.sub_norm)
 

@@ -20,7 +20,7 @@ from nanochat_cli.training.methods.collider import TokenFilter
 from nanochat_cli.training.methods.expert_balance import ExpertBalance
 from nanochat_cli.training.methods.fire import Fire
 from nanochat_cli.training.methods.mtp_loss import MTPLoss
-from nanochat_cli.training.number_formats import configured, use_number_formats
+from nanochat_cli.training.number_formats import use_configured, use_number_formats
 from nanochat_cli.training.part import Part, Setup
 from nanochat_cli.training.progress import Progress
 from nanochat_cli.training.skip_policy import SkipPolicy
@@ -61,13 +61,14 @@ def build_state(
     model.gradient_checkpointing = train.gradient_checkpointing
     setup = Setup(config, model, TokenLoss.of(model, train, autocast_dtype), device, reporter, data)
     parts = [method(setup) for method, is_on in (METHODS if methods is None else methods).items() if is_on(config)]
-    backward, iteration = configured(config)
+    progress = Progress(train.total_steps, micro_batch=train.batch_size)
+    use_configured(progress, config)
     state = TrainState(
         model=model,
         linears=setup.linears(),
         optimizers=build_optimizer(model, config.optim, setup.beside),
         skip_policy=SkipPolicy(train.spike_factor, train.max_skipped_steps),
-        progress=Progress(train.total_steps, micro_batch=train.batch_size, backward=backward, iteration=iteration),
+        progress=progress,
         score=setup.score,
         parts=parts,
         grad_clip=train.grad_clip,

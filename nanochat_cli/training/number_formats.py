@@ -1,22 +1,27 @@
-"""Number formats that a run computes in where it may choose: gradients of ternary layers, and Muon's iteration.
+"""What a run computes by where it may choose: number formats of ternary layers' gradients and of Muon's iteration, and
+the form of attention.
 
-How fast a format is depends on the processor in ways that no list of its instructions tells, so that `auto` measures,
+How fast each is depends on the processor in ways that no list of its instructions tells, so that `auto` measures,
 here and now. The choice is made once and saved with the run, which therefore resumes as it was.
 """
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
 
 from nanochat_cli.config.schema import Config
+from nanochat_cli.config.sections.model import ModelConfig
+from nanochat_cli.model.attend import AttentionForm, attend_in_training
+from nanochat_cli.model.attention import Attention
 from nanochat_cli.model.transformer import use_forms
 from nanochat_cli.optim.galore import GaLore
 from nanochat_cli.optim.muon import Muon
 from nanochat_cli.optim.newton_schulz import NumberFormat, orthogonalize
 from nanochat_cli.report.reporter import Reporter
+from nanochat_cli.training.progress import Progress
 from nanochat_cli.training.state import TrainState
 from nanochat_kernels import Backward, quantize_input, ternarize
 from nanochat_kernels.linear_products import linear_gradients, products_are_exact
@@ -31,7 +36,7 @@ MIN_GAIN = 1.1
 def choose_number_formats(state: TrainState, config: Config, reporter: Reporter) -> None:
     """Set those of `state.progress`, and say what was measured."""
     progress, train, asked = state.progress, config.train, config.optim.muon_format
-    progress.backward, progress.iteration = configured(config)
+    use_configured(progress, config)
     layers = [layer for layer in state.linears.values() if layer.quant.enabled and layer.quant.activations]
     largest = max(state.linears.values(), key=lambda layer: layer.weight.numel(), default=None)
     if largest is None or state.model.device.type != "cpu":
@@ -44,12 +49,18 @@ def choose_number_formats(state: TrainState, config: Config, reporter: Reporter)
         formats: tuple[NumberFormat, ...] = ("fp32", "bf16", "int8") if products_are_exact() else ("fp32", "bf16")
         progress.iteration, gain = fastest(formats, lambda f: _iterations(f, largest.weight))
         reporter.info(f"Muon's iteration: {progress.iteration}{gain}")
+    if train.attention == "auto" and any(_attentions(state)):
+        shape = max(1, MAX_ROWS // train.seq_len), train.seq_len
+        progress.attention, gain = fastest(("torch", "blocks"), lambda form: _attention(form, *shape, config.model))
+        reporter.info(f"attention: {progress.attention}{gain}")
 
 
-def configured(config: Config) -> tuple[Backward, NumberFormat | None]:
-    """Formats of the backward pass and of Muon's iteration that need no measurement."""
-    backward, iteration = config.train.backward, config.optim.muon_format
-    return "exact" if backward == "auto" else backward, None if iteration == "auto" else iteration
+def use_configured(progress: Progress, config: Config) -> None:
+    """Set what needs no measurement."""
+    attention, backward, iteration = config.train.attention, config.train.backward, config.optim.muon_format
+    progress.attention = "torch" if attention == "auto" else attention
+    progress.backward = "exact" if backward == "auto" else backward
+    progress.iteration = None if iteration == "auto" else iteration
 
 
 def use_number_formats(state: TrainState, config: Config) -> None:
@@ -57,6 +68,8 @@ def use_number_formats(state: TrainState, config: Config) -> None:
     progress, train = state.progress, config.train
     backward = "fp8" if train.grad_input == "fp8" else progress.backward
     use_forms(state.linears.items(), None if train.forward == "auto" else train.forward, backward)
+    for attention in _attentions(state):
+        attention.form = progress.attention
     for group in state.optimizers.groups:
         if isinstance(group.optimizer, Muon | GaLore):
             group.optimizer.number_format = progress.iteration
@@ -92,3 +105,20 @@ def _gradients(backward: Backward, rows: int, latent: torch.Tensor) -> Callable[
 def _iterations(number_format: NumberFormat, latent: torch.Tensor) -> Callable[[], object]:
     stack = torch.randn(2, *latent.shape, generator=torch.Generator().manual_seed(0))
     return lambda: orthogonalize(stack, number_format=number_format)
+
+
+def _attentions(state: TrainState) -> Iterator[Attention]:
+    """Those of the model and of what trains beside it."""
+    modules = (state.model, *(state.parts[0].setup.beside.values() if state.parts else ()))
+    return (layer for module in modules for layer in module.modules() if isinstance(layer, Attention))
+
+
+def _attention(form: AttentionForm, batch: int, length: int, model: ModelConfig) -> Callable[[], object]:
+    """Attention of one layer, forward and backward."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(batch, length, heads, model.resolved_head_dim, generator=generator).transpose(1, 2).requires_grad_()
+        for heads in (model.n_heads, model.n_kv_heads, model.n_kv_heads)
+    )
+    dy = torch.randn(q.shape, generator=generator)
+    return lambda: torch.autograd.grad(attend_in_training(q, k, v, form), (q, k, v), dy)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from nanochat_cli.model.attend import AttentionForm
 from nanochat_cli.optim.newton_schulz import NumberFormat
 from nanochat_cli.optim.schedules import WarmUps
 from nanochat_cli.training.bits_per_byte import HeldOut
@@ -28,6 +29,8 @@ class Progress:
     """Number format of the ternary layers' gradients."""
     iteration: NumberFormat | None = None
     """Number format of Muon's iteration; None: that of the device."""
+    attention: AttentionForm = "torch"
+    """Form of causal attention in training."""
     micro_batch: int = 0
     best_bits_per_byte: float | None = None
     best_step: int | None = None

@@ -308,7 +308,7 @@ class Trainer:
             progress.flops = progress.tokens * self.flops_per_token
         if "train.compile" in changed:
             progress.compiled = decide(config.train.compile, self.device, self._expected_seconds()).compile
-        if {"train.backward", "train.grad_input", "optim.muon_format"} & set(changed):
+        if {"train.attention", "train.backward", "train.grad_input", "optim.muon_format"} & set(changed):
             choose_number_formats(state, config, self.reporter)
         self._name_good(progress.step if state.is_good else progress.good_step)
         if shift := shift_of(progress, config):

@@ -26,6 +26,8 @@ from nanochat_cli.training.methods.collider import TokenFilter, select_kept
 from nanochat_cli.training.shard_data import ShardData
 from nanochat_cli.training.state import TrainState
 from nanochat_cli.training.trainer import Trainer
+from nanochat_kernels import operations
+from nanochat_kernels.operations import attention_backward
 from tests.architectures import COMBINATIONS, build
 from tests.e2e.tiny import TINY, write_corpus
 from tests.training.gradients import gradient_of, setup_of, state_of
@@ -73,17 +75,17 @@ def clear(model, mtp=None):
 
 def slow_gradients(model, mtp, inputs, targets, keep, monkeypatch):
     """Plain autograd of everything, with `where(keep, k, k.detach())` in every attention layer and a masked loss."""
-    whole = attention_module.attend
+    whole = attention_module.attend_in_training
 
-    def attend(q, k, v):
+    def attend(q, k, v, form):
         mask = keep.view(B, 1, T, 1)
-        return whole(q, torch.where(mask, k, k.detach()), torch.where(mask, v, v.detach()))
+        return whole(q, torch.where(mask, k, k.detach()), torch.where(mask, v, v.detach()), form)
 
     def detach_rows(probabilities, _):
         return torch.where(keep.reshape(-1, 1), probabilities, probabilities.detach())
 
     with monkeypatch.context() as patch:
-        patch.setattr(attention_module, "attend", attend)
+        patch.setattr(attention_module, "attend_in_training", attend)
         patch.setattr(moe_module, "drop_filtered", detach_rows)
         clear(model, mtp)
         hidden = model(inputs)
@@ -121,6 +123,28 @@ def test_gradients_are_those_of_the_slow_form(combination, kind, qk_norm, monkey
             assert fast[name] is None, name
         else:
             torch.testing.assert_close(fast[name], expected, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_attention_by_blocks_sees_only_the_queries_that_are_kept(monkeypatch):
+    model = build("plain+attention+dense+untied", head_dim=32).train()
+    inputs, targets = batch()
+    state, filter_ = filtering(model, sparsity=0.4)
+    gradient_of(state, inputs, targets)
+    wanted, queries = gradients(model, None), []
+    clear(model)
+    for block in model.blocks:
+        block.attention.form = "blocks"
+
+    def backward(dy, *others):
+        queries.append(dy.abs().amax(dim=(1, 3)) > 0)
+        return attention_backward(dy, *others)
+
+    monkeypatch.setattr(operations, "attention_backward", backward)
+    gradient_of(state, inputs, targets)
+    for name, found in gradients(model, None).items():  # activations are rounded to int8: some code is another
+        assert (found - wanted[name]).norm() <= 0.01 * wanted[name].norm(), name
+    assert len(queries) == len(model.blocks)
+    assert all(torch.equal(kept.flatten().nonzero().squeeze(1), filter_._kept.chosen) for kept in queries)
 
 
 @pytest.mark.parametrize("combination", ADMITTED)

@@ -138,3 +138,44 @@ def test_two_formats_of_one_gradient_are_refused():
     config = tiny_config(Path("runs"), train={"backward": "int8", "grad_input": "fp8"})
     with pytest.raises(ConfigError, match=r"train\.grad_input = fp8 and train\.backward = int8"):
         require_float8(config.train, torch.device("cpu"))
+
+
+def test_attention_by_blocks_trains_alike_and_resumes_exactly(tmp_path):
+    """Also with token filtering, whose filtered rows then cost no attention."""
+    configs = {}
+    for name in ("torch", "blocks", "part"):
+        sections = {"mtp": {"enabled": True, "n_tokens": 1}, "collider": {"enabled": True, "warmup_steps": 0}}
+        attention = "torch" if name == "torch" else "blocks"
+        configs[name] = tiny_config(tmp_path / name, train={"attention": attention}, **sections)
+    peer, whole, part = (trainer(config) for config in configs.values())
+    peer.fit()
+    whole.fit()
+    with part.log:
+        for _ in range(5):
+            part._step()
+        part.save()
+    trainer(configs["part"], resume=True).fit()
+    tensors = {name: checkpoints.load(config.run.dir / "tiny").tensors for name, config in configs.items()}
+    for name in ("model", "mtp"):
+        assert all(torch.equal(value, tensors["part"][name][key]) for key, value in tensors["blocks"][name].items())
+    wanted, found = losses(configs["torch"]), losses(configs["blocks"])
+    assert found == pytest.approx(wanted, rel=1e-3)
+    assert any(
+        not torch.equal(value, tensors["torch"]["model"][key]) for key, value in tensors["blocks"]["model"].items()
+    )
+
+
+def test_the_form_of_attention_is_measured_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        number_formats, "fastest", lambda formats, prepare: (prepare(formats[-1])() and formats[-1], "")
+    )
+    mtp = {"enabled": True, "n_tokens": 1, "kind": "nextn"}
+    config = tiny_config(tmp_path, train={"attention": "auto"}, mtp=mtp)
+    first = trainer(config)
+    assert {layer.form for layer in number_formats._attentions(first.state)} == {"blocks"}
+    assert len(list(number_formats._attentions(first.state))) == config.model.n_layers + 1
+    first.save()
+    monkeypatch.setattr(number_formats, "fastest", lambda formats, prepare: (formats[0], ""))
+    assert trainer(config, resume=True).progress.attention == "blocks"
+    changed = tiny_config(tmp_path, train={"attention": "torch"}, mtp=mtp)
+    assert trainer(changed, resume=True).progress.attention == "torch"

@@ -41,6 +41,8 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
         _INT,
         [_POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _POINTER, _POINTER, _POINTER, _FLOAT, _POINTER, _POINTER],
     ),
+    "nk_attention": (_INT, [_POINTER, *[_SIZE] * 5, _FLOAT, _POINTER]),
+    "nk_attention_backward": (_INT, [_POINTER, *[_SIZE] * 5, _FLOAT, _POINTER]),
     "nk_iterate": (None, [*[_POINTER] * 4, _SIZE, _SIZE, *[_POINTER] * 3]),
     "nk_gram": (None, [_POINTER, _POINTER, _SIZE, *[_POINTER] * 4]),
     "nk_polynomial": (None, [*[_POINTER] * 5, _FLOAT, _FLOAT, _SIZE, _POINTER, _POINTER]),

@@ -4,6 +4,7 @@ Every function checks what the C code takes for granted, and raises Unsupported 
 dispatcher then uses the reference. Float inputs other than float32 are converted first.
 """
 
+import ctypes
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +14,7 @@ from nanochat_kernels.backends import Unsupported
 from nanochat_kernels.cpu.native import library
 from nanochat_kernels.reference import matmul as reference
 from nanochat_kernels.reference.activations import QuantizedActivations
+from nanochat_kernels.reference.attention import empty_heads
 from nanochat_kernels.reference.gradient import QuantizedGradient
 from nanochat_kernels.reference.packed import PackedTernary
 from nanochat_kernels.reference.packing import PLANE
@@ -136,6 +138,36 @@ def quantize_gradient(dy: Tensor, factor: Tensor, weight: Tensor, levels: float)
     codes, scale, column_codes, column_scale = (tensor.data_ptr() for tensor in out)
     _require_memory(library().nk_quantize_gradient(*inputs, codes, scale, levels, column_codes, column_scale))
     return out
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    q, k, v = (_heads(x) for x in (q, k, v))
+    y, lse = empty_heads(q), torch.empty(q.shape[:3])
+    _require_memory(library().nk_attention(*_attention_arguments(q, k, v, y), lse.data_ptr()))
+    return y, lse
+
+
+def attention_backward(dy: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v, dy = (_heads(x) for x in (q, k, v, dy))
+    gradients = empty_heads(q), empty_heads(k), empty_heads(v)
+    arguments = _attention_arguments(q, k, v, dy, *gradients)
+    _require_memory(library().nk_attention_backward(*arguments, lse.contiguous().data_ptr()))
+    return gradients
+
+
+def _heads(x: Tensor) -> Tensor:
+    """float32 [B, H, T, D] whose elements of a head are next to each other."""
+    _require_cpu(x)
+    if x.shape[3] % 16:
+        raise Unsupported(f"heads of {x.shape[3]} elements, not a multiple of 16")
+    return x.detach() if x.dtype == torch.float32 and x.stride(3) == 1 else _floats(x)
+
+
+def _attention_arguments(q: Tensor, k: Tensor, *others: Tensor) -> tuple[object, ...]:
+    places = [place for x in (q, k, *others) for place in (x.data_ptr(), *x.stride()[:3])]
+    batch, heads, length, head_dim = q.shape
+    sizes = batch, heads, k.shape[1], length, head_dim
+    return (ctypes.c_size_t * len(places))(*places), *sizes, head_dim**-0.5
 
 
 def iterate_int8(x: Tensor, coefficients: Sequence[tuple[float, float, float]]) -> Tensor:

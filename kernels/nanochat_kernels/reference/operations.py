@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from nanochat_kernels.reference.activations import quantize_activations, rmsnorm_quantize, swiglu_quantize
+from nanochat_kernels.reference.attention import attention, attention_backward
 from nanochat_kernels.reference.gradient import quantize_gradient
 from nanochat_kernels.reference.matmul import fp8_matmul, int8_matmul, packed_linear, ternary_matmul, unpack
 from nanochat_kernels.reference.orthogonalize import iterate_int8
@@ -10,6 +11,8 @@ from nanochat_kernels.reference.packed import PackedTernary
 from nanochat_kernels.reference.ternarize import Granularity, ternarize
 
 __all__ = [
+    "attention",
+    "attention_backward",
     "fp8_matmul",
     "int8_matmul",
     "iterate_int8",

@@ -33,6 +33,10 @@ class TrainConfig(Section):
         default="exact",
         description="number format of ternary layers' gradients, which rounds only dy; auto: the fastest here",
     )
+    attention: Literal["auto", "torch", "blocks"] = Field(
+        default="torch",
+        description="causal attention of training: torch's, or blocks, our own (CPU, float32); auto: the faster here",
+    )
     grad_input: Literal["exact", "fp8"] = Field(
         default="exact",
         description="fp8: input gradients of ternary layers in float8 (compute capability 8.9 or later; not measured)",

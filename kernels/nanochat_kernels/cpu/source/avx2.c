@@ -474,9 +474,32 @@ AVX2 static float exp_sum(float *x, size_t k, float maximum) {
 
 LOOPS(AVX2)
 
+INLINE __m256 power_of_two(__m256 n) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_castps_si256(n), _mm256_set1_epi32(127)), 23));
+}
+
+#define TARGET AVX2
+#define VECTOR __m256
+#define LANES 8
+#define TILE_ROWS 4
+#define TILE_VECTORS 2
+#define LOAD(p) _mm256_loadu_ps(p)
+#define STORE(p, x) _mm256_storeu_ps(p, x)
+#define SPLAT(x) _mm256_set1_ps(x)
+#define ADD(a, b) _mm256_add_ps(a, b)
+#define SUB(a, b) _mm256_sub_ps(a, b)
+#define MUL(a, b) _mm256_mul_ps(a, b)
+#define MAX(a, b) _mm256_max_ps(a, b)
+#define FMADD(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define SUM_LANES(x) sum_f32(x)
+#define MAX_LANES(x) max_f32(x)
+#define POWER_OF_TWO(n) power_of_two(n)
+#include "attention.h"
+
 const struct kernels avx2_kernels = {
     "avx2",     quantize, rmsnorm,       swiglu, dots,   dots_grouped, tile,    tile_grouped,
     scale_tile, abs_sum,  ternary_codes, pack,   unpack, dot_int8,     dot_f32, dot_f16,
     axpy,       round_to_f16, f16_to_f32, exp_sum, LOOP_NAMES,
+    ATTENTION_NAMES,
 };
 #endif

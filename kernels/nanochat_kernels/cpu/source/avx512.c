@@ -144,6 +144,28 @@ AVX512 static void tile(const uint8_t *packed, size_t stride, size_t rows, size_
 
 LOOPS(AVX512)
 
+INLINE __m512 power_of_two(__m512 n) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_castps_si512(n), _mm512_set1_epi32(127)), 23));
+}
+
+#define TARGET AVX512
+#define VECTOR __m512
+#define LANES 16
+#define TILE_ROWS 8
+#define TILE_VECTORS 2
+#define LOAD(p) _mm512_loadu_ps(p)
+#define STORE(p, x) _mm512_storeu_ps(p, x)
+#define SPLAT(x) _mm512_set1_ps(x)
+#define ADD(a, b) _mm512_add_ps(a, b)
+#define SUB(a, b) _mm512_sub_ps(a, b)
+#define MUL(a, b) _mm512_mul_ps(a, b)
+#define MAX(a, b) _mm512_max_ps(a, b)
+#define FMADD(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define SUM_LANES(x) _mm512_reduce_add_ps(x)
+#define MAX_LANES(x) _mm512_reduce_max_ps(x)
+#define POWER_OF_TWO(n) power_of_two(n)
+#include "attention.h"
+
 const struct kernels *avx512_kernels(void) {
     static struct kernels k;
     k = avx2_kernels;
@@ -156,6 +178,9 @@ const struct kernels *avx512_kernels(void) {
     k.iterate_row = iterate_row;
     k.gram_row = gram_row;
     k.polynomial_row = polynomial_row;
+    k.attention_panels = attention_panels;
+    k.attention_forward = attention_forward;
+    k.attention_backward = attention_backward;
     return &k;
 }
 #endif

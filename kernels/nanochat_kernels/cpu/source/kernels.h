@@ -27,6 +27,15 @@
 #define MAX_SCALE 65504.0f   /* the largest float16 */
 #define MIN_GRADIENT 1e-30f
 
+#define MAX_PANEL 32         /* rows of a panel of attention, in the widest form */
+#define MAX_TILE_ROWS 8      /* queries whose scores are computed together */
+
+/* Keys that a row of scores has room for: full vectors, and full tiles of keys. */
+static inline size_t score_width(size_t t) { return (t + 15) / 16 * 16; }
+
+/* From one row of scores to the next: a vector may end behind the row, and rows start at different lines of the cache. */
+static inline size_t score_stride(size_t t) { return score_width(t) + 16; }
+
 struct kernels {
     const char *name;
     /* One row of activations: codes, their scale, and the sum of the codes of every `group` inputs. */
@@ -75,6 +84,14 @@ struct kernels {
                       int8_t *codes, float *code_scale);
     void (*polynomial_row)(float *gram, const int32_t *square, const float *diagonal, const float *gram_scales,
                            const float *scales, float b, float c, size_t own, size_t n, int8_t *codes, float *scale);
+    /* One head of causal attention: attention.h. */
+    void (*attention_panels)(const float *x, size_t x_row, size_t t, size_t d, float *panels);
+    void (*attention_forward)(const float *q, size_t q_row, const float *k, const float *v, size_t t, size_t d,
+                              float scale, float *scores, float *y, size_t y_row, float *lse);
+    void (*attention_backward)(const float *q, const float *dy, const size_t *positions, size_t rows, const float *k,
+                               const float *k_panels, const float *v_panels, const float *lse, size_t t, size_t d,
+                               float scale, float *scores, float *slopes, float *dq, size_t dq_row, float *dk,
+                               float *dv, float *dq_tile);
 };
 
 extern const struct kernels portable_kernels;

@@ -184,8 +184,35 @@ static float exp_sum(float *x, size_t k, float maximum) {
 
 LOOPS()
 
+#define INLINE LOOP
+#define TARGET
+#define VECTOR float
+#define LANES 1
+#define TILE_ROWS 4
+#define TILE_VECTORS 16
+#define LOAD(p) (*(p))
+#define STORE(p, x) (*(p) = (x))
+#define SPLAT(x) (x)
+#define ADD(a, b) ((a) + (b))
+#define SUB(a, b) ((a) - (b))
+#define MUL(a, b) ((a) * (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+#define FMADD(a, b, c) ((a) * (b) + (c))
+#define SUM_LANES(x) (x)
+#define MAX_LANES(x) (x)
+#define POWER_OF_TWO(n) power_of_two(n)
+
+LOOP float power_of_two(float n) {
+    const int32_t bits = (int32_t)((uint32_t)(bits_of(n) + 127) << 23);
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+#include "attention.h"
+
 const struct kernels portable_kernels = {
     "portable", quantize,  rmsnorm,  swiglu,  dots,    dots_grouped, tile,         tile_grouped,
     scale_tile, abs_sum,   ternary_codes, pack, unpack, dot_int8,     dot_f32,      dot_f16,
     axpy,       round_to_f16, f16_to_f32, exp_sum, LOOP_NAMES,
+    ATTENTION_NAMES,
 };
