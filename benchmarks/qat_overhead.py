@@ -40,7 +40,7 @@ SEQ_LEN = 256
 TWIN = "float twin"
 CONTENDERS: dict[str, dict[str, dict[str, object]]] = {
     "ternary": {},
-    "ternary, auto": {"train": {"backward": "auto"}, "optim": {"muon_format": "auto"}},
+    "ternary, auto": {"train": {"backward": "auto", "attention": "auto"}, "optim": {"muon_format": "auto"}},
     TWIN: {"model": {"quant": {"enabled": False}}},
     "bf16 float twin": {
         "model": {"quant": {"enabled": False}},

@@ -24,7 +24,6 @@ MEASURE_AGAIN = {
     "bitlinear_forms.json": "uncommitted changes",
     "grpo.json": "uncommitted changes",
     "rust_functions.json": "uncommitted changes",
-    "speculative.json": "no commit",
 }
 """File -> why it must be measured again, in the words of `blemish`."""
 

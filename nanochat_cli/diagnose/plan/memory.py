@@ -21,7 +21,6 @@ from nanochat_cli.model.mtp import MTP, build_mtp
 from nanochat_cli.model.transformer import Block, Transformer, forms_of
 from nanochat_cli.optim import build_optimizer
 from nanochat_cli.optim.stacks import CHUNK
-from nanochat_cli.training.number_formats import configured
 from nanochat_kernels import Backward, Form
 from nanochat_kernels.backends import ENVIRONMENT_VARIABLE
 
@@ -153,7 +152,8 @@ def _choose_forms(module: nn.Module, config: Config, device: torch.device) -> No
 def _forms(layer: BitLinear, config: Config, device: torch.device) -> tuple[Form, Backward]:
     """Where a format is to be measured, the exact one, which needs the most memory."""
     train = config.train
-    return forms_of(layer, None if train.forward == "auto" else train.forward, configured(config)[0], device)
+    backward: Backward = "exact" if train.backward == "auto" else train.backward
+    return forms_of(layer, None if train.forward == "auto" else train.forward, backward, device)
 
 
 def _kept_ahead(mtp: MTP, model: Transformer, hidden: Tensor) -> int:

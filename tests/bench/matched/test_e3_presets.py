@@ -26,8 +26,8 @@ PUBLISHED: dict[str, dict[str, object]] = {
     "galore2": MTP | COLLIDER | ASYNC | GALORE,
     "full": MTP | COLLIDER | ASYNC | EIGHT_BIT | GALORE,
 }
-LOW_PRECISION = {"train.backward": "auto", "optim.muon_format": "auto"}
-BEST: dict[str, dict[str, object]] = {"best": LOW_PRECISION}
+FASTEST = {"train.backward": "auto", "train.attention": "auto", "optim.muon_format": "auto"}
+BEST: dict[str, dict[str, object]] = {"best": FASTEST}
 ISOLATED: dict[str, dict[str, object]] = {
     "collider-only": COLLIDER,
     "async-only": ASYNC,
@@ -55,7 +55,7 @@ def test_the_table_names_every_configuration_of_the_suite():
 @pytest.mark.parametrize("name", METHODS)
 def test_a_configuration_has_its_methods_with_the_published_numbers_and_no_other(name):
     found = settings(name)
-    exact = {"train.backward": "exact", "optim.muon_format": None}
+    exact = {"train.backward": "exact", "train.attention": "torch", "optim.muon_format": None}
     expected = dict.fromkeys(OFF, False) | exact | METHODS[name]
     assert {key: found[key] for key in expected} == expected
 
