@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nanochat_kernels.backends import dispatch
 from nanochat_kernels.reference.activations import QuantizedActivations
+from nanochat_kernels.reference.cross_entropy import CodedGradient
 from nanochat_kernels.reference.gradient import QuantizedGradient
 from nanochat_kernels.reference.packed import PackedTernary
 from nanochat_kernels.reference.ternarize import Granularity, Ternary
@@ -62,6 +63,26 @@ def quantize_gradient(
 ) -> QuantizedGradient:
     """int8 codes of a gradient by row and by column; see `reference.gradient.quantize_gradient`."""
     return dispatch("quantize_gradient", dy.device, backend, dy, factor, weight, levels)
+
+
+def cross_entropy_gradient(
+    logits: Tensor, targets: Tensor, factor: Tensor, *, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Losses of rows of logits, which become their gradient; see `reference.cross_entropy.cross_entropy_gradient`."""
+    return dispatch("cross_entropy_gradient", logits.device, backend, logits, targets, factor)
+
+
+def cross_entropy_codes(
+    logits: Tensor,
+    targets: Tensor,
+    factor: Tensor,
+    levels: float = 127.0,
+    first: int = 0,
+    *,
+    backend: str | None = None,
+) -> CodedGradient:
+    """A gradient in int8, but for the target's part; see `reference.cross_entropy.cross_entropy_codes`."""
+    return dispatch("cross_entropy_codes", logits.device, backend, logits, targets, factor, levels, first)
 
 
 def iterate_int8(

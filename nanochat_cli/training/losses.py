@@ -14,6 +14,9 @@ from torch.nn import functional as F
 
 from nanochat_cli.config.sections.train import TrainConfig
 from nanochat_cli.model.transformer import Transformer
+from nanochat_kernels import Backward
+from nanochat_kernels.head_gradients import MAX_TERMS, HeadGradients
+from nanochat_kernels.reference.cross_entropy import softmax_gradient
 
 IGNORE = -100
 
@@ -71,13 +74,15 @@ def chunked_cross_entropy(
     chunk: int = 512,
     options: LossOptions = PLAIN,
     known: tuple[Tensor, Tensor | None] | None = None,
+    backward: Backward = "exact",
 ) -> tuple[Tensor, Tensor]:
     """`cross_entropy` with logits for at most `chunk` tokens at a time; same arguments and results.
 
     known: logits [M, V] that were computed already, and which of them are those of `hidden`, int64 [N]; None: all.
+    backward: number format of the gradients of a plain loss, in float32 on a CPU.
     """
     logits, places = known or (None, None)
-    arguments = (hidden, unembedding, targets, chunk, options, logits, places)
+    arguments = (hidden, unembedding, targets, chunk, options, logits, places, backward)
     return _ChunkedCrossEntropy.apply(*arguments)  # pyright: ignore[reportReturnType] - apply is untyped in torch
 
 
@@ -110,23 +115,6 @@ def token_scores(
     return losses, entropies
 
 
-def _plain_chunk(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of cross-entropies and its gradient to the logits; written so that one pass each is enough.
-
-    logits: float32 [n, V], overwritten with the gradient. Ignored rows get a zero gradient.
-    """
-    valid = targets != IGNORE
-    safe = targets.clamp(min=0)
-    maximum = logits.amax(dim=-1, keepdim=True)
-    picked = logits.gather(1, safe.unsqueeze(1))
-    exponentials = (logits - maximum).exp()
-    total = exponentials.sum(dim=-1, keepdim=True)
-    loss = torch.where(valid, (total.log() + maximum - picked).squeeze(1), 0.0).sum()
-    gradient = exponentials * (valid.unsqueeze(1) / total)
-    gradient.scatter_add_(1, safe.unsqueeze(1), -valid.unsqueeze(1).to(gradient.dtype))
-    return loss, gradient
-
-
 def _general_chunk(logits: Tensor, targets: Tensor, options: LossOptions) -> tuple[Tensor, Tensor, Tensor]:
     with torch.enable_grad():
         logits = logits.detach().requires_grad_()
@@ -135,40 +123,64 @@ def _general_chunk(logits: Tensor, targets: Tensor, options: LossOptions) -> tup
     return objective.detach().sum(), reported.detach().sum(), gradient
 
 
+def _exact_sums(hidden, weight, targets, pieces, logits_of, count, wants, options):
+    """Sums of objective and cross-entropy, and the gradients of the mean objective, in the dtype of `hidden`."""
+    objective, reported = hidden.new_zeros(2, dtype=torch.float32)
+    grad_hidden = torch.empty_like(hidden) if wants[0] else None
+    grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants[1] else None
+    for piece in pieces:
+        if options.plain:
+            loss, gradient = softmax_gradient(logits_of(piece), targets[piece])
+            plain = loss = loss.sum()
+        else:
+            loss, plain, gradient = _general_chunk(logits_of(piece), targets[piece], options)
+        objective += loss
+        reported += plain
+        gradient = gradient.div_(count).to(hidden.dtype)
+        if grad_hidden is not None:
+            torch.mm(gradient, weight, out=grad_hidden[piece])
+        if grad_weight is not None:
+            if gradient.dtype == torch.float32:
+                grad_weight.addmm_(gradient.T, hidden[piece])
+            else:
+                grad_weight += (gradient.T @ hidden[piece]).float()
+    return objective, reported, grad_hidden, grad_weight
+
+
+def _is_short(backward: Backward, hidden: Tensor, weight: Tensor, chunk: int, options: LossOptions) -> bool:
+    """Whether the head has its gradients in the number format of the ternary layers': plain losses on a CPU do."""
+    fits = backward == "bf16" or (backward == "int8" and max(*weight.shape, chunk) <= MAX_TERMS)
+    return fits and options.plain and hidden.device.type == "cpu" and hidden.dtype == torch.float32
+
+
+def _short_sums(hidden, weight, targets, pieces, logits_of, count, wants, backward):
+    """`_exact_sums` with gradients in bf16 or int8."""
+    factor = (targets != IGNORE) / count
+    head = HeadGradients(hidden, weight, targets, factor, backward, wants)
+    losses = torch.empty(len(hidden))
+    for piece in pieces:
+        losses[piece] = head.add(logits_of(piece), piece)
+    return losses.sum(), losses.sum(), head.of_hidden, head.of_weight
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, unembedding, targets, chunk, options, known, places):
-        wants_hidden, wants_unembedding = ctx.needs_input_grad[:2]
+    def forward(ctx, hidden, unembedding, targets, chunk, options, known, places, backward):
         weight = unembedding.to(hidden.dtype)
         count = (targets != IGNORE).sum().clamp(min=1)
-        objective = hidden.new_zeros((), dtype=torch.float32)
-        reported = hidden.new_zeros((), dtype=torch.float32)
-        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        grad_unembedding = torch.zeros_like(unembedding, dtype=torch.float32) if wants_unembedding else None
-        for start in range(0, hidden.shape[0], chunk):
-            piece = slice(start, min(start + chunk, hidden.shape[0]))
+        pieces = [slice(start, min(start + chunk, len(hidden))) for start in range(0, len(hidden), chunk)]
+
+        def logits_of(piece: slice) -> Tensor:
             if known is None:
-                logits = hidden[piece] @ weight.T
-            else:  # a copy, as what comes next overwrites it
-                logits = known[piece].clone() if places is None else known.index_select(0, places[piece])
-            logits = logits.float()
-            if options.plain:
-                loss, gradient = _plain_chunk(logits, targets[piece])
-                objective += loss
-                reported += loss
-            else:
-                loss, plain, gradient = _general_chunk(logits, targets[piece], options)
-                objective += loss
-                reported += plain
-            gradient = (gradient / count).to(hidden.dtype)
-            if grad_hidden is not None:
-                torch.mm(gradient, weight, out=grad_hidden[piece])
-            if grad_unembedding is not None:
-                if gradient.dtype == torch.float32:
-                    grad_unembedding.addmm_(gradient.T, hidden[piece])
-                else:
-                    grad_unembedding += (gradient.T @ hidden[piece]).float()
-        ctx.save_for_backward(grad_hidden, grad_unembedding)
+                return (hidden[piece] @ weight.T).float()
+            # a copy, as what comes next overwrites it
+            return (known[piece].clone() if places is None else known.index_select(0, places[piece])).float()
+
+        short = _is_short(backward, hidden, weight, chunk, options) and any(ctx.needs_input_grad[:2])
+        summed = _short_sums if short else _exact_sums
+        arguments = (hidden, weight, targets, pieces, logits_of, count, ctx.needs_input_grad[:2])
+        objective, reported, *gradients = summed(*arguments, backward if short else options)
+        ctx.save_for_backward(*gradients)
         ctx.unembedding_dtype = unembedding.dtype
         reported /= count
         ctx.mark_non_differentiable(reported)
@@ -182,17 +194,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad_hidden = grad_hidden * scale.to(grad_hidden.dtype)
         if grad_unembedding is not None:
             grad_unembedding = (grad_unembedding * scale).to(ctx.unembedding_dtype)
-        return grad_hidden, grad_unembedding, *(None,) * 5
+        return grad_hidden, grad_unembedding, *(None,) * 6
 
 
-@dataclass(frozen=True)
+@dataclass
 class TokenLoss:
-    """chunk: tokens whose logits exist at a time. autocast_dtype: None is float32 throughout."""
+    """chunk: tokens whose logits exist at a time. autocast_dtype: None is float32 throughout. backward: of the head."""
 
     model: Transformer
     chunk: int = 512
     options: LossOptions = PLAIN
     autocast_dtype: torch.dtype | None = None
+    backward: Backward = "exact"
 
     @classmethod
     def of(cls, model: Transformer, train: TrainConfig, autocast_dtype: torch.dtype | None = None) -> "TokenLoss":
@@ -221,4 +234,6 @@ class TokenLoss:
         known = None if logits is None else (logits, counted)
         if counted is not None:
             flat, flat_targets = flat[counted], flat_targets[counted]
-        return chunked_cross_entropy(flat, self.model.unembedding, flat_targets, self.chunk, self.options, known)
+        return chunked_cross_entropy(
+            flat, self.model.unembedding, flat_targets, self.chunk, self.options, known, self.backward
+        )

@@ -1,5 +1,5 @@
-"""What a run computes by where it may choose: number formats of ternary layers' gradients and of Muon's iteration, and
-the form of attention.
+"""What a run computes by where it may choose: number formats of gradients and of Muon's iteration, and the form of
+attention.
 
 How fast each is depends on the processor in ways that no list of its instructions tells, so that `auto` measures,
 here and now. The choice is made once and saved with the run, which therefore resumes as it was.
@@ -70,6 +70,9 @@ def use_number_formats(state: TrainState, config: Config) -> None:
     use_forms(state.linears.items(), None if train.forward == "auto" else train.forward, backward)
     for attention in _attentions(state):
         attention.form = progress.attention
+    ternary = (layer for layer in state.linears.values() if layer.quant.enabled)
+    rounds = any(layer.backward == backward and layer.scales.shape[1] == 1 for layer in ternary)
+    state.score.backward = backward if rounds else "exact"
     for group in state.optimizers.groups:
         if isinstance(group.optimizer, Muon | GaLore):
             group.optimizer.number_format = progress.iteration

@@ -40,7 +40,7 @@ def test_the_first_loss_is_that_of_the_exact_run_and_later_ones_are_near(tmp_pat
     for config in (exact, other):
         trainer(config).fit()
     wanted, found = losses(exact), losses(other)
-    assert found[0] == wanted[0]
+    assert found[0] == pytest.approx(wanted[0], rel=1e-6)
     assert found[1:] != wanted[1:]
     assert all(abs(a - b) < 0.02 * b for a, b in zip(found, wanted, strict=True))
 
@@ -55,7 +55,9 @@ def test_a_resumed_run_equals_the_uninterrupted_one_in_every_format(tmp_path, ba
         for _ in range(5):
             part._step()
         part.save()
-    trainer(configs[1], resume=True).fit()
+    again = trainer(configs[1], resume=True)
+    assert again.state.score.backward == part.state.score.backward == backward
+    again.fit()
     whole, resumed = (checkpoints.load(config.run.dir / "tiny").tensors for config in configs)
     for name in ("model", "mtp"):
         assert all(torch.equal(value, resumed[name][key]) for key, value in whole[name].items())

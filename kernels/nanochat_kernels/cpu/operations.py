@@ -15,6 +15,7 @@ from nanochat_kernels.cpu.native import library
 from nanochat_kernels.reference import matmul as reference
 from nanochat_kernels.reference.activations import QuantizedActivations
 from nanochat_kernels.reference.attention import empty_heads
+from nanochat_kernels.reference.cross_entropy import CodedGradient
 from nanochat_kernels.reference.gradient import QuantizedGradient
 from nanochat_kernels.reference.packed import PackedTernary
 from nanochat_kernels.reference.packing import PLANE
@@ -170,6 +171,15 @@ def _attention_arguments(q: Tensor, k: Tensor, *others: Tensor) -> tuple[object,
     return (ctypes.c_size_t * len(places))(*places), *sizes, head_dim**-0.5
 
 
+def cross_entropy_gradient(logits: Tensor, targets: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    return _cross_entropy(logits, targets, factor, 0, 0, None, None), logits
+
+
+def cross_entropy_codes(logits: Tensor, targets: Tensor, factor: Tensor, levels: float, first: int) -> CodedGradient:
+    codes, scale = torch.empty(logits.shape, dtype=torch.int8), torch.empty(len(logits))
+    return CodedGradient(_cross_entropy(logits, targets, factor, levels, first, codes, scale), codes, scale)
+
+
 def iterate_int8(x: Tensor, coefficients: Sequence[tuple[float, float, float]]) -> Tensor:
     _require_cpu(x)
     native = library()
@@ -301,6 +311,28 @@ def _weights(weight: Tensor, granularity: Granularity) -> tuple[Tensor, int, Ten
 def _ternarize(weight: Tensor, group: int, codes: Tensor | None, packed: Tensor | None, scales: Tensor) -> None:
     pointers = (None if tensor is None else tensor.data_ptr() for tensor in (codes, packed))
     _require_memory(library().nk_ternarize(weight.data_ptr(), *weight.shape, group, *pointers, scales.data_ptr()))
+
+
+def _cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    factor: Tensor,
+    levels: float,
+    first: int,
+    codes: Tensor | None,
+    scale: Tensor | None,
+) -> Tensor:
+    """The losses; the gradient is in the codes and their scale, or in place of the logits."""
+    _require_cpu(logits, targets)
+    if logits.dtype != torch.float32 or not logits.is_contiguous():
+        raise Unsupported("logits that are not contiguous float32")
+    (m, n), targets, factor = logits.shape, targets.to(torch.int64).contiguous(), _floats(factor)
+    if m and int(targets.max()) >= n:
+        raise IndexError(f"target {int(targets.max())} of {n} logits")
+    loss = torch.empty(m)
+    inputs = logits.data_ptr(), m, n, targets.data_ptr(), factor.data_ptr(), loss.data_ptr(), levels, first
+    library().nk_cross_entropy(*inputs, *(None if out is None else out.data_ptr() for out in (codes, scale)))
+    return loss
 
 
 def _require_memory(status: int) -> None:

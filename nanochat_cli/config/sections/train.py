@@ -31,7 +31,7 @@ class TrainConfig(Section):
     )
     backward: Literal["auto", "exact", "bf16", "int8"] = Field(
         default="exact",
-        description="number format of ternary layers' gradients, which rounds only dy; auto: the fastest here",
+        description="number format of gradients in ternary layers and, on a CPU, the head; auto: the fastest here",
     )
     attention: Literal["auto", "torch", "blocks"] = Field(
         default="torch",

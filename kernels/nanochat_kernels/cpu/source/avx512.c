@@ -178,6 +178,7 @@ const struct kernels *avx512_kernels(void) {
     k.iterate_row = iterate_row;
     k.gram_row = gram_row;
     k.polynomial_row = polynomial_row;
+    k.cross_entropy_row = cross_entropy_row;
     k.attention_panels = attention_panels;
     k.attention_forward = attention_forward;
     k.attention_backward = attention_backward;

@@ -26,6 +26,8 @@
 #define MIN_SCALE 1e-5f
 #define MAX_SCALE 65504.0f   /* the largest float16 */
 #define MIN_GRADIENT 1e-30f
+#define DITHER_COLUMN 0xc13fa9a9u /* 2³² / 1.3247 and its square: the plastic number */
+#define DITHER_ROW 0x91e10da5u
 
 #define MAX_PANEL 32         /* rows of a panel of attention, in the widest form */
 #define MAX_TILE_ROWS 8      /* queries whose scores are computed together */
@@ -84,6 +86,9 @@ struct kernels {
                       int8_t *codes, float *code_scale);
     void (*polynomial_row)(float *gram, const int32_t *square, const float *diagonal, const float *gram_scales,
                            const float *scales, float b, float c, size_t own, size_t n, int8_t *codes, float *scale);
+    /* A row of logits: its loss, and the gradient in place or as codes. */
+    void (*cross_entropy_row)(float *x, size_t n, size_t target, float factor, float *loss, float levels,
+                              uint32_t offset, int8_t *codes, float *scale);
     /* One head of causal attention: attention.h. */
     void (*attention_panels)(const float *x, size_t x_row, size_t t, size_t d, float *panels);
     void (*attention_forward)(const float *q, size_t q_row, const float *k, const float *v, size_t t, size_t d,

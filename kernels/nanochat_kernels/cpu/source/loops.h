@@ -7,6 +7,7 @@
 #ifndef NANOCHAT_LOOPS_H
 #define NANOCHAT_LOOPS_H
 
+#include <math.h>
 #include <string.h>
 
 #include "kernels.h"
@@ -14,6 +15,7 @@
 #define LOOP static inline __attribute__((always_inline))
 #define ROUND 12582912.0f /* 1.5 · 2²³ */
 #define ROUND_BITS 0x4b400000
+#define LANES 32 /* partial sums of a row, in an order that is the same with all instructions */
 
 LOOP int32_t bits_of(float x) {
     int32_t bits;
@@ -93,6 +95,59 @@ LOOP void polynomial_row_loop(float *gram, const int32_t *square, const float *d
     iterate_row_loop(gram, NULL, 0, 0, n, codes, scale);
 }
 
+/* exp(x) of x ≤ 0 to two last places: 2ⁿ p(r), r = x − n ln 2, a Taylor polynomial of degree 7. 0 below −64, so that
+ * nothing is subnormal later; NaN where x is. */
+LOOP float exp_of(float x) {
+    const float shifted = x * 1.44269504088896341f + ROUND, n = shifted - ROUND;
+    const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    float p = r * (1.0f / 5040) + 1.0f / 720;
+    p = p * r + 1.0f / 120;
+    p = p * r + 1.0f / 24;
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    p = (p * r) * r + (r + 1.0f);
+    const int32_t bits = (int32_t)((uint32_t)(bits_of(shifted) - ROUND_BITS + 127) << 23);
+    float power;
+    memcpy(&power, &bits, sizeof power);
+    return x < -64.0f ? 0.0f : p * power;
+}
+
+/* u in [−½, ½) for the element i of a row: multiples of an irrational number, which fill every interval evenly. */
+LOOP float dither(uint32_t offset, size_t i) {
+    const uint32_t u = offset + (uint32_t)i * DITHER_COLUMN;
+    return (float)(int32_t)(u >> 16) * 0x1p-16f - 0.5f;
+}
+
+/* A row of logits: its cross-entropy in `loss`, and the gradient of factor · loss. In place as float32; or, with codes,
+ * the softmax without the target's −1 as codes and their scale, rounded down after a dither in [0, 1). */
+LOOP void cross_entropy_row_loop(float *x, size_t n, size_t target, float factor, float *loss, float levels,
+                                 uint32_t offset, int8_t *codes, float *scale) {
+    float lanes[LANES];
+    const size_t whole = n / LANES * LANES;
+    float maximum = x[0];
+    const float picked = x[target];
+    for (size_t j = 0; j < LANES; j++) lanes[j] = maximum;
+    for (size_t i = 0; i < whole; i += LANES)
+        for (size_t j = 0; j < LANES; j++) lanes[j] = x[i + j] > lanes[j] ? x[i + j] : lanes[j];
+    for (size_t i = whole; i < n; i++) maximum = x[i] > maximum ? x[i] : maximum;
+    for (size_t j = 0; j < LANES; j++) maximum = lanes[j] > maximum ? lanes[j] : maximum;
+    for (size_t j = 0; j < LANES; j++) lanes[j] = 0;
+    for (size_t i = 0; i < whole; i += LANES)
+        for (size_t j = 0; j < LANES; j++) lanes[j] += x[i + j] = exp_of(x[i + j] - maximum);
+    for (size_t i = whole; i < n; i++) lanes[0] += x[i] = exp_of(x[i] - maximum);
+    for (size_t width = LANES / 2; width > 0; width /= 2)
+        for (size_t j = 0; j < width; j++) lanes[j] += lanes[j + width];
+    *loss = logf(lanes[0]) + (maximum - picked);
+    if (codes != NULL) {
+        for (size_t i = 0; i < n; i++) codes[i] = rounded_code(x[i] * levels + dither(offset, i));
+        *scale = factor / (lanes[0] * levels);
+        return;
+    }
+    const float share = factor / lanes[0];
+    for (size_t i = 0; i < n; i++) x[i] *= share;
+    x[target] -= factor;
+}
+
 /* The loops as functions with the given attributes, and their names for `struct kernels`. */
 #define LOOPS(ATTRIBUTES)                                                                                             \
     ATTRIBUTES static void gradient_row(const float *x, const float *factor, float weight, size_t n, int8_t *codes,   \
@@ -115,7 +170,11 @@ LOOP void polynomial_row_loop(float *gram, const int32_t *square, const float *d
                                           const float *gram_scales, const float *scales, float b, float c,            \
                                           size_t own, size_t n, int8_t *codes, float *scale) {                        \
         polynomial_row_loop(gram, square, diagonal, gram_scales, scales, b, c, own, n, codes, scale);                 \
+    }                                                                                                                 \
+    ATTRIBUTES static void cross_entropy_row(float *x, size_t n, size_t target, float factor, float *loss,            \
+                                             float levels, uint32_t offset, int8_t *codes, float *scale) {            \
+        cross_entropy_row_loop(x, n, target, factor, loss, levels, offset, codes, scale);                             \
     }
-#define LOOP_NAMES gradient_row, gradient_column, iterate_row, gram_row, polynomial_row
+#define LOOP_NAMES gradient_row, gradient_column, iterate_row, gram_row, polynomial_row, cross_entropy_row
 
 #endif
