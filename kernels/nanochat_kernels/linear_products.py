@@ -148,13 +148,16 @@ def integer_product(a: Tensor, b: Tensor) -> Tensor:
     return int8_product(a, b)
 
 
-@torch.compiler.assume_constant_result
 def column_levels(device: torch.device) -> float:
     """The largest code of a gradient whose product with int8 activations is exact here.
 
     127, or 63 where an AVX2 instruction adds two products in 16 bits: 2 · 255 · 63 is below 2¹⁵.
     """
     return _exact_levels() if device.type == "cpu" else LEVELS
+
+
+# What torch.compiler.assume_constant_result does, but for importing the compiler, which takes a second.
+column_levels.__dict__["_dynamo_marked_constant"] = True
 
 
 def products_are_exact() -> bool:

@@ -26,8 +26,8 @@ from nanochat_kernels.backends import ENVIRONMENT_VARIABLE
 
 MUON_COPIES = 5
 """Stacks of one shape that a Muon step holds at once: gradients, update, and three for the iteration."""
-LOGIT_COPIES = 3
-"""Logits of a chunk, their exponentials or the unscaled gradient, and the gradient."""
+LOGIT_COPIES = 1
+"""Logits of a chunk, which their gradient replaces."""
 
 
 @dataclass(frozen=True)
