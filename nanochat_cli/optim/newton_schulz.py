@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nanochat_kernels import iterate_int8
+from nanochat_kernels.linear_products import products_are_exact
 
 Coefficients = Literal["keller-jordan", "polar-express"]
 NumberFormat = Literal["fp32", "bf16", "int8"]
@@ -56,8 +57,9 @@ def orthogonalize(
     if number_format == "int8":
         limit = SAFETY if kind == "polar-express" else 1.0
         x = torch.div(x, norm * limit, out=torch.empty(x.shape, device=x.device))  # contiguous, whatever x was
+        backend = None if products_are_exact() else "reference"
         for matrix in x:
-            iterate_int8(matrix, coefficients(kind, steps))
+            iterate_int8(matrix, coefficients(kind, steps), backend=backend)
         return x.mT if transposed else x
     x = x / norm
     if kind == "polar-express":

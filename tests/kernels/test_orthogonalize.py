@@ -6,7 +6,7 @@ import torch
 from nanochat_cli.optim.newton_schulz import coefficients, orthogonalize
 from nanochat_kernels import iterate_int8
 from nanochat_kernels.backends import Unsupported
-from nanochat_kernels.cpu import native
+from nanochat_kernels.cpu import native, operations
 from nanochat_kernels.linear_products import products_are_exact
 
 SHAPES = [(16, 16), (17, 33), (64, 64), (48, 160), (128, 384)]
@@ -78,3 +78,31 @@ def test_tall_matrices_are_orthogonalised_like_wide_ones():
     wide, tall = (orthogonalize(y, number_format="int8") for y in (x, x.mT))
     assert torch.equal(wide, tall.mT)
     assert wide.dtype == torch.float32
+
+
+def test_where_int8_products_saturate_the_reference_computes(monkeypatch):
+    """As on CPUs with AVX2 alone, where sums of large codes come out wrong without a word."""
+    x = matrix(48, 160).unsqueeze(0)
+    monkeypatch.setitem(orthogonalize.__globals__, "products_are_exact", lambda: False)
+    monkeypatch.setattr(operations, "iterate_int8", lambda *arguments: pytest.fail("products that are not exact"))
+    exact = orthogonalize(x.double())
+    assert distance(orthogonalize(x, number_format="int8").double(), exact) < 0.03
+
+
+def test_diagonals_among_the_codes_would_cost_five_times_the_error():
+    def rounded(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        step = y.abs().amax(dim=1, keepdim=True) / 127
+        return (y / step).round(), step
+
+    x = matrix(128, 384, decay=0)
+    exact = orthogonalize(x.double().unsqueeze(0))[0]
+    naive = x.double()
+    for a, b, c in coefficients("keller-jordan", 5):
+        codes, step = rounded(naive)
+        gram = (codes @ codes.T) * step * step.T
+        gram_codes, gram_step = rounded(gram)
+        square = (gram_codes @ gram_codes.T) * gram_step * gram_step.T
+        polynomial, own = rounded((b * gram + c * square) * step.T)
+        naive = a * naive + (polynomial @ codes) * own
+    kept_apart = iterate_int8(x.clone(), coefficients("keller-jordan", 5), backend="reference")
+    assert distance(naive, exact) > 5 * distance(kept_apart.double(), exact)
