@@ -5,8 +5,6 @@ import torch
 
 from nanochat_cli.training.cpp_compiler import find_compiler
 from nanochat_kernels import Backward, KeptRows, LinearWeight, bit_linear, bit_linears, quantize_input, ternarize
-from nanochat_kernels.backends import Unsupported
-from nanochat_kernels.cpu import native
 from nanochat_kernels.linear_products import column_levels, integer_product, linear_gradients
 from nanochat_kernels.operations import quantize_gradient
 
@@ -27,16 +25,6 @@ def layer(n: int, k: int, m: int) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
     """int8 weight codes [n, k] and their scale [n], activation codes [m, k] and their scale [m, 1]."""
     ternary, activations = ternarize(random(n, k, seed=1)), quantize_input(random(m, k, seed=2), "int8")
     return ternary.codes, ternary.scales.squeeze(1), activations.codes, activations.scale
-
-
-@pytest.fixture(params=["portable", "avx2", "avx512"])
-def kernel_set(request):
-    try:
-        native.select(request.param)
-    except Unsupported as reason:
-        pytest.skip(str(reason))
-    yield
-    native.select(None)
 
 
 @pytest.mark.parametrize("levels", [127.0, 63.0])
