@@ -26,7 +26,7 @@ from nanochat_cli.nesting import parse_json
 PLAN_FILE = "suite.json"
 RUNS_FOLDER = "runs"
 CONFIGS = "baseline", "mtp-only", "muon-8bit", "galore2", "full", "best"
-"""The five published ones, and the bundle that measurements support."""
+"""The five published ones, and our own bundle."""
 ABLATIONS = "collider-only", "async-only", "8bit-only", "galore-only"
 E3_BASELINE, AB_BASELINE = "baseline", "base"
 MORE_STEPS = 10
