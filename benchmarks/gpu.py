@@ -56,14 +56,14 @@ class Section:
 
 
 SECTIONS = (
-    Section("exactness", 60, 25),
-    Section("roofline", 55, 25),
-    Section("forms", 85, 40),
-    Section("training-125m", 115, 60),
-    Section("training-1b", 120, 60),
-    Section("e3", 55, 45),
-    Section("decode", 30, 15),
-    Section("losses", 5, 60),
+    Section("exactness", 80, 25),
+    Section("roofline", 50, 25),
+    Section("forms", 75, 40),
+    Section("training-125m", 105, 60),
+    Section("training-1b", 110, 60),
+    Section("e3", 60, 45),
+    Section("decode", 25, 15),
+    Section("losses", 75, 60),
 )
 
 Start = Callable[[Section, float, float], str | None]

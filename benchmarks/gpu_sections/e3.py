@@ -20,7 +20,7 @@ from nanochat_cli.bench.matched.suite import collect
 from nanochat_cli.errors import NanochatError
 
 FOLDER = ROOT / "build" / "gpu-e3"
-FIRST = "best", "full"
+FIRST = "full", "best"
 """Configurations that run before the others, once they exist."""
 STEPS = ((150.0, 200), (0.0, 100))
 """Steps of a run by the seconds that are left for all."""

@@ -1,4 +1,4 @@
-"""What the contenders of `training` learn from the same start on the same bytes, as many steps as there is time for."""
+"""What contenders of `training` learn from the same start on the same bytes, as many steps as there is time for."""
 
 import statistics
 import sysconfig
@@ -10,19 +10,21 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_sections.task import Task
-from benchmarks.gpu_sections.training import CONTENDERS, TWIN, Contender, configured
+from benchmarks.gpu_sections.training import TWIN, Contender, configured
 from nanochat_cli.config.schema import Config
 from nanochat_cli.report.result_file import Result, summarise
 
 SIZE = "training-125m"
+LEARNING = TWIN, "ternary", "ternary, int8 forward and backward"
+"""Fewer than `training` times, so that each has more steps."""
 STEPS, FEWEST_STEPS, QUICK_STEPS = 300, 40, 3
 LAST_LOSSES = 20
 """Steps whose mean loss is compared at the end of a run."""
 
 
 def run(task: Task) -> None:
-    """Every contender gets the same number of steps, which the first one's rate decides."""
-    configs = {name: configured(SIZE, name, tiny=task.quick) for name in CONTENDERS}
+    """Each contender gets the same number of steps, which the first one's rate decides."""
+    configs = {name: configured(SIZE, name, tiny=task.quick) for name in LEARNING}
     device, curves = task.device, task.details.setdefault("losses", {})
     steps = QUICK_STEPS
     if not task.quick:

@@ -47,6 +47,7 @@ TINY = (
     *("model.vocab_size=300", "model.max_seq_len=16", "train.batch_size=2", "train.seq_len=16"),
 )
 WARM_UP_STEPS, ROUNDS, STEPS = 3, 4, 5
+PROFILED_KERNELS = 40
 RECOMPILES = 64
 """All contenders compile one function, a block's; past torch's own limit of eight, later ones would run eagerly."""
 BUILDING = 0.75
@@ -123,6 +124,9 @@ def run(task: Task) -> None:
     if contenders:
         with task.attempt("rounds"):
             compare(task, contenders)
+        if task.cuda:
+            with task.attempt("profiles"):
+                task.details["profiles"] = {name: profile(contender) for name, contender in contenders.items()}
 
 
 def compare(task: Task, contenders: Mapping[str, Contender]) -> None:
@@ -138,6 +142,20 @@ def compare(task: Task, contenders: Mapping[str, Contender]) -> None:
             rates[name].append(contender.tokens_per_second(1 if task.quick else STEPS))
         task.results.clear()
         task.add(measured(contenders, rates, peak))
+
+
+def profile(contender: Contender) -> list[dict[str, float | str]]:
+    """The kernels of one training step that take the most time of the device, and what is left of the step's own."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        rate = contender.tokens_per_second(1)
+    kernels = sorted(profiler.key_averages(), key=lambda event: -event.self_device_time_total)
+    rows: list[dict[str, float | str]] = [
+        {"kernel": event.key[:120], "calls": event.count, "seconds": event.self_device_time_total / 1e6}
+        for event in kernels
+    ]
+    total = {"kernel": "all kernels", "calls": sum(event.count for event in kernels)}
+    step = {"kernel": "the step", "calls": 1, "seconds": contender.tokens[:, 1:].numel() / rate}
+    return [step, {**total, "seconds": math.fsum(float(row["seconds"]) for row in rows)}, *rows[:PROFILED_KERNELS]]
 
 
 def measured(contenders: Mapping[str, Contender], rates: Mapping[str, Sequence[float]], peak: float) -> list[Result]:

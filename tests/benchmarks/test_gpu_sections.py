@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import bitlinear_forms
-from benchmarks.gpu_sections import decode, e3, exactness, forms, losses, products, roofline, training
+from benchmarks.gpu_sections import ahead, decode, e3, exactness, forms, losses, products, roofline, training
 from benchmarks.gpu_sections.task import NO_FP8, Task
 from nanochat_cli.bench.micro.kernels import Product
 from nanochat_cli.bench.micro.kernels_cpu import CPU
@@ -341,3 +341,18 @@ def test_generating_reads_the_prompt_and_then_every_token_once(task):
 def test_what_a_device_lacks_is_a_configuration_error():
     with pytest.raises(ConfigError, match=r"8\.9"):
         training.Contender(training.configured("training-125m", "ternary, int8 forward, fp8 dX", tiny=True), DEVICE)
+
+
+# --- compiling ahead --------------------------------------------------------------------------------------------------
+
+
+def test_models_are_compiled_ahead_and_one_that_fails_is_left_to_its_section(monkeypatch, capsys):
+    monkeypatch.setattr(ahead, "CONTENDERS", dict(list(training.CONTENDERS.items())[:2]))
+    assert ahead.compile_models("training-125m", DEVICE, tiny=True) == list(training.CONTENDERS)[:2]
+    monkeypatch.setattr(ahead, "Contender", _out_of_memory)
+    assert ahead.compile_models("training-125m", DEVICE, tiny=True) == []
+    assert "not compiled ahead: OutOfMemoryError: full" in capsys.readouterr().out
+
+
+def _out_of_memory(*_, **__):
+    raise torch.OutOfMemoryError("full")
