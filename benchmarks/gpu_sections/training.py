@@ -146,13 +146,15 @@ def compare(task: Task, contenders: Mapping[str, Contender]) -> None:
 
 def profile(contender: Contender) -> list[dict[str, float | str]]:
     """The kernels of one training step that take the most time of the device, and what is left of the step's own."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+    kind = torch.profiler.ProfilerActivity.CUDA if contender.cuda else torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[kind]) as profiler:
         rate = contender.tokens_per_second(1)
-    kernels = sorted(profiler.key_averages(), key=lambda event: -event.self_device_time_total)
-    rows: list[dict[str, float | str]] = [
-        {"kernel": event.key[:120], "calls": event.count, "seconds": event.self_device_time_total / 1e6}
-        for event in kernels
-    ]
+    kernels = list(profiler.key_averages())
+    rows: list[dict[str, float | str]] = []
+    for event in kernels:
+        microseconds = event.self_device_time_total if contender.cuda else event.self_cpu_time_total
+        rows.append({"kernel": event.key[:120], "calls": event.count, "seconds": microseconds / 1e6})
+    rows.sort(key=lambda row: -float(row["seconds"]))
     total = {"kernel": "all kernels", "calls": sum(event.count for event in kernels)}
     step = {"kernel": "the step", "calls": 1, "seconds": contender.tokens[:, 1:].numel() / rate}
     return [step, {**total, "seconds": math.fsum(float(row["seconds"]) for row in rows)}, *rows[:PROFILED_KERNELS]]

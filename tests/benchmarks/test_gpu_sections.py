@@ -241,6 +241,13 @@ def test_every_contender_is_timed_against_the_float_twin(task):
     assert any("8.9" in why for why in task.left_out), "the CPU has no fp8, and says so"
 
 
+def test_a_profile_adds_up_to_no_more_than_the_step(task):
+    contender = training.Contender(training.configured("training-125m", "ternary", tiny=True), DEVICE)
+    step, total, *kernels = training.profile(contender)
+    assert total["seconds"] == pytest.approx(sum(row["seconds"] for row in kernels), rel=0.3)
+    assert 0 < kernels[-1]["seconds"] <= kernels[0]["seconds"] < total["seconds"] <= step["seconds"]
+
+
 def test_contenders_for_which_no_time_is_left_are_left_out(task):
     task.until = time.monotonic() + 1e-3
     training.run(task)
