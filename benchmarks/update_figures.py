@@ -67,7 +67,7 @@ _TABLE = re.compile(
 )
 _FIELD = re.compile(r"\{([^{}]+)\}")
 _IN_CELL = re.compile(r"\[(?P<form>[^\[\]]*)\]\((?P<title>(?:[^()]|\([^()]*\))*)\)")
-_PREFIXES = {"": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+_PREFIXES = {"": 1.0, "µ": 1e-6, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _SYNONYMS = {"bits per byte": "bits/byte", "bpb": "bits/byte", "tok/s": "tokens/s", "tokens per second": "tokens/s"}
 _SYNONYMS |= {"seconds": "s"}
 
@@ -153,12 +153,13 @@ def figures(page: Path, text: str) -> list[Figure]:
 
 
 def table_files(page: Path, text: str) -> set[str]:
-    """Names of the result files that the tables of a page are written from."""
-    return {
-        name
-        for match in _tables(page, text)
-        for name in (match["file"], *re.findall(r"[\w./-]+\.json", match["description"]))
-    }
+    """Names of the result files that the tables of a page are written from, as paths below `results`."""
+    names: set[str] = set()
+    for match in _tables(page, text):
+        beside = Path(match["file"]).parent
+        found = re.findall(r"[\w./-]+\.json", match["description"])
+        names |= {match["file"], *((beside / name).as_posix() for name in found)}
+    return names
 
 
 def _tables(page: Path, text: str) -> list[re.Match[str]]:
