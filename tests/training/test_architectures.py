@@ -97,6 +97,17 @@ def test_multi_token_prediction_resumes_bit_for_bit(tmp_path, combination, kind)
     assert not any("mtp" in name for name in run.state.model.state_dict())
 
 
+@pytest.mark.parametrize("form", [{"every": 2}, {"fade": 0.5}, {"every": 3, "fade": 1.0, "kind": "nextn"}], ids=str)
+def test_cheaper_forms_of_multi_token_prediction_resume_bit_for_bit(tmp_path, form):
+    model = shape("plain+attention+dense+untied", max_seq_len=16, n_heads=2, n_kv_heads=1)
+    mtp = {"enabled": True, "n_tokens": 2, **form}
+    run = assert_resumes(tmp_path / "form", model=model, train=TRAIN, mtp=mtp)
+    plain = trainer(tiny_config(tmp_path / "plain", model=model, train=TRAIN, mtp={**mtp, "every": 1, "fade": None}))
+    plain.fit()
+    one, other = (t.state.model.state_dict() for t in (run, plain))
+    assert not all(torch.equal(one[name], other[name]) for name in one), "the form changes what is trained"
+
+
 def test_a_selection_bias_is_saved_and_moves(tmp_path):
     model = shape("plain+attention+moe+untied", max_seq_len=16)
     model["moe"] = {"enabled": True, "experts": 4, "balance": "bias"}
