@@ -126,14 +126,14 @@ def _decode_cases() -> list[MetaCall]:
 
 def _product_cases() -> list[MetaCall]:
     listed = []
-    for tokens, essential in ((512, False), (8192, True)):
+    for tokens, outputs, essential in ((512, 4096, False), (512, 8192, False), (8192, 4096, True)):
         for dtype, operation in ((torch.int8, operations.int8_matmul), (torch.float8_e4m3fn, operations.fp8_matmul)):
-            operands = [torch.empty(rows, 4096, dtype=dtype, device="meta") for rows in (tokens, 4096)]
-            scales = [torch.empty(rows, 1, device="meta") for rows in (tokens, 4096)]
+            operands = [torch.empty(rows, 4096, dtype=dtype, device="meta") for rows in (tokens, outputs)]
+            scales = [torch.empty(rows, 1, device="meta") for rows in (tokens, outputs)]
             call = partial(operation, *operands, *scales, torch.bfloat16)
             # Compute capability 8.0 has no fp8.
             architectures = (80, 90, 100) if dtype == torch.int8 else (90, 100)
-            listed.append(MetaCall(f"{operation.__name__} {tokens}x4096x4096", call, essential, architectures))
+            listed.append(MetaCall(f"{operation.__name__} {tokens}x{outputs}x4096", call, essential, architectures))
     for group in (None, 128):
         call = partial(
             operations.ternary_matmul, activations(512, 4096, group), weight(4096, 4096, group), torch.bfloat16

@@ -1,9 +1,14 @@
 """Tile sizes, committed: per kernel, architecture and class of shapes. Nothing is tuned at import or at run time.
 
-HOW THEY WERE CHOSEN: no GPU was available. They follow from figures of the machine code
+MEASURED, on an H100 alone (benchmarks/results/gpu/roofline.json, cases "sweep", against the tile before it):
+    decode, 1 token, 4 rows of 128 words:             1.15 x (8192²), 1.11 x (4096²), 1.09 x (8192², groups of 128)
+    16 tokens, 8192², 3 stages instead of 4:          1.13 x
+    int8, 512 tokens, 8192², 128 x 128 with 4 warps:  1.28 x
+    int8, 8192³, 128 x 256 with 8 warps:              1.25 PFLOP/s, 1.57 x cuBLAS in bf16; other tiles were not tried
+REASONED: everything else, other shapes on an H100 included. It follows from figures of the machine code
 (benchmarks/results/kernel_aot.json): instructions per weight, registers, spills, shared memory; and from how many
-programs a shape gives to 108 (A100), 132 (H100, H200) or 148 (B200) multiprocessors. No time was measured.
-benchmarks/gpu.py sweeps them on a GPU; its result replaces the entries below, and this paragraph.
+programs a shape gives to 108 (A100), 132 (H100, H200) or 148 (B200) multiprocessors. Where nothing speaks against it,
+A100 and B200 take what is faster on an H100. benchmarks/gpu.py sweeps the tiles on a GPU.
 """
 
 from dataclasses import dataclass
@@ -79,31 +84,41 @@ PACKED_TOKENS = 64
 TERNARIZE = TernarizeConfiguration()
 UNPACK = UnpackConfiguration()
 
-# One warp and 128 words per row: four words (64 weights) per lane, read at once, and no barrier anywhere. Two rows if
-# there are enough programs, which share the activations; more tokens leave registers for only one row.
+# One warp and 128 words per row: four words (64 weights) per lane, read at once, and no barrier anywhere. Four rows, or
+# two, share the activations if there are enough programs (4096 outputs by 4 are 7.75 for each of 132
+# multiprocessors); more tokens leave registers for only one row.
 GEMV_WORDS = 128
-GEMV_ROWS = {1: 2, 2: 1, 4: 1}
+GEMV_ROWS = {1: 4, 2: 1, 4: 1}
+GEMV_PROGRAMS = 6
 # Rows shorter than 128 words: eight of them fill the warp, 16 words each; one, read at once, if outputs are few.
 GEMV_SHORT_WORDS = 16
 
-# By architecture; the first tile whose least number of rows and of outputs is reached.
-INT8_MATMUL: dict[int, list[tuple[int, MatmulConfiguration]]] = {
-    80: [(1024, MatmulConfiguration(128, 128, 64, 8, 4)), (0, MatmulConfiguration(64, 128, 64, 4, 4))],
-    90: [(1024, MatmulConfiguration(128, 256, 128, 8, 3)), (0, MatmulConfiguration(64, 128, 128, 4, 4))],
-    100: [(1024, MatmulConfiguration(128, 256, 128, 8, 3)), (0, MatmulConfiguration(64, 128, 128, 4, 4))],
+# By architecture: the first tile whose least number of rows and of outputs is reached, and of programs per
+# multiprocessor. On 9.0 two programs of the middle tile share a multiprocessor, so that one computes while the other
+# begins or ends: with 0.97 large tiles for each it is 1.13 x as fast as these; with 15.5 (8192³) there is only the
+# large tile's time. The line between, at 4, is reasoned, and so is the least for the middle tile.
+Tiles = dict[int, list[tuple[int, int, MatmulConfiguration]]]
+INT8_MATMUL: Tiles = {
+    80: [(1024, 0, MatmulConfiguration(128, 128, 64, 8, 4)), (0, 0, MatmulConfiguration(64, 128, 64, 4, 4))],
+    90: [
+        (1024, 4, MatmulConfiguration(128, 256, 128, 8, 3)),
+        (128, 1, MatmulConfiguration(128, 128, 128, 4, 3)),
+        (0, 0, MatmulConfiguration(64, 128, 128, 4, 4)),
+    ],
+    100: [(1024, 0, MatmulConfiguration(128, 256, 128, 8, 3)), (0, 0, MatmulConfiguration(64, 128, 128, 4, 4))],
 }
 
 # 128 x 256 spills on 9.0: the sum that is moved to float32 every 128 products takes a second set of registers.
-FP8_MATMUL: dict[int, list[tuple[int, MatmulConfiguration]]] = {
+FP8_MATMUL: Tiles = {
     **INT8_MATMUL,
-    90: [(1024, MatmulConfiguration(128, 128, 128, 8, 4)), (0, MatmulConfiguration(64, 128, 128, 4, 4))],
+    90: [(1024, 0, MatmulConfiguration(128, 128, 128, 8, 4)), (0, 0, MatmulConfiguration(64, 128, 128, 4, 4))],
 }
 
 # Two bytes per input: half as many fill the same shared memory.
-FLOAT16_MATMUL: dict[int, list[tuple[int, MatmulConfiguration]]] = {
-    80: [(1024, MatmulConfiguration(128, 128, 32, 8, 4)), (0, MatmulConfiguration(64, 128, 32, 4, 4))],
-    90: [(1024, MatmulConfiguration(128, 256, 64, 8, 3)), (0, MatmulConfiguration(64, 128, 64, 4, 4))],
-    100: [(1024, MatmulConfiguration(128, 256, 64, 8, 3)), (0, MatmulConfiguration(64, 128, 64, 4, 4))],
+FLOAT16_MATMUL: Tiles = {
+    80: [(1024, 0, MatmulConfiguration(128, 128, 32, 8, 4)), (0, 0, MatmulConfiguration(64, 128, 32, 4, 4))],
+    90: [(1024, 0, MatmulConfiguration(128, 256, 64, 8, 3)), (0, 0, MatmulConfiguration(64, 128, 64, 4, 4))],
+    100: [(1024, 0, MatmulConfiguration(128, 256, 64, 8, 3)), (0, 0, MatmulConfiguration(64, 128, 64, 4, 4))],
 }
 
 
@@ -118,7 +133,9 @@ def gemv_configuration(capability: int, tokens: int, outputs: int, columns: int)
     words = columns // 16
     if words >= GEMV_WORDS:
         rows = GEMV_ROWS[min(known for known in GEMV_ROWS if known >= tokens)]
-        return GemvConfiguration(rows if outputs >= 8 * rows * processors else 1, GEMV_WORDS, 1)
+        while rows > 1 and outputs < GEMV_PROGRAMS * rows * processors:
+            rows //= 2
+        return GemvConfiguration(rows, GEMV_WORDS, 1)
     short = min(words, GEMV_SHORT_WORDS)
     rows = GEMV_WORDS // short
     if outputs >= 4 * rows * processors:
@@ -139,14 +156,19 @@ def small_matmul_configuration(
     while programs * splits < 2 * MULTIPROCESSORS[architecture(capability)] and splits * 8 <= steps:
         splits *= 2
     blocks = 1 if 0 < group <= 128 else 2
-    return SmallMatmulConfiguration(64, tile, blocks, splits, 4, 3 if blocks == 1 else 4)
+    return SmallMatmulConfiguration(64, tile, blocks, splits, 4, 3)
 
 
 def matmul_configuration(capability: int, dtype: torch.dtype, rows: int, outputs: int) -> MatmulConfiguration:
     """For operands of int8, float8_e4m3fn or float16."""
     tables = {torch.int8: INT8_MATMUL, torch.float8_e4m3fn: FP8_MATMUL, torch.float16: FLOAT16_MATMUL}
+    processors = MULTIPROCESSORS[architecture(capability)]
+
+    def fills(tile: MatmulConfiguration, programs: int) -> bool:
+        return -(-rows // tile.block_m) * -(-outputs // tile.block_n) >= programs * processors
+
     table = tables[dtype][architecture(capability)]
-    return next(tile for least, tile in table if min(rows, outputs) >= least)
+    return next(tile for least, programs, tile in table if min(rows, outputs) >= least and fills(tile, programs))
 
 
 def quantize_warps(values: int) -> int:

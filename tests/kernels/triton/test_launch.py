@@ -13,7 +13,13 @@ import nanochat_kernels
 from nanochat_kernels.backends import Unsupported
 from nanochat_kernels.reference import operations as reference
 from nanochat_kernels.triton_kernels import ahead_of_time, operations
-from nanochat_kernels.triton_kernels.configurations import architecture, gemv_configuration
+from nanochat_kernels.triton_kernels.configurations import (
+    SmallMatmulConfiguration,
+    architecture,
+    gemv_configuration,
+    matmul_configuration,
+    small_matmul_configuration,
+)
 from nanochat_kernels.triton_kernels.language import INTERPRETED
 from nanochat_kernels.triton_kernels.launch import record
 
@@ -88,17 +94,20 @@ def test_every_decode_tile_is_one_that_triton_accepts_and_fills_a_warp_and_the_g
     for tokens, outputs, columns in shapes:
         tile, shape = gemv_configuration(90, tokens, outputs, columns), (tokens, outputs, columns)
         assert all(size > 0 and size.bit_count() == 1 for size in (tile.rows, tile.words, tile.num_warps)), shape
-        assert tile.rows * tile.words in (128, 256) or (tile.rows == 1 and tile.words * 16 >= columns), shape
+        assert tile.rows * tile.words in (128, 256, 512) or (tile.rows == 1 and tile.words * 16 >= columns), shape
         if tile.rows > 1:
             assert outputs / tile.rows >= 4 * 132, f"{shape}: too few programs for the GPU"
-            assert tile.rows == 2 or columns < 2048, f"{shape}: rows that do not fill a warp share one"
+            assert tile.rows in (2, 4) or columns < 2048, f"{shape}: rows that do not fill a warp share one"
             assert tokens == 1 or columns < 2048, f"{shape}: several tokens leave registers for one row"
 
 
 @pytest.mark.parametrize(
     ("tokens", "outputs", "columns", "tile"),
     [
-        (1, 50304, 2048, (2, 128)),
+        (1, 50304, 2048, (4, 128)),
+        (1, 8192, 8192, (4, 128)),
+        (1, 4096, 4096, (4, 128)),
+        (1, 2816, 2816, (2, 128)),
         (4, 50304, 2048, (1, 128)),
         (1, 768, 4096, (1, 128)),
         (1, 50304, 768, (8, 16)),
@@ -110,3 +119,22 @@ def test_every_decode_tile_is_one_that_triton_accepts_and_fills_a_warp_and_the_g
 def test_the_decode_tile_of_a_shape_is_the_one_that_the_table_explains(tokens, outputs, columns, tile):
     found = gemv_configuration(90, tokens, outputs, columns)
     assert (found.rows, found.words) == tile
+
+
+@pytest.mark.parametrize(
+    ("rows", "outputs", "tile"),
+    [
+        (8192, 8192, (128, 256, 8, 3)),  # measured: 1.25 PFLOP/s
+        (512, 8192, (128, 128, 4, 3)),  # measured: 1.13 times the one above, 1.28 times the one below
+        (512, 4096, (64, 128, 4, 4)),  # 128 programs would leave multiprocessors without one
+        (32768, 768, (128, 128, 4, 3)),
+        (100, 65536, (64, 128, 4, 4)),
+    ],
+)
+def test_the_int8_tile_on_hopper_follows_from_how_many_programs_fill_its_multiprocessors(rows, outputs, tile):
+    found = matmul_configuration(90, torch.int8, rows, outputs)
+    assert (found.block_m, found.block_n, found.num_warps, found.num_stages) == tile
+
+
+def test_sixteen_tokens_take_the_measured_tile_of_the_packed_product():
+    assert small_matmul_configuration(90, 0, 16, 8192, 8192) == SmallMatmulConfiguration(64, 16, 2, 4, 4, 3)
