@@ -46,6 +46,7 @@ from nanochat_kernels import (
 )
 from nanochat_kernels.hyper_connections import mix_streams
 from nanochat_kernels.linear_products import FP8, column_levels, fp8_product, linear_gradients
+from nanochat_kernels.operations import cross_entropy_gradient
 from nanochat_kernels.reference.gradient import quantize_gradient
 from nanochat_kernels.reference.hyper_connections import mix_streams as mix_streams_reference
 
@@ -60,6 +61,8 @@ HALF_STEP = 2**-4
 """Largest relative error of rounding to float8_e4m3fn."""
 FP8_SUM = 2**-10
 """Hopper's tensor cores add 128 products of fp8 with about 14 bits before our kernel moves them to float32."""
+BF16_STEP = 2**-8
+"""Largest relative error of rounding to bfloat16."""
 FLOAT_SUM = 2e-5
 """Of float32 sums of a few hundred products, relative to the largest value."""
 
@@ -221,7 +224,7 @@ def check_fp8(device: torch.device, shapes: Sequence[tuple[int, int]]) -> list[R
 
 
 def check_others(device: torch.device) -> list[Result]:
-    """Kernels that the cases of products do not reach: fp8 products, types of unpacked weights, mixing of streams."""
+    """Kernels that the cases of products do not reach: fp8 products, unpacked types, streams, the loss of the head."""
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(rows, 512, generator=generator).to(FP8) for rows in (100, 192))
     a_scale, b_scale = torch.rand(100, 1, generator=generator), torch.rand(192, 1, generator=generator)
@@ -239,6 +242,22 @@ def check_others(device: torch.device) -> list[Result]:
         values = [_mixed(mix, [x, weights, y], to) for mix, to in ways]
         for name, one, other in zip(("streams", "dx", "dweights", "dy"), *values, strict=True):
             results.append(within(f"mix_streams, {streams} streams", name, one, other, FLOAT_SUM))
+    return [*results, *_check_loss(device, generator)]
+
+
+def _check_loss(device: torch.device, generator: torch.Generator) -> list[Result]:
+    """Rows of more than one block, the last of them not full, every seventh ignored."""
+    results = []
+    targets = torch.randint(20000, (100,), generator=generator)
+    targets[::7] = -100
+    factor = torch.rand(100, generator=generator)
+    for dtype, bound in ((torch.float32, FLOAT_SUM), (torch.bfloat16, BF16_STEP)):
+        logits = (torch.randn(100, 20000, generator=generator) * 3).to(dtype)
+        found = cross_entropy_gradient(*(t.to(device, copy=True) for t in (logits, targets, factor)))
+        expected = cross_entropy_gradient(logits.float(), targets, factor, backend="reference")
+        case = f"cross_entropy_gradient 100×20000, {dtype}"
+        results.append(within(case, "losses", expected[0], found[0], FLOAT_SUM))
+        results.append(within(case, "the gradient", expected[1], found[1], bound))
     return results
 
 

@@ -30,8 +30,10 @@ from nanochat_kernels import (
     unpack,
 )
 from nanochat_kernels.linear_products import FP8
+from nanochat_kernels.operations import cross_entropy_gradient
 
-SIZE, TOKENS, WIDTH, HIDDEN = 8192, 65536, 768, 2816
+SIZE, TOKENS, WIDTH, HIDDEN, VOCABULARY = 8192, 65536, 768, 2816, 32768
+LOSS_CHUNKS = 8
 COPY_BYTES = 2**30
 LEAST_SWEEP_SECONDS = 10.0
 COPY = "copy of memory"
@@ -94,7 +96,10 @@ def square(task: Task, n: int) -> None:
 
 
 def moving(task: Task, roof: float, tokens: int, width: int, hidden: int) -> None:
-    """Kernels that read once and write once, bytes per second, as a share of the copy's."""
+    """Bytes that must be read once and written once, per second, as a share of the copy's.
+
+    The loss reads its logits twice; the second time from the cache, if it comes near the copy.
+    """
     generator = torch.Generator(task.device).manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -104,11 +109,18 @@ def moving(task: Task, roof: float, tokens: int, width: int, hidden: int) -> Non
     gate, up = (draw(tokens, hidden).to(torch.bfloat16) for _ in range(2))
     latent = draw(hidden, hidden)
     packed = ternarize_packed(latent)
+    rows = tokens // LOSS_CHUNKS
+    logits, factor = draw(rows, VOCABULARY).to(torch.bfloat16), torch.ones(rows, device=task.device)
+    targets = torch.arange(rows, device=task.device)
     n, wide, weights = x.numel(), gate.numel(), latent.numel()
     calls: dict[str, tuple[Callable[[], object], float]] = {
         f"quantize_activations {tokens}×{width}": (lambda: quantize_activations(x), 3 * n),
         f"rmsnorm_quantize {tokens}×{width}": (lambda: rmsnorm_quantize(x, norm, 1e-5), 3 * n),
         f"swiglu_quantize {tokens}×{hidden}": (lambda: swiglu_quantize(gate, up), 5 * wide),
+        f"cross_entropy_gradient {rows}×{VOCABULARY}": (
+            lambda: cross_entropy_gradient(logits, targets, factor),
+            4 * logits.numel(),
+        ),
         f"ternarize {hidden}×{hidden}": (lambda: ternarize(latent), 5 * weights),
         f"ternarize_packed {hidden}×{hidden}": (lambda: ternarize_packed(latent), 4.25 * weights),
         f"unpack {hidden}×{hidden}": (lambda: unpack(packed), 1.25 * weights),

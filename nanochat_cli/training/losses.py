@@ -16,6 +16,7 @@ from nanochat_cli.config.sections.train import TrainConfig
 from nanochat_cli.model.transformer import Transformer
 from nanochat_kernels import Backward
 from nanochat_kernels.head_gradients import MAX_TERMS, HeadGradients
+from nanochat_kernels.operations import cross_entropy_gradient
 from nanochat_kernels.reference.cross_entropy import softmax_gradient
 
 IGNORE = -100
@@ -115,6 +116,20 @@ def token_scores(
     return losses, entropies
 
 
+def _in_one_pass(logits: Tensor) -> bool:
+    """Whether a kernel replaces logits by their gradient; on a CPU only the short forms of the head do."""
+    return logits.device.type != "cpu"
+
+
+def _plain_chunk(logits: Tensor, targets: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of the losses, and the gradient of their mean over `count` tokens, in the dtype of logits, often in place."""
+    if _in_one_pass(logits):
+        losses, gradient = cross_entropy_gradient(logits, targets, count.reciprocal().expand(len(targets)))
+        return losses.sum(), gradient
+    losses, gradient = softmax_gradient(logits.float(), targets)
+    return losses.sum(), gradient.div_(count).to(logits.dtype)
+
+
 def _general_chunk(logits: Tensor, targets: Tensor, options: LossOptions) -> tuple[Tensor, Tensor, Tensor]:
     with torch.enable_grad():
         logits = logits.detach().requires_grad_()
@@ -130,20 +145,20 @@ def _exact_sums(hidden, weight, targets, pieces, logits_of, count, wants, option
     grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants[1] else None
     for piece in pieces:
         if options.plain:
-            loss, gradient = softmax_gradient(logits_of(piece), targets[piece])
-            plain = loss = loss.sum()
+            plain, gradient = _plain_chunk(logits_of(piece), targets[piece], count)
+            loss = plain
         else:
-            loss, plain, gradient = _general_chunk(logits_of(piece), targets[piece], options)
+            loss, plain, gradient = _general_chunk(logits_of(piece).float(), targets[piece], options)
+            gradient = gradient.div_(count).to(hidden.dtype)
         objective += loss
         reported += plain
-        gradient = gradient.div_(count).to(hidden.dtype)
         if grad_hidden is not None:
             torch.mm(gradient, weight, out=grad_hidden[piece])
         if grad_weight is not None:
             if gradient.dtype == torch.float32:
                 grad_weight.addmm_(gradient.T, hidden[piece])
             else:
-                grad_weight += (gradient.T @ hidden[piece]).float()
+                grad_weight += gradient.T @ hidden[piece]
     return objective, reported, grad_hidden, grad_weight
 
 
@@ -172,9 +187,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
         def logits_of(piece: slice) -> Tensor:
             if known is None:
-                return (hidden[piece] @ weight.T).float()
+                return hidden[piece] @ weight.T
             # a copy, as what comes next overwrites it
-            return (known[piece].clone() if places is None else known.index_select(0, places[piece])).float()
+            return known[piece].clone() if places is None else known.index_select(0, places[piece])
 
         short = _is_short(backward, hidden, weight, chunk, options) and any(ctx.needs_input_grad[:2])
         summed = _short_sums if short else _exact_sums

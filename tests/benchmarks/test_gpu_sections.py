@@ -89,7 +89,20 @@ def test_fp8_gradients_are_those_of_the_emulation_and_others_are_found(monkeypat
 
 def test_the_other_kernels_equal_their_references():
     results = exactness.check_others(DEVICE)
-    assert len(results) == 1 + 4 + 2 * 4
+    assert len(results) == 1 + 4 + 2 * 4 + 2 * 2
+    assert 1e-4 < results[-1].value < exactness.BF16_STEP  # it rounds, but no more than bfloat16 does
+
+
+def test_a_gradient_of_the_loss_that_is_off_is_found(monkeypatch):
+    gradient_of = exactness.cross_entropy_gradient
+
+    def off(logits, targets, factor, **backend):
+        loss, gradient = gradient_of(logits, targets, factor, **backend)
+        return loss, gradient if backend else gradient * 1.001
+
+    monkeypatch.setattr(exactness, "cross_entropy_gradient", off)
+    with pytest.raises(ValidationFailure, match=r"100×20000.*the gradient"):
+        exactness.check_others(DEVICE)
 
 
 def test_cases_of_products_are_compared_and_a_difference_ends_the_check(task, monkeypatch):

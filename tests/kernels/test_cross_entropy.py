@@ -55,6 +55,16 @@ def test_every_set_of_kernels_has_the_loss_and_gradient_of_torch(spread):
             assert ((in_place - gradient * factor.unsqueeze(1)).abs() <= 1e-6 * factor.unsqueeze(1)).all(), (m, n)
 
 
+def test_logits_in_bf16_become_the_gradient_rounded_once():
+    logits, targets, factor = problem(9, 300)
+    logits = logits.to(torch.bfloat16)
+    loss, gradient = oracle(logits, targets)
+    found, in_place = cross_entropy_gradient(logits, targets, factor, backend="reference")
+    assert in_place is logits
+    torch.testing.assert_close(found.double(), loss, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(in_place.double(), gradient * factor.unsqueeze(1), rtol=1.001 * 2**-8, atol=1e-9)
+
+
 def test_all_sets_of_kernels_and_numbers_of_threads_have_the_same_bits():
     logits, targets, factor = problem(40, 4097)
     found = []

@@ -123,6 +123,38 @@ def test_known_logits_give_the_loss_of_some_tokens_without_being_computed_again(
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_kernel_that_replaces_logits_by_their_gradient_gives_the_exact_head(monkeypatch, dtype, known):
+    """As on a GPU, with the CPU's kernel and the reference: the logits stay in their dtype between the products."""
+    hidden, unembedding, targets = problem(dtype=dtype)
+    logits = (hidden @ unembedding.T).detach()
+    exact = torch.nn.functional.cross_entropy(hidden.double() @ unembedding.double().T, targets)
+    wanted = torch.autograd.grad(exact, (hidden, unembedding))
+    monkeypatch.setattr(losses, "_in_one_pass", lambda logits: True)
+    before = logits.clone()
+    found = chunked_cross_entropy(hidden, unembedding, targets, 64, known=(logits, None) if known else None)
+    got = torch.autograd.grad(found[0], (hidden, unembedding))
+    assert torch.equal(logits, before)
+    tolerance = 1e-5 if dtype == torch.float32 else 2**-6
+    for value in found:
+        assert float(value.detach()) == pytest.approx(float(exact.detach()), rel=tolerance)
+    for a, b in zip(got, wanted, strict=True):
+        assert a.dtype == dtype
+        assert float((a.double() - b.double()).norm()) < tolerance * float(b.double().norm())
+
+
+@pytest.mark.parametrize("options", [LossOptions(), LossOptions(z_loss=1e-2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loss_off_the_cpu_never_waits_for_the_device(options, dtype):
+    """Tensors on the meta device have no data: anything that would read it on the host raises."""
+    hidden, unembedding = (torch.empty(n, 48, device="meta", dtype=dtype, requires_grad=True) for n in (300, 200))
+    targets = torch.empty(300, device="meta", dtype=torch.int64)
+    objective, _ = chunked_cross_entropy(hidden, unembedding, targets, 64, options)
+    of_hidden, of_unembedding = torch.autograd.grad(objective, (hidden, unembedding))
+    assert (of_hidden.shape, of_unembedding.shape) == (hidden.shape, unembedding.shape)
+
+
 SHORT: list[Backward] = ["bf16", "int8"]
 
 

@@ -42,9 +42,12 @@ def softmax_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def cross_entropy_gradient(logits: Tensor, targets: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
-    """`softmax_gradient`, with the gradient of each row times its factor, float32 [M]. Overwrites logits."""
-    loss, gradient = softmax_gradient(logits, targets)
-    return loss, gradient.mul_(factor.unsqueeze(1))
+    """`softmax_gradient`, with the gradient of each row times its factor, float32 [M].
+
+    logits: [M, V], overwritten with the gradient in their dtype, which only the result is rounded to. loss: float32.
+    """
+    loss, gradient = softmax_gradient(logits.float(), targets)
+    return loss, logits.copy_(gradient.mul_(factor.unsqueeze(1)))
 
 
 def cross_entropy_codes(

@@ -44,6 +44,7 @@ _TYPES = {
     torch.int8: "i8",
     torch.uint8: "u8",
     torch.int32: "i32",
+    torch.int64: "i64",
 }
 
 
@@ -102,7 +103,8 @@ def activations(tokens: int, columns: int, group: int | None = None) -> Quantize
 
 def cases() -> list[MetaCall]:
     """Every kernel in the forms that the operations launch, for the shapes and group sizes that decide the form."""
-    return [*_quantizer_cases(), *_decode_cases(), *_product_cases(), *_stream_cases(), *_edge_cases()]
+    listed = [*_quantizer_cases(), *_decode_cases(), *_product_cases(), *_stream_cases(), *_loss_cases()]
+    return [*listed, *_edge_cases()]
 
 
 def _decode_cases() -> list[MetaCall]:
@@ -163,6 +165,18 @@ def _stream_cases() -> list[MetaCall]:
                         f"{name}, backward", partial(hyper_connections.backward, grad, x, weights, beside), essential
                     ),
                 ]
+    return listed
+
+
+def _loss_cases() -> list[MetaCall]:
+    listed = []
+    for rows, vocabulary in ((8192, 32768), (8192, 50257), (8192, 300), (1, 1)):
+        for dtype in (torch.bfloat16, torch.float32):
+            logits = torch.empty(rows, vocabulary, dtype=dtype, device="meta")
+            targets, factor = (torch.empty(rows, dtype=kind, device="meta") for kind in (torch.int64, torch.float32))
+            call = partial(operations.cross_entropy_gradient, logits, targets, factor)
+            name = f"cross_entropy_gradient {rows}x{vocabulary}, {str(dtype).removeprefix('torch.')}"
+            listed.append(MetaCall(name, call, vocabulary == 32768 and dtype == torch.bfloat16))
     return listed
 
 

@@ -13,6 +13,7 @@ from nanochat_kernels.reference.activations import QuantizedActivations
 from nanochat_kernels.reference.packed import PackedTernary
 from nanochat_kernels.reference.ternarize import Granularity, Ternary
 from nanochat_kernels.triton_kernels.configurations import GEMV_TOKENS, PACKED_TOKENS
+from nanochat_kernels.triton_kernels.cross_entropy import cross_entropy_gradient
 from nanochat_kernels.triton_kernels.gemv import ternary_gemv
 from nanochat_kernels.triton_kernels.int8_matmul import fp8_matmul as _fp8_matmul
 from nanochat_kernels.triton_kernels.int8_matmul import int8_matmul as _int8_matmul
@@ -24,6 +25,7 @@ from nanochat_kernels.triton_kernels.unpack import unpack as _unpack
 from nanochat_kernels.triton_kernels.unpack import unpack_effective
 
 __all__ = [
+    "cross_entropy_gradient",
     "fp8_matmul",
     "int8_matmul",
     "packed_linear",
