@@ -27,7 +27,7 @@ PUBLISHED: dict[str, dict[str, object]] = {
     "full": MTP | COLLIDER | ASYNC | EIGHT_BIT | GALORE,
 }
 FASTEST = {"train.backward": "auto", "train.attention": "auto", "optim.muon_format": "auto"}
-BEST: dict[str, dict[str, object]] = {"best": FASTEST}
+BEST: dict[str, dict[str, object]] = {"best": FASTEST | GALORE}
 ISOLATED: dict[str, dict[str, object]] = {
     "collider-only": COLLIDER,
     "async-only": ASYNC,
