@@ -86,10 +86,14 @@ def cross_entropy_codes(
 
 
 def iterate_int8(
-    x: Tensor, coefficients: Sequence[tuple[float, float, float]], *, backend: str | None = None
+    x: Tensor,
+    coefficients: Sequence[tuple[float, float, float]],
+    tighten: bool = False,
+    *,
+    backend: str | None = None,
 ) -> Tensor:
     """Newton-Schulz iterations of one matrix by integer products; see `reference.orthogonalize.iterate_int8`."""
-    return dispatch("iterate_int8", x.device, backend, x, coefficients)
+    return dispatch("iterate_int8", x.device, backend, x, coefficients, tighten)
 
 
 def int8_matmul(

@@ -199,6 +199,7 @@ def test_rates_betas_and_eps_reach_the_groups_in_their_names():
         ("muon_nesterov", False, "nesterov"),
         ("muon_ns_steps", 2, "ns_steps"),
         ("muon_coefficients", "polar-express", "coefficients"),
+        ("muon_coefficients", "cans", "coefficients"),
         ("muon_equilibrate", True, "equilibrate"),
         ("muon_variance_beta", 0.5, "variance_beta"),
     ],

@@ -1,5 +1,7 @@
 """Muon against torch.optim.Muon; Newton-Schulz against the singular value decomposition."""
 
+import math
+
 import pytest
 import torch
 
@@ -61,6 +63,30 @@ def test_singular_values_come_near_one_and_singular_vectors_stay(kind, shape):
     assert off.abs().max() < 1e-6
     strong = s > 0.05 * s.amax(dim=-1, keepdim=True)
     assert ((values > 0.6) & (values < 1.3))[strong].all()
+
+
+@pytest.mark.parametrize(("steps", "bound", "least"), [(3, 0.015, 0.83), (4, 0.005, 0.9)])
+@pytest.mark.parametrize("shape", [(48, 48), (96, 32), (32, 96)])
+def test_few_iterations_of_cans_bring_all_values_above_their_bound_near_one(steps, bound, least, shape):
+    generator = torch.Generator().manual_seed(9)
+    u, _, vh = torch.linalg.svd(torch.randn(*shape, generator=generator, dtype=torch.float64), full_matrices=False)
+    spectrum = torch.logspace(0, math.log10(bound), min(shape), dtype=torch.float64)
+    above = spectrum / (spectrum**4).sum() ** 0.25 >= 1.01 * bound  # after the scaling, and with the safety factor
+    found = orthogonalize((u * spectrum @ vh).unsqueeze(0), steps, "cans")[0]
+    values = torch.diagonal(u.mT @ found @ vh.mT)
+    assert above.sum() > min(shape) // 2
+    assert ((values > least) & (values < 2 - least))[above].all()
+    assert (found - u * values @ vh).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("number_format", ["fp32", "bf16", "int8"])
+def test_cans_is_stable_where_its_scaling_is_exact(number_format):
+    """A matrix of rank one, whose first polynomial is steep at 1: rounding must not carry it out of the next one."""
+    generator = torch.Generator().manual_seed(10)
+    matrix = torch.randn(1, 64, 1, generator=generator) * torch.randn(1, 1, 96, generator=generator)
+    for steps in (3, 4, 5):
+        largest = torch.linalg.svdvals(orthogonalize(matrix, steps, "cans", number_format=number_format).float()).max()
+        assert 0.8 < largest < 1.2
 
 
 def test_the_result_does_not_depend_on_which_matrices_share_a_stack():

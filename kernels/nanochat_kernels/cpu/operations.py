@@ -17,6 +17,7 @@ from nanochat_kernels.reference.activations import QuantizedActivations
 from nanochat_kernels.reference.attention import empty_heads
 from nanochat_kernels.reference.cross_entropy import CodedGradient
 from nanochat_kernels.reference.gradient import QuantizedGradient
+from nanochat_kernels.reference.orthogonalize import tightening
 from nanochat_kernels.reference.packed import PackedTernary
 from nanochat_kernels.reference.packing import PLANE
 from nanochat_kernels.reference.ternarize import Granularity, Ternary
@@ -180,7 +181,7 @@ def cross_entropy_codes(logits: Tensor, targets: Tensor, factor: Tensor, levels:
     return CodedGradient(_cross_entropy(logits, targets, factor, levels, first, codes, scale), codes, scale)
 
 
-def iterate_int8(x: Tensor, coefficients: Sequence[tuple[float, float, float]]) -> Tensor:
+def iterate_int8(x: Tensor, coefficients: Sequence[tuple[float, float, float]], tighten: bool = False) -> Tensor:
     _require_cpu(x)
     native = library()
     rows, columns = x.shape
@@ -191,9 +192,12 @@ def iterate_int8(x: Tensor, coefficients: Sequence[tuple[float, float, float]]) 
     of_x = codes.data_ptr(), scale.data_ptr(), diagonal.data_ptr()
     of_gram = gram.data_ptr(), gram_codes.data_ptr(), gram_scale.data_ptr(), squares.data_ptr()
     native.nk_iterate(x.data_ptr(), None, None, None, rows, columns, *of_x)
-    for a, b, c in coefficients:
+    for index, (a, b, c) in enumerate(coefficients):
         _int8_product(codes, codes.T, out=square)
         native.nk_gram(square.data_ptr(), scale.data_ptr(), rows, *of_gram)
+        if tighten and index == 0:
+            room = float(tightening(diagonal.square().sum() + squares.sum()))
+            a, b, c = a * room, b * room**3, c * room**5
         _int8_product(gram_codes, gram_codes.T, out=square)
         keep = a + b * diagonal + c * (diagonal.square() + squares)
         inputs = gram.data_ptr(), square.data_ptr(), diagonal.data_ptr(), gram_scale.data_ptr(), scale.data_ptr()

@@ -15,15 +15,19 @@ from nanochat_kernels.reference.activations import INVERSE_LEVELS, LEVELS
 MIN_ABSMAX = 1e-30
 
 
-def iterate_int8(x: Tensor, coefficients: Sequence[tuple[float, float, float]]) -> Tensor:
+def iterate_int8(x: Tensor, coefficients: Sequence[tuple[float, float, float]], tighten: bool = False) -> Tensor:
     """x: float32 [R, C], R ≤ C, contiguous, of Frobenius norm at most 1; overwritten, and returned.
 
-    coefficients: (a, b, c) of each iteration.
+    coefficients: (a, b, c) of each iteration. tighten: first divide x by ‖G‖^½, still no less than its largest singular
+    value (arXiv:2506.10935).
     """
-    for a, b, c in coefficients:
+    for index, (a, b, c) in enumerate(coefficients):
         codes, scale = _quantized_rows(x)
         gram = _without_diagonal((codes @ codes.T) * scale * scale.T)
         diagonal = x.square().sum(dim=1)
+        if tighten and index == 0:
+            room = tightening(diagonal.square().sum() + gram.square().sum())
+            a, b, c = a * room, b * room**3, c * room**5
         gram_codes, gram_scale = _quantized_rows(gram)
         square = _without_diagonal((gram_codes @ gram_codes.T) * gram_scale * gram_scale.T)
         beside = (b + c * (diagonal.unsqueeze(1) + diagonal)) * gram + c * square
@@ -31,6 +35,11 @@ def iterate_int8(x: Tensor, coefficients: Sequence[tuple[float, float, float]]) 
         polynomial, step = _quantized_rows(beside * scale.T)
         x.mul_((a + on_diagonal).unsqueeze(1)).add_((polynomial @ codes) * step)
     return x
+
+
+def tightening(square: Tensor) -> Tensor:
+    """‖G‖^-½ of a matrix of norm 1: what it may be multiplied by. square: ‖G‖², 0-dim."""
+    return square.clamp(min=MIN_ABSMAX) ** -0.25
 
 
 def _quantized_rows(x: Tensor) -> tuple[Tensor, Tensor]:

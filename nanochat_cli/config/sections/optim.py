@@ -41,8 +41,9 @@ class OptimConfig(Section):
     muon_momentum: float = Field(default=0.95, ge=0, lt=1, description="momentum of Muon")
     muon_nesterov: bool = Field(default=True, description="Nesterov momentum in Muon")
     muon_ns_steps: int = Field(default=5, ge=1, le=10, description="iterations that orthogonalise Muon's update")
-    muon_coefficients: Literal["keller-jordan", "polar-express"] = Field(
-        default="keller-jordan", description="polynomials of these iterations (polar-express: arXiv:2505.16932)"
+    muon_coefficients: Literal["keller-jordan", "polar-express", "cans"] = Field(
+        default="keller-jordan",
+        description="polynomials of these iterations (polar-express: arXiv:2505.16932; cans, for 3 or 4: 2506.10935)",
     )
     muon_format: Literal["auto", "fp32", "bf16", "int8"] | None = Field(
         default=None,
