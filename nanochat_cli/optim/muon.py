@@ -15,9 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nanochat_cli.optim.newton_schulz import Coefficients, NumberFormat, orthogonalize
+from nanochat_cli.optim.newton_schulz import (
+    Coefficients,
+    NumberFormat,
+    coefficients,
+    divisor,
+    orthogonalize,
+    tightens,
+)
 from nanochat_cli.optim.quantized_state import QuantizedState, WholeState, copy_states, make_state
 from nanochat_cli.optim.stacks import Member, Shape, apply, chunks, device_of, gradients, size, stack
+from nanochat_kernels.muon import muon_step_int8
 
 
 class Muon:
@@ -67,10 +75,33 @@ class Muon:
                 continue
             factor = math.sqrt(max(1.0, shape[0] / shape[1]))
             for places, part in chunks(members):
+                if self._step_at_once(shape, places, part, lr, factor):
+                    continue
                 gradient = gradients(shape, part)
                 assert gradient is not None
                 updates = self._updates(shape, places, gradient)
                 apply(part, updates, lr, factor, self.weight_decay, cautious=self.cautious)
+
+    def _step_at_once(self, shape: Shape, places: slice, part: list[Member], lr: float, factor: float) -> bool:
+        """Take the step in one native call, if there is one for these settings, here; else change nothing."""
+        if self.number_format != "int8" or self.cautious or self.equilibrate or self.variance_beta:
+            return False
+        momenta = self.buffers[shape].read(places).contiguous()
+        taken = muon_step_int8(
+            [member.parameter.grad for member in part if member.parameter.grad is not None],
+            momenta,
+            [member.parameter for member in part],
+            coefficients(self.coefficients, self.ns_steps),
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            limit=divisor(self.coefficients),
+            tighten=tightens(self.coefficients),
+            decay=1 - lr * self.weight_decay,
+            rate=-lr * factor,
+        )
+        if taken:
+            self.buffers[shape].write(places, momenta)
+        return taken
 
     def _updates(self, shape: Shape, places: slice, gradient: Tensor) -> Tensor:
         """Update the momentum and return the step; overwrites gradient [n, R, C]."""

@@ -46,6 +46,10 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "nk_iterate": (None, [*[_POINTER] * 4, _SIZE, _SIZE, *[_POINTER] * 3]),
     "nk_gram": (None, [_POINTER, _POINTER, _SIZE, *[_POINTER] * 4]),
     "nk_polynomial": (None, [*[_POINTER] * 5, _FLOAT, _FLOAT, _SIZE, _POINTER, _POINTER]),
+    "nk_muon": (
+        _INT,
+        [_POINTER, *[_SIZE] * 3, _FLOAT, _FLOAT, _INT, _POINTER, _SIZE, _FLOAT, _INT, _FLOAT, _FLOAT],
+    ),
     "nk_cross_entropy": (None, [_POINTER, _SIZE, _SIZE, *[_POINTER] * 3, _FLOAT, _SIZE, _POINTER, _POINTER]),
     "nk_ternarize": (_INT, [_POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _POINTER, _POINTER]),
     "nk_unpack": (_INT, [_POINTER, _SIZE, _SIZE, _POINTER]),
