@@ -33,6 +33,7 @@ from nanochat_kernels.operations import (
     swiglu_quantize,
     ternarize,
     ternarize_packed,
+    ternarize_rows,
     ternary_matmul,
     unpack,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "swiglu_quantize",
     "ternarize",
     "ternarize_packed",
+    "ternarize_rows",
     "ternary_matmul",
     "unpack",
     "unpack_plane128",

@@ -27,6 +27,18 @@ def ternarize_packed(weight: Tensor, granularity: Granularity = "row", *, backen
     return dispatch("ternarize_packed", weight.device, backend, weight, granularity)
 
 
+def ternarize_rows(
+    latents: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    operands: Sequence[Tensor],
+    packed: Sequence[Tensor | None],
+    *,
+    backend: str | None = None,
+) -> None:
+    """Refresh what is held of several weights of one device in place; see `reference.operations.ternarize_rows`."""
+    dispatch("ternarize_rows", latents[0].device, backend, latents, scales, operands, packed)
+
+
 def quantize_activations(x: Tensor, group: int | None = None, *, backend: str | None = None) -> QuantizedActivations:
     """int8 codes, scale and sums per token; see `reference.activations.quantize_activations`."""
     return dispatch("quantize_activations", x.device, backend, x, group)

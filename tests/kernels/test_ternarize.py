@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nanochat_kernels import fake_ternarize, ternarize
+from nanochat_kernels import PackedTernary, fake_ternarize, ternarize, ternarize_rows
 
 GRANULARITIES = ["row", "tensor", 256, 128, 64]
 
@@ -80,3 +80,15 @@ def test_requantising_an_effective_weight_would_shrink_its_scale():
     twice = ternarize(once.dequantize(), "row")
     nonzero = once.codes.ne(0).float().mean()
     assert float(twice.scales / once.scales) == pytest.approx(float(nonzero), rel=1e-3)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_what_several_weights_are_held_in_is_refreshed_in_place(backend):
+    latents = [torch.randn(n, 256, generator=torch.Generator().manual_seed(n)) for n in (3, 5)]
+    scales, packed = [torch.empty(n, 1) for n in (3, 5)], [None, torch.empty(5, 64, dtype=torch.uint8)]
+    operands = [torch.empty(3, 256, dtype=torch.bfloat16), torch.empty(5, 256, dtype=torch.int8)]
+    ternarize_rows(latents, scales, operands, packed, backend=backend)
+    for latent, scale, operand in zip(latents, scales, operands, strict=True):
+        assert torch.equal(scale, ternarize(latent).scales)
+        assert torch.equal(operand.to(torch.int8), ternarize(latent).codes)
+    assert torch.equal(packed[1], PackedTernary.pack(ternarize(latents[1])).packed)

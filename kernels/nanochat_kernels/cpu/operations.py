@@ -13,6 +13,7 @@ from torch import Tensor
 from nanochat_kernels.backends import Unsupported
 from nanochat_kernels.cpu.native import library
 from nanochat_kernels.reference import matmul as reference
+from nanochat_kernels.reference import operations as definitions
 from nanochat_kernels.reference.activations import QuantizedActivations
 from nanochat_kernels.reference.attention import empty_heads
 from nanochat_kernels.reference.cross_entropy import CodedGradient
@@ -223,6 +224,12 @@ def ternarize_packed(weight: Tensor, granularity: Granularity = "row") -> Packed
     packed = torch.empty(rows, columns // 4, dtype=torch.uint8)
     _ternarize(weight, group, None, packed, scales)
     return PackedTernary(packed, scales.expand(rows, -1).contiguous(), columns)
+
+
+def ternarize_rows(
+    latents: Sequence[Tensor], scales: Sequence[Tensor], operands: Sequence[Tensor], packed: Sequence[Tensor | None]
+) -> None:
+    definitions.ternarize_rows(latents, scales, operands, packed, ternarize)
 
 
 def unpack(weight: PackedTernary, dtype: torch.dtype = torch.int8) -> Tensor:

@@ -29,7 +29,7 @@ from nanochat_kernels.reference.packed import PackedTernary
 from nanochat_kernels.triton_kernels import hyper_connections, operations, sass
 from nanochat_kernels.triton_kernels.launch import Launch, record
 from nanochat_kernels.triton_kernels.small_matmul import ternary_small_matmul
-from nanochat_kernels.triton_kernels.ternarize import ternarize_forms
+from nanochat_kernels.triton_kernels.ternarize import ternarize_forms, ternarize_rows
 
 MAC_INSTRUCTIONS = (*sass.TENSOR_CORE, sass.DP4A)
 
@@ -65,6 +65,7 @@ class Figures:
     multiply_adds: how often each dp4a or tensor-core instruction occurs in the code. loop_instructions: those of the
     inner loop, from which lane_instructions_per_weight = instructions · 32 · warps / weights handled; None if the
     kernel has no such loop. loop_barriers: how often a program waits for all its threads in one iteration.
+    global_accesses: loads and stores of memory in the code, by their bits per lane.
     float_operations: arithmetic on float32 and float64 in the PTX, which says how each operation rounds.
     """
 
@@ -79,6 +80,7 @@ class Figures:
     local_accesses: int
     shared: int
     instructions: int
+    global_accesses: dict[str, int]
     multiply_adds: dict[str, int]
     loop_instructions: int | None
     loop_barriers: int | None
@@ -145,7 +147,8 @@ def _product_cases() -> list[MetaCall]:
         listed.append(MetaCall(f"ternary_small_matmul 4096x4096 M=512, {'groups of 128' if group else 'rows'}", call))
     for dtype in (torch.int8, torch.bfloat16, torch.float32, torch.float8_e4m3fn):
         call = partial(operations.unpack, weight(4096, 4096), dtype)
-        listed.append(MetaCall(f"unpack to {str(dtype).removeprefix('torch.')}", call, dtype == torch.int8))
+        essential = dtype in (torch.int8, torch.bfloat16)
+        listed.append(MetaCall(f"unpack to {str(dtype).removeprefix('torch.')}", call, essential))
     return listed
 
 
@@ -204,8 +207,14 @@ def _quantizer_cases() -> list[MetaCall]:
     listed = []
     for granularity in ("row", "tensor", 128):
         latent = torch.empty(4096, 4096, device="meta")
-        call = partial(ternarize_forms, latent, granularity, codes=True, transposed=True, packed=True)
+        call = partial(ternarize_forms, latent, granularity, codes=True, packed=True)
         listed.append(MetaCall(f"ternarize 4096x4096, {granularity}", call, granularity == "row"))
+    for dtype, held in ((torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True), (torch.int8, False)):
+        latent, operand = torch.empty(768, 768, device="meta"), torch.empty(768, 768, dtype=dtype, device="meta")
+        packed = torch.empty(768, 192, dtype=torch.uint8, device="meta") if held else None
+        call = partial(ternarize_rows, [latent], [torch.empty(768, 1, device="meta")], [operand], [packed])
+        name = f"ternarize_rows to {str(dtype).removeprefix('torch.')}{', packed' if held else ''}"
+        listed.append(MetaCall(name, call, held))
     for columns in (768, 4096, 11008, 28672):
         for group in (None, 128):
             x, norm = (
@@ -243,8 +252,9 @@ def compile_launch(case: str, call: Launch, architecture: int) -> Figures:
     )
     cubin = compiled.asm["cubin"]
     text = sass.disassemble(cubin)
+    instructions = sass.instructions(text)
     resources = sass.usage(cubin)
-    counts = sass.opcodes(sass.instructions(text))
+    counts = sass.opcodes(instructions)
     multiply_adds = {opcode: counts[opcode] for opcode in MAC_INSTRUCTIONS if counts[opcode]}
     loop = max((sass.inner_loop(text, opcode) for opcode in multiply_adds), key=len, default=[])
     per_weight = lane_instructions_per_weight(call, loop) if call.weights and loop else None
@@ -260,6 +270,7 @@ def compile_launch(case: str, call: Launch, architecture: int) -> Figures:
         local_accesses=counts["LDL"] + counts["STL"],
         shared=compiled.metadata.shared,
         instructions=sum(counts.values()),
+        global_accesses=dict(sass.global_accesses(instructions)),
         multiply_adds=multiply_adds,
         loop_instructions=len(loop) or None,
         float_operations=dict(Counter(_FLOAT_OPERATION.findall(compiled.asm["ptx"]))),

@@ -18,24 +18,24 @@ import torch
 
 @dataclass(frozen=True)
 class TernarizeConfiguration:
-    """block: elements per iteration of the scale kernel; partial: elements per partial sum of a whole tensor.
+    """rows x blocks: the tile, blocks being those of 128 inputs; a row has a warp of its own.
 
-    rows x planes: the tile of the codes kernel, in rows and blocks of 128 inputs.
+    For scales of groups and tensors, block: elements per iteration; partial: elements per partial sum.
     """
 
+    rows: int = 4
+    blocks: int = 4
+    num_warps: int = 4
     block: int = 1024
     partial: int = 16384
-    rows: int = 32
-    planes: int = 1
-    num_warps: int = 4
 
 
 @dataclass(frozen=True)
 class UnpackConfiguration:
-    """The tile, in rows and packed bytes (32 bytes hold 128 weights)."""
+    """The tile in rows and blocks of 128 weights, of int8: 16 bytes per lane and store. Wider values: fewer blocks."""
 
     rows: int = 8
-    bytes: int = 128
+    blocks: int = 8
     num_warps: int = 4
 
 

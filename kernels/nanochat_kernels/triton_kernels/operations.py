@@ -20,7 +20,7 @@ from nanochat_kernels.triton_kernels.int8_matmul import int8_matmul as _int8_mat
 from nanochat_kernels.triton_kernels.int8_matmul import scaled_matmul
 from nanochat_kernels.triton_kernels.quantize import quantize
 from nanochat_kernels.triton_kernels.small_matmul import ternary_small_matmul
-from nanochat_kernels.triton_kernels.ternarize import ternarize_forms
+from nanochat_kernels.triton_kernels.ternarize import ternarize_forms, ternarize_rows
 from nanochat_kernels.triton_kernels.unpack import unpack as _unpack
 from nanochat_kernels.triton_kernels.unpack import unpack_effective
 
@@ -34,13 +34,14 @@ __all__ = [
     "swiglu_quantize",
     "ternarize",
     "ternarize_packed",
+    "ternarize_rows",
     "ternary_matmul",
     "unpack",
 ]
 
 
 def ternarize(weight: Tensor, granularity: Granularity = "row") -> Ternary:
-    """`reference.ternarize.ternarize` in two kernels (three for one scale of the tensor)."""
+    """`reference.ternarize.ternarize` in one kernel (two with groups, three for one scale of the tensor)."""
     forms = ternarize_forms(weight, granularity)
     return Ternary(_present(forms.codes), forms.scales, granularity)
 

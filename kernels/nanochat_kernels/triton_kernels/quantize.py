@@ -19,8 +19,8 @@ from torch import Tensor
 from nanochat_kernels.backends import Unsupported
 from nanochat_kernels.reference.activations import INVERSE_LEVELS, LEVELS, MIN_ABSMAX, QuantizedActivations
 from nanochat_kernels.triton_kernels.configurations import quantize_warps
-from nanochat_kernels.triton_kernels.language import round_half_even
-from nanochat_kernels.triton_kernels.launch import Launch, launch, require_device
+from nanochat_kernels.triton_kernels.language import divide, round_half_even
+from nanochat_kernels.triton_kernels.launch import Launch, inline_assembly, launch, require_device
 
 Form = Literal["plain", "rmsnorm", "swiglu"]
 
@@ -46,6 +46,7 @@ def quantize_kernel(
     MIN: tl.constexpr,
     INVERSE: tl.constexpr,
     MAX_CODE: tl.constexpr,
+    FUSED: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
     group = tl.arange(0, GROUPS)
@@ -63,8 +64,8 @@ def quantize_kernel(
         x = (x / (1.0 + tl.exp(-x))) * up
     absmax = tl.max(tl.max(tl.abs(x), axis=1), axis=0)
     scale = tl.maximum(absmax, MIN) * INVERSE
-    codes = round_half_even(tl.div_rn(x, scale + tl.zeros_like(x)))
-    codes = tl.minimum(tl.maximum(codes, -MAX_CODE), MAX_CODE).to(tl.int32)
+    ratio = tl.minimum(tl.maximum(divide(x, scale, FUSED), -MAX_CODE), MAX_CODE)
+    codes = round_half_even(ratio)
     tl.store(codes_ptr + token * (N_GROUPS * GROUP) + k, codes.to(tl.int8), mask=mask)
     tl.store(scale_ptr + token, scale)
     tl.store(sums_ptr + token * N_GROUPS + group, tl.sum(codes, axis=1), mask=group < N_GROUPS)
@@ -121,6 +122,7 @@ def quantize(
         "MIN": MIN_ABSMAX,
         "INVERSE": INVERSE_LEVELS,
         "MAX_CODE": LEVELS,
+        "FUSED": inline_assembly(),
     }
     warps = num_warps or quantize_warps(groups * width)
     launch(Launch(quantize_kernel, (rows.shape[0],), arguments, constants, num_warps=warps))

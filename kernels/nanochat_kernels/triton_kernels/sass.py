@@ -21,6 +21,7 @@ DP4A = "IDP"
 _INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?P<text>[^;]+);")
 _LABEL = re.compile(r"^\s*(?P<label>\.L_[\w.]+):")
 _OPCODE = re.compile(r"(?:@!?U?P\w+\s+)?(?P<opcode>[A-Z][A-Z0-9_]*)")
+_ACCESS = re.compile(r"\b(?P<opcode>LDG|STG)(?:\.(?:(?P<size>128|64|[US]?16|[US]8)\b|[A-Z]\w*))*")
 _BRANCH = re.compile(r"\bBRA\b.*`\((?P<label>\.L_[\w.]+)\)")
 _USAGE = re.compile(r"REG:(?P<registers>\d+) STACK:(?P<stack>\d+) SHARED:(?P<shared>\d+) LOCAL:(?P<local>\d+)")
 
@@ -55,6 +56,12 @@ def opcodes(instructions: Sequence[str]) -> Counter[str]:
 def instructions(sass: str) -> list[str]:
     """Every instruction of a disassembly, in order."""
     return [match["text"].strip() for line in sass.splitlines() if (match := _INSTRUCTION.search(line))]
+
+
+def global_accesses(instructions: Sequence[str]) -> Counter[str]:
+    """How often memory is loaded (LDG) and stored (STG), by bits of a lane: LDG.E.128.CONSTANT counts as LDG.128."""
+    found = (_ACCESS.search(text) for text in instructions)
+    return Counter(f"{m['opcode']}.{m['size'] or 32}".replace("U", "").replace("S8", "8") for m in found if m)
 
 
 def inner_loop(sass: str, opcode: str) -> list[str]:

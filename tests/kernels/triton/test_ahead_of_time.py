@@ -21,6 +21,8 @@ INSTRUCTIONS = {
     "scaled_matmul_kernel": {"IMMA", "IGMMA", "UTCIMMA", "HMMA", "HGMMA", "UTCHMMA", "QGMMA", "UTCQMMA"},
 }
 
+MOVING = {"codes_kernel", "refresh_kernel", "quantize_kernel"}
+
 Figures = dict[str, Any]
 
 
@@ -88,12 +90,37 @@ def test_no_thread_waits_for_another_in_a_decode_loop(essential):
         assert figures["loop_barriers"] == 0, figures
 
 
+def test_unpacking_stores_sixteen_bytes_at_once(essential):
+    found = [figures for figures in essential if figures["kernel"] == "unpack_kernel"]
+    assert {(figures["case"], figures["architecture"]) for figures in found} >= {
+        (f"unpack to {dtype}", architecture) for dtype in ("int8", "bfloat16") for architecture in (80, 90)
+    }
+    for figures in found:
+        loads = "LDG.64" if figures["case"] == "unpack to bfloat16" else "LDG.128"
+        assert set(figures["global_accesses"]) == {loads, "STG.128"}, figures
+
+
+def test_quantisers_never_move_single_bytes(essential):
+    """A lane reads 16 bytes of floats at once, and writes what comes of them at once: 4 codes of weights, or more."""
+    found = [figures for figures in essential if figures["kernel"] in MOVING]
+    assert {figures["kernel"] for figures in found} == MOVING
+    for figures in found:
+        narrow = [access for access in figures["global_accesses"] if access.endswith((".8", ".16"))]
+        assert not narrow, figures
+        assert figures["global_accesses"]["LDG.128"] >= 1, figures
+
+
 def test_activations_are_divided_by_their_scale_with_correct_rounding(essential):
-    """Triton's plain division is div.full, off by up to two units in the last place: other codes at ties."""
+    """Triton's plain division is div.full, off by up to two units in the last place: other codes at ties.
+
+    There is one, of the reciprocal; a fused multiply-add makes quotients of it (test_division.py).
+    """
     found = [figures for figures in essential if figures["case"].startswith("quantize_activations")]
     assert len(found) == 2
     for figures in found:
-        assert set(figures["float_operations"]) == {"div.rn.f32", "add.f32", "mul.f32"}, figures
+        operations = figures["float_operations"]
+        assert set(operations) == {"div.rn.f32", "fma.rn.f32", "add.f32", "mul.f32"}, figures
+        assert operations["div.rn.f32"] == 1, figures
 
 
 def test_the_epilogue_of_integer_products_is_two_roundings_in_the_reference_order(essential):

@@ -75,6 +75,22 @@ def test_a_split_of_the_inputs_launches_a_second_kernel_and_enough_outputs_do_no
     assert [call.kernel.fn.__name__ for call in many.calls] == ["small_matmul_kernel"]
 
 
+def test_one_scale_per_row_takes_one_launch_and_a_model_one_for_each_shape_of_its_weights():
+    def held(rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
+        return *(torch.empty(rows, n, device="meta") for n in (columns, 1, columns)), None
+
+    layers = [held(768, 768), held(256, 768), held(768, 768), held(768, 2048), held(256, 768)]
+    with record(90) as model:
+        operations.ternarize_rows(*zip(*layers, strict=True))
+    with record(90) as alone:
+        operations.ternarize(layers[0][0])
+        operations.ternarize_packed(layers[0][0])
+    assert [(call.kernel.fn.__name__, call.grid) for call in model.calls] == [
+        ("refresh_kernel", (192, 2)), ("refresh_kernel", (64, 2)), ("refresh_kernel", (192, 1))
+    ]  # fmt: skip
+    assert [call.kernel.fn.__name__ for call in alone.calls] == ["codes_kernel"] * 2
+
+
 def test_fp8_is_unsupported_where_the_device_has_none():
     operand = torch.empty(16, 128, dtype=torch.float8_e4m3fn, device="meta")
     scale = torch.empty(16, 1, device="meta")

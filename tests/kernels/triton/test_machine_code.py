@@ -44,6 +44,21 @@ def test_the_unrolled_loop_is_found_and_not_its_remainder():
     assert sass.opcodes(sass.inner_loop(REMAINDER, "IMMA")) == {"IMMA": 2, "BRA": 1}
 
 
+def test_loads_and_stores_are_counted_by_their_width_whatever_else_modifies_them():
+    text = [
+        "LDG.E.128.CONSTANT R4, desc[UR4][R2.64]",
+        "@!P0 LDG.E.U8 R9, [R2.64]",
+        "LDG.E.LTC128B.64 R4, [R2.64+0x128]",
+        "STG.E desc[UR4][R2.64], R0",
+        "@P1 STG.E.U16 [R2.64], R0",
+        "STG.E.EF.128 [R2.64], R8",
+        "STS.128 [R2], R8",
+    ]
+    assert sass.global_accesses(text) == {
+        "LDG.128": 1, "LDG.8": 1, "LDG.64": 1, "STG.32": 1, "STG.16": 1, "STG.128": 1
+    }  # fmt: skip
+
+
 def test_neither_a_forward_branch_nor_a_loop_without_the_instruction_counts():
     assert sass.inner_loop(NESTED, "IMMA") == []
     assert len(sass.instructions(NESTED)) == 10
