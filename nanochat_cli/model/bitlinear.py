@@ -5,7 +5,7 @@ Holds the latent float32 weight, which the optimizer trains, and its quantised f
 and products live in `nanochat_kernels`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from nanochat_kernels import (
     pack_plane128,
     quantize_input,
     ternarize,
+    ternarize_rows,
 )
 
 
@@ -89,27 +90,26 @@ class BitLinear(nn.Module):
         return self._loaded or ternarize(self.weight, self.quant.scale)
 
     @torch.no_grad()
-    def use_form(self, form: Form, backward: Backward = "exact") -> None:
+    def use_form(self, form: Form, backward: Backward = "exact", dtype: torch.dtype = torch.float32) -> None:
         """Compute training in these forms from now on. Raises ValueError for `int8` of inputs that cannot be packed.
 
-        With both in int8, one copy of the codes in int8 serves all three products.
+        dtype: in which codes are held; the effective weight of groups is in float32. With form and backward in int8,
+        one copy of the codes in int8 serves all three products.
         """
         if not self.quant.enabled:
             return
         self.form, self.backward = form, backward
         in_int8 = self.computes_in_int8(backward)
-        self.operand = self.operand.to(torch.int8 if in_int8 else torch.float32)
+        self.operand = self.operand.to(torch.int8 if in_int8 else dtype if self.scales.shape[1] == 1 else torch.float32)
         self.packed = PackedTernary.pack(self.ternary()).packed if form == "int8" and not in_int8 else None
 
     def computes_in_int8(self, backward: Backward) -> bool:
         """Whether its codes are held in int8 alone."""
         return self.quant.enabled and backward == "int8" and self.scales.shape[1] == 1
 
-    @torch.no_grad()
     def requantize(self) -> None:
-        """Refresh the quantised forms from the latent; in place, so that compiled code keeps its pointers."""
-        if self.quant.enabled and self._loaded is None:
-            self._hold(ternarize(self.weight, self.quant.scale))
+        """`requantize` of this layer."""
+        requantize([self])
 
     @torch.no_grad()
     def set_ternary(self, ternary: Ternary) -> None:
@@ -125,6 +125,22 @@ class BitLinear(nn.Module):
         self.operand.copy_(ternary.codes if self.scales.shape[1] == 1 else ternary.dequantize())
         if self.packed is not None:
             self.packed.copy_(pack_plane128(ternary.codes))
+
+
+@torch.no_grad()
+def requantize(layers: Iterable[BitLinear]) -> None:
+    """Refresh the quantised forms from the latents; in place, so that compiled code keeps its pointers.
+
+    With one scale per row, a GPU takes one launch for all layers of a shape: between steps it waits for the host.
+    """
+    stale = [layer for layer in layers if layer.quant.enabled and layer._loaded is None]
+    rows = [layer for layer in stale if layer.quant.scale == "row"]
+    if rows:
+        held = ((layer.weight, layer.scales, layer.operand, layer.packed) for layer in rows)
+        ternarize_rows(*zip(*held, strict=True))
+    for layer in stale:
+        if layer.quant.scale != "row":
+            layer._hold(ternarize(layer.weight, layer.quant.scale))
 
 
 def project_all(layers: Sequence[BitLinear], quantized: QuantizedInput | Tensor) -> Sequence[Tensor]:

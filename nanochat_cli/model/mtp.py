@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nanochat_cli.config.sections.model import ModelConfig
 from nanochat_cli.config.sections.mtp import MTPConfig
-from nanochat_cli.model.bitlinear import BitLinear
+from nanochat_cli.model.bitlinear import BitLinear, requantize
 from nanochat_cli.model.cache import KVCache
 from nanochat_cli.model.norm import RMSNorm
 from nanochat_cli.model.transformer import Block, Transformer, init_linears
@@ -112,8 +112,7 @@ class MTP(nn.Module):
 
     def requantize(self) -> None:
         """After an optimizer step or a load."""
-        for _, layer in self.linears():
-            layer.requantize()
+        requantize(layer for _, layer in self.linears())
 
 
 def shifted_targets(targets: Tensor, by: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nanochat_cli.config.sections.model import ModelConfig
 from nanochat_cli.model.attention import Attention
-from nanochat_cli.model.bitlinear import BitLinear
+from nanochat_cli.model.bitlinear import BitLinear, requantize
 from nanochat_cli.model.cache import KVCache
 from nanochat_cli.model.deltanet import GatedDeltaNet
 from nanochat_cli.model.feedforward import FeedForward
@@ -78,11 +78,16 @@ def init_linears(
         nn.init.normal_(layer.weight, std=output_std if writes_residual else config.matrix_std, generator=generator)
 
 
-def use_forms(linears: Iterable[tuple[str, BitLinear]], form: Form | None = None, backward: Backward = "exact") -> None:
-    """Compute ternary products in the forms that `forms_of` chooses, from now on."""
+def use_forms(
+    linears: Iterable[tuple[str, BitLinear]],
+    form: Form | None = None,
+    backward: Backward = "exact",
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Compute ternary products in the forms that `forms_of` chooses, with codes in dtype, from now on."""
     for _, layer in linears:
         if layer.quant.enabled:
-            layer.use_form(*forms_of(layer, form, backward, layer.weight.device))
+            layer.use_form(*forms_of(layer, form, backward, layer.weight.device), dtype)
 
 
 def forms_of(layer: BitLinear, form: Form | None, backward: Backward, device: torch.device) -> tuple[Form, Backward]:
@@ -216,5 +221,4 @@ class Transformer(nn.Module):
 
     def requantize(self) -> None:
         """Refresh every effective weight; to be called after an optimizer step or a load."""
-        for _, layer in self.ternary_layers():
-            layer.requantize()
+        requantize(layer for _, layer in self.linears())

@@ -67,7 +67,10 @@ def use_number_formats(state: TrainState, config: Config) -> None:
     """Compute in those of `state.progress` from now on."""
     progress, train = state.progress, config.train
     backward = "fp8" if train.grad_input == "fp8" else progress.backward
-    use_forms(state.linears.items(), None if train.forward == "auto" else train.forward, backward)
+    form, device = None if train.forward == "auto" else train.forward, state.model.device
+    # A GPU multiplies codes in the autocast dtype, in which they are exact: so held, no step has to cast them.
+    dtype = state.score.autocast_dtype if device.type == "cuda" else None
+    use_forms(state.linears.items(), form, backward, dtype or torch.float32)
     for attention in _attentions(state):
         attention.form = progress.attention
     ternary = (layer for layer in state.linears.values() if layer.quant.enabled)

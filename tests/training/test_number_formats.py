@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from nanochat_cli.config.sections.model import QuantConfig
 from nanochat_cli.errors import ConfigError
 from nanochat_cli.formats.run import checkpoints
+from nanochat_cli.model.bitlinear import BitLinear
 from nanochat_cli.report.metrics_log import read_metrics
 from nanochat_cli.report.reporter import QuietReporter
 from nanochat_cli.training import number_formats
@@ -93,6 +95,34 @@ def test_one_copy_of_the_codes_serves_all_three_products(tmp_path):
     layers = trainer(configuration(tmp_path, "int8", "fp32")).state.linears.values()
     assert all(layer.operand.dtype == torch.int8 for layer in layers)
     assert all(layer.packed is None for layer in layers)
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cuda", torch.bfloat16), ("cpu", torch.float32)])
+def test_a_gpu_holds_codes_in_the_dtype_that_autocast_multiplies_in(tmp_path, monkeypatch, device, dtype):
+    state = trainer(configuration(tmp_path, "exact", "fp32")).state
+    state.score.autocast_dtype = torch.bfloat16
+    monkeypatch.setattr(type(state.model), "device", torch.device(device))
+    number_formats.use_number_formats(state, configuration(tmp_path, "exact", "fp32"))
+    assert {layer.operand.dtype for layer in state.linears.values()} == {dtype}
+
+
+@pytest.mark.parametrize("backward", ["exact", "bf16", "fp8"])
+def test_codes_held_in_bfloat16_give_the_same_bits(backward):
+    """Under autocast, and without it, where a gradient is multiplied in float32."""
+    for autocast in (True, False):
+        found = []
+        for dtype in (torch.float32, torch.bfloat16):
+            torch.manual_seed(0)
+            layer, x = BitLinear(128, 64, QuantConfig()), torch.randn(96, 128, requires_grad=True)
+            torch.nn.init.normal_(layer.weight)
+            layer.use_form("float", backward, dtype)
+            layer.requantize()
+            assert layer.operand.dtype == dtype
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                y = layer(x)
+            y.backward(torch.randn(96, 64).to(y.dtype))
+            found.append((y, x.grad, layer.weight.grad))
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True)), autocast
 
 
 def test_a_float_model_and_grouped_scales_train_as_before(tmp_path):
