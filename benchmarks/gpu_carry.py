@@ -9,7 +9,7 @@ Run it in the environment that the project is installed in, then copy the checko
                the version in their names)
     rust/      with --rust: tokens of the .rs files below CRATES, such as unpacked librust-*-dev packages of Debian, at
                most 20 MB, with the vocabulary of profile `gpu` of `nanochat bench e3`
-    tree.json  the commit, and a digest of its files, so that results of a copy without .git name it
+    tree.json  the commit, and a digest of its files, so that results of a copy name it
 """
 
 import argparse

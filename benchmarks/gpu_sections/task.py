@@ -138,12 +138,16 @@ def _wall(function: Callable[[], object]) -> float:
 
 
 def traced(measured_in: dict[str, Any], carried: Path) -> dict[str, Any]:
-    """The environment; for a copy without git, with the commit that it was copied from, and whether it has changed."""
+    """The environment; in a copy, with the commit that it was copied from, and whether it has changed.
+
+    A copy may have a git of its own, whose commit is another one: files that are exactly those of a commit name it.
+    """
     recorded = carried / TREE
-    if measured_in["git"] is None and recorded.is_file():
+    if recorded.is_file():
         tree = json.loads(recorded.read_text(encoding="utf-8"))
-        changed = digest(ROOT, tree["files"]) != tree["digest"]
-        measured_in["git"] = {"commit": tree["commit"], "dirty": tree["dirty"] or changed}
+        dirty = tree["dirty"] or digest(ROOT, tree["files"]) != tree["digest"]
+        if measured_in["git"] is None or not dirty:
+            measured_in["git"] = {"commit": tree["commit"], "dirty": dirty}
     return measured_in
 
 

@@ -193,14 +193,19 @@ def test_a_section_is_finished_only_after_its_last_word(tmp_path):
     assert gpu.finished(one.file)
 
 
-def test_a_copy_without_git_names_the_commit_that_it_was_copied_from_and_whether_it_has_changed(tmp_path):
+def test_a_copy_names_the_commit_that_it_was_copied_from_and_whether_it_has_changed(tmp_path):
+    """Also one with a git of its own, unless its files are those of no commit."""
     files = ["benchmarks/gpu.py", "pyproject.toml"]
     recorded = {"commit": "abc", "dirty": False, "files": files, "digest": digest(ROOT, files)}
     (tmp_path / TREE).write_text(json.dumps(recorded))
     assert traced({"git": None}, tmp_path) == {"git": {"commit": "abc", "dirty": False}}
+    assert traced({"git": {"commit": "own", "dirty": True}}, tmp_path) == {"git": {"commit": "abc", "dirty": False}}
+    (tmp_path / TREE).write_text(json.dumps({**recorded, "dirty": True}))
+    assert traced({"git": None}, tmp_path) == {"git": {"commit": "abc", "dirty": True}}
     assert traced({"git": {"commit": "own", "dirty": False}}, tmp_path)["git"]["commit"] == "own"
     (tmp_path / TREE).write_text(json.dumps({**recorded, "digest": "of other files"}))
     assert traced({"git": None}, tmp_path) == {"git": {"commit": "abc", "dirty": True}}
+    assert traced({"git": {"commit": "own", "dirty": False}}, tmp_path)["git"]["commit"] == "own"
 
 
 # --- everything, in small ---------------------------------------------------------------------------------------------
