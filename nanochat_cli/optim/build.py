@@ -91,7 +91,7 @@ class Optimizers:
             t for g in self.groups if isinstance(g.optimizer, GaLore) for t in g.optimizer.collected_gradients()
         ]
         norm = torch.nn.utils.get_total_norm(gradients + collected)
-        if max_norm > 0:
+        if max_norm > 0 and not (norm.device.type == "cpu" and max_norm / (norm + 1e-6) >= 1):  # else: times 1
             torch.nn.utils.clip_grads_with_norm_(self.parameters, max_norm, norm)
             for tensor in collected:
                 tensor.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))

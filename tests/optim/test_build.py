@@ -110,6 +110,20 @@ def test_the_clip_norm_counts_every_trained_parameter():
     torch.testing.assert_close(clipped, torch.tensor(0.25), rtol=1e-5, atol=0)
 
 
+def test_gradients_within_the_limit_are_not_written_and_a_nan_reaches_all():
+    network = model()
+    optimizers = build_optimizer(network, OptimConfig())
+    for p in network.parameters():
+        p.grad = torch.ones_like(p)
+    versions = [p.grad._version for p in network.parameters() if p.grad is not None]
+    optimizers.clip_grad_norm(1e6)
+    assert versions == [p.grad._version for p in network.parameters() if p.grad is not None]
+    first = next(network.parameters())
+    first.grad = torch.full_like(first, torch.nan)
+    optimizers.clip_grad_norm(1e6)
+    assert all(p.grad.isnan().all() for p in network.parameters() if p.grad is not None)
+
+
 def test_state_bytes_are_those_of_muon_momentum_and_two_adamw_moments():
     network = model()
     optimizers = build_optimizer(network, OptimConfig())
