@@ -133,6 +133,25 @@ def test_the_table_names_its_targets(monkeypatch):
     ]
 
 
+def test_kernels_that_move_memory_are_timed_without_their_launches_on_weights_that_take_turns(task, monkeypatch):
+    prepared = []
+
+    class Recorded(CPU):
+        def prepare(self, calls):
+            prepared.append([call() for call in calls])
+            return lambda: 0.5
+
+    monkeypatch.setattr(roofline, "CPU", Recorded)
+    roofline.moving(task, 1e9, 8, 128, 256)
+    assert not task.faults
+    rates = {result.case: result.value for result in task.results}
+    assert rates["ternarize 256×256"] == 5 * 256 * 256 / 0.5
+    assert rates["quantize_activations 8×128"] == 3 * 8 * 128 / 0.5
+    assert len(prepared) == len(rates) == 7
+    assert len({outputs.packed.data_ptr() for outputs in prepared[5]}) == roofline.COPIES
+    assert not torch.equal(prepared[4][0].codes, prepared[4][1].codes)
+
+
 SWEEP = """
 import os
 os.environ["TRITON_INTERPRET"] = "1"
