@@ -41,6 +41,7 @@ from nanochat_kernels import (
     quantize_activations,
     quantize_input,
     ternarize,
+    ternarize_rows,
     unpack,
     unpack_plane128,
 )
@@ -224,7 +225,9 @@ def check_fp8(device: torch.device, shapes: Sequence[tuple[int, int]]) -> list[R
 
 
 def check_others(device: torch.device) -> list[Result]:
-    """Kernels that the cases of products do not reach: fp8 products, unpacked types, streams, the loss of the head."""
+    """Kernels that the cases of products do not reach: fp8 products, unpacked types, weights refreshed together,
+    streams, the loss of the head.
+    """
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(rows, 512, generator=generator).to(FP8) for rows in (100, 192))
     a_scale, b_scale = torch.rand(100, 1, generator=generator), torch.rand(192, 1, generator=generator)
@@ -235,6 +238,7 @@ def check_others(device: torch.device) -> list[Result]:
     for dtype in (torch.int8, torch.bfloat16, torch.float32, FP8):
         pair = unpack(packed, dtype, backend="reference").float(), unpack(packed.to(device), dtype).float()
         results += equal("unpack 192×512", {str(dtype): pair})
+    results += _check_refreshed(device, generator)
     for streams in (2, 4):
         x = torch.randn(2, 3, streams, 600, generator=generator)
         weights, y = torch.randn(2, 3, streams, streams + 1, generator=generator), torch.randn(2, 3, 600)
@@ -243,6 +247,25 @@ def check_others(device: torch.device) -> list[Result]:
         for name, one, other in zip(("streams", "dx", "dweights", "dy"), *values, strict=True):
             results.append(within(f"mix_streams, {streams} streams", name, one, other, FLOAT_SUM))
     return [*results, *_check_loss(device, generator)]
+
+
+def _check_refreshed(device: torch.device, generator: torch.Generator) -> list[Result]:
+    """What weights are held in, refreshed together; two of one shape share a launch."""
+    latents = [torch.randn(rows, 640, generator=generator) for rows in (192, 100, 192)]
+    held = [[], []]
+    for found, to in zip(held, (torch.device("cpu"), device), strict=True):
+        for latent in latents:
+            scales, codes = (torch.empty(len(latent), n, device=to) for n in (1, 640))
+            found.append(
+                (scales, codes.to(torch.bfloat16), torch.empty(len(latent), 160, dtype=torch.uint8, device=to))
+            )
+        ternarize_rows([latent.to(to) for latent in latents], *zip(*found, strict=True))
+    pairs = {
+        f"{name} of weight {i}": pair
+        for i, weights in enumerate(zip(*held, strict=True))
+        for name, pair in zip(("scales", "codes", "packed bytes"), zip(*weights, strict=True), strict=True)
+    }
+    return equal("ternarize_rows, three weights", pairs)
 
 
 def _check_loss(device: torch.device, generator: torch.Generator) -> list[Result]:

@@ -89,7 +89,7 @@ def test_fp8_gradients_are_those_of_the_emulation_and_others_are_found(monkeypat
 
 def test_the_other_kernels_equal_their_references():
     results = exactness.check_others(DEVICE)
-    assert len(results) == 1 + 4 + 2 * 4 + 2 * 2
+    assert len(results) == 1 + 4 + 3 * 3 + 2 * 4 + 2 * 2
     assert 1e-4 < results[-1].value < exactness.BF16_STEP  # it rounds, but no more than bfloat16 does
 
 
