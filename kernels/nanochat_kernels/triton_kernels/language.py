@@ -24,7 +24,7 @@ def round_half_even(x):
 def divide(x, y, FUSED: tl.constexpr):
     """x / y, correctly rounded, for one float32 y of all x; right unless x is so small that the quotient rounds to 0.
 
-    FUSED, which the interpreter cannot: five instructions a value instead of a division's two dozen. The reciprocal is
+    FUSED, which the interpreter cannot: five instructions a value instead of a dozen and more. The reciprocal is
     correctly rounded, the first step gives one of the two neighbours of the quotient, so the second gives the nearer
     one (Markstein 1990, theorem 8.2 in Cornea, Harrison and Tang 2002).
     """
