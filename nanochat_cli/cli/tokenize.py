@@ -17,7 +17,10 @@ def tokenize(
     ctx: typer.Context,
     source: Annotated[
         str,
-        typer.Option(metavar="SRC", help="stdlib, a file or folder, .jsonl, .parquet, or hf:NAME (@CONFIG, :SPLIT)."),
+        typer.Option(
+            metavar="SRC",
+            help="stdlib, a file or folder, .jsonl, .parquet, token files, or hf:NAME (@CONFIG, :SPLIT).",
+        ),
     ] = "stdlib",
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the data set; default: data/NAME-OF-SOURCE.")
@@ -32,6 +35,18 @@ def tokenize(
     tokenizer: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Use this tokenizer.json instead of training one.")
     ] = None,
+    token_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="Of token files: nanotron, megatron, nanogpt or llmc; default: recognise them.",
+        ),
+    ] = None,
+    eot_id: Annotated[
+        int | None,
+        typer.Option(metavar="ID", help="The id between the documents of token files; default: the tokenizer's."),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace another data set in DIR; runs that used it lose it.")
     ] = False,
@@ -39,7 +54,7 @@ def tokenize(
     config: ConfigFile = None,
     overrides: Overrides = [],  # noqa: B006
 ) -> None:
-    """Train a byte-level BPE tokenizer on a corpus and encode it into shards.
+    """Train a byte-level BPE tokenizer on a corpus and encode it into shards, or take over token files.
 
     Repeating the command with the same input changes nothing; after an interruption it finishes the work. A data set
     with other documents or settings is replaced only with --force.
@@ -58,6 +73,8 @@ def tokenize(
             "--glob": {"data.glob": glob},
             "--text-field": {"data.text_field": text_field},
             "--vocab-size": {"model.vocab_size": vocab_size},
+            "--format": {"data.format": token_format},
+            "--eot-id": {"data.eot_id": eot_id},
             "--tokenizer": {"tokenizer.path": tokenizer and tokenizer.as_posix()},
         },
     )

@@ -1,7 +1,8 @@
 """Corpora: a source named on the command line becomes a re-iterable stream of documents.
 
-Knows where text comes from (files, folders, records, `datasets`) and records what is left out; `text_files` and
-`records` decide which text is usable. Memory is bounded by one document. Knows nothing of tokens, splits or shards.
+Knows where text comes from (files, folders, records, `datasets`, tokens of others) and records what is left out;
+`text_files` and `records` decide which text is usable. Memory is bounded by one document. Knows nothing of splits or
+shards.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ import sysconfig
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from nanochat_cli.data.documents import Document, LongLines, Skipped, printable
@@ -19,6 +21,9 @@ from nanochat_cli.data.hub import load_rows
 from nanochat_cli.data.records import BadRecord, holds_records, in_pieces, kind_of, record_documents, text_of
 from nanochat_cli.data.source_files import made_by, walk
 from nanochat_cli.data.text_files import MAX_DOCUMENT, text_documents
+from nanochat_cli.data.token_documents import TokenSettings, token_documents
+from nanochat_cli.data.token_files import companions, token_files
+from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import ConfigError, DataError
 
 # A source that is one text file is cut into smaller pieces, so that part of it can be held out.
@@ -33,7 +38,8 @@ class Corpus:
 
     `skipped` counts by reason what the last iteration left out, `left_out` has the first of each reason and the first
     NAMED of all; `long_lines` are files that look minified or generated but were used. `size_bytes` is the size of all
-    files, if known; `files` are those that the places of documents refer to.
+    files, if known; `files` are those that the places of documents refer to. tokens: of what format, and with which id
+    between documents, if they were tokenised by others.
     """
 
     source: str
@@ -41,6 +47,7 @@ class Corpus:
     size_bytes: int | None
     read: Callable[[], Iterator[Document | Skipped | LongLines]]
     files: tuple[Path, ...] = ()
+    tokens: TokenSettings | None = None
     skipped: Counter[str] = field(default_factory=Counter)
     left_out: list[Skipped] = field(default_factory=list)
     long_lines: list[str] = field(default_factory=list)
@@ -81,16 +88,20 @@ def open_corpus(
     text_field: str = "text",
     streaming: bool = False,
     output: Path | None = None,
+    tokens: TokenSettings = TokenSettings(),
 ) -> Corpus:
     """The corpus that `source` names: `stdlib`, `hf:NAME[@CONFIG][:SPLIT]`, a folder, a file, .jsonl or .parquet.
 
     `glob` selects files of a folder: without a slash it is matched against the file name at any depth. Files of records
     are recognised by their suffix (see `records`). Hidden files and folders, links to folders, the output of programs
     (see `source_files`) and `output`, the folder to be written, are left out.
-    `text_field` is the column of records. `streaming` reads an `hf:` source without storing it first.
+    `text_field` is the column of records. `streaming` reads an `hf:` source without storing it first. `tokens` is for
+    files of token ids (see `token_files`).
     Raises DataError if the source does not exist, no file matches, or it is already a data set; ConfigError if it is
-    `output` itself.
+    `output` itself, or if `tokens` does not fit it.
     """
+    if source == "stdlib" or source.startswith("hf:"):
+        _require_text(source, tokens)
     if source == "stdlib":
         root = Path(sysconfig.get_path("stdlib"))
         files = list(walk(root, "*.py", leave_out=("site-packages", "dist-packages")))
@@ -104,11 +115,15 @@ def open_corpus(
         files = list(walk(path, glob, output=output))
         if not files:
             raise DataError(f"{source}: no file matches glob '{glob}'; set data.glob (--glob)")
+        if (corpus := _token_corpus(source, path, files, tokens)) is not None:
+            return corpus
         return _file_corpus(source, path, files, text_field, [glob])
     if not path.exists():
         raise DataError(
             f"{source}: no such file or folder (a source is 'stdlib', a file, a folder, or hf:NAME[@CONFIG][:SPLIT])"
         )
+    if (corpus := _token_corpus(source, path.parent, [path], tokens)) is not None:
+        return corpus
     return _file_corpus(source, path.parent, [path], text_field, [], piece=SINGLE_FILE_PIECE)
 
 
@@ -132,16 +147,7 @@ def _file_corpus(
     mtimes: bool = True,
     piece: int = MAX_DOCUMENT,
 ) -> Corpus:
-    digest = hashlib.sha256(json.dumps(identity).encode())
-    total: int | None = 0
-    for path in files:
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise DataError(f"{path}: cannot read: {error.strerror}") from error
-        total = None if total is None or holds_records(path) else total + status.st_size
-        name = os.fsencode(path.relative_to(root))
-        digest.update(b"%s\0%d\0%d\0" % (name, status.st_size, status.st_mtime_ns if mtimes else 0))
+    fingerprint, total = _identified(root, files, identity, mtimes)
 
     def read() -> Iterator[Document | Skipped | LongLines]:
         for path in files:
@@ -155,7 +161,52 @@ def _file_corpus(
             except OSError as error:
                 raise DataError(printable(f"{path}: cannot read: {error.strerror or error}")) from error
 
-    return Corpus(source, digest.hexdigest(), total, read, tuple(files))
+    size = None if any(map(holds_records, files)) else total
+    return Corpus(source, fingerprint, size, read, tuple(files))
+
+
+def _identified(root: Path, files: list[Path], identity: list[str], mtimes: bool = True) -> tuple[str, int]:
+    """A fingerprint of names, sizes and times, and the size of all files."""
+    digest, total = hashlib.sha256(json.dumps(identity).encode()), 0
+    for path in files:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise DataError(f"{path}: cannot read: {error.strerror}") from error
+        total += status.st_size
+        name = os.fsencode(path.relative_to(root))
+        digest.update(b"%s\0%d\0%d\0" % (name, status.st_size, status.st_mtime_ns if mtimes else 0))
+    return digest.hexdigest(), total
+
+
+# -- tokens of others ------------------------------------------------------------------------------------
+
+
+def _token_corpus(source: str, root: Path, found: list[Path], tokens: TokenSettings) -> Corpus | None:
+    """The corpus of token files, or None if they are text. Raises ConfigError if there is no tokenizer to read them."""
+    form, files = token_files(found, tokens.format, folder=Path(source).is_dir())
+    path = tokens.tokenizer
+    if form is None:
+        _require_text(source, tokens)
+        return None
+    if path is None:
+        raise ConfigError(
+            f"{source}: holds token ids ({form}); name the tokenizer.json that made them with --tokenizer "
+            "(tokenizer.path)"
+        )
+    settings, tokenizer = tokens._replace(format=form), cache(Tokenizer.load)
+
+    def read() -> Iterator[Document | Skipped]:
+        for file in files:
+            yield from token_documents(file, str(file.relative_to(root)), settings, tokenizer(path))
+
+    everything = [part for file in files for part in (file, *companions(file, form))]
+    return Corpus(source, _identified(root, everything, [form])[0], None, read, tokens=settings)
+
+
+def _require_text(source: str, tokens: TokenSettings) -> None:
+    if tokens.format != "auto" or tokens.eot_id is not None:
+        raise ConfigError(f"{source}: is text; data.format and data.eot_id are for files of token ids")
 
 
 # -- hf: -------------------------------------------------------------------------------------------------

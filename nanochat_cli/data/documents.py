@@ -4,6 +4,9 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 _ESCAPED = re.compile(r"\\udc([89a-f][0-9a-f])")
 
 
@@ -26,6 +29,8 @@ class Document(NamedTuple):
     content: bytes
     place: Place | None = None
     """None if the text cannot be read at random: compressed or decoded files, JSON arrays, parquet and `hf:`."""
+    tokens: NDArray[np.uint32] | None = None
+    """The ids of a document that others tokenised, without an end-of-text id; `content` is what they decode to."""
 
 
 class Skipped(NamedTuple):

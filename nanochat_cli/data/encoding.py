@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from nanochat_cli.data.documents import Document
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import DataError
 
@@ -70,6 +71,14 @@ def encode_documents(
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def given_tokens(documents: Iterable[Document], eos_id: int) -> Iterator[EncodedBatch]:
+    """Documents that hold their tokens, in the form that `encode_documents` gives others."""
+    for document in documents:
+        assert document.tokens is not None, "documents of token files hold tokens"
+        tokens = np.append(document.tokens, np.uint32(eos_id))
+        yield EncodedBatch([document.content], tokens, np.array([len(tokens)]))
 
 
 def _batched(documents: Iterable[bytes], batch_bytes: int) -> Iterator[list[bytes]]:

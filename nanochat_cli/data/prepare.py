@@ -24,7 +24,7 @@ from nanochat_cli.config.schema import Config, DataConfig
 from nanochat_cli.data import split
 from nanochat_cli.data.corpus import NAMED, Corpus, open_corpus
 from nanochat_cli.data.documents import Document, as_named, printable
-from nanochat_cli.data.encoding import WORTH_A_WORKER, encode_documents
+from nanochat_cli.data.encoding import WORTH_A_WORKER, encode_documents, given_tokens
 from nanochat_cli.data.near_duplicates import NearDuplicates
 from nanochat_cli.data.shards import (
     FORMAT_VERSION,
@@ -45,6 +45,7 @@ from nanochat_cli.data.shards import (
 )
 from nanochat_cli.data.text_files import LONG_LINE
 from nanochat_cli.data.text_sample import TextSample
+from nanochat_cli.data.token_documents import TokenSettings
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.folders import held_folder
@@ -70,7 +71,7 @@ def prepare_dataset(
     holds fewer than two distinct documents, or if `out` cannot be written.
     """
     corpus = _open(source, config, out)
-    settings = _settings(source, config)
+    settings = _settings(corpus, config)
     fingerprint = _fingerprint(settings, corpus)
     if (prepared := _already_prepared(out, fingerprint, settings, reporter)) is not None:
         return prepared
@@ -95,7 +96,8 @@ def cached_dataset(config: Config, reporter: Reporter) -> Path:
     if config.data.path is not None:
         return config.data.path
     source = config.data.source
-    fingerprint = _fingerprint(_settings(source, config), _open(source, config))
+    corpus = _open(source, config)
+    fingerprint = _fingerprint(_settings(corpus, config), corpus)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(source.removeprefix("hf:")).name or "corpus")
     folder = cache_folder() / "datasets" / f"{name}-{fingerprint[:12]}"
     prepare_dataset(source, folder, config, reporter)
@@ -104,6 +106,8 @@ def cached_dataset(config: Config, reporter: Reporter) -> Path:
 
 def source_of(manifest: Manifest, data: DataConfig) -> Corpus:
     """The corpus that a data set was made from; data: gives its glob. Raises DataError if it has changed since."""
+    if "data.format" in manifest.settings:
+        raise DataError(f"{manifest.source}: holds token ids, not text, which loader.on_the_fly needs; turn it off")
     source, field = (as_named(str(manifest.settings[key])) for key in ("source", "data.text_field"))
     if manifest.location is not None and Path(as_named(manifest.location)).exists():
         source = as_named(manifest.location)  # the path as it was given may be relative to another folder
@@ -127,20 +131,23 @@ def cache_folder() -> Path:
 
 def _open(source: str, config: Config, output: Path | None = None) -> Corpus:
     data = config.data
-    return open_corpus(source, data.glob, data.text_field, streaming=data.streaming, output=output)
+    tokens = TokenSettings(data.format, data.eot_id, config.tokenizer.path)
+    return open_corpus(source, data.glob, data.text_field, streaming=data.streaming, output=output, tokens=tokens)
 
 
-def _settings(source: str, config: Config) -> Settings:
+def _settings(corpus: Corpus, config: Config) -> Settings:
     """All that the result depends on, except for the source's content."""
     data, tokenizer = config.data, config.tokenizer
     settings: Settings = {
-        "source": printable(source),
+        "source": printable(corpus.source),
         "data.text_field": printable(data.text_field),
         "data.max_bytes": data.max_bytes,
         "data.val_fraction": data.val_fraction,
         "data.split": split.METHOD,
         "model.vocab_size": config.model.vocab_size,
     }
+    if corpus.tokens is not None:
+        settings |= {"data.format": corpus.tokens.format, "data.eot_id": corpus.tokens.eot_id}
     if tokenizer.path is None:
         settings |= {
             "tokenizer.pre": tokenizer.pre,
@@ -215,6 +222,12 @@ def _build(
     reporter: Reporter,
     before_replacing: Callable[[str], None],
 ) -> Manifest:
+    given = None
+    if config.tokenizer.path is not None:
+        given = Tokenizer.load(config.tokenizer.path).padded_to(config.model.vocab_size)
+        if corpus.tokens is not None:
+            eot = given.eos_id if corpus.tokens.eot_id is None else corpus.tokens.eot_id
+            reporter.info(f"{corpus.source}: token files ({corpus.tokens.format}), id {eot} between documents")
     scan = _scan(corpus, out, config, reporter)
     if (old := _whole_manifest(out)) is not None and not _changed(settings, old):
         if old.content == scan.content:  # files were copied or touched, but no document has changed
@@ -224,7 +237,7 @@ def _build(
             return manifest
         before_replacing("the source")
     _warn_of_files(corpus, reporter)
-    tokenizer = _tokenizer(scan, config, reporter)
+    tokenizer = given or _tokenizer(scan, config, reporter)
     definition = tokenizer.to_str().encode()
     with staging(out) as staged:
         write_atomically(staged / TOKENIZER, definition)
@@ -285,6 +298,8 @@ def _scan(corpus: Corpus, out: Path, config: Config, reporter: Reporter) -> _Sca
             for document in bounded(corpus, limit):
                 key = split.split_key(document.content)
                 digest.update(key.to_bytes(8, "big"))
+                if document.tokens is not None:
+                    digest.update(document.tokens.tobytes())
                 keys.append(key)
                 sizes.append(len(document.content))
                 near_duplicates.add(document.content)
@@ -317,8 +332,6 @@ def _scan(corpus: Corpus, out: Path, config: Config, reporter: Reporter) -> _Sca
 
 def _tokenizer(scan: _Scan, config: Config, reporter: Reporter) -> Tokenizer:
     vocab_size = config.model.vocab_size
-    if config.tokenizer.path is not None:
-        return Tokenizer.load(config.tokenizer.path).padded_to(vocab_size)
     tokenizer = _train_tokenizer(scan.sample, config, reporter)
     if tokenizer.unused_ids:
         reporter.warn(
@@ -371,12 +384,18 @@ def _encode(
         ShardWriter(out, "val", tokenizer.vocab_size, MAX_SHARD_TOKENS) as val,
         reporter.progress("encoding", total=scan.size, unit="B") as progress,
     ):
-        contents = (document.content for document in bounded(corpus, config.data.max_bytes))
-        for batch in encode_documents(contents, tokenizer, workers):
+        documents = bounded(corpus, config.data.max_bytes)
+        if corpus.tokens is None:
+            batches = encode_documents((document.content for document in documents), tokenizer, workers)
+        else:
+            batches = given_tokens(documents, tokenizer.eos_id)
+        for batch in batches:
             start = 0
             for content, length in zip(batch.documents, batch.lengths.tolist(), strict=True):
                 key = split.split_key(content)
                 digest.update(key.to_bytes(8, "big"))
+                if corpus.tokens is not None:
+                    digest.update(batch.tokens[:-1].tobytes())
                 writer = val if key in scan.held_out else train
                 writer.add(batch.tokens[start : start + length], len(content))
                 start += length

@@ -91,7 +91,7 @@ def in_pieces(rows: Iterable[Document | Skipped]) -> Iterator[Document | Skipped
         if isinstance(row, Skipped):
             yield row
             continue
-        name, content, place = row
+        name, content, place, _ = row
         reason = Examined([content] if content else []).reason
         if reason is not None:
             yield Skipped(name, reason)

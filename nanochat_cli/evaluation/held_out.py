@@ -1,7 +1,7 @@
 """The held-out documents of a data set, and their languages by file extension.
 
-Shards hold no file names, so the source is read again and must be unchanged. Text without files (records, the hub) has
-the language `other`.
+Shards hold no file names, so the source is read again and must be unchanged. Text without files (records, the hub,
+tokens of others) has the language `other`.
 """
 
 import re
@@ -71,6 +71,8 @@ def document_languages(reader: ShardReader, config: Config, reporter: Reporter) 
     Raises DataError when the source has changed since the data set was made.
     """
     manifest = reader.manifest
+    if "data.format" in manifest.settings:  # token files, which name no documents
+        return [OTHER] * manifest.val.documents
     corpus = source_of(manifest, config.data)
     limit = manifest.settings["data.max_bytes"]
     held_out, n_bytes = held_out_keys(reader), 0

@@ -3,9 +3,12 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from nanochat_cli.config.sections.section import Section
+
+TokenFormat = Literal["nanotron", "megatron", "nanogpt", "llmc"]
+"""Files of token ids that other programs write (see `data.token_files`)."""
 
 
 class DataConfig(Section):
@@ -13,6 +16,12 @@ class DataConfig(Section):
     source: str = Field(default="stdlib", description="corpus to tokenise into the cache if data.path is not set")
     glob: str = Field(default="**/*", description="which files of a source folder are read")
     text_field: str = Field(default="text", description="field of a record that holds its text; dots for a nested one")
+    format: Literal["auto", "nanotron", "megatron", "nanogpt", "llmc"] = Field(
+        default="auto", description="format of a source of token ids; auto: recognised by suffix and content"
+    )
+    eot_id: NonNegativeInt | None = Field(
+        default=None, description="id between the documents of token files; default: the tokenizer's end of text"
+    )
     streaming: bool = Field(default=False, description="read an hf: source without storing it first")
     max_bytes: PositiveInt | None = Field(default=None, description="stop after this many bytes of documents")
     val_fraction: float = Field(default=0.02, gt=0, lt=0.5, description="share held out, by cluster of near-duplicates")
