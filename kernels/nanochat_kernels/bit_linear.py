@@ -24,7 +24,15 @@ import torch
 from torch import Tensor
 
 from nanochat_kernels.kept_rows import KeptRows, kept_index, scatter_rows
-from nanochat_kernels.linear_products import Backward, LinearWeight, linear_gradients, linear_product
+from nanochat_kernels.linear_products import (
+    PARTS,
+    Backward,
+    LinearWeight,
+    gradient_operand,
+    linear_gradients,
+    linear_product,
+    weights_of,
+)
 from nanochat_kernels.reference.activations import codes_and_scale
 
 Form = Literal["float", "int8"]
@@ -131,10 +139,10 @@ class BitLinearFunction(torch.autograd.Function):
         n: int,
         *rest: Any,
     ) -> tuple[Tensor, ...]:
-        latents, weights = rest[:n], [LinearWeight(*rest[i : i + 4]) for i in range(n, 5 * n, 4)]
+        latents, weights = rest[:n], weights_of(rest[n:])
         ctx.backward, ctx.gathered, ctx.n = backward, saved_codes is not None, n
         held = (codes, scale) if saved_codes is None else (saved_codes, saved_scale)
-        operands, w_scales = [w.operand for w in weights], [w.w_scale for w in weights]
+        operands, w_scales = [gradient_operand(w) for w in weights], [w.w_scale for w in weights]
         ctx.save_for_backward(*held, rows, count, *operands, *w_scales)
         ctx.dtypes, ctx.shape = (x.dtype, latents[0].dtype, dtype), x.shape
         return tuple(linear_product(codes, scale, weight, dtype) for weight in weights)
@@ -155,7 +163,7 @@ class BitLinearFunction(torch.autograd.Function):
             dx, *dws = _kept_gradients(*arguments, rows, count, dtype, ctx.backward, ctx.gathered, wants_x, wants_w)
         dx = dx.reshape(ctx.shape).to(x_dtype) if wants_x and dx is not None else None
         dws = [dw.to(latent_dtype) if wants_w and dw is not None else None for dw in dws]
-        return dx, *(None,) * 9, *dws, *(None,) * (4 * n)
+        return dx, *(None,) * 9, *dws, *(None,) * (PARTS * n)
 
 
 @torch.library.custom_op("nanochat::kept_gradients", mutates_args=())
@@ -185,7 +193,7 @@ def _kept_gradients(
     wants = (wants_x, wants_w)
     dx, dws = linear_gradients(dys, codes, scale, operands, w_scales, dtype, cast(Backward, backward), wants)
     dx = dys[0].new_empty(0) if dx is None else scatter_rows(dx, index, total)
-    return [dx, *(dws or [dys[0].new_empty(0) for _ in dys])]
+    return [dx, *([dw.to(dtype) for dw in dws] or [dys[0].new_empty(0) for _ in dys])]
 
 
 @_kept_gradients.register_fake

@@ -16,7 +16,15 @@ from torch.nn.functional import silu
 
 from nanochat_kernels.bit_linear import Form, QuantizedInput, bit_linear, product_dtype, quantize_input
 from nanochat_kernels.kept_rows import KeptRows, kept_index, scatter_rows
-from nanochat_kernels.linear_products import Backward, LinearWeight, linear_gradients, linear_product
+from nanochat_kernels.linear_products import (
+    PARTS,
+    Backward,
+    LinearWeight,
+    gradient_operand,
+    linear_gradients,
+    linear_product,
+    weights_of,
+)
 from nanochat_kernels.reference.activations import codes_and_scale
 
 
@@ -66,7 +74,7 @@ class SwiGLUFunction(torch.autograd.Function):
         backward: Backward,
         *rest: Any,
     ) -> Tensor:
-        latents, weights = rest[:3], [LinearWeight(*rest[i : i + 4]) for i in (3, 7, 11)]
+        latents, weights = rest[:3], weights_of(rest[3:])
         gate, up = (linear_product(codes, scale, weight, dtype) for weight in weights[:2])
         h_codes, h_scale = codes_and_scale(silu(gate) * up)
         h_codes = h_codes.to(torch.int8 if form == "int8" else dtype)
@@ -78,7 +86,8 @@ class SwiGLUFunction(torch.autograd.Function):
             if index is not None and saved_codes is not None:
                 held = [saved_codes, saved_scale, *(tensor.index_select(0, index) for tensor in held[2:])]
                 ctx.gathered = True
-        ctx.save_for_backward(*held, rows, count, *(w.operand for w in weights), *(w.w_scale for w in weights))
+        operands, w_scales = [gradient_operand(w) for w in weights], [w.w_scale for w in weights]
+        ctx.save_for_backward(*held, rows, count, *operands, *w_scales)
         ctx.backward, ctx.dtypes, ctx.shape = backward, (x.dtype, latents[0].dtype, dtype), x.shape
         return y
 
@@ -93,7 +102,8 @@ class SwiGLUFunction(torch.autograd.Function):
         else:
             arguments = (dy, list(held), list(operands), list(w_scales), rows, count, dtype, ctx.backward, ctx.gathered)
             dx, *dws = _kept_swiglu_gradients(*arguments)
-        return dx.reshape(ctx.shape).to(x_dtype), *(None,) * 10, *(dw.to(latent_dtype) for dw in dws), *(None,) * 12
+        dws = (dw.to(latent_dtype) for dw in dws)
+        return dx.reshape(ctx.shape).to(x_dtype), *(None,) * 10, *dws, *(None,) * (3 * PARTS)
 
 
 def swiglu_gradients(
@@ -133,7 +143,7 @@ def _kept_swiglu_gradients(
         dy = dy.index_select(0, index)
         kept = held if gathered else [tensor.index_select(0, index) for tensor in held]
     dx, *dws = swiglu_gradients(dy, kept, operands, w_scales, dtype, cast(Backward, backward))
-    return [scatter_rows(dx, index, len(rows)), *dws]
+    return [scatter_rows(dx, index, len(rows)), *(dw.to(dtype) for dw in dws)]
 
 
 @_kept_swiglu_gradients.register_fake

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from nanochat_kernels.operations import quantize_gradient, ternary_matmul
+from nanochat_kernels.operations import int8_gradients, int8_matmul, quantize_gradient, ternary_matmul
 from nanochat_kernels.reference import gradient as reference
 from nanochat_kernels.reference.activations import LEVELS, QuantizedActivations, group_sums
 from nanochat_kernels.reference.gradient import QuantizedGradient
@@ -33,20 +33,37 @@ class LinearWeight(NamedTuple):
 
     operand: [N, K]; w_scale: float32 [N] or None: with one scale per row, float32 or int8 codes and their scale; with
     groups, float32 codes · scale and None. packed: uint8 [N, K / 4], where the forward product is the packed one,
-    and scales float32 [N, G]; else None.
+    and scales float32 [N, G]; else None. transposed: int8 [K, N], a copy of int8 codes for gradients on CUDA.
     """
 
     operand: Tensor
     w_scale: Tensor | None
     packed: Tensor | None = None
     scales: Tensor | None = None
+    transposed: Tensor | None = None
+
+
+PARTS = len(LinearWeight._fields)
+
+
+def weights_of(parts: Sequence[Tensor | None]) -> list[LinearWeight]:
+    """Weights whose parts follow each other, as `torch.autograd.Function` takes them."""
+    return [LinearWeight(*parts[i : i + PARTS]) for i in range(0, len(parts), PARTS)]  # pyright: ignore[reportArgumentType]
+
+
+def gradient_operand(weight: LinearWeight) -> Tensor:
+    """[N, K], laid out for the gradient of the input."""
+    return weight.operand if weight.transposed is None else weight.transposed.T
 
 
 def linear_product(codes: Tensor, scale: Tensor | None, weight: LinearWeight, dtype: torch.dtype) -> Tensor:
     """y [..., N] in dtype; codes [..., K], which are int8 for the packed product; scale [..., 1]."""
+    in_int8 = codes.dtype == weight.operand.dtype == torch.int8
+    if in_int8 and codes.is_cuda and scale is not None and weight.w_scale is not None:
+        return _int8_product(codes, scale, weight.operand, weight.w_scale, dtype)
     if codes.dtype == torch.int8 and weight.packed is not None and weight.scales is not None and scale is not None:
         return _packed_product(codes, scale, weight.packed, weight.scales, dtype)
-    if codes.dtype == weight.operand.dtype == torch.int8:
+    if in_int8:
         y = integer_product(codes.flatten(0, -2), weight.operand.T).to(torch.float32).view(*codes.shape[:-1], -1)
     else:
         y = torch.nn.functional.linear(codes.to(dtype), weight.operand.to(dtype)).to(torch.float32)
@@ -69,9 +86,14 @@ def linear_gradients(
     """dx [M, K], the sum over the layers that read x, and dw [N_i, K] of each; None and none where not wanted.
 
     dys: [M, N_i]; codes [M, K] and their scale [M, 1]; operands [N_i, K]; w_scales [N_i] or None. dtype: that of the
-    results, and of exact products.
+    results, and of exact products; dw of integer products on CUDA is in float32.
     """
     if backward == "int8" and scale is not None and all(w is not None for w in w_scales):
+        if codes.is_cuda:
+            found = _int8_gradients_on_cuda(dys, codes, scale, operands, w_scales, dtype, *wants)
+            dxs, dws = (found[: len(dys)], found[len(dys) :]) if wants[0] else ([], found)
+            dx = sum(part.to(torch.float32) for part in dxs)  # a compiler reads the parts where it reads the sum
+            return dx.to(dtype) if isinstance(dx, Tensor) else None, dws
         dx, dws = _int8_gradients(dys, codes, scale.squeeze(1), operands, w_scales, wants)
     else:
         product = torch.bfloat16 if backward == "bf16" else dtype
@@ -142,9 +164,7 @@ def _int8_gradients(
 
 
 def integer_product(a: Tensor, b: Tensor) -> Tensor:
-    """int8 [M, K] · int8 [K, N], int32. On CUDA the sizes must be multiples of 8, and M above 16."""
-    if a.is_cuda:  # tensor cores want K next to each other in both
-        a, b = a.contiguous(), b.T.contiguous().T
+    """int8 [M, K] · int8 [K, N], int32. On CPUs: on CUDA torch has a fast kernel for few layouts only."""
     return int8_product(a, b)
 
 
@@ -187,12 +207,50 @@ def fp8_product(dy: Tensor, weight_codes: Tensor) -> Tensor:
 def _packed_product(codes: Tensor, scale: Tensor, packed: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     """`operations.ternary_matmul` as one node of a compiled graph: codes int8 [..., K] to [..., N]."""
     weight = PackedTernary(packed, scales, packed.shape[1] * 4)
-    return ternary_matmul(QuantizedActivations(codes, scale, group_sums(codes, weight.group)), weight, dtype)
+    # Sums only where kernels use them for any number of tokens: Triton's add up the codes of a few.
+    sums = codes.new_empty(*codes.shape[:-1], 0) if codes.is_cuda else group_sums(codes, weight.group)
+    return ternary_matmul(QuantizedActivations(codes, scale, sums), weight, dtype)
 
 
 @_packed_product.register_fake
 def _(codes: Tensor, scale: Tensor, packed: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     return codes.new_empty(*codes.shape[:-1], packed.shape[0], dtype=dtype)
+
+
+@torch.library.custom_op("nanochat::int8_product", mutates_args=())
+def _int8_product(codes: Tensor, scale: Tensor, operand: Tensor, w_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """`operations.int8_matmul` as one node: int8 [..., K] and [N, K] to [..., N]."""
+    y = int8_matmul(codes.flatten(0, -2), operand, scale.reshape(-1, 1), w_scale.unsqueeze(1), dtype)
+    return y.view(*codes.shape[:-1], len(operand))
+
+
+@_int8_product.register_fake
+def _(codes: Tensor, scale: Tensor, operand: Tensor, w_scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return codes.new_empty(*codes.shape[:-1], operand.shape[0], dtype=dtype)
+
+
+@torch.library.custom_op("nanochat::int8_gradients", mutates_args=())
+def _int8_gradients_on_cuda(
+    dys: list[Tensor],
+    codes: Tensor,
+    scale: Tensor,
+    operands: list[Tensor],
+    w_scales: list[Tensor],
+    dtype: torch.dtype,
+    wants_x: bool,
+    wants_w: bool,
+) -> list[Tensor]:
+    """`operations.int8_gradients` as one node: the parts of dx, then the dw."""
+    codes, operands = codes.to(torch.int8), [operand.to(torch.int8) for operand in operands]
+    wants = wants_x, wants_w
+    dxs, dws = int8_gradients(dys, codes, scale.squeeze(1), operands, w_scales, dtype, wants)
+    return [*dxs, *dws]
+
+
+@_int8_gradients_on_cuda.register_fake
+def _(dys, codes, scale, operands, w_scales, dtype, wants_x, wants_w):
+    dxs = [codes.new_empty(codes.shape, dtype=dtype) for _ in dys if wants_x]
+    return [*dxs, *(codes.new_empty(operand.shape, dtype=torch.float32) for operand in operands if wants_w)]
 
 
 @torch.library.custom_op("nanochat::quantize_gradient", mutates_args=())

@@ -77,6 +77,22 @@ def quantize_gradient(
     return dispatch("quantize_gradient", dy.device, backend, dy, factor, weight, levels)
 
 
+def int8_gradients(
+    dys: Sequence[Tensor],
+    codes: Tensor,
+    scale: Tensor,
+    operands: Sequence[Tensor],
+    w_scales: Sequence[Tensor],
+    dtype: torch.dtype,
+    wants: tuple[bool, bool] = (True, True),
+    *,
+    backend: str | None = None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Gradients of layers that read one input; see `reference.gradient.int8_gradients`."""
+    arguments = (dys, codes, scale, operands, w_scales, dtype, wants)
+    return dispatch("int8_gradients", codes.device, backend, *arguments)
+
+
 def cross_entropy_gradient(
     logits: Tensor, targets: Tensor, factor: Tensor, *, backend: str | None = None
 ) -> tuple[Tensor, Tensor]:

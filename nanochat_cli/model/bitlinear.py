@@ -39,6 +39,7 @@ class BitLinear(nn.Module):
     operand: Tensor
     scales: Tensor
     packed: Tensor | None
+    transposed: Tensor | None
 
     def __init__(self, in_features: int, out_features: int, quant: QuantConfig) -> None:
         super().__init__()
@@ -57,6 +58,7 @@ class BitLinear(nn.Module):
             self.register_buffer("operand", torch.empty(out_features, in_features), persistent=False)
             self.register_buffer("scales", torch.empty(out_features, groups), persistent=False)
             self.register_buffer("packed", None, persistent=False)
+            self.register_buffer("transposed", None, persistent=False)
 
     def quantize_input(self, x: Tensor) -> QuantizedInput | Tensor:
         """Quantised x, to be shared by all layers that read the same input."""
@@ -81,7 +83,7 @@ class BitLinear(nn.Module):
     def quantized_weight(self) -> LinearWeight:
         """What the forward pass multiplies with."""
         w_scale = self.scales.squeeze(1) if self.scales.shape[1] == 1 else None
-        return LinearWeight(self.operand, w_scale, self.packed, self.scales)
+        return LinearWeight(self.operand, w_scale, self.packed, self.scales, self.transposed)
 
     def ternary(self) -> Ternary:
         """Codes and scales of this layer as it computes now. RuntimeError for a float layer."""
@@ -94,18 +96,21 @@ class BitLinear(nn.Module):
         """Compute training in these forms from now on. Raises ValueError for `int8` of inputs that cannot be packed.
 
         dtype: in which codes are held; the effective weight of groups is in float32. With form and backward in int8,
-        one copy of the codes in int8 serves all three products.
+        and on CUDA with one of them, one copy of the codes in int8 serves all three products; there gradients in int8
+        take another one, transposed.
         """
         if not self.quant.enabled:
             return
         self.form, self.backward = form, backward
-        in_int8 = self.computes_in_int8(backward)
+        cuda = self.weight.is_cuda
+        in_int8 = self.computes_in_int8(form, backward, cuda)
         self.operand = self.operand.to(torch.int8 if in_int8 else dtype if self.scales.shape[1] == 1 else torch.float32)
         self.packed = PackedTernary.pack(self.ternary()).packed if form == "int8" and not in_int8 else None
+        self.transposed = self.operand.T.contiguous() if in_int8 and cuda and backward == "int8" else None
 
-    def computes_in_int8(self, backward: Backward) -> bool:
+    def computes_in_int8(self, form: Form, backward: Backward, cuda: bool) -> bool:
         """Whether its codes are held in int8 alone."""
-        return self.quant.enabled and backward == "int8" and self.scales.shape[1] == 1
+        return self.quant.enabled and self.scales.shape[1] == 1 and (backward == "int8" or (cuda and form == "int8"))
 
     def requantize(self) -> None:
         """`requantize` of this layer."""
@@ -125,6 +130,11 @@ class BitLinear(nn.Module):
         self.operand.copy_(ternary.codes if self.scales.shape[1] == 1 else ternary.dequantize())
         if self.packed is not None:
             self.packed.copy_(pack_plane128(ternary.codes))
+        self._transpose()
+
+    def _transpose(self) -> None:
+        if self.transposed is not None:
+            self.transposed.copy_(self.operand.T)
 
 
 @torch.no_grad()
@@ -139,7 +149,9 @@ def requantize(layers: Iterable[BitLinear]) -> None:
         held = ((layer.weight, layer.scales, layer.operand, layer.packed) for layer in rows)
         ternarize_rows(*zip(*held, strict=True))
     for layer in stale:
-        if layer.quant.scale != "row":
+        if layer.quant.scale == "row":
+            layer._transpose()
+        else:
             layer._hold(ternarize(layer.weight, layer.quant.scale))
 
 

@@ -97,8 +97,6 @@ def forms_of(layer: BitLinear, form: Form | None, backward: Backward, device: to
     """
     if not layer.quant.activations or isinstance(layer, ExpertLinear):
         return "float", "exact"
-    if backward == "int8" and device.type == "cuda" and (layer.in_features | layer.out_features) % 8:
-        backward = "exact"
     if layer.in_features % PLANE:
         return "float", backward
     if form is None:  # the codes of an int8 backward pass are there for the forward pass too, and faster

@@ -4,12 +4,14 @@ Only this gradient is rounded: the other operand of each product, ternary codes 
 Rounding is to nearest, half to even.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from nanochat_kernels.reference.activations import INVERSE_LEVELS, LEVELS
+from nanochat_kernels.reference.matmul import integer_product
 
 MIN_ABSMAX = 1e-30
 
@@ -43,6 +45,32 @@ def quantize_gradient(dy: Tensor, factor: Tensor, weight: Tensor, levels: float 
         *(by_row.round().to(torch.int8), rows.squeeze(1) * INVERSE_LEVELS),
         *(by_column.round().to(torch.int8), column_scale),
     )
+
+
+def int8_gradients(
+    dys: Sequence[Tensor],
+    codes: Tensor,
+    scale: Tensor,
+    operands: Sequence[Tensor],
+    w_scales: Sequence[Tensor],
+    dtype: torch.dtype,
+    wants: tuple[bool, bool] = (True, True),
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Of layers that read one input: each one's part of dx, [M, K] in dtype, and dw, float32 [N_i, K], each if wanted.
+
+    dys: float [M, N_i]; codes: int8 [M, K] and their scale float32 [M]; operands: int8 [N_i, K], in {-1, 0, 1}, and
+    their scales float32 [N_i] or [1].
+    """
+    dxs, dws = [], []
+    for dy, operand, w_scale in zip(dys, operands, w_scales, strict=True):
+        rounded = quantize_gradient(dy, w_scale, scale)
+        if wants[0]:
+            product = integer_product(rounded.codes, operand.T).to(torch.float32)
+            dxs.append((product * rounded.scale.unsqueeze(1)).to(dtype))
+        if wants[1]:
+            product = integer_product(rounded.column_codes.T, codes.T).to(torch.float32)
+            dws.append(product * rounded.column_scale.unsqueeze(1))
+    return dxs, dws
 
 
 def _absmax(x: Tensor, dim: int) -> Tensor:

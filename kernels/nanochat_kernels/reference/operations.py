@@ -7,7 +7,7 @@ from torch import Tensor
 from nanochat_kernels.reference.activations import quantize_activations, rmsnorm_quantize, swiglu_quantize
 from nanochat_kernels.reference.attention import attention, attention_backward
 from nanochat_kernels.reference.cross_entropy import cross_entropy_codes, cross_entropy_gradient
-from nanochat_kernels.reference.gradient import quantize_gradient
+from nanochat_kernels.reference.gradient import int8_gradients, quantize_gradient
 from nanochat_kernels.reference.matmul import fp8_matmul, int8_matmul, packed_linear, ternary_matmul, unpack
 from nanochat_kernels.reference.orthogonalize import iterate_int8
 from nanochat_kernels.reference.packed import PackedTernary
@@ -20,6 +20,7 @@ __all__ = [
     "cross_entropy_codes",
     "cross_entropy_gradient",
     "fp8_matmul",
+    "int8_gradients",
     "int8_matmul",
     "iterate_int8",
     "packed_linear",

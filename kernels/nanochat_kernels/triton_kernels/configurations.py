@@ -121,6 +121,13 @@ FLOAT16_MATMUL: Tiles = {
     100: [(1024, 0, MatmulConfiguration(128, 256, 64, 8, 3)), (0, 0, MatmulConfiguration(64, 128, 64, 4, 4))],
 }
 
+# The gradient of a weight: few outputs, and as many inputs as there are tokens. Two programs fit a multiprocessor.
+WEIGHT_GRADIENT = {
+    80: MatmulConfiguration(128, 128, 64, 8, 4),
+    90: MatmulConfiguration(128, 128, 128, 4, 3),
+    100: MatmulConfiguration(128, 128, 128, 4, 3),
+}
+
 
 def architecture(capability: int) -> int:
     """The table's architecture for a compute capability: the newest that is not newer."""

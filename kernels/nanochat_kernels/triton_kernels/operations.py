@@ -10,15 +10,18 @@ from torch import Tensor
 
 from nanochat_kernels.backends import Unsupported
 from nanochat_kernels.reference.activations import QuantizedActivations
+from nanochat_kernels.reference.gradient import QuantizedGradient
 from nanochat_kernels.reference.packed import PackedTernary
 from nanochat_kernels.reference.ternarize import Granularity, Ternary
 from nanochat_kernels.triton_kernels.configurations import GEMV_TOKENS, PACKED_TOKENS
 from nanochat_kernels.triton_kernels.cross_entropy import cross_entropy_gradient
 from nanochat_kernels.triton_kernels.gemv import ternary_gemv
+from nanochat_kernels.triton_kernels.int8_gradients import int8_gradients
 from nanochat_kernels.triton_kernels.int8_matmul import fp8_matmul as _fp8_matmul
 from nanochat_kernels.triton_kernels.int8_matmul import int8_matmul as _int8_matmul
 from nanochat_kernels.triton_kernels.int8_matmul import scaled_matmul
 from nanochat_kernels.triton_kernels.quantize import quantize
+from nanochat_kernels.triton_kernels.quantize_gradient import quantize_gradient as _quantize_gradient
 from nanochat_kernels.triton_kernels.small_matmul import ternary_small_matmul
 from nanochat_kernels.triton_kernels.ternarize import ternarize_forms, ternarize_rows
 from nanochat_kernels.triton_kernels.unpack import unpack as _unpack
@@ -27,9 +30,11 @@ from nanochat_kernels.triton_kernels.unpack import unpack_effective
 __all__ = [
     "cross_entropy_gradient",
     "fp8_matmul",
+    "int8_gradients",
     "int8_matmul",
     "packed_linear",
     "quantize_activations",
+    "quantize_gradient",
     "rmsnorm_quantize",
     "swiglu_quantize",
     "ternarize",
@@ -63,6 +68,12 @@ def rmsnorm_quantize(x: Tensor, weight: Tensor, eps: float, group: int | None = 
 
 def swiglu_quantize(gate: Tensor, up: Tensor, group: int | None = None) -> QuantizedActivations:
     return quantize(gate, up, form="swiglu", group=group)
+
+
+def quantize_gradient(dy: Tensor, factor: Tensor, weight: Tensor, levels: float) -> QuantizedGradient:
+    """`reference.gradient.quantize_gradient`; the codes by column are a view of their transpose."""
+    codes, scale, columns, column_scale = _quantize_gradient(dy, factor, weight, levels)
+    return QuantizedGradient(codes, scale, columns[:, : len(codes)].T, column_scale)
 
 
 def int8_matmul(

@@ -72,7 +72,7 @@ def training_memory(config: Config, device: torch.device | None = None) -> Memor
     muon = config.optim.matrix == "muon"
     return Memory(
         latents=4 * parameters,
-        quantised=sum(_quantised_bytes(layer, *_forms(layer, config, device)) for layer in linears),
+        quantised=sum(_quantised_bytes(layer, *_forms(layer, config, device), device) for layer in linears),
         gradients=4 * parameters,
         optimizer=build_optimizer(model, config.optim, beside).state_bytes(),
         activations=activations,
@@ -82,12 +82,13 @@ def training_memory(config: Config, device: torch.device | None = None) -> Memor
     )
 
 
-def _quantised_bytes(layer: BitLinear, form: Form, backward: Backward) -> int:
+def _quantised_bytes(layer: BitLinear, form: Form, backward: Backward, device: torch.device) -> int:
     if not layer.quant.enabled:
         return 0
     weights, scales = layer.weight.numel(), 4 * layer.scales.numel()
-    if layer.computes_in_int8(backward):
-        return weights + scales
+    cuda = device.type == "cuda"
+    if layer.computes_in_int8(form, backward, cuda):
+        return (2 if cuda and backward == "int8" else 1) * weights + scales
     return 4 * weights + scales + (weights // 4 if form == "int8" else 0)
 
 
@@ -143,7 +144,7 @@ def _choose_forms(module: nn.Module, config: Config, device: torch.device) -> No
     for layer in module.modules():
         if isinstance(layer, BitLinear) and layer.quant.enabled:
             layer.form, layer.backward = _forms(layer, config, device)
-            if layer.computes_in_int8(layer.backward):
+            if layer.computes_in_int8(layer.form, layer.backward, device.type == "cuda"):
                 layer.operand = torch.empty(layer.weight.shape, dtype=torch.int8)
             elif layer.form == "int8":
                 layer.packed = torch.empty(layer.out_features, layer.in_features // 4, dtype=torch.uint8)
