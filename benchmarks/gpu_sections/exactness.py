@@ -30,6 +30,7 @@ from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.report.reporter import QuietReporter
 from nanochat_cli.report.result_file import Result
 from nanochat_kernels import (
+    Form,
     Granularity,
     LinearWeight,
     PackedTernary,
@@ -37,6 +38,7 @@ from nanochat_kernels import (
     fake_quantize_activations,
     fake_ternarize,
     fp8_matmul,
+    operations,
     pack_plane128,
     quantize_activations,
     quantize_input,
@@ -78,6 +80,8 @@ def run(task: Task) -> None:
         task.add(check_forms(task.device, SHAPES[:1] if task.quick else SHAPES))
     with task.attempt("int8 = float, a model"):
         task.add([check_model(task.device)])
+    with task.attempt("kernels of int8 gradients"):
+        task.add(check_gradient_kernels(task.device, SHAPES[:1] if task.quick else SHAPES))
     with task.attempt("int8 gradients"):
         task.add(check_int8_gradients(task.device, SHAPES[:1] if task.quick else SHAPES))
     if task.has_fp8:
@@ -153,16 +157,23 @@ def _layer(
 
 
 def check_forms(device: torch.device, shapes: Sequence[tuple[int, int]]) -> list[Result]:
-    """A layer in float32 in both forms: the same output, bit for bit, and the same gradients up to rounding."""
+    """A layer in float32 in its forms: the same output, bit for bit, and the same gradients up to rounding."""
     results = []
     for inputs, outputs in shapes:
         x, latent, weight, dy = _layer(inputs, outputs, device)
         case = f"{inputs} inputs, {outputs} outputs, float32"
-        y = {form: bit_linear(quantize_input(x, form), latent, weight) for form in ("float", "int8")}
-        results += equal(case, {"int8 and float forward": (y["float"].detach(), y["int8"].detach())})
-        gradients = {form: torch.autograd.grad(value, (x, latent), dy) for form, value in y.items()}
-        for name, expected, found in zip(("dx", "dw"), gradients["float"], gradients["int8"], strict=True):
-            results.append(within(case, f"{name} of int8 to {name} of float", expected, found, FLOAT_SUM))
+        forms: dict[str, tuple[Form, LinearWeight]] = {
+            "int8": ("int8", weight),
+            "int8 codes": ("int8", LinearWeight(weight.operand.to(torch.int8), weight.w_scale)),
+        }
+        y = bit_linear(quantize_input(x, "float"), latent, weight)
+        wanted = torch.autograd.grad(y, (x, latent), dy)
+        for form, (of_input, held) in forms.items():
+            other = bit_linear(quantize_input(x, of_input), latent, held)
+            results += equal(case, {f"{form} and float forward": (y.detach(), other.detach())})
+            found = torch.autograd.grad(other, (x, latent), dy)
+            for name, expected, one in zip(("dx", "dw"), wanted, found, strict=True):
+                results.append(within(case, f"{name} of {form} to {name} of float", expected, one, FLOAT_SUM))
     return results
 
 
@@ -179,6 +190,27 @@ def check_model(device: torch.device) -> Result:
             hidden.append(model(tokens))
     (result,) = equal("two blocks of nano-125m, float32", {"int8 and float hidden states": (hidden[0], hidden[1])})
     return result
+
+
+def check_gradient_kernels(device: torch.device, shapes: Sequence[tuple[int, int]]) -> list[Result]:
+    """Of two layers in bfloat16 with one input of 500 tokens, which no tile divides: as the reference on the CPU."""
+    results = []
+    for inputs, outputs in shapes:
+        x, _, weight, dy = _layer(inputs, outputs, torch.device("cpu"), 500)
+        assert weight.w_scale is not None
+        dys, operand = [dy.bfloat16(), dy.bfloat16() * 3], weight.operand.to(torch.int8)
+        codes, scale, _ = quantize_activations(x.detach(), backend="reference")
+        arguments = dys, codes, scale.squeeze(1), [operand, -operand], [weight.w_scale] * 2
+        there = [part.to(device) if isinstance(part, Tensor) else [t.to(device) for t in part] for part in arguments]
+        case = f"{inputs} inputs, {outputs} outputs, kernels of int8 gradients"
+        wanted = quantize_gradient(dys[0], weight.w_scale, scale.squeeze(1))
+        rounded = operations.quantize_gradient(*(t.to(device) for t in (dys[0], weight.w_scale, scale.squeeze(1))))
+        results += equal(case, {name: (getattr(wanted, name), getattr(rounded, name)) for name in wanted._fields})
+        expected = operations.int8_gradients(*arguments, torch.bfloat16, backend="reference")
+        found = operations.int8_gradients(*there, torch.bfloat16)
+        for name, some, of_device in zip(("dx", "dw"), expected, found, strict=True):
+            results += equal(case, {f"{name} {i}": pair for i, pair in enumerate(zip(some, of_device, strict=True))})
+    return results
 
 
 def check_int8_gradients(device: torch.device, shapes: Sequence[tuple[int, int]]) -> list[Result]:
@@ -308,8 +340,8 @@ def check_products(task: Task) -> None:
         corner.comparisons += part.comparisons
         left -= part.cases
         corner.differences += part.differences
-        for reason, operations in part.unsupported.items():
-            corner.unsupported.setdefault(reason, set()).update(operations)
+        for reason, names in part.unsupported.items():
+            corner.unsupported.setdefault(reason, set()).update(names)
     if left:
         task.leave_out(f"{left} of {len(cases)} cases of products", "no time was left")
     task.details["differences"] = corner.differences

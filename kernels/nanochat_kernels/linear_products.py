@@ -59,7 +59,7 @@ def gradient_operand(weight: LinearWeight) -> Tensor:
 def linear_product(codes: Tensor, scale: Tensor | None, weight: LinearWeight, dtype: torch.dtype) -> Tensor:
     """y [..., N] in dtype; codes [..., K], which are int8 for the packed product; scale [..., 1]."""
     in_int8 = codes.dtype == weight.operand.dtype == torch.int8
-    if in_int8 and codes.is_cuda and scale is not None and weight.w_scale is not None:
+    if in_int8 and has_own_products(codes) and scale is not None and weight.w_scale is not None:
         return _int8_product(codes, scale, weight.operand, weight.w_scale, dtype)
     if codes.dtype == torch.int8 and weight.packed is not None and weight.scales is not None and scale is not None:
         return _packed_product(codes, scale, weight.packed, weight.scales, dtype)
@@ -89,7 +89,7 @@ def linear_gradients(
     results, and of exact products; dw of integer products on CUDA is in float32.
     """
     if backward == "int8" and scale is not None and all(w is not None for w in w_scales):
-        if codes.is_cuda:
+        if has_own_products(codes):
             found = _int8_gradients_on_cuda(dys, codes, scale, operands, w_scales, dtype, *wants)
             dxs, dws = (found[: len(dys)], found[len(dys) :]) if wants[0] else ([], found)
             dx = sum(part.to(torch.float32) for part in dxs)  # a compiler reads the parts where it reads the sum
@@ -100,6 +100,11 @@ def linear_gradients(
         dx = _input_gradient(dys, operands, w_scales, product, backward) if wants[0] else None
         dws = _weight_gradients(dys, codes, scale, product, backward) if wants[1] else []
     return None if dx is None else dx.to(dtype), [dw.to(dtype) for dw in dws]
+
+
+def has_own_products(x: Tensor) -> bool:
+    """Whether int8 products there are our kernels', as nodes of a compiled graph, and not torch's."""
+    return x.is_cuda
 
 
 def _input_gradient(

@@ -65,6 +65,20 @@ def test_the_two_forms_of_a_layer_are_equal_and_a_scale_that_is_off_is_found(mon
         exactness.check_forms(DEVICE, [SHAPE])
 
 
+def test_the_kernels_of_int8_gradients_equal_the_reference_and_one_differing_code_is_found(monkeypatch):
+    assert len(exactness.check_gradient_kernels(DEVICE, [SHAPE])) == 4 + 2 * 2
+    quantize = exactness.operations.quantize_gradient
+
+    def off(*arguments):
+        rounded = quantize(*arguments)
+        rounded.column_codes[-1, -1] += 1
+        return rounded
+
+    monkeypatch.setattr(exactness.operations, "quantize_gradient", off)
+    with pytest.raises(ValidationFailure, match="column_codes: 1 of"):
+        exactness.check_gradient_kernels(DEVICE, [SHAPE])
+
+
 def test_int8_gradients_are_those_of_the_emulation_and_others_are_found(monkeypatch):
     results = exactness.check_int8_gradients(DEVICE, [SHAPE])
     assert all(1e-3 < result.value < exactness.INT8_STEP for result in results[2:])  # they round, but no more than said

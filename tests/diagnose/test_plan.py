@@ -56,6 +56,26 @@ def test_predicted_memory_is_within_ten_percent_of_the_measured(preset):
     assert predicted == pytest.approx(measured, rel=0.10)
 
 
+@pytest.mark.parametrize(
+    ("device", "forward", "backward", "bytes_per_weight"),
+    [
+        ("cpu", "int8", "exact", 4.25),
+        ("cpu", "int8", "int8", 1),
+        ("cuda", "float", "exact", 4),
+        ("cuda", "int8", "exact", 1),
+        ("cuda", "int8", "int8", 2),
+    ],
+)
+def test_codes_take_the_memory_of_the_copies_that_the_forms_hold(device, forward, backward, bytes_per_weight):
+    config = resolve_config(["quickstart"], None, [f"train.forward={forward}", f"train.backward={backward}"])
+    with torch.device("meta"):
+        layers = [layer for _, layer in Transformer(config.model).linears()]
+    weights = sum(layer.weight.numel() for layer in layers)
+    scales = 4 * sum(layer.out_features for layer in layers)
+    found = training_memory(config, torch.device(device)).quantised
+    assert found == bytes_per_weight * weights + scales
+
+
 def training_step(config: Config) -> float:
     torch.manual_seed(0)
     state = build_state(config, torch.device("cpu"), QuietReporter())

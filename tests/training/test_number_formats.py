@@ -15,6 +15,7 @@ from nanochat_cli.training import number_formats
 from nanochat_cli.training.devices import require_float8
 from nanochat_cli.training.number_formats import fastest
 from nanochat_cli.training.trainer import Trainer
+from nanochat_kernels import ternarize
 from tests.training.synthetic import SyntheticData, tiny_config
 
 FORMATS = [("bf16", "bf16"), ("int8", "fp32"), ("exact", "int8"), ("int8", "int8")]
@@ -123,6 +124,17 @@ def test_codes_held_in_bfloat16_give_the_same_bits(backward):
             y.backward(torch.randn(96, 64).to(y.dtype))
             found.append((y, x.grad, layer.weight.grad))
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True)), autocast
+
+
+def test_every_copy_of_the_codes_follows_the_latent(tmp_path):
+    """The transposed one, which only CUDA takes, would else give gradients of weights that were."""
+    layer = next(iter(trainer(configuration(tmp_path, "int8", "fp32")).state.linears.values()))
+    layer.transposed = torch.zeros(layer.in_features, layer.out_features, dtype=torch.int8)
+    with torch.no_grad():
+        layer.weight.neg_()
+    layer.requantize()
+    assert torch.equal(layer.transposed.T, ternarize(layer.weight).codes)
+    assert torch.equal(layer.operand, ternarize(layer.weight).codes)
 
 
 def test_a_float_model_and_grouped_scales_train_as_before(tmp_path):

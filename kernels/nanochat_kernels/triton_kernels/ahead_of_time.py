@@ -106,7 +106,7 @@ def activations(tokens: int, columns: int, group: int | None = None) -> Quantize
 def cases() -> list[MetaCall]:
     """Every kernel in the forms that the operations launch, for the shapes and group sizes that decide the form."""
     listed = [*_quantizer_cases(), *_decode_cases(), *_product_cases(), *_stream_cases(), *_loss_cases()]
-    return [*listed, *_edge_cases()]
+    return [*listed, *_gradient_cases(), *_edge_cases()]
 
 
 def _decode_cases() -> list[MetaCall]:
@@ -149,6 +149,20 @@ def _product_cases() -> list[MetaCall]:
         call = partial(operations.unpack, weight(4096, 4096), dtype)
         essential = dtype in (torch.int8, torch.bfloat16)
         listed.append(MetaCall(f"unpack to {str(dtype).removeprefix('torch.')}", call, essential))
+    return listed
+
+
+def _gradient_cases() -> list[MetaCall]:
+    """Gradients in int8: of many outputs, and of few, whose programs share the tokens, with a weight to transpose."""
+    listed = []
+    for tokens, inputs, outputs, transposed in ((16384, 2048, 5632, True), (32768, 768, 768, False)):
+        dy = torch.empty(tokens, outputs, dtype=torch.bfloat16, device="meta")
+        codes, operand = (torch.empty(rows, inputs, dtype=torch.int8, device="meta") for rows in (tokens, outputs))
+        scale, w_scale = (torch.empty(rows, device="meta") for rows in (tokens, outputs))
+        operand = operand.T.contiguous().T if transposed else operand
+        call = partial(operations.int8_gradients, [dy], codes, scale, [operand], [w_scale], torch.bfloat16)
+        name = f"int8_gradients, {tokens} tokens, {inputs} to {outputs}"
+        listed.append(MetaCall(name, call, True, (80, 90, 100, 120)))
     return listed
 
 

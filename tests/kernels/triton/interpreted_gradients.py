@@ -7,6 +7,7 @@ after each of them.
 import pytest
 import torch
 
+from nanochat_kernels import KeptRows, LinearWeight, bit_linears, quantize_input, swiglu_feed_forward
 from nanochat_kernels import linear_products as products
 from nanochat_kernels.reference import operations as reference
 from nanochat_kernels.reference.packed import PackedTernary
@@ -154,3 +155,66 @@ def test_a_packed_product_needs_no_sums_of_its_activations(tokens, group):
     a = reference.quantize_activations(x)
     found = operations.ternary_matmul(a._replace(sums=a.sums[:, :0]), weight)
     torch.testing.assert_close(found, reference.ternary_matmul(a, weight), rtol=1e-5, atol=1e-4 if group else 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_compiled_layer_computes_what_torch_does_on_a_cpu(monkeypatch, dtype):
+    """Oracle: the path of CPUs, torch's own integer products, in the same graph. A last digit may move a code."""
+    latents = [random(n, 128, seed=n).requires_grad_() for n in (48, 16)]
+    ternary = [reference.ternarize(latent.detach()) for latent in latents]
+    x, dys = random(2, 20, 128, seed=3).requires_grad_(), [random(2, 20, n, seed=4) for n in (48, 16)]
+
+    def gradients(transposed: bool) -> list[torch.Tensor]:
+        def layers(x: torch.Tensor, *latents: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            held = [(t.codes, t.scales.squeeze(1), None, t.scales) for t in ternary]
+            weights = [LinearWeight(*h, h[0].T.contiguous() if transposed else None) for h in held]
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+                return bit_linears(quantize_input(x.sin(), "int8"), latents, weights, backward="int8")
+
+        torch.compiler.reset()
+        ys = torch.compile(layers, backend="aot_eager", dynamic=False)(x, *latents)
+        assert all(y.dtype == dtype for y in ys)
+        return [*ys, *torch.autograd.grad(ys, (x, *latents), [dy.to(dtype) for dy in dys])]
+
+    wanted = gradients(transposed=False)
+    calls = use_own_products(monkeypatch)
+    for a, b in zip(gradients(transposed=True), wanted, strict=True):
+        assert a.dtype == b.dtype
+        assert float((a - b).detach().norm() / b.detach().norm()) < (1e-5 if dtype == torch.float32 else 1e-2)
+    assert calls == ["product", "product", "gradients"]
+
+
+def use_own_products(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """As on CUDA; and what was called."""
+    calls: list[str] = []
+    for name in ("int8_gradients", "int8_matmul"):
+        function = getattr(products, name)
+
+        def counted(*arguments, function=function, name=name):
+            calls.append({"int8_gradients": "gradients", "int8_matmul": "product"}[name])
+            return function(*arguments)
+
+        monkeypatch.setattr(products, name, counted)
+    monkeypatch.setenv("NANOCHAT_BACKEND", "triton")
+    monkeypatch.setattr(products, "has_own_products", lambda x: True)
+    return calls
+
+
+@pytest.mark.parametrize("known", [True, False, None])
+def test_a_feed_forward_with_rows_left_out_computes_what_torch_does_on_a_cpu(monkeypatch, known):
+    latents = [random(*shape, seed=7).requires_grad_() for shape in ((64, 128), (64, 128), (128, 64))]
+    weights = [LinearWeight(t.codes, t.scales.squeeze(1)) for t in map(reference.ternarize, latents)]
+    x, dy = random(50, 128, seed=1).requires_grad_(), random(50, 128, seed=2)
+
+    def gradients() -> tuple[torch.Tensor, ...]:
+        kept = None if known is None else KeptRows.all_of(50, known=known)
+        if kept is not None:
+            kept.choose(torch.arange(0, 50, 3))
+        y = swiglu_feed_forward(quantize_input(x, "int8", kept), latents, weights, "int8", kept, "int8")
+        return y, *torch.autograd.grad(y, (x, *latents), dy)
+
+    wanted = gradients()
+    calls = use_own_products(monkeypatch)
+    for a, b in zip(gradients(), wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * float(b.detach().abs().max()))
+    assert calls == ["product"] * 3 + ["gradients"] * 2

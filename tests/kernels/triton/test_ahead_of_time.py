@@ -133,6 +133,14 @@ def test_the_epilogue_of_integer_products_is_two_roundings_in_the_reference_orde
         assert set(figures["float_operations"]) == {"mul.f32"}, figures
 
 
+def test_gradients_are_rounded_by_products_and_sums_that_are_not_fused(essential):
+    """A fused one would round once where the reference rounds twice: another code near a tie."""
+    found = [figures for figures in essential if figures["kernel"] == "gradient_codes_kernel"]
+    assert {figures["architecture"] for figures in found} == {80, 90}
+    for figures in found:
+        assert set(figures["float_operations"]) == {"div.rn.f32", "add.f32", "mul.f32"}, figures
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_every_kernel_in_every_form_is_sound_for_every_architecture():
