@@ -198,18 +198,17 @@ def check_gradient_kernels(device: torch.device, shapes: Sequence[tuple[int, int
     for inputs, outputs in shapes:
         x, _, weight, dy = _layer(inputs, outputs, torch.device("cpu"), 500)
         assert weight.w_scale is not None
-        dys, operand = [dy.bfloat16(), dy.bfloat16() * 3], weight.operand.to(torch.int8)
         codes, scale, _ = quantize_activations(x.detach(), backend="reference")
-        arguments = dys, codes, scale.squeeze(1), [operand, -operand], [weight.w_scale] * 2
-        there = [part.to(device) if isinstance(part, Tensor) else [t.to(device) for t in part] for part in arguments]
+        parts = dy.bfloat16(), codes, scale.squeeze(1), weight.operand.to(torch.int8), weight.w_scale
         case = f"{inputs} inputs, {outputs} outputs, kernels of int8 gradients"
-        wanted = quantize_gradient(dys[0], weight.w_scale, scale.squeeze(1))
-        rounded = operations.quantize_gradient(*(t.to(device) for t in (dys[0], weight.w_scale, scale.squeeze(1))))
-        results += equal(case, {name: (getattr(wanted, name), getattr(rounded, name)) for name in wanted._fields})
-        expected = operations.int8_gradients(*arguments, torch.bfloat16, backend="reference")
-        found = operations.int8_gradients(*there, torch.bfloat16)
-        for name, some, of_device in zip(("dx", "dw"), expected, found, strict=True):
-            results += equal(case, {f"{name} {i}": pair for i, pair in enumerate(zip(some, of_device, strict=True))})
+        values = {}
+        for where, backend in ((torch.device("cpu"), "reference"), (device, None)):
+            grads, x_codes, x_scale, operand, w_scale = (part.to(where) for part in parts)
+            rounded = operations.quantize_gradient(grads, w_scale, x_scale, backend=backend)
+            both = [grads, grads * 3], x_codes, x_scale, [operand, -operand], [w_scale, w_scale]
+            (dx, dx_2), (dw, dw_2) = operations.int8_gradients(*both, torch.bfloat16, backend=backend)
+            values[backend] = {**rounded._asdict(), "dx": dx, "second dx": dx_2, "dw": dw, "second dw": dw_2}
+        results += equal(case, {name: (values["reference"][name], found) for name, found in values[None].items()})
     return results
 
 

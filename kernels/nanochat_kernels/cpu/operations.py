@@ -18,6 +18,7 @@ from nanochat_kernels.reference.activations import QuantizedActivations
 from nanochat_kernels.reference.attention import empty_heads
 from nanochat_kernels.reference.cross_entropy import CodedGradient
 from nanochat_kernels.reference.gradient import QuantizedGradient
+from nanochat_kernels.reference.gradient import int8_gradients as int8_gradients  # those of a CPU: linear_products
 from nanochat_kernels.reference.orthogonalize import tightening
 from nanochat_kernels.reference.packed import PackedTernary
 from nanochat_kernels.reference.packing import PLANE

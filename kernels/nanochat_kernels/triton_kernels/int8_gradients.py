@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from functools import cache
 
 import torch
-import triton
 from torch import Tensor
 
 from nanochat_kernels.triton_kernels.configurations import MULTIPROCESSORS, WEIGHT_GRADIENT, architecture
@@ -46,7 +45,7 @@ def _weight_gradient(gradient: GradientCodes, inputs: Tensor) -> Tensor:
     """float32 [N, K]; inputs: int8 [K, M']. Programs share the tokens until there are two per multiprocessor."""
     known = architecture(require_device(inputs))
     tile = WEIGHT_GRADIENT[known]
-    tiles = triton.cdiv(len(gradient.columns), tile.block_m) * triton.cdiv(len(inputs), tile.block_n)
+    tiles = -(-len(gradient.columns) // tile.block_m) * -(-len(inputs) // tile.block_n)
     splits = max(2 * MULTIPROCESSORS[known] // tiles, 1)
     one = _one(inputs.device)
     return int8_matmul(gradient.columns, inputs, gradient.column_scale, one, torch.float32, tile, splits)
