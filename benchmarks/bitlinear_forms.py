@@ -59,14 +59,16 @@ def contenders(
     ternary = ternarize(latent.detach())
     packed = PackedTernary.pack(ternary)
     w_scale = packed.scales.squeeze(1)
-    weight = LinearWeight(ternary.codes.float(), w_scale, packed.packed, packed.scales)
-    in_int8 = LinearWeight(ternary.codes, w_scale, None, packed.scales)  # one copy of the codes for all three products
+    weight = LinearWeight(ternary.codes.to(dtype), w_scale, packed.packed, packed.scales)
+    cuda = device.type == "cuda"  # as `BitLinear` holds them
+    turned = ternary.codes.T.contiguous() if cuda else None
+    in_int8 = LinearWeight(ternary.codes, w_scale, None, packed.scales, turned)
 
     def layer(how: Layer) -> Callable[[Tensor], Tensor]:
         def forward(x: Tensor) -> Tensor:
             quantized = quantize_input(torch.nn.functional.rms_norm(x, (n_inputs,)), how.form)
-            held = in_int8 if how.backward == "int8" else weight
-            return bit_linear(quantized, latent, held, backward=how.backward)
+            one_copy = how.backward == "int8" or (cuda and how.form == "int8")
+            return bit_linear(quantized, latent, in_int8 if one_copy else weight, backward=how.backward)
 
         return forward
 
