@@ -5,9 +5,9 @@
 
 Quality: momenta of the run's checkpoints, orthogonalised with every set of coefficients in every number format, against
 U Vᵀ of their singular value decomposition in float64: cosine of the angle, root mean square of the distance of singular
-values from 1. Runs are the matrices of a shape in all checkpoints. Time: whole compiled training steps of
-`qat_overhead.py`'s models with gradients in int8, the contenders in turns: milliseconds of the optimizer (clipping,
-step, requantisation), its share, and the rate. The first contender iterates by torch's integer products.
+values from 1. Runs are the matrices of a shape in all checkpoints. Time: whole compiled training steps of models of
+`qat_overhead.py`, gradients in int8, every form of the step in turns: milliseconds of the optimizer (clipping, step,
+requantisation), its share, and the rate. The first form iterates by torch's integer products.
 """
 
 import argparse
@@ -38,7 +38,10 @@ SETS: tuple[tuple[Coefficients, int], ...] = (
 )
 FORMATS: tuple[NumberFormat, ...] = ("fp32", "bf16", "int8")
 BEFORE = "keller-jordan 5, products by torch"
-TIMED = (BEFORE, "keller-jordan 5", "cans 4", "cans 3")
+TIMED: dict[str, tuple[Coefficients, int]] = {
+    BEFORE: ("keller-jordan", 5),
+    **{f"{kind} {steps}": (kind, steps) for kind, steps in (SETS[0], *SETS[-2:])},
+}
 
 
 def momenta(run: Path) -> dict[str, Tensor]:
@@ -65,31 +68,24 @@ def quality(run: Path) -> Iterator[Result]:
             yield summarise(case, "distance of singular values from 1", "", distances.tolist())
 
 
-def prepared(shape: str) -> dict[str, Contender]:
-    """Models after two steps, compiled."""
-    torch.compiler.reset()
-    contenders = {}
-    for name in TIMED:
-        kind, steps = name.split(",")[0].split()
-        optim = {"muon_format": "int8", "muon_coefficients": kind, "muon_ns_steps": int(steps)}
-        changes = {"train": {"backward": "int8", "attention": "blocks"}, "optim": optim}
-        contenders[name] = Contender(shape, BATCH[shape], changes, compiled=True)
-        for _ in range(2):
-            contenders[name].step()
-        contenders[name].optimizer_share()
-    return contenders
-
-
-def timed(shape: str, contenders: dict[str, Contender], rounds: int) -> list[Result]:
-    """Interleaved rounds of all contenders of a shape."""
+def timed(shape: str, rounds: int) -> list[Result]:
+    """Interleaved rounds of one compiled model with every form of the step."""
     metrics = {"optimizer": "ms", "optimizer's share of a step": "share", "training rate": "tokens/s"}
-    runs: dict[str, list[tuple[float, float, float]]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, contender in contenders.items():
+    changes: dict[str, dict[str, object]] = {
+        "train": {"backward": "int8", "attention": "blocks"},
+        "optim": {"muon_format": "int8"},
+    }
+    contender = Contender(shape, BATCH[shape], changes, compiled=True)
+    (matrices,) = (g.optimizer for g in contender.state.optimizers.groups if isinstance(g.optimizer, muon.Muon))
+    runs: dict[str, list[tuple[float, float, float]]] = {name: [] for name in TIMED}
+    for turn in range(-1, rounds):
+        for name, (kind, steps) in TIMED.items():
+            matrices.coefficients, matrices.ns_steps = kind, steps
             with patch.object(muon, "muon_step_int8", (lambda *_, **__: False) if name == BEFORE else muon_step_int8):
                 seconds = contender.step()
             share = contender.optimizer_share()
-            runs[name].append((1e3 * seconds * share, share, BATCH[shape] * SEQ_LEN / seconds))
+            if turn >= 0:
+                runs[name].append((1e3 * seconds * share, share, BATCH[shape] * SEQ_LEN / seconds))
     results = []
     for name, measured in runs.items():
         for index, (metric, unit) in enumerate(metrics.items()):
@@ -110,8 +106,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     results = list(quality(arguments.run))
-    ready = {shape: prepared(shape) for shape in arguments.shapes}
-    results += [result for shape in ready for result in timed(shape, ready[shape], arguments.rounds)]
+    results += [result for shape in arguments.shapes for result in timed(shape, arguments.rounds)]
     for result in results:
         print(f"{result.case}: {result.metric} {result.value:.4g} {result.unit}", flush=True)
     print(f"wrote {write_results(result_place('optimizer_step', arguments.out), 'optimizer_step', results)}")
