@@ -9,9 +9,9 @@ and int8 activations are exact in every number format, so that a backward pass i
 nothing but dy: once by row for dx and once by column for dw, each with a scale of its own (as in arXiv:2304.13013).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -222,19 +222,27 @@ def _(codes: Tensor, scale: Tensor, packed: Tensor, scales: Tensor, dtype: torch
     return codes.new_empty(*codes.shape[:-1], packed.shape[0], dtype=dtype)
 
 
-@torch.library.custom_op("nanochat::int8_product", mutates_args=())
+def _node(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as one node of a compiled graph; a `custom_op` would add wrappers of autograd to every call."""
+    name = function.__name__.lstrip("_")
+    torch.library.define(f"nanochat::{name}", torch.library.infer_schema(function, mutates_args=()))
+    torch.library.impl(f"nanochat::{name}", ("cpu", "cuda"))(function)
+    return getattr(torch.ops.nanochat, name).default
+
+
+@_node
 def _int8_product(codes: Tensor, scale: Tensor, operand: Tensor, w_scale: Tensor, dtype: torch.dtype) -> Tensor:
     """`operations.int8_matmul` as one node: int8 [..., K] and [N, K] to [..., N]."""
     y = int8_matmul(codes.flatten(0, -2), operand, scale.reshape(-1, 1), w_scale.unsqueeze(1), dtype)
     return y.view(*codes.shape[:-1], len(operand))
 
 
-@_int8_product.register_fake
+@torch.library.register_fake("nanochat::int8_product")
 def _(codes: Tensor, scale: Tensor, operand: Tensor, w_scale: Tensor, dtype: torch.dtype) -> Tensor:
     return codes.new_empty(*codes.shape[:-1], operand.shape[0], dtype=dtype)
 
 
-@torch.library.custom_op("nanochat::int8_gradients", mutates_args=())
+@_node
 def _int8_gradients_on_cuda(
     dys: list[Tensor],
     codes: Tensor,
@@ -252,7 +260,7 @@ def _int8_gradients_on_cuda(
     return [*dxs, *dws]
 
 
-@_int8_gradients_on_cuda.register_fake
+@torch.library.register_fake("nanochat::int8_gradients_on_cuda")
 def _(dys, codes, scale, operands, w_scales, dtype, wants_x, wants_w):
     dxs = [codes.new_empty(codes.shape, dtype=dtype) for _ in dys if wants_x]
     return [*dxs, *(codes.new_empty(operand.shape, dtype=torch.float32) for operand in operands if wants_w)]

@@ -29,7 +29,7 @@ from nanochat_kernels.triton_kernels.configurations import GEMV_TOKENS, GemvConf
 from nanochat_kernels.triton_kernels.group_sums import sums_per_scale
 from nanochat_kernels.triton_kernels.int8_matmul import OUTPUT_DTYPES
 from nanochat_kernels.triton_kernels.language import dp4a
-from nanochat_kernels.triton_kernels.launch import Launch, inline_assembly, launch, require_device
+from nanochat_kernels.triton_kernels.launch import Launch, cdiv, inline_assembly, launch, require_device
 
 CODES_PER_WORD = 16
 MIN_GROUP = 64
@@ -240,7 +240,7 @@ def ternary_gemv(
     launch(
         Launch(
             gemv_group_kernel if grouped else gemv_row_kernel,
-            (triton.cdiv(weight.rows, configuration.rows) if tokens else 0,),
+            (cdiv(weight.rows, configuration.rows) if tokens else 0,),
             arguments,
             constants,
             configuration.num_warps,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nanochat_kernels.triton_kernels.configurations import MULTIPROCESSORS, WEIGHT_GRADIENT, architecture
 from nanochat_kernels.triton_kernels.int8_matmul import int8_matmul
-from nanochat_kernels.triton_kernels.launch import require_device
+from nanochat_kernels.triton_kernels.launch import cdiv, require_device
 from nanochat_kernels.triton_kernels.quantize_gradient import GradientCodes, quantize_gradient, transpose
 
 
@@ -45,7 +45,7 @@ def _weight_gradient(gradient: GradientCodes, inputs: Tensor) -> Tensor:
     """float32 [N, K]; inputs: int8 [K, M']. Programs share the tokens until there are two per multiprocessor."""
     known = architecture(require_device(inputs))
     tile = WEIGHT_GRADIENT[known]
-    tiles = -(-len(gradient.columns) // tile.block_m) * -(-len(inputs) // tile.block_n)
+    tiles = cdiv(len(gradient.columns), tile.block_m) * cdiv(len(inputs), tile.block_n)
     splits = max(2 * MULTIPROCESSORS[known] // tiles, 1)
     one = _one(inputs.device)
     return int8_matmul(gradient.columns, inputs, gradient.column_scale, one, torch.float32, tile, splits)

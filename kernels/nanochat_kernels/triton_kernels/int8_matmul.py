@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nanochat_kernels.backends import Unsupported
 from nanochat_kernels.triton_kernels.configurations import MatmulConfiguration, matmul_configuration
-from nanochat_kernels.triton_kernels.launch import Launch, launch, require_device
+from nanochat_kernels.triton_kernels.launch import Launch, cdiv, launch, require_device
 
 OUTPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FP8_CAPABILITY = 89
@@ -183,8 +183,9 @@ def scaled_matmul(
     configuration = configuration or matmul_configuration(capability, dtype, rows, outputs)
     a = a if a.stride(1) == 1 else a.contiguous()
     b = b if b.stride(1) == 1 else b.contiguous()
-    steps = max(triton.cdiv(triton.cdiv(columns, configuration.block_k), splits), 1)
-    splits = max(triton.cdiv(triton.cdiv(columns, configuration.block_k), steps), 1)
+    blocks = cdiv(columns, configuration.block_k)
+    steps = max(cdiv(blocks, splits), 1)
+    splits = max(cdiv(blocks, steps), 1)
     y = torch.empty((rows, outputs), dtype=out_dtype, device=a.device)
     partials = y if splits == 1 else torch.empty((splits, rows, outputs), dtype=torch.int32, device=a.device)
     scales = {
@@ -213,7 +214,7 @@ def scaled_matmul(
         "EVEN_K": columns % configuration.block_k == 0,
         "SPLIT": splits > 1,
     }
-    grid = (triton.cdiv(rows, configuration.block_m) * triton.cdiv(outputs, configuration.block_n), splits)
+    grid = (cdiv(rows, configuration.block_m) * cdiv(outputs, configuration.block_n), splits)
     weights = configuration.block_n * configuration.block_k
     launch(
         Launch(
@@ -229,6 +230,6 @@ def scaled_matmul(
     )
     if splits > 1:
         arguments = {"partials_ptr": partials, "y_ptr": y, "splits": splits, **scales}
-        grid = (rows, triton.cdiv(outputs, OUTPUTS))
+        grid = (rows, cdiv(outputs, OUTPUTS))
         launch(Launch(add_splits_kernel, grid, arguments, {"OUTPUTS": OUTPUTS}))
     return y

@@ -22,7 +22,7 @@ from torch import Tensor
 from nanochat_kernels.backends import Unsupported
 from nanochat_kernels.reference.activations import LEVELS
 from nanochat_kernels.reference.gradient import MIN_ABSMAX
-from nanochat_kernels.triton_kernels.launch import Launch, launch, require_device
+from nanochat_kernels.triton_kernels.launch import Launch, cdiv, launch, require_device
 
 ROWS = 128
 """Of a tile of codes, and so what the columns' length is a multiple of: products need no mask."""
@@ -162,7 +162,7 @@ def quantize_gradient(dy: Tensor, factor: Tensor, weight: Tensor, levels: float 
         "factor_stride": int(factor.numel() > 1),
     }
     written = {f"{name}_ptr": tensor for name, tensor in out._asdict().items()}
-    grid = triton.cdiv(m, MAXIMA_TILE["ROWS"]), triton.cdiv(n, MAXIMA_TILE["COLUMNS"])
+    grid = cdiv(m, MAXIMA_TILE["ROWS"]), cdiv(n, MAXIMA_TILE["COLUMNS"])
     launch(Launch(gradient_maxima_kernel, grid, read, MAXIMA_TILE))
     constants = {
         **TILE,
@@ -172,7 +172,7 @@ def quantize_gradient(dy: Tensor, factor: Tensor, weight: Tensor, levels: float 
         "INVERSE_COLUMN_LEVELS": 1.0 / levels,
     }
     arguments = {**read, **written, "maxima_ptr": maxima.view(torch.float32), "length": length}
-    grid = length // ROWS, triton.cdiv(n, TILE["COLUMNS"])
+    grid = length // ROWS, cdiv(n, TILE["COLUMNS"])
     launch(Launch(gradient_codes_kernel, grid, arguments, constants))
     return out
 
@@ -184,11 +184,11 @@ def transpose(x: Tensor) -> Tensor:
     (m, k), length = x.shape, _filled(x.shape[0])
     y = torch.empty((k, length), dtype=torch.int8, device=x.device)
     arguments = {"x_ptr": x, "y_ptr": y, "M": m, "K": k, "length": length, "x_stride": x.stride(0)}
-    grid = length // ROWS, triton.cdiv(k, TILE["COLUMNS"])
+    grid = length // ROWS, cdiv(k, TILE["COLUMNS"])
     launch(Launch(transpose_kernel, grid, arguments, TILE))
     return y
 
 
 def _filled(rows: int) -> int:
     """At least one tile, which writes the scales of columns."""
-    return max(-(-rows // ROWS), 1) * ROWS
+    return max(cdiv(rows, ROWS), 1) * ROWS

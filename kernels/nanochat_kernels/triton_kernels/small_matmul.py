@@ -26,7 +26,7 @@ from nanochat_kernels.triton_kernels.gemv import require_group
 from nanochat_kernels.triton_kernels.group_sums import sums_per_scale
 from nanochat_kernels.triton_kernels.int8_matmul import OUTPUT_DTYPES
 from nanochat_kernels.triton_kernels.language import unpack_planes
-from nanochat_kernels.triton_kernels.launch import Launch, inline_assembly, launch, require_device
+from nanochat_kernels.triton_kernels.launch import Launch, cdiv, inline_assembly, launch, require_device
 
 BLOCK = 128
 """Inputs in 32 bytes."""
@@ -156,8 +156,8 @@ def ternary_small_matmul(
     configuration = configuration or small_matmul_configuration(capability, group, tokens, outputs, columns)
     blocks = _blocks(configuration.blocks, group, columns)
     step = max(group, BLOCK * blocks)
-    steps = triton.cdiv(columns // step, configuration.splits)
-    splits = triton.cdiv(columns // step, steps)
+    steps = cdiv(columns // step, configuration.splits)
+    splits = cdiv(columns // step, steps)
     y = torch.empty((*codes.shape[:-1], outputs), dtype=out_dtype, device=codes.device)
     partial_dtype = torch.float32 if group else torch.int32
     written = y if splits == 1 else torch.empty((splits, tokens, outputs), dtype=partial_dtype, device=codes.device)
@@ -182,7 +182,7 @@ def ternary_small_matmul(
         "SPLIT": splits > 1,
         "ASM": inline_assembly(),
     }
-    grid = (triton.cdiv(outputs, configuration.outputs), triton.cdiv(tokens, configuration.tokens), splits)
+    grid = (cdiv(outputs, configuration.outputs), cdiv(tokens, configuration.tokens), splits)
     weights = configuration.outputs * step
     launch(
         Launch(
@@ -199,7 +199,7 @@ def ternary_small_matmul(
     if splits > 1:
         arguments = {"partials_ptr": written, "y_ptr": y, "M": tokens, "N": outputs, "splits": splits, **scales}
         constants = {"GROUPED": group > 0, "OUTPUTS": 256}
-        launch(Launch(add_partials_kernel, (triton.cdiv(outputs, 256), tokens), arguments, constants))
+        launch(Launch(add_partials_kernel, (cdiv(outputs, 256), tokens), arguments, constants))
     return y
 
 
