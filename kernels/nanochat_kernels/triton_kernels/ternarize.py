@@ -294,10 +294,10 @@ def ternarize_rows(
         require_device(*given)
         if latent.dtype not in LATENT_DTYPES or operand.dtype not in OPERAND_DTYPES:
             raise Unsupported(f"weights of {latent.dtype} as {operand.dtype}")
-        if any(tensor.data_ptr() % 16 or not tensor.is_contiguous() for tensor in given):
+        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+        if any(address % 16 for address in addresses) or not all(tensor.is_contiguous() for tensor in given):
             raise Unsupported("weights that are not contiguous, or not aligned to 16 bytes")
-        key = (*latent.shape, latent.dtype, operand.dtype, held is not None)
-        alike.setdefault(key, []).extend(0 if tensor is None else tensor.data_ptr() for tensor in tensors)
+        alike.setdefault((*latent.shape, latent.dtype, operand.dtype, held is not None), []).extend(addresses)
     if not alike:
         return
     device = latents[0].device
