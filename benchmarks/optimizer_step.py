@@ -1,7 +1,7 @@
 """What a step of Muon costs on a CPU, and how close its few iterations come to the orthogonal factor.
 
     nanochat train --preset quickstart --set checkpoint.interval=40 --name momenta    # any run with checkpoints
-    python -m benchmarks.optimizer_step runs/momenta [--rounds 7] [--shapes 5.5M 20M]
+    python benchmarks/optimizer_step.py runs/momenta [--rounds 7] [--shapes 5.5M 20M]
 
 Quality: momenta of the run's checkpoints, orthogonalised with every set of coefficients in every number format, against
 U Vᵀ of their singular value decomposition in float64: cosine of the angle, root mean square of the distance of singular
