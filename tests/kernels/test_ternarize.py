@@ -84,9 +84,9 @@ def test_requantising_an_effective_weight_would_shrink_its_scale():
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_what_several_weights_are_held_in_is_refreshed_in_place(backend):
-    latents = [torch.randn(n, 256, generator=torch.Generator().manual_seed(n)) for n in (3, 5)]
-    scales, packed = [torch.empty(n, 1) for n in (3, 5)], [None, torch.empty(5, 64, dtype=torch.uint8)]
-    operands = [torch.empty(3, 256, dtype=torch.bfloat16), torch.empty(5, 256, dtype=torch.int8)]
+    latents = [torch.randn(n, 256, generator=torch.Generator().manual_seed(n)) for n in (3, 5, 7)]
+    scales, packed = [torch.empty(n, 1) for n in (3, 5, 7)], [None, torch.empty(5, 64, dtype=torch.uint8), None]
+    operands = [torch.empty(3, 256, dtype=torch.bfloat16), *(torch.empty(n, 256, dtype=torch.int8) for n in (5, 7))]
     ternarize_rows(latents, scales, operands, packed, backend=backend)
     for latent, scale, operand in zip(latents, scales, operands, strict=True):
         assert torch.equal(scale, ternarize(latent).scales)

@@ -230,7 +230,13 @@ def ternarize_packed(weight: Tensor, granularity: Granularity = "row") -> Packed
 def ternarize_rows(
     latents: Sequence[Tensor], scales: Sequence[Tensor], operands: Sequence[Tensor], packed: Sequence[Tensor | None]
 ) -> None:
-    definitions.ternarize_rows(latents, scales, operands, packed, ternarize)
+    for latent, scale, operand, held in zip(latents, scales, operands, packed, strict=True):
+        whole = latent.is_contiguous() and scale.is_contiguous() and operand.is_contiguous()
+        if whole and held is None and (latent.dtype, operand.dtype) == (torch.float32, torch.int8):
+            _require_cpu(latent, scale, operand)
+            _ternarize(latent, latent.shape[1], operand, None, scale)
+        else:
+            definitions.ternarize_rows([latent], [scale], [operand], [held], ternarize)
 
 
 def unpack(weight: PackedTernary, dtype: torch.dtype = torch.int8) -> Tensor:
