@@ -91,7 +91,7 @@ class Optimizers:
             t for g in self.groups if isinstance(g.optimizer, GaLore) for t in g.optimizer.collected_gradients()
         ]
         norm = torch.nn.utils.get_total_norm(gradients + collected)
-        if max_norm > 0 and not (norm.device.type == "cpu" and max_norm / (norm + 1e-6) >= 1):  # else: times 1
+        if max_norm > 0 and _may_exceed(norm, max_norm):  # else it would multiply by 1
             torch.nn.utils.clip_grads_with_norm_(self.parameters, max_norm, norm)
             for tensor in collected:
                 tensor.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
@@ -164,6 +164,11 @@ def build_optimizer(
             names = [name for name, _ in parameters]
             groups.append(Group(kind, optimizer, rates[kind] * factor, optimizer.weight_decay, names))
     return Optimizers(groups, [p for _, p in named], config)
+
+
+def _may_exceed(norm: Tensor, max_norm: float) -> bool:
+    """False where it is known, without waiting for a device, that a norm is within its limit."""
+    return norm.device.type != "cpu" or not bool(max_norm / (norm + 1e-6) >= 1)
 
 
 def _differing_key(group: str, stored: frozenset[str], expected: frozenset[str]) -> str:

@@ -178,7 +178,7 @@ CORPUS = [
     Mistake("glob without a match", [*TOKENIZE, "src", "--glob", "*.rs"], DATA, "no file matches glob '*.rs'"),
     Mistake("empty file", [*TOKENIZE, "x.txt"], DATA, "no usable document (1 empty)", write("x.txt", b"")),
     Mistake("one-byte corpus", [*TOKENIZE, "x.txt"], DATA, "(1 bytes), but one must be held out", write("x.txt", b"x")),
-    Mistake("binary file", [*TOKENIZE, "x.bin"], DATA, "(1 binary (NUL bytes))", write("x.bin", bytes(range(256)))),
+    Mistake("binary file", [*TOKENIZE, "x.dat"], DATA, "(1 binary (NUL bytes))", write("x.dat", bytes(range(256)))),
     Mistake("not UTF-8", [*TOKENIZE, "x.txt"], DATA, "(1 not UTF-8)", write("x.txt", "café ".encode("latin-1") * 99)),
     Mistake("jsonl line that is not JSON", [*TOKENIZE, "x.jsonl"], DATA, "left out: 1 not JSON: x.jsonl:2 (not JSON)",
             write("x.jsonl", b'{"text": "a"}\n{text: b}\n')),

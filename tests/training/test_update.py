@@ -1,10 +1,13 @@
 """Memory back-off: the global batch stays, the micro-batch halves."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 from nanochat_cli.errors import ConfigError
+from nanochat_cli.optim import build
 from nanochat_cli.report.reporter import QuietReporter
 from nanochat_cli.training.build import build_state
 from nanochat_cli.training.next_token import next_token_loss, train_step
@@ -83,11 +86,17 @@ def test_a_batch_that_did_not_fit_counts_the_load_of_experts_once(tmp_path, limi
         assert mixture.load.sum() == 8 * 16 * 2
 
 
+def test_a_norm_is_compared_with_its_limit_only_where_that_costs_no_wait():
+    assert [build._may_exceed(torch.tensor(norm), 1.0) for norm in (0.5, 2.0, math.nan)] == [False, True, True]
+    assert build._may_exceed(torch.ones((), device="meta"), 1.0), "a meta tensor has no value to read"
+
+
 def test_a_step_waits_for_the_device_once(tmp_path, monkeypatch):
     """Whatever the parts measure in it: what the host reads comes in one piece."""
     state = state_of(tmp_path, mtp={"enabled": True, "n_tokens": 2})
     batch = SyntheticData(8, 16).batch(0)
     train_step(state, *batch)  # what is done once only
+    monkeypatch.setattr(build, "_may_exceed", lambda *_: True)  # as on a device, whose values cost a wait
     calls = []
     for method in ("tolist", "item", "__bool__", "__int__", "__float__", "numpy"):
         original = getattr(Tensor, method)
