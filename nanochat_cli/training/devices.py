@@ -25,6 +25,14 @@ def choose_autocast(dtype: str, device: torch.device) -> torch.dtype | None:
     return None
 
 
+def codes_dtype(autocast: torch.dtype | None, device: torch.device) -> torch.dtype:
+    """In which training holds codes that no integer product reads: all of them are exact in any dtype.
+
+    A GPU multiplies them in the autocast dtype: so held, no step has to cast them.
+    """
+    return autocast or torch.float32 if device.type == "cuda" else torch.float32
+
+
 def require_float8(train: TrainConfig, device: torch.device) -> None:
     """Raise ConfigError where train.grad_input = fp8 has no tensor cores to run on, or contradicts train.backward."""
     if train.grad_input == "exact":

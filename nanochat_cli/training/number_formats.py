@@ -21,6 +21,7 @@ from nanochat_cli.optim.galore import GaLore
 from nanochat_cli.optim.muon import Muon
 from nanochat_cli.optim.newton_schulz import NumberFormat, orthogonalize
 from nanochat_cli.report.reporter import Reporter
+from nanochat_cli.training.devices import codes_dtype
 from nanochat_cli.training.progress import Progress
 from nanochat_cli.training.state import TrainState
 from nanochat_kernels import Backward, quantize_input, ternarize
@@ -67,10 +68,9 @@ def use_number_formats(state: TrainState, config: Config) -> None:
     """Compute in those of `state.progress` from now on."""
     progress, train = state.progress, config.train
     backward = "fp8" if train.grad_input == "fp8" else progress.backward
-    form, device = None if train.forward == "auto" else train.forward, state.model.device
-    # A GPU multiplies codes in the autocast dtype, in which they are exact: so held, no step has to cast them.
-    dtype = state.score.autocast_dtype if device.type == "cuda" else None
-    use_forms(state.linears.items(), form, backward, dtype or torch.float32)
+    form = None if train.forward == "auto" else train.forward
+    dtype = codes_dtype(state.score.autocast_dtype, state.model.device)
+    use_forms(state.linears.items(), form, backward, dtype)
     for attention in _attentions(state):
         attention.form = progress.attention
     ternary = (layer for layer in state.linears.values() if layer.quant.enabled)

@@ -61,7 +61,7 @@ def test_predicted_memory_is_within_ten_percent_of_the_measured(preset):
     [
         ("cpu", "int8", "exact", 4.25),
         ("cpu", "int8", "int8", 1),
-        ("cuda", "float", "exact", 4),
+        ("cuda", "float", "exact", 2),
         ("cuda", "int8", "exact", 1),
         ("cuda", "int8", "int8", 2),
     ],

@@ -21,6 +21,7 @@ from nanochat_cli.model.mtp import MTP, build_mtp
 from nanochat_cli.model.transformer import Block, Transformer, forms_of
 from nanochat_cli.optim import build_optimizer
 from nanochat_cli.optim.stacks import CHUNK
+from nanochat_cli.training.devices import choose_autocast, codes_dtype
 from nanochat_kernels import Backward, Form
 from nanochat_kernels.backends import ENVIRONMENT_VARIABLE
 
@@ -72,7 +73,7 @@ def training_memory(config: Config, device: torch.device | None = None) -> Memor
     muon = config.optim.matrix == "muon"
     return Memory(
         latents=4 * parameters,
-        quantised=sum(_quantised_bytes(layer, *_forms(layer, config, device), device) for layer in linears),
+        quantised=sum(_quantised_bytes(layer, config, device) for layer in linears),
         gradients=4 * parameters,
         optimizer=build_optimizer(model, config.optim, beside).state_bytes(),
         activations=activations,
@@ -82,14 +83,17 @@ def training_memory(config: Config, device: torch.device | None = None) -> Memor
     )
 
 
-def _quantised_bytes(layer: BitLinear, form: Form, backward: Backward, device: torch.device) -> int:
+def _quantised_bytes(layer: BitLinear, config: Config, device: torch.device) -> int:
     if not layer.quant.enabled:
         return 0
+    form, backward = _forms(layer, config, device)
     weights, scales = layer.weight.numel(), 4 * layer.scales.numel()
     cuda = device.type == "cuda"
     if layer.computes_in_int8(form, backward, cuda):
         return (2 if cuda and backward == "int8" else 1) * weights + scales
-    return 4 * weights + scales + (weights // 4 if form == "int8" else 0)
+    codes = codes_dtype(choose_autocast(config.train.dtype, device), device)
+    operand = codes if layer.scales.shape[1] == 1 else torch.float32
+    return operand.itemsize * weights + scales + (weights // 4 if form == "int8" else 0)
 
 
 def _largest_stack(linears: list[BitLinear]) -> int:
