@@ -26,7 +26,7 @@ BLOCK = 1 << 20
 class TokenSettings(NamedTuple):
     """`format` of the files; `eot_id` between documents, None: the tokenizer's; path of the `tokenizer` they need."""
 
-    format: Literal["auto"] | TokenFormat = "auto"
+    format: Literal["auto", TokenFormat] = "auto"
     eot_id: int | None = None
     tokenizer: Path | None = None
 

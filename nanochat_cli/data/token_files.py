@@ -45,7 +45,7 @@ class TokenFile:
 
 
 def token_files(
-    found: Sequence[Path], wanted: Literal["auto"] | TokenFormat, *, folder: bool
+    found: Sequence[Path], wanted: Literal["auto", TokenFormat], *, folder: bool
 ) -> tuple[TokenFormat | None, list[Path]]:
     """The format of one file or those of a folder, None for text, and the files that stand for others (`SUFFIXES`).
 

@@ -16,7 +16,7 @@ class DataConfig(Section):
     source: str = Field(default="stdlib", description="corpus to tokenise into the cache if data.path is not set")
     glob: str = Field(default="**/*", description="which files of a source folder are read")
     text_field: str = Field(default="text", description="field of a record that holds its text; dots for a nested one")
-    format: Literal["auto", "nanotron", "megatron", "nanogpt", "llmc"] = Field(
+    format: Literal["auto", TokenFormat] = Field(
         default="auto", description="format of a source of token ids; auto: recognised by suffix and content"
     )
     eot_id: NonNegativeInt | None = Field(
