@@ -1,6 +1,6 @@
 """A committed result can be traced to a commit without uncommitted changes, and to a machine.
 
-Exceptions are listed with their reason until they are measured again; the list only shrinks.
+Exceptions are listed with their reason until they are measured again.
 """
 
 import json
