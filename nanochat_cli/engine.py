@@ -6,6 +6,7 @@ are imported inside the methods that need them, so that importing the Engine cos
 
 import shlex
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,21 +60,27 @@ class Engine:
         self.reporter.info(f"next: nanochat train --set data.path={out}")
         self.reporter.result({"dataset": printable(str(out)), **manifest.model_dump(mode="json")})
 
-    def train(self, config: Config, resume: Path | None, stem: str = "run") -> Path:
+    def train(self, config: Config, resume: Path | None, stem: str = "run", *, show: bool = False) -> Path:
         """Train a new run in `run.dir/run.name`, or continue `resume`; returns the run's folder.
 
-        stem: names a run that has no name, with a counter. A run that was stopped before its first checkpoint starts
-        from the beginning. Raises ConfigError if the name is taken, or while another process trains the run.
+        stem: names a run that has no name, with a counter. show: serve TensorBoard meanwhile. A run that was stopped
+        before its first checkpoint starts from the beginning. Raises ConfigError if the name is taken, or while another
+        process trains the run.
         """
         from nanochat_cli.training.summary import summarise
 
-        with run_folder(config, resume, TRAINS, stem) as run_dir:
+        with run_folder(config, resume, TRAINS, stem) as run_dir, self._shown(run_dir, show):
             result, reader = self._fit(config, run_dir, resume=resume is not None)
             sample = summarise(run_dir, config, result, reader, self.reporter)
         begin = shlex.quote(sample.beginning)
         self.reporter.info(f"next: nanochat generate {run_dir} -p {begin}   or: nanochat export {run_dir} --gguf")
         self.reporter.result({"run": str(run_dir), **asdict(result)})
         return run_dir
+
+    def _shown(self, run_dir: Path, show: bool) -> AbstractContextManager[object]:
+        from nanochat_cli.report.tensorboard_server import tensorboard
+
+        return tensorboard(run_dir, self.reporter) if show else nullcontext()
 
     def fit(self, config: Config, resume: Path | None) -> "TrainResult":
         """Like `train`, but returns the figures instead of reporting them."""

@@ -52,6 +52,7 @@ COMMANDS: dict[str, Entry] = {
     "score": Entry("score", "Write the loss of every training token under a run, for token filtering."),
     "inspect": Entry("inspect", "Look into a run: health of its ternary layers and its residual streams."),
     "doctor": Entry("doctor", "Show what is installed, what can compute, and what is missing."),
+    "config": Entry("config", "Print the JSON schema of configuration files, for editors."),
     "presets": Entry("presets", "List presets with their true sizes, or show one."),
 }
 

@@ -28,11 +28,15 @@ def train(
         str | None, typer.Option(metavar="NAME", help="Name of the run; default: the preset's name and a counter.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run from its last checkpoint.")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Serve TensorBoard on this machine while it trains.")
+    ] = False,
 ) -> None:
     """Train a ternary model: by default the quickstart preset, on the embedded corpus."""
     session = session_of(ctx)
     if resume:
-        _resume(session, run if run is not None or name is None else Path(name), bool(preset or config), overrides)
+        target = run if run is not None or name is None else Path(name)
+        _resume(session, target, bool(preset or config), overrides, tensorboard)
         return
     if run is not None:
         raise ConfigError(f"{run}: a run is only named with --resume; did you mean --name or --preset {run}?")
@@ -42,7 +46,8 @@ def train(
     resolved.grpo.source = None  # --config may name the configuration of a run of nanochat grpo
     stem = _stem(preset, config)
     require_startable(resolved, stem)
-    session.engine.train(resolved, None, stem)
+    _require_events(resolved, tensorboard)
+    session.engine.train(resolved, None, stem, show=tensorboard)
 
 
 def require_startable(config: "Config", stem: str) -> None:
@@ -61,7 +66,12 @@ def _require_data(config: "Config") -> None:
         raise DataError(f"data.path = {path}: not a data set: {reason}")
 
 
-def _resume(session: Session, target: Path | None, other_config: bool, overrides: list[str]) -> None:
+def _require_events(config: "Config", tensorboard: bool) -> None:
+    if tensorboard and not config.telemetry.tensorboard:
+        raise ConfigError("--tensorboard has nothing to show with telemetry.tensorboard = false: leave one of them out")
+
+
+def _resume(session: Session, target: Path | None, other_config: bool, overrides: list[str], tensorboard: bool) -> None:
     from nanochat_cli.config.load import CONFIG_FILE, run_config
     from nanochat_cli.formats.run.find import find_run, require_writable
 
@@ -73,7 +83,8 @@ def _resume(session: Session, target: Path | None, other_config: bool, overrides
         raise ConfigError(f"{run}: a run of nanochat grpo; continue it with: nanochat grpo --resume {run}")
     require_writable(run)
     _require_data(config)
-    session.engine.train(config, resume=run)
+    _require_events(config, tensorboard)
+    session.engine.train(config, resume=run, show=tensorboard)
 
 
 def _stem(presets: list[str], config: Path | None) -> str:

@@ -23,6 +23,8 @@ from nanochat_cli.nesting import parse_json
 if TYPE_CHECKING:
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+    from nanochat_cli.report.tracker import Tracker
+
 FILE_NAME = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 
@@ -33,14 +35,18 @@ class MetricsLog:
     """Appends to the metrics of a run; `with MetricsLog(run_dir, tensorboard=True) as log: log.log(10, {…})`.
 
     resumed_step: the step of the checkpoint that the run continues from. Lines after it are cut from the file, and
-    TensorBoard is told to forget them. None starts an empty file. Raises DataError if the file cannot be written.
+    TensorBoard is told to forget them. None starts an empty file. tracker: gets the scalars too. Raises DataError if
+    the file cannot be written.
     """
 
-    def __init__(self, run_dir: Path, tensorboard: bool, resumed_step: int | None = None) -> None:
+    def __init__(
+        self, run_dir: Path, tensorboard: bool, resumed_step: int | None = None, tracker: "Tracker | None" = None
+    ) -> None:
         self._path = Path(run_dir) / FILE_NAME
         self._tensorboard_dir = Path(run_dir) / TENSORBOARD_FOLDER if tensorboard else None
         self._events: EventFileWriter | None = None
         self._resumed_step = resumed_step
+        self._tracker = tracker
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             _truncate_after(self._path, resumed_step)
@@ -56,14 +62,15 @@ class MetricsLog:
             self._file.flush()
         except OSError as error:
             raise _cannot_write(self._path, error) from error
-        if self._tensorboard_dir is not None:
-            scalars = {
-                name: float(value)
-                for name, value in metrics.items()
-                if "/" in name and isinstance(value, int | float) and not isinstance(value, bool)
-            }
-            if scalars:
-                self._write_events(self._tensorboard_dir, step, scalars)
+        scalars = {
+            name: float(value)
+            for name, value in metrics.items()
+            if "/" in name and isinstance(value, int | float) and not isinstance(value, bool)
+        }
+        if scalars and self._tensorboard_dir is not None:
+            self._write_events(self._tensorboard_dir, step, scalars)
+        if scalars and self._tracker is not None:
+            self._tracker.log(step, scalars)
 
     def sync(self) -> None:
         """Flush everything logged so far to the disk: call it before a checkpoint of the step is saved."""
@@ -76,6 +83,8 @@ class MetricsLog:
         self._file.close()
         if self._events is not None:
             self._events.close()
+        if self._tracker is not None:
+            self._tracker.finish()
 
     def __enter__(self) -> "MetricsLog":
         return self

@@ -20,6 +20,7 @@ from nanochat_cli.evaluation.complete_problems import fingerprint
 from nanochat_cli.evaluation.problem import Problem
 from nanochat_cli.formats.open import load_run, open_run
 from nanochat_cli.formats.run import checkpoints
+from nanochat_cli.formats.run.metrics import open_metrics
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.report.metrics_log import MetricsLog
 from nanochat_cli.report.quantities import counted
@@ -158,7 +159,7 @@ class GRPORun:
     def run(self) -> Path:
         """All rounds that are left, and the report; returns its path. Raises Interrupted after a signal."""
         resumed = self.round if self.before is not None else None
-        log = MetricsLog(self.run_dir, self.config.telemetry.tensorboard, resumed)
+        log = open_metrics(self.run_dir, self.config, resumed)
         with self.stop, log, self.view:
             if self.before is None:
                 self.before = self._measure("before", plain)

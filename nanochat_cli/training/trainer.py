@@ -16,6 +16,7 @@ from torch import Tensor
 from nanochat_cli.config.schema import Config
 from nanochat_cli.errors import Interrupted
 from nanochat_cli.formats.run import checkpoints
+from nanochat_cli.formats.run.metrics import open_metrics
 from nanochat_cli.optim.schedules import WarmUps
 from nanochat_cli.report.live import LiveView
 from nanochat_cli.report.metrics_log import MetricsLog
@@ -86,7 +87,7 @@ class Trainer:
         use_number_formats(self.state, config)
         if self.progress.compiled:
             compile_blocks(self.state.model)
-        self.log = MetricsLog(run_dir, config.telemetry.tensorboard, self.progress.step if resume else None)
+        self.log = open_metrics(run_dir, config, self.progress.step if resume else None)
         self.view = LiveView(
             reporter, self.progress.total_steps, train.log_interval, title=run_dir.name, peak_flops=self.peak_flops
         )

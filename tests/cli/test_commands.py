@@ -82,7 +82,7 @@ def test_words_in_square_brackets_are_in_the_help(nanochat, monkeypatch, line):
 
 def test_train_without_anything_is_quickstart(nanochat, engine):
     assert nanochat("train").code == 0
-    assert engine.last == ("train", (resolve_config(["quickstart"]), None, "quickstart"), {})
+    assert engine.last == ("train", (resolve_config(["quickstart"]), None, "quickstart"), {"show": False})
 
 
 def test_train_composes_and_names_the_run_after_its_first_preset(nanochat, engine, folder):
@@ -320,3 +320,22 @@ def test_a_reader_that_leaves_early_is_not_an_error(folder):
     command = f"{sys.executable} -m nanochat_cli.cli.app presets show d20 --resolved | head -n 1"
     child = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False)
     assert (child.returncode, child.stderr) == (0, "")
+
+
+def test_tensorboard_is_served_beside_a_run_that_writes_for_it(nanochat, engine):
+    nanochat("train", "--tensorboard")
+    assert engine.last[2] == {"show": True}
+    outcome = nanochat("train", "--tensorboard", "--set", "telemetry.tensorboard=false")
+    assert outcome.code == 2
+    assert outcome.error.startswith("--tensorboard has nothing to show")
+
+
+def test_config_schema_goes_to_standard_output_or_to_a_file(nanochat, folder):
+    shown = json.loads(nanochat("config", "schema").out)
+    said = nanochat("config", "schema", "--out", "schema.json").err
+    assert json.loads((folder / "schema.json").read_text()) == shown
+    assert "#:schema schema.json" in said
+    assert shown["properties"]["hidden_dim"]["type"] == "integer"
+    outcome = nanochat("config", "schema", "--out", "none/schema.json")
+    assert outcome.code == 3
+    assert outcome.error.startswith("--out none/schema.json: ")

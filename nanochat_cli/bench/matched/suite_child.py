@@ -5,10 +5,8 @@ file, and writes OUTCOME: how it ended, and what only this process can know. It 
 suite leaves no process behind that still writes into its runs.
 """
 
-import ctypes
 import json
 import os
-import signal
 import sys
 import traceback
 from dataclasses import asdict
@@ -20,18 +18,19 @@ from nanochat_cli.bench.matched.run_record import DIVERGED, FAILED, FINISHED, IN
 from nanochat_cli.bench.peak_memory import peak_memory
 from nanochat_cli.config.load import CONFIG_FILE, resolve_config
 from nanochat_cli.config.schema import Config, OptimConfig
+from nanochat_cli.end_with_parent import end_with_parent
 from nanochat_cli.engine import GGUF_FILE, Engine
 from nanochat_cli.errors import Diverged, Interrupted, NanochatError
 from nanochat_cli.nesting import parse_json
 from nanochat_cli.report.reporter import PlainReporter
 
 PARENT = "NANOCHAT_SUITE_PARENT"
-_PR_SET_PDEATHSIG = 1
 
 
 def main(config_file: Path, outcome_file: Path) -> int:
     """Returns the exit code. Any error goes into the outcome, and its traceback to standard error."""
-    _die_with_parent()
+    if (parent := os.environ.get(PARENT)) is not None:
+        end_with_parent(int(parent))
     try:
         outcome = _train(resolve_config(file=config_file))
     except Interrupted:
@@ -117,16 +116,6 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     return text if isinstance(error, NanochatError) else f"{type(error).__name__}: {text}"
-
-
-def _die_with_parent() -> None:
-    """Have the kernel kill this process when its parent is gone, however that ended (Linux)."""
-    parent = os.environ.get(PARENT)
-    if parent is None:
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(parent):  # it was gone before prctl took effect
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

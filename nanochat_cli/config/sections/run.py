@@ -1,6 +1,7 @@
 """`[run]`, `[checkpoint]`, `[telemetry]`: a run's folder, and what is kept and logged in it."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, PositiveInt
 
@@ -25,6 +26,10 @@ class CheckpointConfig(Section):
 class TelemetryConfig(Section):
     interval: PositiveInt = Field(default=50, description="steps between ternary statistics: flips, zeros, margins")
     tensorboard: bool = Field(default=True, description="write `tensorboard/` beside `metrics.jsonl`")
+    tracker: Literal["none", "wandb", "trackio"] = Field(
+        default="none", description="also send the metrics there; trackio, installed by pip, keeps them on this machine"
+    )
+    project: str = Field(default="nanochat", min_length=1, description="the tracker's project")
     phases: bool = Field(
         default=False,
         description="also log mean times of forward, backward and optimizer since the last line, as `time/…_ms`",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from nanochat_cli import __version__
 from nanochat_cli.atomic_write import write_atomically
+from nanochat_cli.config.json_schema import SCHEMA_FILE, json_schema
 from nanochat_cli.config.load import CONFIG_FILE, config_to_toml
 from nanochat_cli.config.schema import Config
 from nanochat_cli.errors import DataError
@@ -52,9 +53,11 @@ def create_run(run_dir: Path, config: Config, tokenizer: "Tokenizer", record: "D
 
 
 def write_config(config: Config, run_dir: Path) -> None:
-    """Write it atomically: a run without its configuration could not be resumed."""
+    """Write it atomically, since a run without it could not be resumed, and its schema for editors beside it."""
     header = f"Resolved configuration of {run_dir.name}, written by nanochat {__version__}."
-    write_atomically(run_dir / CONFIG_FILE, config_to_toml(config, header).encode())
+    text = f"#:schema {SCHEMA_FILE}\n{config_to_toml(config, header)}"  # editors read this line
+    write_atomically(run_dir / CONFIG_FILE, text.encode())
+    write_atomically(run_dir / SCHEMA_FILE, (json.dumps(json_schema(), ensure_ascii=False) + "\n").encode())
 
 
 def provenance(run: Path, config: Config, step: int, reporter: Reporter) -> dict[str, object]:

@@ -1,0 +1,55 @@
+"""TensorBoard beside a run: started with it, ended with it."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nanochat_cli.report.metrics_log import TENSORBOARD_FOLDER
+from nanochat_cli.report.reporter import Reporter
+
+FIRST_PORT, PORTS = 6006, 100
+SERVER = """
+import sys
+from nanochat_cli.end_with_parent import end_with_parent
+end_with_parent(int(sys.argv.pop(1)))
+from tensorboard.main import run_main
+run_main()
+"""
+
+
+@contextmanager
+def tensorboard(run_dir: Path, reporter: Reporter) -> Iterator[str]:
+    """Serve what the run writes for TensorBoard, on this machine alone; says and yields the address.
+
+    The server is a process of its own, which ends with the block or with this process. Its own messages go to
+    `run_dir/tensorboard.log`.
+    """
+    port = free_port()
+    folder = run_dir / TENSORBOARD_FOLDER
+    command = [sys.executable, "-c", SERVER, str(os.getpid()), "--logdir", str(folder), "--port", str(port)]
+    with (run_dir / "tensorboard.log").open("wb") as log:
+        # A session of its own: Ctrl-C ends the training in order, and that ends the server.
+        server = subprocess.Popen([*command, "--host", "localhost"], stdout=log, stderr=log, start_new_session=True)
+    address = f"http://localhost:{port}/"
+    reporter.info(f"TensorBoard: {address} while the run lasts")
+    try:
+        yield address
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def free_port() -> int:
+    """The first free port from 6006 on, TensorBoard's own; any other if none of a hundred is free."""
+    for port in (*range(FIRST_PORT, FIRST_PORT + PORTS), 0):
+        with socket.socket() as one:
+            try:
+                one.bind(("localhost", port))
+            except OSError:
+                continue
+            return one.getsockname()[1]
+    raise OSError("no free port")
