@@ -11,7 +11,6 @@ from pathlib import Path
 from nanochat_cli.report.metrics_log import TENSORBOARD_FOLDER
 from nanochat_cli.report.reporter import Reporter
 
-FIRST_PORT, PORTS = 6006, 100
 SERVER = """
 import sys
 from nanochat_cli.end_with_parent import end_with_parent
@@ -44,12 +43,7 @@ def tensorboard(run_dir: Path, reporter: Reporter) -> Iterator[str]:
 
 
 def free_port() -> int:
-    """The first free port from 6006 on, TensorBoard's own; any other if none of a hundred is free."""
-    for port in (*range(FIRST_PORT, FIRST_PORT + PORTS), 0):
-        with socket.socket() as one:
-            try:
-                one.bind(("localhost", port))
-            except OSError:
-                continue
-            return one.getsockname()[1]
-    raise OSError("no free port")
+    """One that nobody uses: not TensorBoard's own, which another run may be about to take."""
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        return one.getsockname()[1]
