@@ -29,6 +29,7 @@ from nanochat_cli.data.near_duplicates import THRESHOLD, NearDuplicates
 from nanochat_cli.data.prepare import prepare_dataset
 from nanochat_cli.data.shards import MANIFEST, SPLITS, TOKENIZER, ShardReader, ShardWriter
 from nanochat_cli.data.split import HASH_RANGE, split_key
+from nanochat_cli.data.word_runs import words_of
 from nanochat_cli.engine import Engine
 from nanochat_cli.evaluation.held_out import encode_held_out
 from nanochat_cli.formats.open import load_run
@@ -80,7 +81,7 @@ def make_datasets(folder: Path, config: Config, documents: list[bytes]) -> tuple
     reader = ShardReader(folder / "by-cluster")
     with NearDuplicates(folder) as near:
         for content in documents:
-            near.add(content)
+            near.add(split_key(content), words_of(content).hashes)
         clusters = dict(zip(documents, near.clusters().tolist(), strict=True))
     threshold = config.data.val_fraction * HASH_RANGE
     sides = {content: "val" if split_key(content) < threshold else "train" for content in documents}

@@ -121,6 +121,7 @@ class Engine:
 
     def evaluate(self, run: Path, which: "Which" = "latest") -> None:
         """Measure a checkpoint of a run on all of its held-out documents."""
+        from nanochat_cli.evaluation.contamination_report import report_contamination
         from nanochat_cli.evaluation.held_out import open_held_out
         from nanochat_cli.training.bits_per_byte import evaluate
         from nanochat_cli.training.shard_data import ShardData
@@ -138,7 +139,8 @@ class Engine:
 
             held_out = evaluate(model, counted(), data.token_bytes)
         self.reporter.table(str(run), ("measure", "value"), list(held_out.as_dict().items()))
-        self.reporter.result({"run": str(run), "step": loaded.step, **held_out.as_dict()})
+        noted = report_contamination(reader.manifest, self.reporter)
+        self.reporter.result({"run": str(run), "step": loaded.step, **held_out.as_dict(), **noted})
 
     def score(self, run: Path, which: "Which" = "latest", *, out: Path, max_tokens: int | None = None) -> None:
         """Write the losses of the run's training tokens, or of those read first, as a file for collider.scores."""

@@ -77,7 +77,7 @@ RULES: tuple[Need | Rule, ...] = (
     Need("model.moe.loss_weight", "model.moe.balance", ("loss",)),
     Need("model.moe.bias_rate", "model.moe.balance", ("bias",)),
     Need("data.source data.glob data.text_field data.streaming data.max_bytes", "data.path", (None,)),
-    Need("data.val_fraction data.workers tokenizer.*", "data.path", (None,)),
+    Need("data.dedup data.contamination data.val_fraction data.workers tokenizer.*", "data.path", (None,)),
     Need("tokenizer.pre tokenizer.max_token_length tokenizer.train_bytes", "tokenizer.path", (None,)),
     Need("grpo.library grpo.threshold grpo.max_experiences", "grpo.mode", ("training-free",)),
     Need("grpo.shots grpo.shot_temperature grpo.lessons_* grpo.max_lessons", "grpo.mode", ("training-free",)),

@@ -1,9 +1,9 @@
 """Prepare a data set: split a corpus, train a tokenizer on the train side, encode both sides into shards.
 
-Two passes over the source: the first counts, samples text for the tokenizer, and finds near-duplicates, which tell what
-to hold out; the second encodes. Memory is bounded by `tokenizer.train_bytes` and a few hundred bytes per document in
-the first and by a few batches in the second. All is written beside an existing data set, which is replaced only by a
-complete one; preparing again with the same settings and source only checks file sizes.
+Two passes over the source: the first (`scan`) decides which documents are taken and which of them are held out, and
+samples text for the tokenizer; the second encodes, in the memory of a few batches. All is written beside an existing
+data set, which is replaced only by a complete one; preparing again with the same settings and source only checks file
+sizes.
 """
 
 import hashlib
@@ -11,21 +11,19 @@ import json
 import os
 import re
 import time
-from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from nanochat_cli.atomic_write import write_atomically
 from nanochat_cli.config.schema import Config, DataConfig
 from nanochat_cli.data import split
+from nanochat_cli.data.contamination import RUN_WORDS, ProblemRuns
 from nanochat_cli.data.corpus import NAMED, Corpus, open_corpus
 from nanochat_cli.data.documents import Document, as_named, printable
 from nanochat_cli.data.encoding import WORTH_A_WORKER, encode_documents, given_tokens
-from nanochat_cli.data.near_duplicates import NearDuplicates
+from nanochat_cli.data.scan import COPY, NEAR, Scan, bounded, scan
 from nanochat_cli.data.shards import (
     FORMAT_VERSION,
     MANIFEST,
@@ -33,7 +31,6 @@ from nanochat_cli.data.shards import (
     SPLITS,
     TOKENIZER,
     Manifest,
-    NearDuplicatesInfo,
     ShardWriter,
     Split,
     SplitInfo,
@@ -44,7 +41,6 @@ from nanochat_cli.data.shards import (
     verify_files,
 )
 from nanochat_cli.data.text_files import LONG_LINE
-from nanochat_cli.data.text_sample import TextSample
 from nanochat_cli.data.token_documents import TokenSettings
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import ConfigError, DataError
@@ -146,6 +142,10 @@ def _settings(corpus: Corpus, config: Config) -> Settings:
         "data.split": split.METHOD,
         "model.vocab_size": config.model.vocab_size,
     }
+    if data.dedup != "none":
+        settings["data.dedup"] = data.dedup
+    if data.contamination == "remove":
+        settings["data.contamination"] = f"remove, problems {ProblemRuns().version}"
     if corpus.tokens is not None:
         settings |= {"data.format": corpus.tokens.format, "data.eot_id": corpus.tokens.eot_id}
     if tokenizer.path is None:
@@ -204,15 +204,6 @@ def _whole_manifest(out: Path) -> Manifest | None:
 # -- the two passes ----------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Scan:
-    held_out: set[int]  # keys of documents
-    near_duplicates: NearDuplicatesInfo
-    size: int  # bytes of all documents
-    content: str
-    sample: list[bytes]
-
-
 def _build(
     corpus: Corpus,
     out: Path,
@@ -228,27 +219,27 @@ def _build(
         if corpus.tokens is not None:
             eot = given.eos_id if corpus.tokens.eot_id is None else corpus.tokens.eot_id
             reporter.info(f"{corpus.source}: token files ({corpus.tokens.format}), id {eot} between documents")
-    scan = _scan(corpus, out, config, reporter)
+    found = scan(corpus, out, config, reporter)
     if (old := _whole_manifest(out)) is not None and not _changed(settings, old):
-        if old.content == scan.content:  # files were copied or touched, but no document has changed
+        if old.content == found.content:  # files were copied or touched, but no document has changed
             manifest = old.model_copy(update={"fingerprint": fingerprint})
             _write_manifest(out, manifest)
             reporter.info(f"{out}: the same documents: already prepared ({_summary(manifest)})")
             return manifest
         before_replacing("the source")
     _warn_of_files(corpus, reporter)
-    tokenizer = given or _tokenizer(scan, config, reporter)
+    tokenizer = given or _tokenizer(found.sample, config, reporter)
     definition = tokenizer.to_str().encode()
     with staging(out) as staged:
         write_atomically(staged / TOKENIZER, definition)
-        train, val = _encode(corpus, scan, tokenizer, staged, config, reporter)
+        train, val, families = _encode(corpus, found, tokenizer, staged, config, reporter)
         manifest = Manifest(
             source=printable(corpus.source),
             location=printable(str(Path(corpus.source).absolute()))
             if corpus.files and corpus.source != "stdlib"
             else None,
             fingerprint=fingerprint,
-            content=scan.content,
+            content=found.content,
             settings=settings,
             tokenizer=TokenizerInfo(
                 sha256=hashlib.sha256(definition).hexdigest(),
@@ -258,13 +249,16 @@ def _build(
             ),
             train=train,
             val=val,
-            near_duplicates=scan.near_duplicates,
-            skipped=dict(sorted(corpus.skipped.items())),
+            near_duplicates=found.near_duplicates,
+            families=families,
+            contamination=found.contamination,
+            skipped=dict(sorted((corpus.skipped + found.left_out).items())),
             left_out=[printable(f"{item.id}: {item.reason}") for item in corpus.left_out],
             long_lines=[printable(name) for name in corpus.long_lines[:NAMED]],
         )
         _write_manifest(staged, manifest)
     install_staged(out)
+    _report(manifest, reporter)
     reporter.info(f"{out}: {_summary(manifest)}")
     return manifest
 
@@ -287,52 +281,9 @@ def _warn_of_files(corpus: Corpus, reporter: Reporter) -> None:
         )
 
 
-def _scan(corpus: Corpus, out: Path, config: Config, reporter: Reporter) -> _Scan:
-    """First pass. Raises DataError unless there are two different documents."""
-    sample = TextSample(config.tokenizer.train_bytes) if config.tokenizer.path is None else None
-    keys, sizes = array("Q"), array("q")
-    digest = hashlib.sha256()
-    limit = config.data.max_bytes
-    with NearDuplicates(out) as near_duplicates:
-        with reporter.progress("reading", total=_known_size(corpus, limit), unit="B") as progress:
-            for document in bounded(corpus, limit):
-                key = split.split_key(document.content)
-                digest.update(key.to_bytes(8, "big"))
-                if document.tokens is not None:
-                    digest.update(document.tokens.tobytes())
-                keys.append(key)
-                sizes.append(len(document.content))
-                near_duplicates.add(document.content)
-                if sample is not None:
-                    sample.offer(key, document.content)
-                progress.advance(len(document.content))
-        if min(keys) == max(keys):
-            left_out = f" (left out: {corpus.what_was_left_out()})" if corpus.skipped else ""
-            raise DataError(
-                printable(
-                    f"{corpus.source}: only one distinct document ({sum(sizes)} bytes){left_out}, but one must be held "
-                    "out for validation; give more text or more files"
-                )
-            )
-        clusters = near_duplicates.clusters()
-    held_out = split.choose_held_out(keys, sizes, clusters, config.data.val_fraction)
-    if held_out is None:
-        reporter.warn(
-            f"{corpus.source}: every document is a near-duplicate of another, so some have twins on both sides: "
-            "held-out figures will look too good"
-        )
-        contents = np.unique(np.array(keys), return_inverse=True)[1]
-        held_out = split.choose_held_out(keys, sizes, contents, config.data.val_fraction)
-        assert held_out is not None, "there are two different documents"
-    members = np.unique(clusters, return_counts=True)[1]
-    info = NearDuplicatesInfo(clusters=int((members > 1).sum()), documents=int(members[members > 1].sum()))
-    documents = sample.documents(held_out) if sample else []
-    return _Scan(held_out, info, sum(sizes), digest.hexdigest(), documents)
-
-
-def _tokenizer(scan: _Scan, config: Config, reporter: Reporter) -> Tokenizer:
+def _tokenizer(sample: list[bytes], config: Config, reporter: Reporter) -> Tokenizer:
     vocab_size = config.model.vocab_size
-    tokenizer = _train_tokenizer(scan.sample, config, reporter)
+    tokenizer = _train_tokenizer(sample, config, reporter)
     if tokenizer.unused_ids:
         reporter.warn(
             f"the corpus supports only {vocab_size - len(tokenizer.unused_ids)} tokens; the other "
@@ -373,51 +324,67 @@ def _train_tokenizer(sample: list[bytes], config: Config, reporter: Reporter) ->
 
 
 def _encode(
-    corpus: Corpus, scan: _Scan, tokenizer: Tokenizer, out: Path, config: Config, reporter: Reporter
-) -> tuple[SplitInfo, SplitInfo]:
-    """Second pass: (train, val). Raises DataError if the source is no longer what the first pass read."""
+    corpus: Corpus, found: Scan, tokenizer: Tokenizer, out: Path, config: Config, reporter: Reporter
+) -> tuple[SplitInfo, SplitInfo, list[tuple[int, str]]]:
+    """Second pass: train, val and the largest families of duplicates.
+
+    Raises DataError if the source is no longer what the first pass read.
+    """
     most = config.data.workers or usable_cores()
-    workers = max(1, min(most, scan.size // WORTH_A_WORKER))
+    workers = max(1, min(most, found.size // WORTH_A_WORKER))
     digest = hashlib.sha256()
+    held_out: deque[bool] = deque()  # of the documents that are being encoded
+    families: list[tuple[int, str]] = []
+
+    def taken() -> Iterator[Document]:
+        for number, document in enumerate(bounded(corpus, config.data.max_bytes)):
+            key = split.split_key(document.content)
+            digest.update(key.to_bytes(8, "big"))
+            if document.tokens is not None:
+                digest.update(document.tokens.tobytes())
+            if number in found.families:
+                families.append((found.families[number], printable(document.id)))
+            if number < len(found.taken) and found.taken[number]:
+                held_out.append(key in found.held_out)
+                yield document
+
     with (
         ShardWriter(out, "train", tokenizer.vocab_size, MAX_SHARD_TOKENS) as train,
         ShardWriter(out, "val", tokenizer.vocab_size, MAX_SHARD_TOKENS) as val,
-        reporter.progress("encoding", total=scan.size, unit="B") as progress,
+        reporter.progress("encoding", total=found.size, unit="B") as progress,
     ):
-        documents = bounded(corpus, config.data.max_bytes)
         if corpus.tokens is None:
-            batches = encode_documents((document.content for document in documents), tokenizer, workers)
+            batches = encode_documents((document.content for document in taken()), tokenizer, workers)
         else:
-            batches = given_tokens(documents, tokenizer.eos_id)
+            batches = given_tokens(taken(), tokenizer.eos_id)
         for batch in batches:
             start = 0
             for content, length in zip(batch.documents, batch.lengths.tolist(), strict=True):
-                key = split.split_key(content)
-                digest.update(key.to_bytes(8, "big"))
-                if corpus.tokens is not None:
-                    digest.update(batch.tokens[:-1].tobytes())
-                writer = val if key in scan.held_out else train
+                writer = val if held_out.popleft() else train
                 writer.add(batch.tokens[start : start + length], len(content))
                 start += length
             progress.advance(sum(map(len, batch.documents)))
-        if digest.hexdigest() != scan.content:
+        if digest.hexdigest() != found.content:
             raise DataError(f"{corpus.source}: changed while it was read; run the command again")
-        return train.finish(), val.finish()
+        return train.finish(), val.finish(), sorted(families, reverse=True)
 
 
-def bounded(documents: Iterable[Document], limit: int | None) -> Iterator[Document]:
-    """Documents up to the first that reaches `limit` bytes in total."""
-    size = 0
-    for document in documents:
-        yield document
-        size += len(document.content)
-        if limit is not None and size >= limit:
-            return
-
-
-def _known_size(corpus: Corpus, limit: int | None) -> int | None:
-    sizes = [size for size in (corpus.size_bytes, limit) if size is not None]
-    return min(sizes) if sizes else None
+def _report(manifest: Manifest, reporter: Reporter) -> None:
+    """What was left out of the data set as a duplicate, and what gives away problems."""
+    copies, near = (manifest.skipped.get(reason, 0) for reason in (COPY, NEAR))
+    if copies or near:
+        largest = ", ".join(f"{count} like {name}" for count, name in manifest.families)
+        reporter.info(
+            f"{manifest.source}: left out {copies:,} copies and {near:,} near-duplicates of other documents: {largest}"
+        )
+    info = manifest.contamination
+    if info is not None and info.first:
+        sets = ", ".join(f"{count} of {name}" for name, count in info.documents.items())
+        what = "left out" if info.left_out else "used (data.contamination=remove leaves them out)"
+        reporter.info(
+            f"{manifest.source}: documents that share {RUN_WORDS} words in a row with problems: {sets}; {what}: "
+            f"{', '.join(info.first)}"
+        )
 
 
 def _summary(manifest: Manifest) -> str:

@@ -72,20 +72,32 @@ class TokenizerInfo(_Record):
 
 
 class NearDuplicatesInfo(_Record):
-    """The number of clusters of several near-duplicates, and of documents in them, on both sides together."""
+    """Among all that was read: the number of clusters of several near-duplicates, and of documents in them."""
 
     clusters: int
     documents: int
+
+
+class ContaminationInfo(_Record):
+    """documents: problem set → documents that share words in a row with its problems; first: names of some of them.
+
+    left_out: whether the data set is without them.
+    """
+
+    documents: dict[str, int]
+    left_out: bool
+    first: list[str]
 
 
 class Manifest(_Record):
     """The contents and the origin of a data set.
 
     `fingerprint` covers the settings and the cheap identity of the source (names, sizes, times); `content` is the
-    sha256 over the documents' own hashes in order; `skipped` counts left-out files or rows by reason;
+    sha256 over the documents' own hashes in order; `skipped` counts left-out files, rows and documents by reason;
     `left_out` and `long_lines` name the first of them and of the files that look minified; `location` is the absolute
     path of a local source. The setting `data.split` names the rule of the split; a data set without it was split by
-    the hash of each document alone, and has no `near_duplicates`.
+    the hash of each document alone, and has no `near_duplicates`. `families`: how many duplicates
+    were left out, and the name of the document that stands for them, for the largest families.
     """
 
     version: Literal[1] = FORMAT_VERSION
@@ -97,6 +109,8 @@ class Manifest(_Record):
     train: SplitInfo
     val: SplitInfo
     near_duplicates: NearDuplicatesInfo | None = None
+    families: list[tuple[int, str]] = []
+    contamination: ContaminationInfo | None = None
     skipped: dict[str, int]
     location: str | None = None
     left_out: list[str] = []

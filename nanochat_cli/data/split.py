@@ -5,15 +5,16 @@ documents come or go. For the sides of an existing data set ask its shards, not 
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat_cli.data.shards import ShardReader
+from nanochat_cli.data.shards import ShardReader, Split
 
 HASH_RANGE = 1 << 64
-METHOD = "clusters of near-duplicates, 1"
+METHOD = "clusters of near-duplicates, 2"
 """Name and version of the rule; another rule makes another data set."""
 # A cluster above this share of the bytes to hold out is trained on: one family of files must not dominate the measure.
 LARGEST_SHARE = 0.25
@@ -26,13 +27,16 @@ def split_key(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
 
 
-def held_out_keys(reader: ShardReader) -> set[int]:
-    """The keys of the documents that a data set holds out, whatever rule it was made by."""
-    return {split_key(content) for content in reader.documents("val")}
+def document_keys(reader: ShardReader, side: Split) -> Counter[int]:
+    """The keys of the documents on one side of a data set, whatever rules it was made by."""
+    return Counter(split_key(content) for content in reader.documents(side))
 
 
 def choose_held_out(
-    keys: Sequence[int], sizes: Sequence[int], clusters: NDArray[np.int64], val_fraction: float
+    keys: Sequence[int] | NDArray[np.uint64],
+    sizes: Sequence[int] | NDArray[np.int64],
+    clusters: NDArray[np.int64],
+    val_fraction: float,
 ) -> set[int] | None:
     """The keys of the documents to hold out, given each one's key, bytes and cluster; None if all are one cluster.
 

@@ -1,7 +1,8 @@
 """The index of a data set's training text: where each document is in the source, so that it can be read at random.
 
 Made once by a pass over the source, and kept beside the shards as `text-*.npy`: int64 [documents, 7], memory-mapped
-by every process that reads it. Held-out documents are not in it. Knows sources and splits; reads no text afterwards.
+by every process that reads it. It has no document that is held out or left out. Knows sources and splits; reads no text
+afterwards.
 """
 
 from array import array
@@ -13,9 +14,10 @@ from nanochat_cli.atomic_write import whole
 from nanochat_cli.config.sections.data import DataConfig
 from nanochat_cli.data.corpus import Corpus
 from nanochat_cli.data.on_the_fly import COLUMNS
-from nanochat_cli.data.prepare import bounded, source_of
+from nanochat_cli.data.prepare import source_of
+from nanochat_cli.data.scan import bounded
 from nanochat_cli.data.shards import ShardReader
-from nanochat_cli.data.split import held_out_keys, split_key
+from nanochat_cli.data.split import document_keys, split_key
 from nanochat_cli.errors import DataError
 from nanochat_cli.report.reporter import Reporter
 
@@ -41,19 +43,21 @@ def _read(corpus: Corpus, reader: ShardReader, reporter: Reporter) -> np.ndarray
     """int64 [training documents, COLUMNS]: a place, and the total length up to the document's end."""
     manifest = reader.manifest
     numbers = {file: number for number, file in enumerate(corpus.files)}
-    held_out = held_out_keys(reader)
+    training = document_keys(reader, "train")
     cells = array("q")
     limit = manifest.settings["data.max_bytes"]
     with reporter.progress("indexing the text", total=corpus.size_bytes, unit="B") as progress:
         for document in bounded(corpus, None if limit is None else int(limit)):
+            progress.advance(len(document.content))
+            if not training[key := split_key(document.content)]:
+                continue
+            training[key] -= 1
             if document.place is None:
                 raise DataError(
                     f"{corpus.source}: cannot be read at random, which loader.on_the_fly needs: "
                     "give text files or .jsonl, or turn loader.on_the_fly off"
                 )
-            if split_key(document.content) not in held_out:
-                cells.extend((numbers[document.place.file], *document.place[1:]))
-            progress.advance(len(document.content))
+            cells.extend((numbers[document.place.file], *document.place[1:]))
     rows = np.array(cells, dtype=np.int64).reshape(-1, COLUMNS - 1)
     if len(rows) != manifest.train.documents or rows[:, -1].sum() != manifest.train.bytes:
         raise DataError(

@@ -43,6 +43,7 @@ def evaluate_target(
         _bits_per_byte(target, which, reporter, out, data)
         return
     from nanochat_cli.evaluation.complete_problems import complete_problems, drawing, fingerprint
+    from nanochat_cli.evaluation.contamination_report import manifest_of, report_contamination
     from nanochat_cli.evaluation.prompt_boundary import at_token_boundaries
     from nanochat_cli.evaluation.sample_file import SampleFile
     from nanochat_cli.evaluation.suite_report import results, scores, table
@@ -63,6 +64,7 @@ def evaluate_target(
             reporter.info(str(run))
         if problems is None:
             problems = _held_out_functions(target, run, data, options, pool, reporter)
+        noted = report_contamination(manifest_of(target, run, data), reporter)
         problems = at_token_boundaries(problems, tokenizer.encode)
         packed = PackedTransformer.from_model(model, backend)
         del model
@@ -84,7 +86,7 @@ def evaluate_target(
     title = f"{target}: {suite}, {counted(options.samples, 'completion')} of each problem"
     reporter.table(title, *table(suite, scored))
     values = [asdict(score) for score in scored]
-    details = {"settings": settings, "isolation": sandbox.isolation.description, "scores": values}
+    details = {"settings": settings, "isolation": sandbox.isolation.description, "scores": values, **noted}
     _finish(target, suite, folder, results(suite, scored), details, reporter)
 
 
@@ -126,6 +128,7 @@ def _held_out_functions(
 
 
 def _bits_per_byte(target: Path, which: "Which", reporter: Reporter, out: Path | None, data: Path | None) -> None:
+    from nanochat_cli.evaluation.contamination_report import report_contamination
     from nanochat_cli.evaluation.held_out import open_held_out
     from nanochat_cli.evaluation.run_bits_per_byte import bits_per_byte_results, measure_bits_per_byte
     from nanochat_cli.formats.open import load_target
@@ -142,9 +145,10 @@ def _bits_per_byte(target: Path, which: "Which", reporter: Reporter, out: Path |
     ]
     columns = ("held-out documents", "bits per byte", "loss", "accuracy", "tokens", "bytes")
     reporter.table(str(target), columns, rows)
+    noted = report_contamination(reader.manifest, reporter)
     reporter.result({**whole.as_dict(), "languages": {name: one.as_dict() for name, one in languages.items()}})
     folder = out if out is not None else default_folder(target, BITS_PER_BYTE, run)
-    details = {"settings": {"suite": BITS_PER_BYTE, **identity_of(target, run), "data": str(reader.folder)}}
+    details = {"settings": {"suite": BITS_PER_BYTE, **identity_of(target, run), "data": str(reader.folder)}, **noted}
     _finish(target, BITS_PER_BYTE, folder, bits_per_byte_results(whole, languages), details, reporter)
 
 

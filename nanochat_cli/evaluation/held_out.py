@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat_cli.config.schema import Config
-from nanochat_cli.data.prepare import bounded, source_of
+from nanochat_cli.data.prepare import source_of
+from nanochat_cli.data.scan import bounded
 from nanochat_cli.data.shards import ShardReader
-from nanochat_cli.data.split import held_out_keys, split_key
+from nanochat_cli.data.split import document_keys, split_key
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.formats.run.dataset import open_run_data
@@ -75,11 +76,12 @@ def document_languages(reader: ShardReader, config: Config, reporter: Reporter) 
         return [OTHER] * manifest.val.documents
     corpus = source_of(manifest, config.data)
     limit = manifest.settings["data.max_bytes"]
-    held_out, n_bytes = held_out_keys(reader), 0
+    held_out, n_bytes = document_keys(reader, "val"), 0
     languages: list[str] = []
     with reporter.progress("languages of documents", total=corpus.size_bytes, unit="B") as progress:
         for document in bounded(corpus, None if limit is None else int(limit)):
-            if split_key(document.content) in held_out:
+            if held_out[key := split_key(document.content)]:
+                held_out[key] -= 1
                 languages.append(language_of(document.id))
                 n_bytes += len(document.content)
             progress.advance(len(document.content))

@@ -1,25 +1,29 @@
 """Near-duplicates against a comparison of all pairs, and the split that keeps them together."""
 
+import encodings
 import itertools
 import random
 import re
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from nanochat_cli.data import near_duplicates
-from nanochat_cli.data.near_duplicates import NearDuplicates, shingles
+from nanochat_cli.data.near_duplicates import REPEATED, NearDuplicates, shingles
 from nanochat_cli.data.split import HASH_RANGE, LARGEST_SHARE, choose_held_out, split_key
+from nanochat_cli.data.word_runs import words_of
 from tests.data.corpora import random_text
 
 WORDS = re.compile(rb"[A-Za-z0-9_\x80-\xff]+|[^\sA-Za-z0-9_\x80-\xff]")
 
 
-def runs_of_words(content: bytes) -> set[tuple[bytes, ...]]:
+@cache
+def runs_of_words(content: bytes) -> frozenset[tuple[bytes, ...]]:
     """The definition, with Python's regular expressions and sets of tuples."""
     words = WORDS.findall(content)
-    return {tuple(words[i : i + 5]) for i in range(max(len(words) - 4, 1 if words else 0))}
+    return frozenset(tuple(words[i : i + 5]) for i in range(max(len(words) - 4, 1 if words else 0)))
 
 
 def similarity(a: bytes, b: bytes) -> float:
@@ -44,8 +48,15 @@ def with_twins(seed: int) -> list[bytes]:
 def clusters_of(documents: list[bytes], folder: Path) -> list[int]:
     with NearDuplicates(folder) as found:
         for content in documents:
-            found.add(content)
+            found.add(split_key(content), words_of(content).hashes)
         return found.clusters().tolist()
+
+
+def represented(documents: list[bytes], folder: Path, *, near: bool = True) -> list[int]:
+    with NearDuplicates(folder) as found:
+        for content in documents:
+            found.add(split_key(content), words_of(content).hashes)
+        return found.represented(near=near).tolist()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -88,6 +99,66 @@ def test_a_document_without_words_resembles_no_other(tmp_path: Path) -> None:
 def test_nothing_is_left_in_the_folder(tmp_path: Path) -> None:
     clusters_of(with_twins(0), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+# -- which are left out ----------------------------------------------------------------------------------
+
+
+def all_pairs_are_settled(documents: list[bytes], kept: list[int], missed: int = 0) -> None:
+    """What is left out repeats the document that stands for it, and no two that are kept repeat each other."""
+    for number, stands_for in enumerate(kept):
+        assert kept[stands_for] == stands_for
+        assert number == stands_for or similarity(documents[number], documents[stands_for]) >= REPEATED
+    whole = [number for number, stands_for in enumerate(kept) if number == stands_for and documents[number].split()]
+    repeating = [pair for pair in itertools.combinations(whole, 2) if similar(documents, *pair) >= REPEATED]
+    assert len(repeating) <= missed
+
+
+def similar(documents: list[bytes], a: int, b: int) -> float:
+    sizes = sorted((len(documents[a]), len(documents[b])))
+    return similarity(documents[a], documents[b]) if 2 * sizes[1] < 5 * sizes[0] else 0.0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_left_out_repeats_a_document_that_is_kept_and_no_two_of_those_repeat_each_other(
+    seed: int, tmp_path: Path
+) -> None:
+    documents = with_twins(seed)
+    kept = represented(documents, tmp_path)
+    all_pairs_are_settled(documents, kept)
+    assert 10 < sum(number != stands_for for number, stands_for in enumerate(kept)) < 30
+
+
+def test_real_files_that_resemble_each_other_are_settled_as_by_comparing_all_pairs(tmp_path: Path) -> None:
+    documents = [path.read_bytes() for path in sorted(Path(encodings.__path__[0]).glob("*.py"))]
+    kept = represented(documents, tmp_path)
+    all_pairs_are_settled(documents, kept)
+    assert sum(number != stands_for for number, stands_for in enumerate(kept)) >= 10
+
+
+def test_the_document_that_is_kept_depends_neither_on_order_nor_on_the_limits_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = with_twins(7)
+    # Many that share most of their text: more than are compared in a band.
+    documents += [
+        f"{documents[0].decode()}\nline {number} of {seed}".encode() for seed in range(5) for number in range(9)
+    ]
+    kept = {documents[number] for number in represented(documents, tmp_path)}
+    for seed in range(4):
+        random.Random(seed).shuffle(documents)
+        assert {documents[number] for number in represented(documents, tmp_path)} == kept
+    for limit in (1, 2, 64):
+        monkeypatch.setattr(near_duplicates, "LAST_KEPT", limit)
+        number_kept = len(set(represented(documents, tmp_path)))
+        assert number_kept >= len(kept)
+    assert number_kept == len(kept)
+
+
+def test_copies_alone_are_left_out_when_near_duplicates_may_stay(tmp_path: Path) -> None:
+    documents = with_twins(1)
+    kept = represented(documents, tmp_path, near=False)
+    assert kept == [documents.index(content) for content in documents]
 
 
 # -- which are held out ----------------------------------------------------------------------------------

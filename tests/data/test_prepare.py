@@ -14,9 +14,11 @@ from nanochat_cli.cli.app import main
 from nanochat_cli.data import prepare
 from nanochat_cli.data.corpus import open_corpus
 from nanochat_cli.data.encoding import encode_documents
+from nanochat_cli.data.on_the_fly import TextStore
 from nanochat_cli.data.prepare import cached_dataset, prepare_dataset
 from nanochat_cli.data.shards import SPLITS, ShardReader, Split
 from nanochat_cli.data.split import split_key
+from nanochat_cli.data.text_index import text_index
 from nanochat_cli.data.text_sample import TextSample
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import ConfigError, DataError
@@ -93,7 +95,48 @@ def test_near_duplicates_are_on_one_side_and_the_manifest_says_how_many_there_ar
         if len(content) > 200:
             assert sides[b"# Copyright of a fork\n" + content] == sides[content]
     assert len(set(sides.values())) == 2
-    assert {**manifest.settings}["data.split"] == "clusters of near-duplicates, 1"
+    assert {**manifest.settings}["data.split"] == "clusters of near-duplicates, 2"
+
+
+@pytest.mark.parametrize("dedup", ["none", "exact", "near"])
+def test_copies_and_near_duplicates_are_left_out_as_the_setting_says(
+    tmp_path: Path, dedup: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    documents = [content for content in write_folder(tmp_path / "corpus", 40, size=900) if len(content) > 200]
+    forks = [b"# A fork\n" + content for content in documents[:9]]
+    for number, content in enumerate([*forks, *documents[:5], *documents[:5]]):
+        write_text(tmp_path / "corpus" / "forks" / f"{number:02}.txt", content.decode())
+    config = make_config(data={"dedup": dedup})
+    manifest = prepare_dataset(str(tmp_path / "corpus"), tmp_path / "data", config, PlainReporter())
+    assert manifest.settings.get("data.dedup", "none") == dedup
+    held = Counter(content for split in SPLITS for content in ShardReader(tmp_path / "data").documents(split))
+    copies = manifest.skipped.get("copy of another document", 0)
+    assert copies == (0 if dedup == "none" else 10)
+    assert max(held.values()) == (3 if dedup == "none" else 1)
+    for content, fork in zip(documents, forks, strict=False):
+        assert (content in held) + (fork in held) == (1 if dedup == "near" else 2)
+    assert manifest.skipped.get("near-duplicate of another document", 0) == (9 if dedup == "near" else 0)
+    said = capsys.readouterr().err
+    if dedup == "near":
+        assert manifest.families[0][0] == 3  # two copies and a fork
+        assert f"left out 10 copies and 9 near-duplicates of other documents: 3 like {manifest.families[0][1]}" in said
+    else:
+        assert ("left out 10 copies and 0 near-duplicates" in said) == (dedup == "exact")
+
+
+def test_the_documents_of_a_data_set_are_found_again_in_a_source_with_duplicates(tmp_path: Path) -> None:
+    documents = write_folder(tmp_path / "corpus", 40, size=900)
+    for number, content in enumerate(documents[:20]):
+        write_text(tmp_path / "corpus" / "forks" / f"{number:02}.py", "# A fork\n" + content.decode())
+        write_text(tmp_path / "corpus" / "more" / f"{number:02}.rs", content.decode())
+    config = make_config(data={"dedup": "near"})
+    prepare_dataset(str(tmp_path / "corpus"), tmp_path / "data", config, QuietReporter())
+    reader = ShardReader(tmp_path / "data")
+    path, corpus = text_index(reader, config.data, QuietReporter())
+    texts = TextStore(path, corpus.files, "text")
+    pieces, whole = texts.stretch(0, len(texts))
+    assert whole
+    assert pieces == list(reader.documents("train"))
 
 
 def test_a_corpus_of_one_cluster_is_split_by_document_and_says_so(

@@ -22,7 +22,10 @@ from nanochat_cli.report.metrics_log import FILE_NAME as METRICS_FILE
 from nanochat_cli.report.metrics_log import read_metrics
 from nanochat_cli.report.run_results import read_results
 
-_DOCUMENTS = tuple(f"data.{key}" for key in ("path", "source", "glob", "text_field", "max_bytes", "val_fraction"))
+_DOCUMENTS = tuple(
+    f"data.{key}"
+    for key in ("path", "source", "glob", "text_field", "dedup", "contamination", "max_bytes", "val_fraction")
+)
 _COMPRESSOR = "gzip -9"
 
 

@@ -23,6 +23,13 @@ class DataConfig(Section):
         default=None, description="id between the documents of token files; default: the tokenizer's end of text"
     )
     streaming: bool = Field(default=False, description="read an hf: source without storing it first")
+    dedup: Literal["none", "exact", "near"] = Field(
+        default="none", description="leave out copies of a document, or near-duplicates of one that is kept, too"
+    )
+    contamination: Literal["off", "count", "remove"] = Field(
+        default="count",
+        description="documents with ten words in a row of a built-in problem: not sought, counted, left out",
+    )
     max_bytes: PositiveInt | None = Field(default=None, description="stop after this many bytes of documents")
     val_fraction: float = Field(default=0.02, gt=0, lt=0.5, description="share held out, by cluster of near-duplicates")
     workers: PositiveInt | None = Field(default=None, description="encoding processes; default: one per core")
