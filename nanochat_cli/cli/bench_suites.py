@@ -90,7 +90,8 @@ def ab(
     ctx: typer.Context,
     base: Annotated[list[str], typer.Option("--base", metavar="PRESET", help="What both sides share.")] = [],  # noqa: B006
     vary: Annotated[
-        list[str], typer.Option("--vary", metavar="KEY=VALUE", help="A variant of the base; may be repeated.")
+        list[str],
+        typer.Option("--vary", metavar="KEY=VALUE", help="A variant of the base, 'K1=V1 K2=V2' too; may be repeated."),
     ] = [],  # noqa: B006
     seeds: Seeds = None,
     match: MatchOption = None,
@@ -99,7 +100,7 @@ def ab(
     out: Out = None,
     report: Report = None,
 ) -> None:
-    """Train a base and variants with one key changed, on the same data, and compare them.
+    """Train a base and variants with a key or a few changed, on the same data, and compare them.
 
     Runs, measures and report are as in bench e3; the default is three seeds.
     """

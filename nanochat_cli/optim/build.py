@@ -166,6 +166,31 @@ def build_optimizer(
     return Optimizers(groups, [p for _, p in named], config)
 
 
+def build_matrix_optimizer(
+    parameters: list[tuple[str, nn.Parameter]], config: OptimConfig, experts: Mapping[str, int] | None = None
+) -> Muon | GaLore:
+    """Muon, or whatever GaLore has inside, for 2-D parameters; experts: matrices in a parameter, if more than one.
+
+    Raises ConfigError for settings that GaLore cannot honour together.
+    """
+    block = config.state_block if config.eight_bit else None
+    if config.galore.enabled:
+        return _galore(parameters, config, experts or {}, block)
+    return Muon(
+        parameters,
+        momentum=config.muon_momentum,
+        nesterov=config.muon_nesterov,
+        ns_steps=config.muon_ns_steps,
+        coefficients=config.muon_coefficients,
+        weight_decay=config.weight_decay,
+        cautious=config.cautious_weight_decay,
+        equilibrate=config.muon_equilibrate,
+        variance_beta=config.muon_variance_beta,
+        matrices=experts,
+        state_block=block,
+    )
+
+
 def _may_exceed(norm: Tensor, max_norm: float) -> bool:
     """False where it is known, without waiting for a device, that a norm is within its limit."""
     return norm.device.type != "cpu" or not bool(max_norm / (norm + 1e-6) >= 1)
@@ -188,24 +213,9 @@ def _optimizer(
     kind: str, parameters: list[tuple[str, nn.Parameter]], config: OptimConfig, experts: Mapping[str, int]
 ) -> tuple[Optimizer, float]:
     """The optimizer of a group, and the factor that its kind puts on the AdamW learning rate."""
+    if kind == "matrix" and (config.galore.enabled or config.matrix == "muon"):
+        return build_matrix_optimizer(parameters, config, experts), 1.0
     block = config.state_block if config.eight_bit and (kind == "matrix" or config.eight_bit_other) else None
-    if kind == "matrix" and config.galore.enabled:
-        return _galore(parameters, config, experts, block), 1.0
-    if kind == "matrix" and config.matrix == "muon":
-        muon = Muon(
-            parameters,
-            momentum=config.muon_momentum,
-            nesterov=config.muon_nesterov,
-            ns_steps=config.muon_ns_steps,
-            coefficients=config.muon_coefficients,
-            weight_decay=config.weight_decay,
-            cautious=config.cautious_weight_decay,
-            equilibrate=config.muon_equilibrate,
-            variance_beta=config.muon_variance_beta,
-            matrices=experts,
-            state_block=block,
-        )
-        return muon, 1.0
     decay = config.weight_decay if kind == "matrix" else 0.0
     if kind != "matrix" and config.other == "lion":
         return Lion(parameters, weight_decay=config.lion_weight_decay, state_block=block), config.lion_lr_mult

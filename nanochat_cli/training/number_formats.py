@@ -11,15 +11,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
+from torch import nn
 
 from nanochat_cli.config.schema import Config
 from nanochat_cli.config.sections.model import ModelConfig
+from nanochat_cli.config.sections.optim import OptimConfig
 from nanochat_cli.model.attend import AttentionForm, attend_in_training
 from nanochat_cli.model.attention import Attention
 from nanochat_cli.model.transformer import use_forms
+from nanochat_cli.optim.build import build_matrix_optimizer
 from nanochat_cli.optim.galore import GaLore
 from nanochat_cli.optim.muon import Muon
-from nanochat_cli.optim.newton_schulz import NumberFormat, orthogonalize
+from nanochat_cli.optim.newton_schulz import NumberFormat
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.training.devices import codes_dtype
 from nanochat_cli.training.progress import Progress
@@ -48,8 +51,8 @@ def choose_number_formats(state: TrainState, config: Config, reporter: Reporter)
         reporter.info(f"backward pass: {progress.backward}{gain}")
     if asked == "auto" and config.optim.matrix == "muon":
         formats: tuple[NumberFormat, ...] = ("fp32", "bf16", "int8") if products_are_exact() else ("fp32", "bf16")
-        progress.iteration, gain = fastest(formats, lambda f: _iterations(f, largest.weight))
-        reporter.info(f"Muon's iteration: {progress.iteration}{gain}")
+        progress.iteration, gain = fastest(formats, lambda f: _matrix_steps(f, largest.weight, config.optim))
+        reporter.info(f"Muon's step: {progress.iteration}{gain}")
     if train.attention == "auto" and any(_attentions(state)):
         shape = max(1, MAX_ROWS // train.seq_len), train.seq_len
         progress.attention, gain = fastest(("torch", "blocks"), lambda form: _attention(form, *shape, config.model))
@@ -108,9 +111,15 @@ def _gradients(backward: Backward, rows: int, latent: torch.Tensor) -> Callable[
     return lambda: linear_gradients([dy], codes, scale, [operand], [w_scale], torch.float32, backward)
 
 
-def _iterations(number_format: NumberFormat, latent: torch.Tensor) -> Callable[[], object]:
-    stack = torch.randn(2, *latent.shape, generator=torch.Generator().manual_seed(0))
-    return lambda: orthogonalize(stack, number_format=number_format)
+def _matrix_steps(number_format: NumberFormat, latent: torch.Tensor, optim: OptimConfig) -> Callable[[], object]:
+    """Whole steps of the configured optimizer for two matrices: a form may do more of it than the iteration alone."""
+    generator = torch.Generator().manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(latent.shape, generator=generator)) for _ in range(2)]
+    optimizer = build_matrix_optimizer([(str(i), p) for i, p in enumerate(parameters)], optim)
+    optimizer.number_format = number_format
+    for parameter in parameters:
+        parameter.grad = torch.randn(latent.shape, generator=generator)
+    return lambda: optimizer.step(0.0)
 
 
 def _attentions(state: TrainState) -> Iterator[Attention]:

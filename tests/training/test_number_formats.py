@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from nanochat_cli.config.sections.model import QuantConfig
+from nanochat_cli.config.sections.optim import OptimConfig
 from nanochat_cli.errors import ConfigError
 from nanochat_cli.formats.run import checkpoints
 from nanochat_cli.model.bitlinear import BitLinear
+from nanochat_cli.optim import galore as galore_module
+from nanochat_cli.optim import muon
 from nanochat_cli.report.metrics_log import read_metrics
 from nanochat_cli.report.reporter import QuietReporter
 from nanochat_cli.training import number_formats
@@ -223,3 +226,18 @@ def test_the_form_of_attention_is_measured_once(tmp_path, monkeypatch):
     assert trainer(config, resume=True).progress.attention == "blocks"
     changed = tiny_config(tmp_path, train={"attention": "torch"}, mtp=mtp)
     assert trainer(changed, resume=True).progress.attention == "torch"
+
+
+@pytest.mark.parametrize(
+    ("number_format", "galore", "calls"), [("int8", False, 1), ("fp32", False, 0), ("int8", True, 0)]
+)
+def test_what_is_timed_is_the_step_that_the_run_takes(monkeypatch, number_format, galore, calls):
+    """Muon's native call does the momentum and the weights too; GaLore iterates in its subspace alone."""
+    native, iterated = [], []
+    monkeypatch.setattr(muon, "muon_step_int8", lambda *args, **kwargs: native.append(args) or True)
+    monkeypatch.setattr(galore_module, "orthogonalize", lambda m, *args, **kwargs: iterated.append(m.shape) or m)
+    optim = OptimConfig.model_validate({"galore": {"enabled": galore, "rank": 8}})
+    work = number_formats._matrix_steps(number_format, torch.zeros(64, 32), optim)
+    work()
+    assert len(native) == calls
+    assert iterated == ([torch.Size([2, 8, 64])] if galore else [])

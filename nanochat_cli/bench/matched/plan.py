@@ -147,15 +147,24 @@ def plan_ab(
     common = (*overrides, *given)
     contenders = [Contender(AB_BASELINE, tuple(base), common)]
     for text in vary:
-        (key,) = parse_override(text)
-        if key in LENGTHS:
-            raise ConfigError(f"--vary {text}: --match makes the length of runs equal; change it for all with --set")
-        settings = (*common, text)
-        (written,) = read_source(parse_override(text), "--vary")
-        if (reason := why_without_effect(written, resolve_config(base, None, settings))) is not None:
-            raise ConfigError(f"--vary {text} changes nothing: it {reason}")
+        changes = assignments(text)
+        settings = (*common, *changes)
+        for change in changes:
+            (key,) = parse_override(change)
+            if key in LENGTHS:
+                raise ConfigError(
+                    f"--vary {change}: --match makes the length of runs equal; change it for all with --set"
+                )
+            (written,) = read_source(parse_override(change), "--vary")
+            if (reason := why_without_effect(written, resolve_config(base, None, settings))) is not None:
+                raise ConfigError(f"--vary {change} changes nothing: it {reason}")
         contenders.append(Contender(text, tuple(base), settings))
     return _checked(Plan("ab", None, match, seeds, tuple(contenders), tuple(given)))
+
+
+def assignments(text: str) -> list[str]:
+    """`"optim.lr=0.1 optim.betas=[0.9, 0.95]"` → its two assignments; spaces inside a value are kept."""
+    return re.split(r"\s+(?=[\w.]+\s*=)", text.strip())
 
 
 def entries(plan: Plan) -> list[Entry]:

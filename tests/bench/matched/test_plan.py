@@ -110,11 +110,22 @@ def test_matched_time_is_a_budget_for_all_but_the_baseline(tmp_path):
         (("optim.lrr=1",), "did you mean optim.lr"),
         (("optim.lr=-1",), "optim.lr = -1"),
         (("nonsense",), "KEY=VALUE"),
+        (("optim.lr=0.01 train.total_steps=3",), "--vary train.total_steps=3: --match makes"),
+        (("optim.lr=0.01 lion_lr_mult=0.2",), r"--vary lion_lr_mult=0\.2 changes nothing"),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_an_error_before_anything_runs(arguments, message):
     with pytest.raises(ConfigError, match=message):
         ab(*arguments)
+
+
+def test_a_variant_may_change_several_keys_at_once(tmp_path):
+    text = "optim.muon_coefficients=cans optim.muon_ns_steps=3 optim.betas=[0.7, 0.9]"
+    plan = ab(text)
+    base, variant = (resolve(plan, Entry(c, 0), tmp_path).optim for c in plan.contenders)
+    changed = {key: value for key, value in variant.model_dump().items() if value != getattr(base, key)}
+    assert changed == {"muon_coefficients": "cans", "muon_ns_steps": 3, "betas": (0.7, 0.9)}
+    assert plan.contenders[1].name == text
 
 
 def test_a_base_that_ends_by_the_clock_needs_a_matched_time():
