@@ -122,8 +122,8 @@ def test_a_plan_that_makes_no_sense_is_an_error_before_anything_runs(arguments, 
 def test_a_variant_may_change_several_keys_at_once(tmp_path):
     text = "optim.muon_coefficients=cans optim.muon_ns_steps=3 optim.betas=[0.7, 0.9]"
     plan = ab(text)
-    base, variant = (resolve(plan, Entry(c, 0), tmp_path).optim for c in plan.contenders)
-    changed = {key: value for key, value in variant.model_dump().items() if value != getattr(base, key)}
+    base, variant = (resolve(plan, Entry(c, 0), tmp_path).optim.model_dump() for c in plan.contenders)
+    changed = {key: value for key, value in variant.items() if value != base[key]}
     assert changed == {"muon_coefficients": "cans", "muon_ns_steps": 3, "betas": (0.7, 0.9)}
     assert plan.contenders[1].name == text
 
