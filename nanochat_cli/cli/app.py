@@ -37,7 +37,7 @@ class Entry:
 COMMANDS: dict[str, Entry] = {
     "quickstart": Entry("quickstart", "The whole chain on this machine: tokenize, train, measure, export, run."),
     "tokenize": Entry("tokenize", "Train a tokenizer and encode a corpus into shards."),
-    "data": Entry("data", "Export a data set as token files of other programs."),
+    "data": Entry("data", "Print the card of a data set, or export it as token files of other programs."),
     "train": Entry("train", "Train a ternary model."),
     "eval": Entry("evaluate", "Measure bits per byte, compile rate or pass@k."),
     "grpo": Entry("grpo", "Let a run practise problems that a sandbox judges, and report before and after."),

@@ -1,21 +1,49 @@
-"""`nanochat data export`: a data set as the token files that other trainers read."""
+"""`nanochat data`: the card of a data set, and its export as the token files that other trainers read."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from nanochat_cli.cli.session import session_of
 
 FormatName = Literal["nanotron", "megatron", "nanogpt", "llmc"]
 """As `config.sections.data.TokenFormat`, which imports pydantic."""
 
-app = typer.Typer(add_completion=False, no_args_is_help=True)
+CARD = "card"
+
+
+class DataGroup(TyperGroup):
+    """`nanochat data DATA` is short for `nanochat data card DATA`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Take an argument that is no command for a data set. ctx: Typer's private Context class."""
+        known = args[0] in self.commands or args[0].startswith("-")
+        return super().resolve_command(ctx, args if known else [CARD, *args])
+
+
+app = typer.Typer(cls=DataGroup, add_completion=False, no_args_is_help=True)
 
 
 @app.callback()
 def data() -> None:
-    """Export a data set as token files of other programs; `nanochat tokenize --source` takes them over."""
+    """Print the card of a data set, or export it as token files that `nanochat tokenize --source` takes over."""
+
+
+@app.command(CARD)
+def print_card(
+    ctx: typer.Context,
+    dataset: Annotated[Path, typer.Argument(metavar="DATA", help="A folder that nanochat tokenize wrote.")],
+) -> None:
+    """Print what a data set holds: sources, languages, licences, duplicates, what was left out, tokens."""
+    from nanochat_cli.data.card import card
+    from nanochat_cli.data.shards import read_manifest
+
+    reporter = session_of(ctx).reporter
+    manifest = read_manifest(dataset)
+    reporter.write(card(manifest))
+    reporter.result({"dataset": str(dataset), **manifest.model_dump(mode="json")})
 
 
 @app.command()

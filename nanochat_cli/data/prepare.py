@@ -11,7 +11,6 @@ import json
 import os
 import re
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,21 +18,20 @@ from pathlib import Path
 from nanochat_cli.atomic_write import write_atomically
 from nanochat_cli.config.schema import Config, DataConfig
 from nanochat_cli.data import split
-from nanochat_cli.data.contamination import RUN_WORDS, ProblemRuns
+from nanochat_cli.data.card import announce, card
+from nanochat_cli.data.contamination import ProblemRuns
 from nanochat_cli.data.corpus import NAMED, Corpus, open_corpus
-from nanochat_cli.data.documents import Document, as_named, printable
-from nanochat_cli.data.encoding import WORTH_A_WORKER, encode_documents, given_tokens
-from nanochat_cli.data.scan import COPY, NEAR, Scan, bounded, scan
+from nanochat_cli.data.documents import as_named, printable
+from nanochat_cli.data.filters import NO_FILTERS, Filters
+from nanochat_cli.data.scan import scan
 from nanochat_cli.data.shards import (
+    CARD,
     FORMAT_VERSION,
     MANIFEST,
-    MAX_SHARD_TOKENS,
     SPLITS,
     TOKENIZER,
     Manifest,
-    ShardWriter,
     Split,
-    SplitInfo,
     TokenizerInfo,
     install_staged,
     read_manifest,
@@ -43,10 +41,10 @@ from nanochat_cli.data.shards import (
 from nanochat_cli.data.text_files import LONG_LINE
 from nanochat_cli.data.token_documents import TokenSettings
 from nanochat_cli.data.tokenizer import Tokenizer
+from nanochat_cli.data.write_sides import write_sides
 from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.folders import held_folder
 from nanochat_cli.home import has_home
-from nanochat_cli.report.environment import usable_cores
 from nanochat_cli.report.quantities import counted, format_duration
 from nanochat_cli.report.reporter import FIRST_LINE_AFTER, LINE_EVERY, Reporter
 
@@ -107,7 +105,7 @@ def source_of(manifest: Manifest, data: DataConfig) -> Corpus:
     source, field = (as_named(str(manifest.settings[key])) for key in ("source", "data.text_field"))
     if manifest.location is not None and Path(as_named(manifest.location)).exists():
         source = as_named(manifest.location)  # the path as it was given may be relative to another folder
-    corpus = open_corpus(source, data.glob, field, streaming=data.streaming)
+    corpus = open_corpus(source, data.glob, field, streaming=data.streaming, filters=_filters(manifest.settings))
     if _fingerprint(manifest.settings, corpus) != manifest.fingerprint:
         raise DataError(
             f"{source}: has changed since the data set was made (or data.glob has); run `nanochat tokenize` again"
@@ -128,7 +126,22 @@ def cache_folder() -> Path:
 def _open(source: str, config: Config, output: Path | None = None) -> Corpus:
     data = config.data
     tokens = TokenSettings(data.format, data.eot_id, config.tokenizer.path)
-    return open_corpus(source, data.glob, data.text_field, streaming=data.streaming, output=output, tokens=tokens)
+    filters = Filters(data.gitignore, data.max_file_bytes, data.generated, data.secrets)
+    return open_corpus(
+        source,
+        data.glob,
+        data.text_field,
+        streaming=data.streaming,
+        output=output,
+        tokens=tokens,
+        filters=filters,
+    )
+
+
+def _filters(settings: Settings) -> Filters:
+    """The filters under which a data set was made; one that is older than they had none."""
+    given = {name: settings[f"data.{name}"] for name in Filters._fields if f"data.{name}" in settings}
+    return NO_FILTERS._replace(**given)
 
 
 def _settings(corpus: Corpus, config: Config) -> Settings:
@@ -142,10 +155,15 @@ def _settings(corpus: Corpus, config: Config) -> Settings:
         "data.split": split.METHOD,
         "model.vocab_size": config.model.vocab_size,
     }
+    filters = corpus.filters._replace(gitignore=corpus.ignored > 0)
+    settings |= {
+        f"data.{name}": value for name, value in filters._asdict().items() if value != getattr(NO_FILTERS, name)
+    }
     if data.dedup != "none":
         settings["data.dedup"] = data.dedup
-    if data.contamination == "remove":
-        settings["data.contamination"] = f"remove, problems {ProblemRuns().version}"
+    if data.contamination != "count":
+        version = f", problems {ProblemRuns().version}" if data.contamination == "remove" else ""
+        settings["data.contamination"] = data.contamination + version
     if corpus.tokens is not None:
         settings |= {"data.format": corpus.tokens.format, "data.eot_id": corpus.tokens.eot_id}
     if tokenizer.path is None:
@@ -232,7 +250,7 @@ def _build(
     definition = tokenizer.to_str().encode()
     with staging(out) as staged:
         write_atomically(staged / TOKENIZER, definition)
-        train, val, families = _encode(corpus, found, tokenizer, staged, config, reporter)
+        written = write_sides(corpus, found, tokenizer, staged, config, reporter)
         manifest = Manifest(
             source=printable(corpus.source),
             location=printable(str(Path(corpus.source).absolute()))
@@ -247,18 +265,21 @@ def _build(
                 unused=len(tokenizer.unused_ids),
                 pre=tokenizer.pre,
             ),
-            train=train,
-            val=val,
+            train=written.train,
+            val=written.val,
             near_duplicates=found.near_duplicates,
-            families=families,
+            families=written.families,
             contamination=found.contamination,
+            origin=written.origin,
+            secrets=dict(sorted(corpus.secrets.items())),
             skipped=dict(sorted((corpus.skipped + found.left_out).items())),
             left_out=[printable(f"{item.id}: {item.reason}") for item in corpus.left_out],
             long_lines=[printable(name) for name in corpus.long_lines[:NAMED]],
         )
+        write_atomically(staged / CARD, card(manifest).encode())
         _write_manifest(staged, manifest)
     install_staged(out)
-    _report(manifest, reporter)
+    announce(manifest, reporter)
     reporter.info(f"{out}: {_summary(manifest)}")
     return manifest
 
@@ -320,70 +341,6 @@ def _train_tokenizer(sample: list[bytes], config: Config, reporter: Reporter) ->
             pre=config.tokenizer.pre,
             max_token_length=config.tokenizer.max_token_length,
             waiting=waiting,
-        )
-
-
-def _encode(
-    corpus: Corpus, found: Scan, tokenizer: Tokenizer, out: Path, config: Config, reporter: Reporter
-) -> tuple[SplitInfo, SplitInfo, list[tuple[int, str]]]:
-    """Second pass: train, val and the largest families of duplicates.
-
-    Raises DataError if the source is no longer what the first pass read.
-    """
-    most = config.data.workers or usable_cores()
-    workers = max(1, min(most, found.size // WORTH_A_WORKER))
-    digest = hashlib.sha256()
-    held_out: deque[bool] = deque()  # of the documents that are being encoded
-    families: list[tuple[int, str]] = []
-
-    def taken() -> Iterator[Document]:
-        for number, document in enumerate(bounded(corpus, config.data.max_bytes)):
-            key = split.split_key(document.content)
-            digest.update(key.to_bytes(8, "big"))
-            if document.tokens is not None:
-                digest.update(document.tokens.tobytes())
-            if number in found.families:
-                families.append((found.families[number], printable(document.id)))
-            if number < len(found.taken) and found.taken[number]:
-                held_out.append(key in found.held_out)
-                yield document
-
-    with (
-        ShardWriter(out, "train", tokenizer.vocab_size, MAX_SHARD_TOKENS) as train,
-        ShardWriter(out, "val", tokenizer.vocab_size, MAX_SHARD_TOKENS) as val,
-        reporter.progress("encoding", total=found.size, unit="B") as progress,
-    ):
-        if corpus.tokens is None:
-            batches = encode_documents((document.content for document in taken()), tokenizer, workers)
-        else:
-            batches = given_tokens(taken(), tokenizer.eos_id)
-        for batch in batches:
-            start = 0
-            for content, length in zip(batch.documents, batch.lengths.tolist(), strict=True):
-                writer = val if held_out.popleft() else train
-                writer.add(batch.tokens[start : start + length], len(content))
-                start += length
-            progress.advance(sum(map(len, batch.documents)))
-        if digest.hexdigest() != found.content:
-            raise DataError(f"{corpus.source}: changed while it was read; run the command again")
-        return train.finish(), val.finish(), sorted(families, reverse=True)
-
-
-def _report(manifest: Manifest, reporter: Reporter) -> None:
-    """What was left out of the data set as a duplicate, and what gives away problems."""
-    copies, near = (manifest.skipped.get(reason, 0) for reason in (COPY, NEAR))
-    if copies or near:
-        largest = ", ".join(f"{count} like {name}" for count, name in manifest.families)
-        reporter.info(
-            f"{manifest.source}: left out {copies:,} copies and {near:,} near-duplicates of other documents: {largest}"
-        )
-    info = manifest.contamination
-    if info is not None and info.first:
-        sets = ", ".join(f"{count} of {name}" for name, count in info.documents.items())
-        what = "left out" if info.left_out else "used (data.contamination=remove leaves them out)"
-        reporter.info(
-            f"{manifest.source}: documents that share {RUN_WORDS} words in a row with problems: {sets}; {what}: "
-            f"{', '.join(info.first)}"
         )
 
 

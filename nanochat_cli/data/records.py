@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from nanochat_cli.data.documents import Document, Place, Skipped
+from nanochat_cli.data.filters import Filters
 from nanochat_cli.data.text_files import MAX_DOCUMENT, Examined
 from nanochat_cli.errors import DataError
 from nanochat_cli.nesting import parse_json
@@ -25,6 +26,7 @@ JSON, PARQUET = ".json", ".parquet"
 PARQUET_ROWS = 256
 COMPRESSIONS: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 ZSTANDARD = ".zst"
+RECORDS = (*LINES, PARQUET)
 HEAD = 64 * 1024
 READ_AT_A_TIME = 1 << 20
 _ARRAY_OF_OBJECTS = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*\{")
@@ -52,7 +54,7 @@ def kind_of(path: Path) -> Kind | None:
     Raises OSError, and DataError if it is damaged.
     """
     name = path.name.lower()
-    compression = next((suffix for suffix in (*COMPRESSIONS, ZSTANDARD) if name.endswith(suffix)), "")
+    compression = compression_of(name)
     name = name.removesuffix(compression)
     if name.endswith(LINES):
         return Kind(LINES[0], compression)
@@ -70,29 +72,31 @@ def kind_of(path: Path) -> Kind | None:
     return None
 
 
-def holds_records(path: Path) -> bool:
-    """Whether the name alone tells that the file's size is not that of its text."""
-    return not {suffix.lower() for suffix in path.suffixes[-2:]}.isdisjoint({*LINES, PARQUET})
+def compression_of(name: str) -> str:
+    """The suffix of a compression at the end of a name in lower case, or ""."""
+    return next((suffix for suffix in (*COMPRESSIONS, ZSTANDARD) if name.endswith(suffix)), "")
 
 
-def record_documents(path: Path, name: str, kind: Kind, text_field: str) -> Iterator[Document | Skipped]:
+def record_documents(
+    path: Path, name: str, kind: Kind, text_field: str, filters: Filters = Filters()
+) -> Iterator[Document | Skipped]:
     """One document per record, long ones in pieces."""
     if kind.form == PARQUET:
-        yield from in_pieces(_parquet(path, name, text_field))
+        yield from in_pieces(_parquet(path, name, text_field), filters)
     elif kind.form == JSON:
-        yield from in_pieces(_array(path, name, kind.compression, text_field))
+        yield from in_pieces(_array(path, name, kind.compression, text_field), filters)
     else:
-        yield from in_pieces(_lines(path, name, kind.compression, text_field))
+        yield from in_pieces(_lines(path, name, kind.compression, text_field), filters)
 
 
-def in_pieces(rows: Iterable[Document | Skipped]) -> Iterator[Document | Skipped]:
+def in_pieces(rows: Iterable[Document | Skipped], filters: Filters = Filters()) -> Iterator[Document | Skipped]:
     """The rows, long documents in pieces and unusable ones as Skipped."""
     for row in rows:
         if isinstance(row, Skipped):
             yield row
             continue
         name, content, place, _ = row
-        reason = Examined([content] if content else []).reason
+        reason = Examined([content] if content else [], filters).reason
         if reason is not None:
             yield Skipped(name, reason)
             continue

@@ -34,6 +34,7 @@ SPLITS: tuple[Split, Split] = ("train", "val")
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
+CARD = "CARD.md"
 STAGED = ".preparing"
 MAX_SHARD_TOKENS = 64_000_000
 FULL_VERIFY_BYTES = 1 << 30  # hashing this much takes about a second; above, only sizes are checked by default
@@ -89,6 +90,14 @@ class ContaminationInfo(_Record):
     first: list[str]
 
 
+class OriginInfo(_Record):
+    """languages: name → (documents, bytes); licence_tags: SPDX tag → documents; licence_files: licence → files."""
+
+    languages: dict[str, tuple[int, int]]
+    licence_tags: dict[str, int]
+    licence_files: dict[str, int]
+
+
 class Manifest(_Record):
     """The contents and the origin of a data set.
 
@@ -97,7 +106,7 @@ class Manifest(_Record):
     `left_out` and `long_lines` name the first of them and of the files that look minified; `location` is the absolute
     path of a local source. The setting `data.split` names the rule of the split; a data set without it was split by
     the hash of each document alone, and has no `near_duplicates`. `families`: how many duplicates
-    were left out, and the name of the document that stands for them, for the largest families.
+    were left out, and the name of the document that stands for them, for the largest families. `secrets` by kind.
     """
 
     version: Literal[1] = FORMAT_VERSION
@@ -111,6 +120,8 @@ class Manifest(_Record):
     near_duplicates: NearDuplicatesInfo | None = None
     families: list[tuple[int, str]] = []
     contamination: ContaminationInfo | None = None
+    origin: OriginInfo | None = None
+    secrets: dict[str, int] = {}
     skipped: dict[str, int]
     location: str | None = None
     left_out: list[str] = []
@@ -407,7 +418,7 @@ def install_staged(folder: Path) -> None:
     if not (staged / MANIFEST).exists():
         return
     manifest = read_manifest(staged)
-    names = {TOKENIZER, *(shard.file for split in SPLITS for shard in manifest.split(split).shards)}
+    names = {TOKENIZER, CARD, *(shard.file for split in SPLITS for shard in manifest.split(split).shards)}
     (folder / MANIFEST).unlink(missing_ok=True)
     for name in sorted(names):
         if (staged / name).exists():  # else it was moved before the interruption

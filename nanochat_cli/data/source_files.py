@@ -5,30 +5,47 @@ itself wrote: data sets, runs (also those of `grpo`), suites. A corpus must not 
 """
 
 import os
-from collections.abc import Collection, Iterator
+import re
+from collections.abc import Collection
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import NamedTuple
 
+from nanochat_cli.data.gitignore import Gitignore
 from nanochat_cli.errors import DataError
 from nanochat_cli.nesting import parse_json
 
 TOOL_FOLDERS = ("__pycache__", "node_modules")
+LICENCE_FILE = re.compile(r"(?:(?:un)?licen[cs]e|copying)(?:[-_][\w.+-]+)?(?:\.(?:txt|md|rst|html))?", re.IGNORECASE)
 # A file of this name makes its folder a cache (bford.info/cachedir), or a virtual environment (PEP 405).
 TOOL_MARKS = ("CACHEDIR.TAG", "pyvenv.cfg")
 # Keys of a data set's manifest that, say, a browser extension's manifest lacks.
 MANIFEST_KEYS = {"fingerprint", "content", "settings", "tokenizer"}
 
 
-def walk(root: Path, glob: str, leave_out: Collection[str] = (), output: Path | None = None) -> Iterator[Path]:
-    """Files below `root` that match `glob`, sorted by relative path.
+class Found(NamedTuple):
+    """files: those of the corpus, sorted by relative path; ignored: files and folders that git ignores."""
+
+    files: list[Path]
+    ignored: int
+    licences: list[Path]
+    """Files that hold a licence, whatever the glob."""
+
+
+def walk(
+    root: Path, glob: str, leave_out: Collection[str] = (), output: Path | None = None, *, gitignore: bool = False
+) -> Found:
+    """Files below `root` that match `glob`.
 
     Without a slash `glob` is matched against the file name at any depth. Links to folders, which may form loops, are
     not followed. leave_out: names of folders; output: the folder to be written. Raises DataError for an unreadable one.
     """
-    patterns = ["**", glob] if "/" not in glob else glob.split("/")
-    matches: list[tuple[str, ...]] = []
+    rules = Gitignore(root) if gitignore else None
+    found: list[tuple[str, ...]] = []
+    licences: list[tuple[str, ...]] = []
     left_out = {*leave_out, *TOOL_FOLDERS}
     outputs = {path.resolve() for path in (output,) if path is not None}
+    ignored = 0
 
     def unreadable(error: OSError) -> None:
         raise DataError(f"{error.filename}: cannot read the folder: {error.strerror}") from error
@@ -38,16 +55,23 @@ def walk(root: Path, glob: str, leave_out: Collection[str] = (), output: Path | 
         if here != root and (made_by(here, names, folders) or here.resolve() in outputs):
             folders.clear()
             continue
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in left_out]
+        inside = [name for name in folders if not name.startswith(".") and name not in left_out]
         parents = here.relative_to(root).parts
-        matches += [
-            (*parents, name) for name in names if not name.startswith(".") and _matches((*parents, name), patterns)
-        ]
-    for parts in sorted(matches):
-        path = root.joinpath(*parts)
-        # Not a socket, a pipe or a dangling link, and not what `tokenize --json` wrote.
-        if path.is_file() and not (path.suffix == ".json" and _is_result(path)):
-            yield path
+        files = [name for name in names if not name.startswith(".")]
+        wanted = [name for name in files if matches((*parents, name), glob)]
+        if rules is not None:
+            folders[:] = [name for name in inside if not rules.ignores(here / name, is_folder=True)]
+            kept = [name for name in wanted if not rules.ignores(here / name, is_folder=False)]
+            ignored += len(inside) - len(folders) + len(wanted) - len(kept)
+            wanted = kept
+        else:
+            folders[:] = inside
+        found += [(*parents, name) for name in wanted]
+        licences += [(*parents, name) for name in files if LICENCE_FILE.fullmatch(name)]
+    paths = [root.joinpath(*parts) for parts in sorted(found)]
+    # Not a socket, a pipe or a dangling link, and not what `tokenize --json` wrote.
+    usable = [path for path in paths if path.is_file() and not (path.suffix == ".json" and _is_result(path))]
+    return Found(usable, ignored, [root.joinpath(*parts) for parts in sorted(licences)])
 
 
 def made_by(folder: Path, names: Collection[str], folders: Collection[str]) -> str | None:
@@ -80,6 +104,11 @@ def _is_manifest(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(manifest, dict) and manifest.keys() >= MANIFEST_KEYS
+
+
+def matches(parts: tuple[str, ...], glob: str) -> bool:
+    """Whether the components of a path match a glob: without a slash, the file name at any depth."""
+    return _matches(parts, ["**", glob] if "/" not in glob else glob.split("/"))
 
 
 def _matches(parts: tuple[str, ...], patterns: list[str]) -> bool:

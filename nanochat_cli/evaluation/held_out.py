@@ -4,16 +4,16 @@ Shards hold no file names, so the source is read again and must be unchanged. Te
 tokens of others) has the language `other`.
 """
 
-import re
 from array import array
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nanochat_cli.config.schema import Config
+from nanochat_cli.data.origin import OTHER, language_of
 from nanochat_cli.data.prepare import source_of
 from nanochat_cli.data.scan import bounded
 from nanochat_cli.data.shards import ShardReader
@@ -25,11 +25,6 @@ from nanochat_cli.report.reporter import Reporter
 
 if TYPE_CHECKING:
     from nanochat_cli.formats.open import LoadedRun
-
-LANGUAGES = {".py": "python", ".pyi": "python", ".rs": "rust"}
-"""Languages by extension; any other extension is itself the name of a language."""
-OTHER = "other"
-_PIECE = re.compile(r"@\d+\Z")
 
 
 @dataclass(frozen=True)
@@ -56,14 +51,6 @@ def open_held_out(target: Path, run: "LoadedRun | None", data: Path | None, repo
         raise ConfigError(f"{target} does not say what was held out: give a data set with --data")
     instead = f", or measure on any data set, in the tokens of the run: nanochat eval {target} --data DIR"
     return open_run_data(target, run.config, reporter, instead=instead)
-
-
-def language_of(document: str) -> str:
-    """The language of a document by its id in a corpus."""
-    suffix = PurePosixPath(_PIECE.sub("", document)).suffix.lower()
-    if not re.fullmatch(r"\.[a-z][a-z0-9+_-]*", suffix):
-        return OTHER
-    return LANGUAGES.get(suffix, suffix[1:])
 
 
 def document_languages(reader: ShardReader, config: Config, reporter: Reporter) -> list[str]:

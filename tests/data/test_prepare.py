@@ -11,7 +11,7 @@ import pytest
 import tokenizers
 
 from nanochat_cli.cli.app import main
-from nanochat_cli.data import prepare
+from nanochat_cli.data import prepare, write_sides
 from nanochat_cli.data.corpus import open_corpus
 from nanochat_cli.data.encoding import encode_documents
 from nanochat_cli.data.on_the_fly import TextStore
@@ -225,8 +225,8 @@ def test_the_tokenizer_reads_no_more_than_train_bytes(tmp_path: Path) -> None:
 
 
 def test_the_result_does_not_depend_on_the_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare, "WORTH_A_WORKER", 1)
-    monkeypatch.setattr(prepare, "MAX_SHARD_TOKENS", 1500)
+    monkeypatch.setattr(write_sides, "WORTH_A_WORKER", 1)
+    monkeypatch.setattr(write_sides, "MAX_SHARD_TOKENS", 1500)
     documents = write_folder(tmp_path / "corpus", 60)
     results = []
     for workers in (1, 2, 3):
@@ -356,7 +356,7 @@ def test_a_failed_preparation_leaves_the_existing_data_set(tmp_path: Path, monke
 
     for error in (KeyboardInterrupt, OSError, DataError):
         with monkeypatch.context() as patch:
-            patch.setattr(prepare.ShardWriter, "finish", lambda _, error=error: interrupted_by(error))
+            patch.setattr(write_sides.ShardWriter, "finish", lambda _, error=error: interrupted_by(error))
             with pytest.raises((KeyboardInterrupt, DataError)):
                 prepare_dataset(str(tmp_path / "corpus"), out, make_config(), QuietReporter())
         assert files_of(out) == before

@@ -15,7 +15,7 @@ from nanochat_cli.cli.app import main
 from nanochat_cli.cli.data import FormatName
 from nanochat_cli.config.schema import Config
 from nanochat_cli.config.sections.data import TokenFormat
-from nanochat_cli.data import prepare, token_documents
+from nanochat_cli.data import token_documents, write_sides
 from nanochat_cli.data.documents import Document
 from nanochat_cli.data.prepare import prepare_dataset
 from nanochat_cli.data.shards import SPLITS, Manifest, ShardReader, read_manifest
@@ -100,7 +100,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     (folder / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     config = config_for(folder, vocab_size=request.param)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare, "MAX_SHARD_TOKENS", 150)
+        patch.setattr(write_sides, "MAX_SHARD_TOKENS", 150)
         manifest = prepare_dataset(str(folder / "text.jsonl"), folder / "data", config, QuietReporter())
     assert len(manifest.train.shards) > 3
     return folder / "data"
@@ -110,7 +110,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_a_round_trip_is_the_identity(
     tmp_path: Path, made: Path, form: TokenFormat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare, "MAX_SHARD_TOKENS", 150)
+    monkeypatch.setattr(write_sides, "MAX_SHARD_TOKENS", 150)
     manifest, files = read_manifest(made), tmp_path / "deep" / "files"
     line = ["data", "export", str(made), "--format", form, "--out", str(files)]
     if form == "nanogpt" and manifest.tokenizer.vocab_size > 65536:

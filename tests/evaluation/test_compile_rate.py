@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from nanochat_cli.data.batches import evaluation_batches
+from nanochat_cli.data.origin import language_of
 from nanochat_cli.data.prepare import prepare_dataset
 from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.evaluation.compile_rate import function_problems, python_functions, rust_functions
 from nanochat_cli.evaluation.complete_problems import complete_problems, drawing
-from nanochat_cli.evaluation.held_out import document_languages, encode_held_out, language_of, open_held_out
+from nanochat_cli.evaluation.held_out import document_languages, encode_held_out, open_held_out
 from nanochat_cli.evaluation.run_bits_per_byte import bits_per_byte_results, measure_bits_per_byte
 from nanochat_cli.evaluation.sample_file import SampleFile
 from nanochat_cli.evaluation.suite_report import results, scores

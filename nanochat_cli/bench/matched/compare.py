@@ -24,7 +24,10 @@ from nanochat_cli.report.run_results import read_results
 
 _DOCUMENTS = tuple(
     f"data.{key}"
-    for key in ("path", "source", "glob", "text_field", "dedup", "contamination", "max_bytes", "val_fraction")
+    for key in (
+        *("path", "source", "glob", "text_field", "gitignore", "max_file_bytes", "generated", "secrets", "dedup"),
+        *("contamination", "max_bytes", "val_fraction"),
+    )
 )
 _COMPRESSOR = "gzip -9"
 

@@ -23,6 +23,14 @@ class DataConfig(Section):
         default=None, description="id between the documents of token files; default: the tokenizer's end of text"
     )
     streaming: bool = Field(default=False, description="read an hf: source without storing it first")
+    gitignore: bool = Field(default=True, description="leave out what the .gitignore files of a folder name")
+    max_file_bytes: PositiveInt | None = Field(default=None, description="leave out larger files")
+    generated: Literal["keep", "remove"] = Field(
+        default="keep", description="files that programs wrote, by their marks, or minified: leave them out or not"
+    )
+    secrets: Literal["off", "report", "mask"] = Field(
+        default="off", description="keys and tokens of known forms: not sought, counted, replaced in the text"
+    )
     dedup: Literal["none", "exact", "near"] = Field(
         default="none", description="leave out copies of a document, or near-duplicates of one that is kept, too"
     )
