@@ -237,8 +237,9 @@ class Engine:
         stream: bool,
     ) -> str:
         """Like `generate`, with drafts; also reports how many were accepted."""
-        from nanochat_cli.inference.generate import as_text, encode_prompt
+        from nanochat_cli.inference.generate import encode_prompt
         from nanochat_cli.inference.speculative import Acceptance, make_drafter, speculate_tokens
+        from nanochat_cli.inference.text_stream import as_text
 
         acceptance = Acceptance()
         drafter = make_drafter(model, mtp)

@@ -15,7 +15,8 @@ from nanochat_cli.evaluation.rejection_reason import rejection_reason
 from nanochat_cli.evaluation.sample_file import SampleFile
 from nanochat_cli.evaluation.suites import SuiteOptions
 from nanochat_cli.inference.batched import Completion, sample_batch
-from nanochat_cli.inference.generate import LanguageModel, TextTokenizer, encode_prompt
+from nanochat_cli.inference.generate import encode_prompt
+from nanochat_cli.inference.language_model import LanguageModel, TextTokenizer
 from nanochat_cli.inference.sampling import SamplingConfig
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.sandbox.pool import SandboxPool

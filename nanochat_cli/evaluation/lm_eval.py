@@ -168,7 +168,7 @@ class NanochatLM(TemplateLM):
             settings = _sampling(asked)
             ids = self.tok_encode(context) or [self.eot_token_id]
             kept = max(self.max_length - settings.max_tokens, self.max_length // 2)  # of too long a context
-            (completion,) = continue_tokens(self.model, self.tokens, ids[-kept:], settings, [self.seed])
+            (completion,) = continue_tokens(self.model, self.tokens, [ids[-kept:]], settings, [self.seed])
             texts.append(completion.text)
             self.cache_hook.add_partial("generate_until", (context, asked), completion.text)
         return texts

@@ -3,7 +3,7 @@
 Launching costs more than computing at one token, and a replayed graph launches once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,31 +15,42 @@ WARM_UP_STEPS = 2
 
 
 class DecodeGraph:
-    """`read` captured for one cache: it reads tokens int64 [B, 1] into a cache and returns logits [B, V]; CUDA only."""
+    """`read` captured for all rows of a cache: it reads tokens int64 [B, 1] and returns logits [B, V]; CUDA only."""
 
-    def __init__(self, read: Callable[[Tensor, KVCache], Tensor], tokens: Tensor, cache: KVCache) -> None:
-        self._cache, self._tokens = cache, tokens.clone()
-        self._position = torch.full((1,), cache.length, dtype=torch.int64, device=tokens.device)
+    def __init__(self, read: Callable[[Tensor, KVCache], Tensor], cache: KVCache) -> None:
+        batch, device = cache.keys.shape[1], cache.keys.device
+        self._cache, self._tokens = cache, torch.zeros(batch, 1, dtype=torch.int64, device=device)
+        # The last position: nothing that is read later is there. Rows that are not read are written there, too.
+        self._positions = torch.full((batch,), cache.max_seq_len - 1, dtype=torch.int64, device=device)
         self._graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.Stream(tokens.device)
-        stream.wait_stream(torch.cuda.current_stream(tokens.device))
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
         with torch.no_grad(), torch.cuda.stream(stream):
-            for _ in range(WARM_UP_STEPS):  # writes the position that the first replay writes again
-                read(self._tokens, StaticCache(cache, self._position))
-        torch.cuda.current_stream(tokens.device).wait_stream(stream)
+            for _ in range(WARM_UP_STEPS):
+                read(self._tokens, StaticCache(cache, self._positions))
+        torch.cuda.current_stream(device).wait_stream(stream)
         with torch.no_grad(), torch.cuda.graph(self._graph):
-            self._logits = read(self._tokens, StaticCache(cache, self._position))
+            self._logits = read(self._tokens, StaticCache(cache, self._positions))
 
-    def fits(self, tokens: Tensor, cache: KVCache) -> bool:
-        """Whether this graph was captured for these buffers."""
-        return cache is self._cache and tokens.shape == self._tokens.shape
+    def fits(self, cache: KVCache) -> bool:
+        """Whether this graph was captured for this memory."""
+        return cache is self._cache
 
-    def next_logits(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        """Logits [B, V] of the next position; valid until the next call. ValueError past the end of the cache."""
-        if cache.length >= cache.max_seq_len:
-            raise ValueError(f"position {cache.length + 1} is past the {cache.max_seq_len} that the cache holds")
-        self._tokens.copy_(tokens)
-        self._position.fill_(cache.length)
+    def next_logits(self, tokens: Tensor, rows: Sequence[KVCache]) -> Tensor:
+        """Logits [B, V] after a token of each row: of the whole cache, valid until the next call, or of rows of it.
+
+        Does not advance them. ValueError past the end of the cache.
+        """
+        limit = self._cache.max_seq_len
+        if (position := max(row.length for row in rows)) >= limit:
+            raise ValueError(f"position {position + 1} is past the {limit} that the cache holds")
+        if rows[0] is self._cache:
+            self._tokens.copy_(tokens)
+            self._positions.fill_(position)
+            self._graph.replay()
+            return self._logits
+        places, lengths = torch.tensor([(row.place, row.length) for row in rows], device=tokens.device).unbind(1)
+        self._tokens[places] = tokens
+        self._positions.fill_(limit - 1)[places] = lengths
         self._graph.replay()
-        cache.advance(1)
-        return self._logits
+        return self._logits[places]

@@ -6,12 +6,14 @@ bit, since then only the linear layers differ, and those are exact integers. `fu
 place, which moves an activation to another code only at a tie.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from nanochat_cli.inference.decode_graph import DecodeGraph
 from nanochat_cli.inference.pack import PackedProjection, Packer
-from nanochat_cli.model.cache import KVCache
+from nanochat_cli.model.cache import CacheRows, KVCache
 from nanochat_cli.model.feedforward import FeedForward
 from nanochat_cli.model.transformer import Block, Transformer
 from nanochat_kernels.backends import Unsupported, report_fallback, usable_backend
@@ -60,19 +62,21 @@ class PackedTransformer:
 
     @torch.no_grad()
     def next_logits(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        """Read tokens [B, T] into the cache; logits [B, V] after the last of them."""
-        if self._has_graph and tokens.shape[1] == 1:
-            if self._graph is None or not self._graph.fits(tokens, cache):
-                self._graph = DecodeGraph(self._read, tokens, cache)
-            return self._graph.next_logits(tokens, cache)
-        if tokens.shape == (1, 1) and self._native is not None and cache.dtype == torch.float32:
-            keys, values = cache.keys[:, 0], cache.values[:, 0]
-            _, logits = self._native.decode(int(tokens), cache.length, keys, values)
+        """Read tokens [B, T] into the cache; logits [B, V] after the last of them.
+
+        One token of each of several rows (CacheRows) takes native code or the graph, like one token of one row.
+        """
+        rows = cache.rows if isinstance(cache, CacheRows) else [cache]
+        if tokens.shape[1] == 1 and self._has_graph:
+            return self._replayed(tokens, cache, rows)
+        if self._native is None or len(tokens) != len(rows) or cache.dtype != torch.float32:
+            return self._read(tokens, cache)
+        if tokens.shape[1] == 1:
+            parts = ([row.length for row in rows], [row.keys[:, 0] for row in rows], [row.values[:, 0] for row in rows])
+            _, logits = self._native.decode(tokens[:, 0].tolist(), *parts)
             cache.advance(1)
-            return logits.unsqueeze(0)
-        if self._native is not None and len(tokens) == 1:
-            return self._native.unembed(self(tokens, cache)[0, -1]).unsqueeze(0)
-        return self._read(tokens, cache)
+            return logits
+        return torch.stack([self._native.unembed(hidden) for hidden in self(tokens, cache)[:, -1]])
 
     @property
     def bytes(self) -> int:
@@ -82,6 +86,16 @@ class PackedTransformer:
 
     def embed(self, tokens: Tensor) -> Tensor:
         return nn.functional.embedding(tokens, self.embedding).to(self.dtype)
+
+    def _replayed(self, tokens: Tensor, cache: KVCache, rows: Sequence[KVCache]) -> Tensor:
+        memory = rows[0].memory or cache
+        if isinstance(memory, CacheRows):
+            return self._read(tokens, cache)
+        if self._graph is None or not self._graph.fits(memory):
+            self._graph = DecodeGraph(self._read, memory)
+        logits = self._graph.next_logits(tokens, rows)
+        cache.advance(1)
+        return logits
 
     def _read(self, tokens: Tensor, cache: KVCache) -> Tensor:
         return self.logits(self(tokens, cache)[:, -1])

@@ -95,14 +95,15 @@ def keep_min_p(logits: Tensor, p: float) -> Tensor:
 def sample(
     logits: Tensor,
     config: SamplingConfig,
-    seen: Tensor,
+    seen: Tensor | None,
     rows: Sequence[torch.Generator],
     never: Tensor | None = None,
 ) -> Tensor:
     """The next token of every row: int64 [B].
 
-    logits float [B, V], seen bool [B, V], one generator per row. never: int64, ids that are not chosen. A greedy
-    choice draws no random number. Raises DataError for logits that are not finite: there is no next token then.
+    logits float [B, V], one generator per row. seen: bool [B, V], needed where repetition is penalised. never: int64,
+    ids that are not chosen. A greedy choice draws no random number. Raises DataError for logits that are not finite:
+    there is no next token then.
     """
     if not torch.isfinite(logits.amax(dim=-1)).all():
         raise DataError("the model's logits are not finite: its weights are damaged, or its training diverged")
@@ -113,6 +114,7 @@ def sample(
         return logits.argmax(dim=-1)
     logits = logits.double()  # no penalty and no temperature that is allowed overflows
     if config.repetition_penalty != 1:
+        assert seen is not None
         logits = penalise_repetition(logits, seen, config.repetition_penalty)
     if config.temperature == 0:
         return logits.argmax(dim=-1)
@@ -126,3 +128,9 @@ def draw(probabilities: Tensor, rows: Sequence[torch.Generator]) -> Tensor:
     cumulative = probabilities.cumsum(dim=-1)
     # right=True: the first entry *above* the draw, which therefore never has probability 0.
     return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True).squeeze(-1)
+
+
+def log_probabilities(logits: Tensor, chosen: Tensor, temperature: float) -> list[float]:
+    """Natural, of the tokens chosen int64 [B] under softmax(logits / temperature), or of logits float32 if greedy."""
+    scaled = logits / temperature if temperature > 0 else logits
+    return scaled.log_softmax(dim=-1).gather(1, chosen[:, None]).squeeze(1).tolist()

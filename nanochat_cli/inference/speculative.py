@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nanochat_cli.errors import ConfigError
-from nanochat_cli.inference.generate import LanguageModel
+from nanochat_cli.inference.language_model import LanguageModel
 from nanochat_cli.inference.sampling import SamplingConfig, as_ids, generators, sample
 from nanochat_cli.inference.stopwatch import Rate
 from nanochat_cli.model.cache import KVCache, Snapshot

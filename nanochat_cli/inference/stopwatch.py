@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nanochat_cli.config.sections.model import ModelConfig
-from nanochat_cli.inference.generate import LanguageModel
+from nanochat_cli.inference.language_model import LanguageModel
 from nanochat_cli.model.cache import KVCache
 
 

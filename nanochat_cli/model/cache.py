@@ -48,6 +48,9 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
+        self.memory: KVCache | None = None
+        """Of a row: the cache of the whole batch that it is a part of, at `place`."""
+        self.place = 0
         self.max_seq_len = min(max_seq_len or config.max_seq_len, config.max_seq_len)
         self.length = 0
         """Positions held; every row of the batch has the same number."""
@@ -116,16 +119,22 @@ class KVCache:
             raise ValueError("a recurrent state cannot be truncated: take a snapshot before and restore it")
         self.length = min(length, self.length)
 
-    def rows(self, chosen: Sequence[int]) -> "KVCache":
-        """A cache of these rows of the batch, in their order, copied; a row may come several times."""
-        index = torch.tensor(chosen, dtype=torch.int64, device=self.keys.device)
+    def row(self, place: int) -> "KVCache":
+        """One row of the batch as a cache of its own, which shares the memory and has its own length."""
         found = copy.copy(self)
-        found.keys, found.values = self.keys.index_select(1, index), self.values.index_select(1, index)
+        found.memory, found.place, here = self, place, slice(place, place + 1)
+        found.keys, found.values = self.keys[:, here], self.values[:, here]
         found.recurrent = {
-            layer: RecurrentState(saved.state.index_select(0, index), saved.convolution.index_select(0, index))
-            for layer, saved in self.recurrent.items()
+            layer: RecurrentState(saved.state[here], saved.convolution[here]) for layer, saved in self.recurrent.items()
         }
         return found
+
+    def copy_from(self, source: "KVCache", length: int) -> None:
+        """Hold the first `length` positions of another cache of this shape, and its recurrent states."""
+        self.keys[..., :length, :], self.values[..., :length, :] = (
+            memory[..., :length, :] for memory in (source.keys, source.values)
+        )
+        self.restore(Snapshot(length, source.recurrent))
 
     def snapshot(self) -> Snapshot:
         """Where the cache stands; keys and values are not copied, since later ones only overwrite later positions."""
@@ -145,23 +154,59 @@ class KVCache:
         return 2 * self.keys.numel() * self.keys.element_size() + recurrent
 
 
+class CacheRows(KVCache):
+    """Several caches of one row each, at lengths of their own, as a pass over the next token of each sees them.
+
+    Every row attends alone over its own positions, so that it computes what it would compute without the others.
+    """
+
+    def __init__(self, rows: Sequence[KVCache]) -> None:
+        vars(self).update(vars(rows[0]))
+        self.rows = rows
+        self.length = max(row.length for row in rows)
+        self.recurrent = {
+            layer: RecurrentState(
+                torch.cat([row.recurrent[layer].state for row in rows]),
+                torch.cat([row.recurrent[layer].convolution for row in rows]),
+            )
+            for layer in self.recurrent
+        }
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        parts = zip(self.rows, q.split(1), k.split(1), v.split(1), strict=True)
+        return torch.cat([row.attend(layer, *part) for row, *part in parts])
+
+    def next_rows(self, table: Tensor, count: int) -> Tensor:
+        """[B, count, ...], of every row its own."""
+        return torch.stack([row.next_rows(table, count) for row in self.rows])
+
+    def advance(self, n_positions: int) -> None:
+        for number, row in enumerate(self.rows):
+            for layer, found in self.recurrent.items():
+                row.recurrent[layer].state.copy_(found.state[number : number + 1])
+                row.recurrent[layer].convolution.copy_(found.convolution[number : number + 1])
+            row.advance(n_positions)
+
+
 class StaticCache(KVCache):
-    """The next step of a cache, one token a row, at a position that is a tensor: int64 [1], on the cache's device.
+    """A cache at positions int64 [B] that are read from memory: the next token of every row, each at its own.
 
     Every position takes the same kernels with the same shapes, which is what a CUDA graph replays: the whole memory is
     attended over, under a mask. Shares the memory of `cache`, which does not advance. For models of attention layers.
     """
 
-    def __init__(self, cache: KVCache, position: Tensor) -> None:
+    def __init__(self, cache: KVCache, positions: Tensor) -> None:
         vars(self).update(vars(cache))
-        self.position = position
-        self.visible = (torch.arange(self.max_seq_len, device=position.device) <= position).reshape(1, 1, 1, -1)
+        self.positions = positions
+        places = torch.arange(self.max_seq_len, device=positions.device)
+        self.visible = (places <= positions[:, None])[:, None, None]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys, values = self.keys[self.slots[layer]], self.values[self.slots[layer]]
-        keys.index_copy_(2, self.position, k)
-        values.index_copy_(2, self.position, v)
+        here = self.positions.reshape(-1, 1, 1, 1).expand_as(k)
+        keys.scatter_(2, here, k)
+        values.scatter_(2, here, v)
         return attend_one(q, keys, values, self.visible)
 
     def next_rows(self, table: Tensor, count: int) -> Tensor:
-        return table.index_select(0, self.position)
+        return table.index_select(0, self.positions)[:, None]

@@ -17,7 +17,7 @@ def rope_table(positions: int, head_dim: int, theta: float) -> tuple[Tensor, Ten
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x [B, T, H, D] by cos, sin [T, D / 2]; returned in x's dtype."""
+    """Rotate x [B, T, H, D] by cos, sin [T, D / 2], or [B, T, D / 2]; returned in x's dtype."""
     first, second = x.float().chunk(2, dim=-1)
-    cos, sin = cos[:, None, :], sin[:, None, :]
+    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)

@@ -11,7 +11,8 @@ from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.evaluation.complete_problems import problem_seed
 from nanochat_cli.evaluation.problem import Problem
 from nanochat_cli.inference.batched import Completion, sample_batch
-from nanochat_cli.inference.generate import LanguageModel, encode_prompt
+from nanochat_cli.inference.generate import encode_prompt
+from nanochat_cli.inference.language_model import LanguageModel
 from nanochat_cli.inference.packed_model import PackedTransformer
 from nanochat_cli.inference.sampling import SamplingConfig
 from nanochat_cli.inference.stopwatch import Rate

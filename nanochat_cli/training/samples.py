@@ -10,7 +10,8 @@ from pathlib import Path
 
 from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.data.tokenizer import Tokenizer
-from nanochat_cli.inference.generate import LanguageModel, generate
+from nanochat_cli.inference.generate import generate
+from nanochat_cli.inference.language_model import LanguageModel
 from nanochat_cli.inference.sampling import SamplingConfig
 
 DEMONSTRATION = SamplingConfig(max_tokens=96, temperature=0.7, min_p=0.05, seed=0)

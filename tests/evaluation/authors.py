@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nanochat_cli.config.schema import ModelConfig
-from nanochat_cli.model.cache import KVCache
+from nanochat_cli.model.cache import CacheRows, KVCache
 
 
 class ByteTokenizer:
@@ -34,21 +34,22 @@ class Author:
         shape = {"vocab_size": 256, "dim": 64, "n_layers": 1, "n_heads": 1, "n_kv_heads": 1, "ffn_dim": 64}
         self.config = ModelConfig.model_validate({**shape, "max_seq_len": context})
         self.answers, self.read = answers, list[str]()
-        self._start, self._scripts = 0, list[bytes]()
+        self._start, self._samples, self._scripts = 0, 0, list[bytes]()
 
     def next_logits(self, tokens: Tensor, cache: KVCache, /) -> Tensor:
-        cache.advance(tokens.shape[1])
         if tokens.shape[1] > 1:  # a prompt
             self.read.append(bytes(tokens[0].tolist()).decode())
             answer = self.answers[self.read[-1]]
             self._scripts = [f"{text}\0".encode() for text in ([answer] if isinstance(answer, str) else answer)]
-            self._start = cache.length
-        written = cache.length - self._start
-        samples = cache.keys[0, :, 0, 0, 0]  # which sample a row is: rows that have ended leave the batch
-        if written == 1:
-            samples.copy_(torch.arange(len(tokens)))
+            self._start, self._samples = cache.length + tokens.shape[1], 0
+        cache.advance(tokens.shape[1])
+        rows = cache.rows if isinstance(cache, CacheRows) else [cache]
         logits = torch.full((len(tokens), 256), -1e4)
-        for row, sample in enumerate(samples.int().tolist()):
-            script = self._scripts[sample % len(self._scripts)]
-            logits[row, script[written] if written < len(script) else 0] = 1e4
+        for place, row in enumerate(rows):
+            written = row.length - self._start
+            if written == 1:  # a sample begins, and notes in its memory which one it is
+                row.keys[0, 0, 0, 0, 0] = self._samples
+                self._samples += 1
+            script = self._scripts[int(row.keys[0, 0, 0, 0, 0]) % len(self._scripts) if written else 0]
+            logits[place, script[written] if written < len(script) else 0] = 1e4
         return logits

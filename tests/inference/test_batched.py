@@ -8,7 +8,6 @@ from nanochat_cli.inference.batched import MAX_ROWS, sample_batch
 from nanochat_cli.inference.generate import generate
 from nanochat_cli.inference.packed_model import PackedTransformer
 from nanochat_cli.inference.sampling import SamplingConfig
-from nanochat_cli.model.cache import KVCache
 from tests.architectures import build
 from tests.inference.tiny_models import spread_model, tiny_config
 
@@ -94,14 +93,3 @@ def test_the_context_ends_a_continuation_and_a_longer_prompt_is_refused():
     assert (len(completion.tokens), completion.finish) == (7, "length")
     with pytest.raises(DataError, match="17 tokens and the model's context holds 16"):
         sample_batch(model, tokenizer, ["x" * 17], 1, settings, [0])
-
-
-def test_rows_of_a_cache_are_copies():
-    cache = KVCache(tiny_config(), 2, 8)
-    cache.keys.normal_()
-    cache.values.normal_()
-    found = cache.rows([1, 1, 0])
-    for mine, source in ((found.keys, cache.keys), (found.values, cache.values)):
-        assert torch.equal(mine, torch.stack([source[:, 1], source[:, 1], source[:, 0]], dim=1))
-    found.keys.zero_()
-    assert cache.keys.any()

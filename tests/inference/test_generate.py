@@ -9,9 +9,10 @@ from nanochat_cli.config.schema import MTPConfig
 from nanochat_cli.data.tokenizer import BASE_VOCAB, Tokenizer
 from nanochat_cli.errors import DataError
 from nanochat_cli.inference.batched import sample_batch
-from nanochat_cli.inference.generate import TextStream, generate, generate_tokens
+from nanochat_cli.inference.generate import generate, generate_tokens
 from nanochat_cli.inference.sampling import SamplingConfig
 from nanochat_cli.inference.speculative import make_drafter, speculate_tokens
+from nanochat_cli.inference.text_stream import TextStream
 from nanochat_cli.model.cache import KVCache
 from nanochat_cli.model.mtp import MTP
 from nanochat_cli.model.transformer import Transformer

@@ -1,4 +1,4 @@
-"""NativeDecoder: one token of one sequence through a whole packed model, in a single call of the C library.
+"""NativeDecoder: a token of each of several sequences through a whole packed model, in a single call of the C library.
 
 For decoding, where everything but reading the weights is overhead. Left to the caller are prompts of many tokens,
 which are faster as matrix products, sampling, and the memory of the cache.
@@ -17,6 +17,8 @@ from nanochat_kernels.reference.packed import PackedTernary
 from nanochat_kernels.reference.packing import PLANE
 
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_size_t
+MAX_SEQUENCES = 8
+"""In one call of the C code, its TOKEN_BLOCK; more take several."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,14 @@ class _Decoder(ctypes.Structure):
         ("embedding_is_f16", ctypes.c_int),
         ("head_is_f16", ctypes.c_int),
         *((name, _POINTER) for name in ("embedding", "head", "norm", "cos", "sin")),
+    )
+
+
+class _Sequence(ctypes.Structure):
+    _fields_ = (
+        ("keys", _POINTER),
+        ("values", _POINTER),
+        *((name, _SIZE) for name in ("layer_stride", "capacity", "token", "position")),
     )
 
 
@@ -111,43 +121,50 @@ class NativeDecoder:
         self._cache_shape = (len(layers), n_kv_heads, cos.shape[1] * 2)
         self._positions = len(cos)
         self._workspace = torch.empty(0, dtype=torch.uint8)
-        self._capacity = 0
 
-    def decode(self, token: int, position: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """hidden [dim] after the final norm, and logits [V], of `token` at `position`; both float32.
+    def decode(
+        self, tokens: Sequence[int], positions: Sequence[int], keys: Sequence[Tensor], values: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """hidden [n, dim] after the final norm, and logits [n, V], of n tokens at their positions; both float32.
 
-        keys, values: float32 [layers, Hkv, capacity, head_dim], contiguous, filled before `position`; the token's own
-        are written there. Raises ValueError if token, position or cache are out of range.
+        keys, values: of each token's sequence, float32 [layers, Hkv, capacity, head_dim], a layer contiguous, filled
+        before its position; the token's own are written there. Tokens at positions that follow each other may have
+        one cache: they are read as a text. The bits of a token do not depend on the others. Raises ValueError if a
+        token, a position or a cache is out of range; nothing is read then.
         """
+        rows = list(zip(tokens, positions, keys, values, strict=True))
+        sequences = [self._sequence(*row) for row in rows]
+        hidden, logits = torch.empty(len(rows), self.dim), torch.empty(len(rows), self.vocab_size)
+        for start in range(0, len(rows), MAX_SEQUENCES):
+            some = sequences[start : start + MAX_SEQUENCES]
+            size = self._library.nk_decoder_workspace(self._address, max(one.capacity for one in some), len(some))
+            if size + 64 > len(self._workspace):
+                self._workspace = torch.empty(size + 64, dtype=torch.uint8)
+            self._library.nk_decode(
+                self._address,
+                (self._workspace.data_ptr() + 63) // 64 * 64,
+                (_Sequence * len(some))(*some),
+                len(some),
+                hidden[start:].data_ptr(),
+                logits[start:].data_ptr(),
+            )
+        return hidden, logits
+
+    def _sequence(self, token: int, position: int, keys: Tensor, values: Tensor) -> _Sequence:
         n_layers, n_kv_heads, head_dim = self._cache_shape
         capacity = keys.shape[-2]
         for cache in (keys, values):
-            if cache.shape != (n_layers, n_kv_heads, capacity, head_dim) or not cache.is_contiguous():
+            if cache.shape != (n_layers, n_kv_heads, capacity, head_dim) or not cache[0].is_contiguous():
                 raise ValueError(f"the cache has shape {list(cache.shape)} where {self._cache_shape} is needed")
             if cache.dtype != torch.float32 or cache.device.type != "cpu":
                 raise ValueError(f"the cache is {cache.dtype} on {cache.device}: the CPU decoder reads float32")
+        if keys.stride(0) != values.stride(0):
+            raise ValueError("keys and values lie differently in memory")
         if not 0 <= token < self.vocab_size:
             raise ValueError(f"token {token} is outside the vocabulary of {self.vocab_size}")
         if not 0 <= position < min(capacity, self._positions):
             raise ValueError(f"position {position} is beyond the {min(capacity, self._positions)} there are")
-        if capacity > self._capacity:
-            size = self._library.nk_decoder_workspace(self._address, capacity)
-            self._workspace = torch.empty(size + 64, dtype=torch.uint8)
-            self._capacity = capacity
-        hidden, logits = torch.empty(self.dim), torch.empty(self.vocab_size)
-        workspace = (self._workspace.data_ptr() + 63) // 64 * 64
-        self._library.nk_decode(
-            self._address,
-            workspace,
-            keys.data_ptr(),
-            values.data_ptr(),
-            capacity,
-            token,
-            position,
-            hidden.data_ptr(),
-            logits.data_ptr(),
-        )
-        return hidden, logits
+        return _Sequence(keys.data_ptr(), values.data_ptr(), keys.stride(0), capacity, token, position)
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """Logits float32 [V] of hidden float32 [dim]."""

@@ -53,11 +53,8 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "nk_cross_entropy": (None, [_POINTER, _SIZE, _SIZE, *[_POINTER] * 3, _FLOAT, _SIZE, _POINTER, _POINTER]),
     "nk_ternarize": (_INT, [_POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _POINTER, _POINTER]),
     "nk_unpack": (_INT, [_POINTER, _SIZE, _SIZE, _POINTER]),
-    "nk_decoder_workspace": (_SIZE, [_POINTER, _SIZE]),
-    "nk_decode": (
-        None,
-        [_POINTER, _POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _POINTER],
-    ),
+    "nk_decoder_workspace": (_SIZE, [_POINTER, _SIZE, _SIZE]),
+    "nk_decode": (None, [_POINTER, _POINTER, _POINTER, _SIZE, _POINTER, _POINTER]),
     "nk_unembed": (None, [_POINTER, _POINTER, _POINTER]),
     "nk_read_sum": (ctypes.c_uint64, [_POINTER, _SIZE]),
 }

@@ -7,7 +7,7 @@ from nanochat_cli.data.tokenizer import EOS, Tokenizer
 from nanochat_cli.diagnose.validate.corpus import write_corpus
 from nanochat_cli.diagnose.validate.stage import Figure, Value, Workspace
 from nanochat_cli.errors import ValidationFailure
-from nanochat_cli.inference.generate import as_text
+from nanochat_cli.inference.text_stream import as_text
 
 VOCAB_SIZE = 512
 N_TEXTS, LONGEST = 200, 120

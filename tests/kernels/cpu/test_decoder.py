@@ -112,7 +112,7 @@ class Oracle:
 
 def decode(decoder: NativeDecoder, tokens: list[int]) -> Tensor:
     keys, values = torch.full((2, 2, KV_HEADS, POSITIONS, HEAD_DIM), torch.nan)
-    return torch.stack([decoder.decode(token, i, keys, values)[1] for i, token in enumerate(tokens)])
+    return torch.cat([decoder.decode([token], [i], [keys], [values])[1] for i, token in enumerate(tokens)])
 
 
 @pytest.mark.parametrize("head_dtype", [torch.float32, torch.float16])
@@ -136,10 +136,39 @@ def test_logits_are_those_of_the_plain_model(group, qk_norm, sub_norm, head_dtyp
     assert compared >= 4
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 7, 8, 11])
+@pytest.mark.parametrize(("group", "norms"), [(None, True), (None, False), (128, False), (64, True)])
+def test_a_token_has_the_same_bits_whatever_is_read_beside_it(group, norms, n):
+    """Sequences of different lengths and memories; products of one token, of a few, of a tile and of several calls."""
+    model = build(group, norms, norms, torch.float16, seed=8)
+    decoder, generator = model.native(), torch.Generator().manual_seed(9)
+    texts = [torch.randint(0, VOCAB, (3 + i,), generator=generator).tolist() for i in range(n)]
+    alone = [decode(decoder, text)[-1] for text in texts]
+    rows = torch.full((2, 2, n, KV_HEADS, POSITIONS, HEAD_DIM), torch.nan)
+    own = torch.full((2, 2, KV_HEADS, POSITIONS + 1, HEAD_DIM), torch.nan)
+    caches = [(own[0], own[1]) if i == 1 else (rows[0, :, i], rows[1, :, i]) for i in range(n)]
+    for (keys, values), text in zip(caches, texts, strict=True):
+        for position, token in enumerate(text[:-1]):
+            decoder.decode([token], [position], [keys], [values])
+    keys, values = zip(*caches, strict=True)
+    _, together = decoder.decode([text[-1] for text in texts], [len(text) - 1 for text in texts], keys, values)
+    assert torch.equal(together, torch.stack(alone))
+
+
+@pytest.mark.parametrize("group", [None, 64])
+def test_tokens_at_following_positions_of_one_cache_are_a_text(group):
+    model = build(group, True, False, torch.float32, seed=10)
+    decoder, tokens = model.native(), [5, 60, 2, 2, 41, 7, 19, 33, 8, 1]
+    expected = decode(decoder, tokens)
+    keys, values = torch.full((2, 2, KV_HEADS, POSITIONS, HEAD_DIM), torch.nan)
+    _, found = decoder.decode(tokens, range(len(tokens)), [keys] * len(tokens), [values] * len(tokens))
+    assert torch.equal(found, expected)
+
+
 def test_the_hidden_state_gives_the_logits():
     model = build(None, False, False, torch.float32, seed=5)
     keys, values = torch.zeros(2, 2, KV_HEADS, POSITIONS, HEAD_DIM)
-    hidden, logits = model.native().decode(3, 0, keys, values)
+    hidden, logits = model.native().decode([3], [0], [keys], [values])
     torch.testing.assert_close(hidden @ model.head.T, logits, rtol=1e-5, atol=1e-4)
 
 
@@ -148,11 +177,11 @@ def test_values_out_of_range_are_refused_and_write_nothing():
     keys, values = torch.zeros(2, 2, KV_HEADS, 8, HEAD_DIM)
     for token, position, message in ((VOCAB, 0, "vocabulary"), (-1, 0, "vocabulary"), (0, 8, "position 8")):
         with pytest.raises(ValueError, match=message):
-            decoder.decode(token, position, keys, values)
+            decoder.decode([1, token], [0, position], [keys, keys], [values, values])
     with pytest.raises(ValueError, match="cache has shape"):
-        decoder.decode(0, 0, keys[:1], values)
+        decoder.decode([0], [0], [keys[:1]], [values])
     with pytest.raises(ValueError, match="float32"):
-        decoder.decode(0, 0, keys.half(), values.half())
+        decoder.decode([0], [0], [keys.half()], [values.half()])
     assert not keys.any()
 
 

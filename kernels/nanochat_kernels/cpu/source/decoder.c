@@ -1,7 +1,9 @@
-/* One token through a whole decoder in one call: embedding, blocks, final norm and head, for one sequence on the CPU.
+/* A token of each of a few sequences through a whole decoder in one call: embedding, blocks, final norm and head.
  *
- * One parallel region for the token; between barriers every thread has its rows of a matrix, or its heads. Every thread
- * computes small things (a norm, the quantisation of one token) for itself, which is cheaper than waiting.
+ * One parallel region for the call; between barriers every thread has its rows of a matrix, or its heads. Every thread
+ * computes small things (norms, the quantisation of the tokens) for itself, which is cheaper than waiting.
+ * Weights are read once for all tokens. Sums of floats run over one token in one order, and sums over codes are exact,
+ * so that the bits of a token do not depend on the tokens beside it.
  * The model is nanochat_cli/model's: pre-norm blocks on a plain residual stream, grouped-query attention with
  * half-split RoPE, SwiGLU, optional norms of q and k per head and before the two output projections.
  */
@@ -33,14 +35,23 @@ struct decoder {
     const float *norm, *cos, *sin;                            /* [dim], [positions, head_dim / 2] */
 };
 
-/* Shared by the threads; what follows it in the workspace is one `private` area per thread. */
+/* A sequence of which one token is read. keys, values: [n_kv_heads, capacity, head_dim] of the first layer, filled
+ * before `position`; those of the next layer are `layer_stride` floats further. Sequences may share them, if their
+ * positions follow each other: then they are one text, of which several tokens are read. */
+struct sequence {
+    float *keys, *values;
+    size_t layer_stride, capacity, token, position;
+};
+
+/* Rows of the n tokens, shared by the threads; what follows in the workspace is one `private` area per thread. */
 struct state {
     float *x, *qkv, *attended, *gated;
 };
 
+/* codes: of one token after the other; tiles: the same, interleaved for a tile. */
 struct private {
     float *values, *projected, *scores, *scale;
-    int8_t *codes;
+    int8_t *codes, *tiles;
     int32_t *sums;
 };
 
@@ -51,19 +62,23 @@ static size_t widest(const struct decoder *d) {
     return larger(d->dim, larger(d->n_heads * d->head_dim, d->hidden));
 }
 
-static size_t shared_bytes(const struct decoder *d) {
-    const size_t heads = (d->n_heads + 2 * d->n_kv_heads) * d->head_dim;
-    return lines(d->dim * 4) + lines(heads * 4) + lines(d->n_heads * d->head_dim * 4) + lines(d->hidden * 4);
+static size_t heads_width(const struct decoder *d) { return (d->n_heads + 2 * d->n_kv_heads) * d->head_dim; }
+static size_t projected_width(const struct decoder *d) { return larger(d->dim, 2 * d->hidden); }
+
+static size_t shared_bytes(const struct decoder *d, size_t n) {
+    return lines(n * d->dim * 4) + lines(n * heads_width(d) * 4) + lines(n * d->n_heads * d->head_dim * 4) +
+           lines(n * d->hidden * 4);
 }
 
-static size_t private_bytes(const struct decoder *d, size_t capacity) {
-    const size_t w = widest(d), rows = larger(d->dim, 2 * d->hidden);
-    return lines(w * 4) + lines(rows * 4) + lines(capacity * 4) + 64 + lines(w) + lines(w / 64 * 4);
+static size_t private_bytes(const struct decoder *d, size_t capacity, size_t n) {
+    const size_t w = widest(d);
+    return lines(w * 4) + lines(n * projected_width(d) * 4) + lines(capacity * 4) + 64 + lines(n * w) +
+           lines(TOKEN_BLOCK * w) + lines(n * (w / 64) * 4);
 }
 
-/* Bytes of the workspace that nk_decode takes, for a cache of `capacity` positions; aligned to 64. */
-size_t nk_decoder_workspace(const struct decoder *d, size_t capacity) {
-    return shared_bytes(d) + d->threads * private_bytes(d, capacity);
+/* Bytes of the workspace that nk_decode takes, for n sequences of at most `capacity` positions; aligned to 64. */
+size_t nk_decoder_workspace(const struct decoder *d, size_t capacity, size_t n) {
+    return shared_bytes(d, n) + d->threads * private_bytes(d, capacity, n);
 }
 
 static void *take(char **memory, size_t bytes) {
@@ -72,25 +87,26 @@ static void *take(char **memory, size_t bytes) {
     return part;
 }
 
-static struct state shared_area(const struct decoder *d, char *memory) {
+static struct state shared_area(const struct decoder *d, size_t n, char *memory) {
     struct state s;
-    s.x = take(&memory, d->dim * 4);
-    s.qkv = take(&memory, (d->n_heads + 2 * d->n_kv_heads) * d->head_dim * 4);
-    s.attended = take(&memory, d->n_heads * d->head_dim * 4);
-    s.gated = take(&memory, d->hidden * 4);
+    s.x = take(&memory, n * d->dim * 4);
+    s.qkv = take(&memory, n * heads_width(d) * 4);
+    s.attended = take(&memory, n * d->n_heads * d->head_dim * 4);
+    s.gated = take(&memory, n * d->hidden * 4);
     return s;
 }
 
-static struct private private_area(const struct decoder *d, size_t capacity, size_t thread, char *memory) {
+static struct private private_area(const struct decoder *d, size_t capacity, size_t n, size_t thread, char *memory) {
     const size_t w = widest(d);
     struct private p;
-    memory += shared_bytes(d) + thread * private_bytes(d, capacity);
+    memory += shared_bytes(d, n) + thread * private_bytes(d, capacity, n);
     p.values = take(&memory, w * 4);
-    p.projected = take(&memory, larger(d->dim, 2 * d->hidden) * 4);
+    p.projected = take(&memory, n * projected_width(d) * 4);
     p.scores = take(&memory, capacity * 4);
-    p.scale = take(&memory, 4);
-    p.codes = take(&memory, w);
-    p.sums = take(&memory, w / 64 * 4);
+    p.scale = take(&memory, TOKEN_BLOCK * 4);
+    p.codes = take(&memory, n * w);
+    p.tiles = take(&memory, TOKEN_BLOCK * w);
+    p.sums = take(&memory, n * (w / 64) * 4);
     return p;
 }
 
@@ -105,25 +121,43 @@ static struct range share(size_t n, size_t unit, size_t thread, size_t threads) 
     return (struct range){r.first < n ? r.first : n, r.last < n ? r.last : n};
 }
 
-static void quantize(struct private *p, const float *x, const struct matrix *w) {
-    kernels->quantize(x, w->columns, w->columns / w->groups, p->codes, p->scale, p->sums);
-}
+/* Whether n tokens are multiplied as a tile: only with one scale a row, whose sums are exact in any order. */
+static int in_a_tile(const struct matrix *w, size_t n) { return n > MAX_VECTOR_TOKENS && w->groups == 1; }
 
-/* Norm, if there is one, and quantisation for the product with w. */
-static void norm_and_quantize(struct private *p, const float *x, const float *norm, float eps, const struct matrix *w) {
-    if (norm != NULL) {
-        kernels->rmsnorm(x, norm, eps, w->columns, p->values);
-        x = p->values;
+/* Norm, if there is one, and quantisation of the n rows of x for the product with w. */
+static void norm_and_quantize(struct private *p, const float *x, const float *norm, float eps, const struct matrix *w,
+                              size_t n) {
+    const size_t k = w->columns;
+    for (size_t t = 0; t < n; t++) {
+        const float *row = x + t * k;
+        if (norm != NULL) {
+            kernels->rmsnorm(row, norm, eps, k, p->values);
+            row = p->values;
+        }
+        kernels->quantize(row, k, k / w->groups, p->codes + t * k, p->scale + t, p->sums + t * w->groups);
     }
-    quantize(p, x, w);
+    if (in_a_tile(w, n)) interleave_block(p->codes, n, k, p->tiles);
 }
 
-static void multiply(const struct private *p, const struct matrix *w, struct range rows, float *y) {
-    gemv_rows(w->packed, w->scales, w->groups, rows.first, rows.last, w->columns, p->codes, *p->scale, p->sums, y);
+/* y[t][row], rows of y `stride` apart. */
+static void multiply(const struct private *p, const struct matrix *w, size_t n, struct range rows, float *y,
+                     size_t stride) {
+    const size_t k = w->columns, block = n > 1 ? ROW_BLOCK : rows.last - rows.first;
+    for (size_t first = rows.first; first < rows.last; first += block) {
+        const size_t last = rows.last - first < block ? rows.last : first + block;
+        if (in_a_tile(w, n))
+            multiply_tile(w->packed + first * (k / 4), w->scales + first, 1, last - first, k, p->tiles, p->scale,
+                          p->sums, n, y + first, stride);
+        else
+            for (size_t t = 0; t < n; t++)
+                gemv_rows(w->packed, w->scales, w->groups, first, last, k, p->codes + t * k, p->scale[t],
+                          p->sums + t * w->groups, y + t * stride);
+    }
 }
 
-static void add_to_residual(const struct private *p, struct range rows, float *x) {
-    for (size_t i = rows.first; i < rows.last; i++) x[i] += p->projected[i];
+static void add_to_residual(const struct private *p, size_t n, size_t stride, struct range rows, float *x, size_t dim) {
+    for (size_t t = 0; t < n; t++)
+        for (size_t i = rows.first; i < rows.last; i++) x[t * dim + i] += p->projected[t * stride + i];
 }
 
 /* Norm and rotation of one head in place: dimension i rotates with i + head_dim / 2. */
@@ -143,39 +177,46 @@ static void rotate(const struct decoder *d, float *head, const float *norm, size
     }
 }
 
-/* Rotates the heads of q and k of this token; keys and values go to their place in the cache. */
-static void rotate_and_store(const struct decoder *d, const struct layer *l, struct private *p, float *qkv, float *keys,
-                             float *values, size_t capacity, size_t position, size_t thread, size_t threads) {
-    const size_t size = d->head_dim, bytes = size * sizeof *qkv;
-    const struct range heads = share(d->n_heads + 2 * d->n_kv_heads, 1, thread, threads);
-    for (size_t h = heads.first; h < heads.last; h++) {
-        float *head = qkv + h * size;
+/* Rotates the heads of q and k of every token; keys and values go to their place in the cache of layer `i`. */
+static void rotate_and_store(const struct decoder *d, size_t i, struct private *p, float *qkv,
+                             const struct sequence *sequences, size_t n, size_t thread, size_t threads) {
+    const struct layer *l = d->layers + i;
+    const size_t size = d->head_dim, bytes = size * sizeof *qkv, heads = d->n_heads + 2 * d->n_kv_heads;
+    const struct range tasks = share(n * heads, 1, thread, threads);
+    for (size_t task = tasks.first; task < tasks.last; task++) {
+        const struct sequence *s = sequences + task / heads;
+        const size_t h = task % heads, kv = (h - d->n_heads) % d->n_kv_heads;
+        float *head = qkv + task * size;
+        const size_t place = i * s->layer_stride + (kv * s->capacity + s->position) * size;
         if (h < d->n_heads) {
-            rotate(d, head, l->q_norm, position, p->values);
+            rotate(d, head, l->q_norm, s->position, p->values);
         } else if (h < d->n_heads + d->n_kv_heads) {
-            rotate(d, head, l->k_norm, position, p->values);
-            memcpy(keys + ((h - d->n_heads) * capacity + position) * size, head, bytes);
+            rotate(d, head, l->k_norm, s->position, p->values);
+            memcpy(s->keys + place, head, bytes);
         } else {
-            memcpy(values + ((h - d->n_heads - d->n_kv_heads) * capacity + position) * size, head, bytes);
+            memcpy(s->values + place, head, bytes);
         }
     }
 }
 
-static void attend(const struct decoder *d, const struct private *p, const float *q, const float *keys,
-                   const float *values, size_t capacity, size_t position, float *out, size_t thread, size_t threads) {
+static void attend(const struct decoder *d, size_t i, const struct private *p, const float *qkv,
+                   const struct sequence *sequences, size_t n, float *out, size_t thread, size_t threads) {
     const size_t size = d->head_dim, group = d->n_heads / d->n_kv_heads;
     const float scale = 1.0f / sqrtf((float)size);
-    const struct range heads = share(d->n_heads, 1, thread, threads);
-    for (size_t h = heads.first; h < heads.last; h++) {
-        const float *k = keys + h / group * capacity * size, *v = values + h / group * capacity * size;
-        float maximum = -INFINITY, *y = out + h * size;
-        for (size_t i = 0; i <= position; i++) {
-            p->scores[i] = kernels->dot_f32(q + h * size, k + i * size, size) * scale;
-            if (p->scores[i] > maximum) maximum = p->scores[i];
+    const struct range tasks = share(n * d->n_heads, 1, thread, threads);
+    for (size_t task = tasks.first; task < tasks.last; task++) {
+        const size_t t = task / d->n_heads, h = task % d->n_heads;
+        const struct sequence *s = sequences + t;
+        const size_t place = i * s->layer_stride + h / group * s->capacity * size, seen = s->position + 1;
+        const float *k = s->keys + place, *v = s->values + place, *q = qkv + t * heads_width(d) + h * size;
+        float maximum = -INFINITY, *y = out + task * size;
+        for (size_t j = 0; j < seen; j++) {
+            p->scores[j] = kernels->dot_f32(q, k + j * size, size) * scale;
+            if (p->scores[j] > maximum) maximum = p->scores[j];
         }
-        const float inverse = 1.0f / kernels->exp_sum(p->scores, position + 1, maximum);
+        const float inverse = 1.0f / kernels->exp_sum(p->scores, seen, maximum);
         memset(y, 0, size * sizeof *y);
-        for (size_t i = 0; i <= position; i++) kernels->axpy(p->scores[i] * inverse, v + i * size, size, y);
+        for (size_t j = 0; j < seen; j++) kernels->axpy(p->scores[j] * inverse, v + j * size, size, y);
     }
 }
 
@@ -186,62 +227,72 @@ static void embed(const struct decoder *d, size_t token, float *x) {
         memcpy(x, (const float *)d->embedding + token * d->dim, d->dim * sizeof *x);
 }
 
-static void unembed(const struct decoder *d, const float *hidden, struct range rows, float *logits) {
-    for (size_t n = rows.first; n < rows.last; n++)
-        logits[n] = d->head_is_f16
-                        ? kernels->dot_f16(hidden, (const uint16_t *)d->head + n * d->dim, d->dim)
-                        : kernels->dot_f32(hidden, (const float *)d->head + n * d->dim, d->dim);
+/* hidden: n rows, `stride` apart; logits: [n, vocab_size]. */
+static void unembed(const struct decoder *d, const float *hidden, size_t stride, size_t n, struct range rows,
+                    float *logits) {
+    for (size_t row = rows.first; row < rows.last; row++)
+        for (size_t t = 0; t < n; t++)
+            logits[t * d->vocab_size + row] =
+                d->head_is_f16 ? kernels->dot_f16(hidden + t * stride, (const uint16_t *)d->head + row * d->dim, d->dim)
+                               : kernels->dot_f32(hidden + t * stride, (const float *)d->head + row * d->dim, d->dim);
 }
 
-/* keys, values: [n_layers, n_kv_heads, capacity, head_dim], filled before `position`; this token is written there.
- * hidden: [dim], after the final norm; logits: [vocab_size]. The caller checks token < vocab_size, position < capacity. */
-void nk_decode(const struct decoder *d, char *workspace, float *keys, float *values, size_t capacity, size_t token,
-               size_t position, float *hidden, float *logits) {
-    const struct state s = shared_area(d, workspace);
-    const size_t layer_cache = d->n_kv_heads * capacity * d->head_dim;
-    embed(d, token, s.x);
+/* One token of each of n sequences, at most TOKEN_BLOCK; its keys and values are written at its position.
+ * hidden: [n, dim], after the final norm; logits: [n, vocab_size]. The caller checks token < vocab_size and
+ * position < capacity. */
+void nk_decode(const struct decoder *d, char *workspace, const struct sequence *sequences, size_t n, float *hidden,
+               float *logits) {
+    const struct state s = shared_area(d, n, workspace);
+    const size_t stride = projected_width(d);
+    size_t capacity = 0;
+    for (size_t t = 0; t < n; t++) {
+        embed(d, sequences[t].token, s.x + t * d->dim);
+        capacity = larger(capacity, sequences[t].capacity);
+    }
 #pragma omp parallel num_threads((int)d->threads)
     {
         const size_t threads = (size_t)omp_get_num_threads(), thread = (size_t)omp_get_thread_num();
-        struct private p = private_area(d, capacity, thread, workspace);
+        struct private p = private_area(d, capacity, n, thread, workspace);
         const struct range width = share(d->dim, 1, thread, threads);
         for (size_t i = 0; i < d->n_layers; i++) {
             const struct layer *l = d->layers + i;
-            float *k = keys + i * layer_cache, *v = values + i * layer_cache;
 
-            norm_and_quantize(&p, s.x, l->attention_norm, d->eps, &l->qkv);
-            multiply(&p, &l->qkv, share(l->qkv.rows, 1, thread, threads), s.qkv);
+            norm_and_quantize(&p, s.x, l->attention_norm, d->eps, &l->qkv, n);
+            multiply(&p, &l->qkv, n, share(l->qkv.rows, 1, thread, threads), s.qkv, l->qkv.rows);
 #pragma omp barrier
-            rotate_and_store(d, l, &p, s.qkv, k, v, capacity, position, thread, threads);
+            rotate_and_store(d, i, &p, s.qkv, sequences, n, thread, threads);
 #pragma omp barrier
-            attend(d, &p, s.qkv, k, v, capacity, position, s.attended, thread, threads);
+            attend(d, i, &p, s.qkv, sequences, n, s.attended, thread, threads);
 #pragma omp barrier
-            norm_and_quantize(&p, s.attended, l->attention_sub_norm, d->eps, &l->wo);
-            multiply(&p, &l->wo, width, p.projected);
-            add_to_residual(&p, width, s.x);
+            norm_and_quantize(&p, s.attended, l->attention_sub_norm, d->eps, &l->wo, n);
+            multiply(&p, &l->wo, n, width, p.projected, stride);
+            add_to_residual(&p, n, stride, width, s.x, d->dim);
 #pragma omp barrier
-            norm_and_quantize(&p, s.x, l->ffn_norm, d->eps, &l->gate_up);
+            norm_and_quantize(&p, s.x, l->ffn_norm, d->eps, &l->gate_up, n);
             const struct range gate = share(d->hidden, 8, thread, threads);
             const struct range up = {gate.first + d->hidden, gate.last + d->hidden};
-            multiply(&p, &l->gate_up, gate, p.projected);
-            multiply(&p, &l->gate_up, up, p.projected);
-            kernels->swiglu(p.projected + gate.first, p.projected + up.first, gate.last - gate.first,
-                            s.gated + gate.first);
+            multiply(&p, &l->gate_up, n, gate, p.projected, stride);
+            multiply(&p, &l->gate_up, n, up, p.projected, stride);
+            for (size_t t = 0; t < n; t++)
+                kernels->swiglu(p.projected + t * stride + gate.first, p.projected + t * stride + up.first,
+                                gate.last - gate.first, s.gated + t * d->hidden + gate.first);
 #pragma omp barrier
-            norm_and_quantize(&p, s.gated, l->ffn_sub_norm, d->eps, &l->down);
-            multiply(&p, &l->down, width, p.projected);
-            add_to_residual(&p, width, s.x);
+            norm_and_quantize(&p, s.gated, l->ffn_sub_norm, d->eps, &l->down, n);
+            multiply(&p, &l->down, n, width, p.projected, stride);
+            add_to_residual(&p, n, stride, width, s.x, d->dim);
 #pragma omp barrier
         }
-        kernels->rmsnorm(s.x, d->norm, d->eps, d->dim, p.values);
-        if (thread == 0) memcpy(hidden, p.values, d->dim * sizeof *hidden);
-        unembed(d, p.values, share(d->vocab_size, 1, thread, threads), logits);
+        for (size_t t = 0; t < n; t++) {
+            kernels->rmsnorm(s.x + t * d->dim, d->norm, d->eps, d->dim, p.projected + t * stride);
+            if (thread == 0) memcpy(hidden + t * d->dim, p.projected + t * stride, d->dim * sizeof *hidden);
+        }
+        unembed(d, p.projected, stride, n, share(d->vocab_size, 1, thread, threads), logits);
     }
 }
 
 /* hidden: [dim] to logits: [vocab_size]. */
 void nk_unembed(const struct decoder *d, const float *hidden, float *logits) {
 #pragma omp parallel num_threads((int)d->threads)
-    unembed(d, hidden,
+    unembed(d, hidden, d->dim, 1,
             share(d->vocab_size, 1, (size_t)omp_get_thread_num(), (size_t)omp_get_num_threads()), logits);
 }

@@ -17,6 +17,7 @@
 #define PLANE 128            /* inputs per block of the packed layout */
 #define PLANE_BYTES 32       /* bytes of such a block */
 #define TOKEN_BLOCK 8        /* tokens that a tile of the matrix product holds in registers */
+#define MAX_VECTOR_TOKENS 3  /* more tokens than this are cheaper as a tile */
 #define ROW_BLOCK 64         /* rows of weights that stay in the cache while token blocks pass */
 #define K_BLOCK 16           /* planes summed in 16 bits: 16 · 4 · 2 · 2 · 127 = 32512 */
 
@@ -112,5 +113,14 @@ void *scratch(size_t bytes);
 /* Rows of a matrix product for a range of rows and one token; shared by nk_ternary_matmul and the decoder. */
 void gemv_rows(const uint8_t *packed, const float *scales, size_t groups, size_t first, size_t last, size_t k,
                const int8_t *codes, float a_scale, const int32_t *sums, float *y);
+
+/* Codes of up to TOKEN_BLOCK tokens [tokens, k] as a tile takes them, [K/128][TOKEN_BLOCK][128]; so eight tokens are
+ * never one cache set apart. */
+void interleave_block(const int8_t *codes, size_t tokens, size_t k, int8_t *out);
+
+/* Up to ROW_BLOCK rows of weights times such a block. sums: [tokens, groups], or of eight tokens if groups > 1. */
+void multiply_tile(const uint8_t *packed, const float *scales, size_t groups, size_t rows, size_t k,
+                   const int8_t *codes, const float *a_scale, const int32_t *sums, size_t tokens, float *y,
+                   size_t y_stride);
 
 #endif

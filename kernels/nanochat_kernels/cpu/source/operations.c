@@ -9,8 +9,6 @@
 #include "kernels.h"
 
 #define MIN_PARALLEL_BYTES 65536
-/* More tokens than this are cheaper as a tile of eight. */
-#define MAX_VECTOR_TOKENS 3
 
 const struct kernels *kernels = &portable_kernels;
 
@@ -131,26 +129,26 @@ static void gemv(const uint8_t *packed, const float *scales, size_t groups, size
     }
 }
 
-/* Tokens in blocks of TOKEN_BLOCK, [block][K/128][token][128], so that eight tokens are never one cache set apart. */
-static void interleave(const int8_t *codes, size_t m, size_t k, int8_t *out) {
-    const size_t blocks = (m + TOKEN_BLOCK - 1) / TOKEN_BLOCK;
-#pragma omp parallel for schedule(static)
-    for (size_t block = 0; block < blocks; block++)
-        for (size_t t = 0; t < TOKEN_BLOCK; t++)
-            for (size_t b = 0; b < k / PLANE; b++) {
-                int8_t *target = out + block * TOKEN_BLOCK * k + (b * TOKEN_BLOCK + t) * PLANE;
-                const size_t token = block * TOKEN_BLOCK + t;
-                if (token < m)
-                    memcpy(target, codes + token * k + b * PLANE, PLANE);
-                else
-                    memset(target, 0, PLANE);
-            }
+void interleave_block(const int8_t *codes, size_t tokens, size_t k, int8_t *out) {
+    for (size_t t = 0; t < TOKEN_BLOCK; t++)
+        for (size_t b = 0; b < k / PLANE; b++) {
+            int8_t *target = out + (b * TOKEN_BLOCK + t) * PLANE;
+            if (t < tokens)
+                memcpy(target, codes + t * k + b * PLANE, PLANE);
+            else
+                memset(target, 0, PLANE);
+        }
 }
 
-/* One block of rows for one block of tokens. */
-static void multiply_tile(const uint8_t *packed, const float *scales, size_t groups, size_t rows, size_t k,
-                          const int8_t *codes, const float *a_scale, const int32_t *sums, size_t tokens, float *y,
-                          size_t y_stride) {
+static void interleave(const int8_t *codes, size_t m, size_t k, int8_t *out) {
+#pragma omp parallel for schedule(static)
+    for (size_t t = 0; t < m; t += TOKEN_BLOCK)
+        interleave_block(codes + t * k, m - t < TOKEN_BLOCK ? m - t : TOKEN_BLOCK, k, out + t * k);
+}
+
+void multiply_tile(const uint8_t *packed, const float *scales, size_t groups, size_t rows, size_t k,
+                   const int8_t *codes, const float *a_scale, const int32_t *sums, size_t tokens, float *y,
+                   size_t y_stride) {
     if (groups == 1) {
         int32_t dots[ROW_BLOCK * TOKEN_BLOCK] __attribute__((aligned(64))) = {0};
         int32_t totals[TOKEN_BLOCK] = {0};
