@@ -42,6 +42,7 @@ COMMANDS: dict[str, Entry] = {
     "eval": Entry("evaluate", "Measure bits per byte, compile rate or pass@k."),
     "grpo": Entry("grpo", "Let a run practise problems that a sandbox judges, and report before and after."),
     "generate": Entry("generate", "Continue a prompt with a run or a GGUF file."),
+    "serve": Entry("serve", "Answer OpenAI's clients and editors over HTTP, with a run or a GGUF file."),
     "export": Entry("export", "Write a verified GGUF file."),
     "export-gguf": Entry("export", "Write a verified GGUF file.", hidden=True),
     "validate": Entry("validate", "Check the whole chain on a tiny model, in under a minute."),

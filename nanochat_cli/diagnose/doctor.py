@@ -189,6 +189,7 @@ def optional() -> list[Extra]:
             "llama-cpp",
         ),
         ("flash-linear-attention", "a faster kernel for DeltaNet layers in training, on CUDA", "gpu"),
+        ("fastapi", "`nanochat serve`: OpenAI's API, and editors", "serve"),
         ("lm-eval", "the tasks of lm-evaluation-harness, with `nanochat` as a model", "lm-eval"),
     )
     parts = [Extra(name, installed(name), use, f"pip install 'nanochat[{extra}]'") for name, use, extra in packages]

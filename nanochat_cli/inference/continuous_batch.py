@@ -31,7 +31,8 @@ class Row:
 
     slides: past the context, its later half is read again, instead of ending there. stream: turns tokens into `text`,
     and ends at its stop strings. scored: keep log-probabilities. reuse: read only what a place does not hold already,
-    which may round differently than a whole prompt. observe: called with the logits [V] of every token before it is
+    which may round differently than a whole prompt. ends: ids besides the batch's own that end it, even those that are
+    not chosen elsewhere. observe: called with the logits [V] of every token before it is
     drawn, and the token.
     """
 
@@ -45,10 +46,11 @@ class Row:
         slides: bool = False,
         scored: bool = False,
         reuse: bool = False,
+        ends: frozenset[int] = frozenset(),
         observe: Callable[[Tensor, int], None] | None = None,
     ) -> None:
         self.prompt, self.settings, self.slides = list(prompt), settings, slides
-        self.stream, self.scored, self.reuse, self.observe = stream, scored, reuse, observe
+        self.stream, self.scored, self.reuse, self.ends, self.observe = stream, scored, reuse, ends, observe
         self.generator = torch.Generator().manual_seed(seed)
         self.tokens: list[int] = []
         """Drawn so far, EOS included."""
@@ -62,15 +64,15 @@ class Row:
         self.unread = self.prompt
         self.seen: Tensor | None = None
 
-    def cancel(self) -> None:
+    def cancel(self, finish: Finish = "cancelled") -> None:
         """Leave at the next step; may be called from another thread."""
-        self.finish = self.finish or "cancelled"
+        self.finish = self.finish or finish
 
     def take(self, token: int, eos_id: int | None, limit: int) -> None:
         """Add a drawn token; decides whether it is the last one. limit: of tokens."""
         self.tokens.append(token)
         self.unread = [token]
-        if token == eos_id:
+        if token == eos_id or token in self.ends:
             self._end("eos")
             return
         if self.stream is not None:
@@ -114,7 +116,8 @@ class ContinuousBatch:
         never: Sequence[int] = (),
     ) -> None:
         self.model, self.context, self.eos_id = model, model.config.max_seq_len, eos_id
-        self._never = as_ids(never, model.device)
+        self._never = {frozenset[int](): as_ids(never, model.device)}
+        """By the ends of a row."""
         memory = KVCache(model.config, n_rows, capacity, model.dtype, model.device)
         self._places = [_Place(memory.row(i)) for i in range(n_rows)]
         self._free = list(self._places)
@@ -227,14 +230,14 @@ class ContinuousBatch:
         return self.model.next_logits(torch.tensor([ids], dtype=torch.int64, device=self.model.device), cache)
 
     def _draw(self, rows: Sequence[Row], logits: Tensor) -> None:
-        groups: dict[SamplingConfig, list[int]] = {}
+        groups: dict[tuple[SamplingConfig, frozenset[int]], list[int]] = {}
         for number, row in enumerate(rows):
-            groups.setdefault(row.settings, []).append(number)
-        for settings, numbers in groups.items():
+            groups.setdefault((row.settings, row.ends), []).append(number)
+        for (settings, ends), numbers in groups.items():
             some = [rows[number] for number in numbers]
             part = logits if len(some) == len(rows) else logits[numbers]
             seen = self._seen(some) if settings.repetition_penalty != 1 else None
-            chosen = sample(part, settings, seen, [row.generator for row in some], self._never)
+            chosen = sample(part, settings, seen, [row.generator for row in some], self._left_out(ends))
             if any(row.scored for row in some):
                 scores = log_probabilities(part, chosen, settings.temperature)
                 for row, score in zip(some, scores, strict=True):
@@ -244,6 +247,14 @@ class ContinuousBatch:
                     row.observe(own, token)
                 if row.finish is None:
                     row.take(token, self.eos_id, self._limit(row))
+
+    def _left_out(self, ends: frozenset[int]) -> Tensor | None:
+        """What rows with these ends do not choose."""
+        if ends not in self._never:
+            never = self._never[frozenset()]
+            ids = [] if never is None else [one for one in never.tolist() if one not in ends]
+            self._never[ends] = as_ids(ids, self.model.device)
+        return self._never[ends]
 
     def _seen(self, rows: Sequence[Row]) -> Tensor:
         """bool [rows, V]: the tokens of prompts and those drawn."""

@@ -108,7 +108,7 @@ def test_a_cuda_device_is_named_with_its_memory(monkeypatch):
 
 def test_optional_parts_say_what_they_are_for_and_how_to_get_them():
     parts = {part.name: part for part in doctor.optional()}
-    assert {"xllamacpp", "flash-linear-attention", "lm-eval", "rustc", "bubblewrap"} == parts.keys()
+    assert {"xllamacpp", "flash-linear-attention", "fastapi", "lm-eval", "rustc", "bubblewrap"} == parts.keys()
     assert all(part.unlocks and part.install for part in parts.values())
     try:
         assert parts["xllamacpp"].version == metadata.version("xllamacpp")
@@ -116,13 +116,14 @@ def test_optional_parts_say_what_they_are_for_and_how_to_get_them():
         assert parts["xllamacpp"].version is None
 
 
-MODULES = {"xllamacpp": "xllamacpp", "flash-linear-attention": "fla", "lm-eval": "lm_eval"}
+MODULES = {"xllamacpp": "xllamacpp", "flash-linear-attention": "fla", "fastapi": "fastapi", "lm-eval": "lm_eval"}
+"""Of the first package of every extra."""
 
 
 def test_every_extra_for_users_unlocks_code_that_is_here_and_is_advised():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     extras = {name: required for name, required in project["optional-dependencies"].items() if name not in DEVELOPERS}
-    packages = {re.split("[<>=]", required)[0]: name for name, (required,) in extras.items()}
+    packages = {re.split("[<>=]", required)[0]: name for name, (required, *_) in extras.items()}
     assert packages.keys() == MODULES.keys()
     source = "".join(path.read_text() for path in Path(doctor.__file__).parents[1].rglob("*.py"))
     advised = {part.name: part.install for part in doctor.optional()}
