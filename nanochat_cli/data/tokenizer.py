@@ -29,7 +29,12 @@ SPECIAL_TOKENS = (
     "<|fim_suffix|>",
     "<|im_start|>",
     "<|im_end|>",
+    "<|fim_pad|>",
+    "<|repo_name|>",
+    "<|file_sep|>",
 )
+"""Ids 0 to 9 of every tokenizer that is trained. Another one would move the ids of all text, so those that nothing
+trains yet have their places too. Earlier versions had the first seven."""
 BASE_VOCAB = len(SPECIAL_TOKENS) + 256  # the smallest vocabulary: special tokens and one token per byte
 MAX_VOCAB = 1 << 20  # the library's trainer allocates memory for all of it at once, and aborts if it cannot
 

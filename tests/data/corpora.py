@@ -7,7 +7,6 @@ from typing import Any
 from nanochat_cli.config.schema import Config
 
 WORDS = "def return self import class value index tensor naïve 'quoted' ∑ 😀 42 3.14 == ( ) : [0] # \t".split(" ")
-MIN_VOCAB = 263  # 256 bytes and the seven special tokens
 
 
 def random_text(rng: random.Random, size: int) -> str:

@@ -22,11 +22,11 @@ from nanochat_cli.data.shards import SPLITS, Manifest, ShardReader, read_manifes
 from nanochat_cli.data.text_index import text_index
 from nanochat_cli.data.token_documents import TokenSettings
 from nanochat_cli.data.token_export import export_tokens
-from nanochat_cli.data.tokenizer import Tokenizer
+from nanochat_cli.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from nanochat_cli.errors import DataError
 from nanochat_cli.evaluation.held_out import document_languages
 from nanochat_cli.report.reporter import QuietReporter
-from tests.data.corpora import MIN_VOCAB, make_config
+from tests.data.corpora import make_config
 from tests.data.token_formats import TEXTS, WRITERS, write_llmc, write_megatron, write_nanogpt, write_nanotron
 
 VOCAB = 300
@@ -156,8 +156,12 @@ def test_exported_files_are_what_their_formats_say(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["small_00000_unshuffled.ds", "wide.ds", "megatron.idx", "megatron-wide.bin"])
-def test_what_datatrove_and_megatron_wrote_holds_its_documents(tmp_path: Path, name: str) -> None:
-    Tokenizer.train(["text"], MIN_VOCAB).save(tmp_path / "tokenizer.json")
+def test_what_datatrove_and_megatron_wrote_holds_its_documents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("nanochat_cli.data.tokenizer.SPECIAL_TOKENS", SPECIAL_TOKENS[:7])  # there were no others then
+    monkeypatch.setattr("nanochat_cli.data.tokenizer.BASE_VOCAB", 263)
+    Tokenizer.train(["text"], 263).save(tmp_path / "tokenizer.json")
     imported(tmp_path, FIXTURES / name)
     reader = ShardReader(tmp_path / "imported")
     found = [content.decode() for split in SPLITS for content in reader.documents(split)]
@@ -223,7 +227,7 @@ def test_a_data_set_of_token_files_has_no_text_to_read_again(tmp_path: Path) -> 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, tokenizer: Tokenizer) -> None:
     settings, peaks = TokenSettings("nanogpt", None, tmp_path / "tokenizer.json"), []
     for count in (300_000, 1_200_000):
-        ids = np.random.default_rng(0).integers(7, VOCAB, count).astype("<u2")
+        ids = np.random.default_rng(0).integers(len(SPECIAL_TOKENS), VOCAB, count).astype("<u2")
         ids[::2_000] = 0
         ids.tofile(tmp_path / "tokens.bin")
         tracemalloc.start()

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -111,9 +112,27 @@ def test_special_tokens_in_text_stay_text_unless_allowed() -> None:
     assert not specials & set(tokenizer.encode(text))
 
 
-def test_the_special_tokens_are_the_documented_ones_and_eos_is_among_them() -> None:
-    tokenizer = BY_PRE["gpt-2"]
-    assert tuple(tokenizer.special_tokens) == SPECIAL_TOKENS
+@every_pre
+def test_the_special_tokens_have_the_ids_that_the_page_documents(pre: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "tokenizing.md").read_text(encoding="utf-8")
+    documented = {name: int(token) for token, name in re.findall(r"^ (\d)  (<\|\w+\|>)", page, re.MULTILINE)}
+    # Written out here too: no later version may move them.
+    assert documented == {
+        "<|endoftext|>": 0,
+        "<|pad|>": 1,
+        "<|fim_prefix|>": 2,
+        "<|fim_middle|>": 3,
+        "<|fim_suffix|>": 4,
+        "<|im_start|>": 5,
+        "<|im_end|>": 6,
+        "<|fim_pad|>": 7,
+        "<|repo_name|>": 8,
+        "<|file_sep|>": 9,
+    }
+    tokenizer = BY_PRE[pre]
+    assert tokenizer.special_tokens == documented
+    assert sorted(tokenizer.token_bytes(token) for token in range(10, 266)) == [bytes([byte]) for byte in range(256)]
+    assert tokenizer.eos_id == 0
     assert tokenizer.token_bytes(tokenizer.eos_id) == b"<|endoftext|>"
 
 
@@ -155,7 +174,7 @@ def test_byte_lengths_are_those_of_the_text_and_zero_for_other_tokens() -> None:
 
 
 def test_a_vocabulary_smaller_than_the_bytes_is_refused() -> None:
-    with pytest.raises(ConfigError, match=rf"model\.vocab_size = 262 is too small.*at least {BASE_VOCAB}"):
+    with pytest.raises(ConfigError, match=rf"model\.vocab_size = 265 is too small.*at least {BASE_VOCAB}"):
         Tokenizer.train(TEXTS, BASE_VOCAB - 1)
 
 

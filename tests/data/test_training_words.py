@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, trainers
 
-from nanochat_cli.data.tokenizer import BYTE_TO_CHAR, PRE_TOKENIZERS, Tokenizer, pre_tokenizer
+from nanochat_cli.data.tokenizer import BYTE_TO_CHAR, PRE_TOKENIZERS, SPECIAL_TOKENS, Tokenizer, pre_tokenizer
 from nanochat_cli.data.training_words import MAX_TRAINING_WORD, with_short_words
 from tests.data.corpora import random_text
 
@@ -46,7 +46,7 @@ def test_text_without_long_words_trains_the_tokenizer_that_the_plain_library_tra
         vocab_size=330, min_frequency=2, initial_alphabet=BYTE_TO_CHAR, max_token_length=24, show_progress=False
     )
     plain.train_from_iterator(texts, trainer)
-    ours = Tokenizer.train(texts, 337, pre=pre)  # seven of them special
+    ours = Tokenizer.train(texts, 330 + len(SPECIAL_TOKENS), pre=pre)
     merges = [tuple(merge) for merge in json.loads(plain.to_str())["model"]["merges"]]
     assert [tuple(merge) for merge in json.loads(ours.to_str())["model"]["merges"]] == merges
 

@@ -21,6 +21,15 @@ from nanochat_cli.errors import ConfigError, DataError
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 PAD_TOKEN = "<|pad|>"
+INFILL_TOKENS = {
+    "fim_pre": "<|fim_prefix|>",
+    "fim_suf": "<|fim_suffix|>",
+    "fim_mid": "<|fim_middle|>",
+    "fim_pad": "<|fim_pad|>",
+    "fim_rep": "<|repo_name|>",
+    "fim_sep": "<|file_sep|>",
+}
+"""llama.cpp's names for the tokens of its `/infill`."""
 
 
 def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
@@ -47,6 +56,7 @@ def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
         types[token] = UNUSED
     for added in definition["added_tokens"]:
         types[added["id"]] = CONTROL if added["special"] else USER_DEFINED
+    infill = {key: padded.special_tokens[name] for key, name in INFILL_TOKENS.items() if name in padded.special_tokens}
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": padded.pre,
@@ -57,6 +67,7 @@ def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
         "tokenizer.ggml.eos_token_id": padded.eos_id,
         "tokenizer.ggml.eot_token_id": padded.eos_id,
         "tokenizer.ggml.padding_token_id": padded.special_tokens.get(PAD_TOKEN, padded.eos_id),
+        **{f"tokenizer.ggml.{key}_token_id": token for key, token in infill.items()},
         "tokenizer.ggml.add_bos_token": False,
         "tokenizer.ggml.add_eos_token": False,
     }

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +52,18 @@ def test_nothing_is_left_to_llama_cpps_defaults(tokenizer: Tokenizer) -> None:
     assert fields["tokenizer.ggml.padding_token_id"] == tokenizer.special_tokens["<|pad|>"]
     assert fields["tokenizer.ggml.add_bos_token"] is False
     assert fields["tokenizer.ggml.add_eos_token"] is False
+
+
+def test_the_tokens_of_infill_have_the_keys_that_llama_cpp_reads(tokenizer: Tokenizer) -> None:
+    fields = tokenizer_metadata(tokenizer, 600)
+    found = {key.split(".")[-1]: value for key, value in fields.items() if "fim_" in key}
+    # llama.cpp's names (src/llama-arch.cpp, LLM_KV_TOKENIZER_FIM_PRE_ID and the five after it).
+    ids = {"pre": 2, "suf": 4, "mid": 3, "pad": 7, "rep": 8, "sep": 9}
+    assert found == {f"fim_{role}_token_id": token for role, token in ids.items()}
+    old = Tokenizer.load(Path(__file__).parents[2] / "fixtures" / "written" / "data" / "tokenizer.json")
+    found = {key.split(".")[-1]: value for key, value in tokenizer_metadata(old, 272).items() if "fim_" in key}
+    assert found == {"fim_pre_token_id": 2, "fim_suf_token_id": 4, "fim_mid_token_id": 3}
+    assert tokenizer_from_metadata(tokenizer_metadata(old, 272)).special_tokens == old.special_tokens
 
 
 def test_pre_tokenizers_have_llama_cpps_names(tokenizer: Tokenizer) -> None:
