@@ -1,4 +1,4 @@
-"""The library in a few lines: load a trained model, continue text with it, and score text.
+"""The library in a few lines: load a trained model, continue or complete text with it, and score text.
 
     import nanochat_cli as nanochat
 
@@ -98,6 +98,22 @@ class Model:
         from nanochat_cli.inference.sampling import SamplingConfig
 
         return generate(self._packed, self.tokenizer, prompt, SamplingConfig(**sampling))
+
+    def infill(self, prefix: str, suffix: str, **sampling: Unpack[Sampling]) -> str:
+        """What belongs between two texts, for a model trained with fill-in-the-middle (`fim.rate`).
+
+        Of what does not fit the context the parts next to the gap are kept. Raises ConfigError for a setting out of
+        range, DataError for a vocabulary without the tokens.
+        """
+        from nanochat_cli.data.fim import Gap
+        from nanochat_cli.formats.open import trained_fim
+        from nanochat_cli.inference.generate import generate
+        from nanochat_cli.inference.infill import infill_request
+        from nanochat_cli.inference.sampling import SamplingConfig
+
+        fim, context = trained_fim(self.path, self.config), self.network.config.max_seq_len
+        ids, settings = infill_request(self.tokenizer, Gap(prefix, suffix), fim, SamplingConfig(**sampling), context)
+        return "".join(generate(self._packed, self.tokenizer, ids, settings))
 
     def score(self, text: str) -> "HeldOut":
         """Loss, perplexity, accuracy and bits per byte of `text`, read as a document from its beginning.

@@ -20,6 +20,7 @@ from nanochat_cli.report.quantities import format_quantity
 from nanochat_cli.report.reporter import Reporter
 
 if TYPE_CHECKING:
+    from nanochat_cli.data.fim import Gap
     from nanochat_cli.data.shards import ShardReader
     from nanochat_cli.data.tokenizer import Tokenizer
     from nanochat_cli.formats.open import LoadedRun
@@ -165,7 +166,7 @@ class Engine:
     def generate(
         self,
         target: Path,
-        prompt: str,
+        prompt: "str | Gap",
         *,
         which: "Which" = "latest",
         stream: bool,
@@ -173,13 +174,15 @@ class Engine:
         speculate: int = 0,
         **sampling: Any,
     ) -> str:
-        """Continue `prompt` with a run or a GGUF file; sampling: the fields of SamplingConfig. Returns the text.
+        """Continue `prompt` with a run or a GGUF file, or fill a gap; sampling: the fields of SamplingConfig.
 
-        backend: the kernels' (reference, cpu, triton); None: the device's default. speculate: tokens to draft with the
-        run's multi-token prediction.
+        Writes the prompt and its continuation, or what belongs in the gap, and returns the new text. backend: the
+        kernels' (reference, cpu, triton); None: the device's default. speculate: tokens to draft with the run's
+        multi-token prediction.
         """
-        from nanochat_cli.formats.open import load_target
-        from nanochat_cli.inference.generate import generate
+        from nanochat_cli.formats.open import load_target, trained_fim
+        from nanochat_cli.inference.generate import encode_prompt, generate
+        from nanochat_cli.inference.infill import infill_request
         from nanochat_cli.inference.packed_model import PackedTransformer
         from nanochat_cli.inference.sampling import SamplingConfig
         from nanochat_cli.inference.stopwatch import Stopwatch
@@ -189,13 +192,22 @@ class Engine:
         if run is not None:
             self.reporter.info(str(run))
         mtp = self._require_mtp(target, run) if speculate else None
+        if isinstance(prompt, str):
+            ids, shown = encode_prompt(tokenizer, prompt), prompt
+        else:
+            fim = trained_fim(target, None if run is None else run.config)
+            ids, settings = infill_request(tokenizer, prompt, fim, settings, trained.config.max_seq_len)
+            prompt, shown = tokenizer.decode(ids), ""
+            if not fim.rate:
+                self.reporter.warn(f"{target} was trained without fill-in-the-middle (fim.rate = 0): this is a guess")
         packed = PackedTransformer.from_model(trained, backend)
         del trained, run
         if mtp is not None:
-            return self._speculate(target, packed, mtp, tokenizer, prompt, settings, speculate, stream=stream)
-        model = Stopwatch(packed)
-        text = self._write_text(prompt, generate(model, tokenizer, prompt, settings), stream=stream)
-        rates = {"prompt": model.prompt.tokens_per_second, "new": model.new.tokens_per_second}
+            text, rates = self._speculate(packed, mtp, tokenizer, ids, shown, settings, speculate, stream=stream)
+        else:
+            model = Stopwatch(packed)
+            text = self._write_text(shown, generate(model, tokenizer, ids, settings), stream=stream)
+            rates = {"prompt": model.prompt.tokens_per_second, "new": model.new.tokens_per_second}
         self.reporter.result({"target": str(target), "prompt": prompt, "text": text, "tokens_per_second": rates})
         return text
 
@@ -226,36 +238,32 @@ class Engine:
 
     def _speculate(
         self,
-        target: Path,
         model: "PackedTransformer",
         mtp: "MTP",
         tokenizer: "Tokenizer",
-        prompt: str,
+        ids: list[int],
+        shown: str,
         settings: "SamplingConfig",
         n_drafts: int,
         *,
         stream: bool,
-    ) -> str:
-        """Like `generate`, with drafts; also reports how many were accepted."""
-        from nanochat_cli.inference.generate import encode_prompt
+    ) -> tuple[str, dict[str, float | None]]:
+        """The text that follows `ids`, written after `shown`, and the rates; also reports how many drafts counted."""
         from nanochat_cli.inference.speculative import Acceptance, make_drafter, speculate_tokens
         from nanochat_cli.inference.text_stream import as_text
 
         acceptance = Acceptance()
         drafter = make_drafter(model, mtp)
-        ids = encode_prompt(tokenizer, prompt)
         never = tokenizer.never_sampled
         tokens = speculate_tokens(model, drafter, ids, settings, n_drafts, tokenizer.eos_id, acceptance, never)
-        text = self._write_text(prompt, as_text(tokens, tokenizer, settings.stop), stream=stream)
+        text = self._write_text(shown, as_text(tokens, tokenizer, settings.stop), stream=stream)
         if acceptance.rate is not None:
             self.reporter.info(
                 f"{acceptance.accepted} of {acceptance.drafted} drafts accepted ({acceptance.rate:.0%}), "
                 f"{acceptance.tokens_per_check:.2f} tokens per pass"
             )
-        rates = {"prompt": acceptance.prompt.tokens_per_second, "new": acceptance.new.tokens_per_second}
-        self.reporter.result({"target": str(target), "prompt": prompt, "text": text, "tokens_per_second": rates})
         self.reporter.result({"acceptance_rate": acceptance.rate, "tokens_per_pass": acceptance.tokens_per_check})
-        return text
+        return text, {"prompt": acceptance.prompt.tokens_per_second, "new": acceptance.new.tokens_per_second}
 
     def export(self, run: Path, out: Path, export: ExportConfig, which: "Which" = "latest") -> None:
         """Write a checkpoint of a run as GGUF, and verify it unless `export.verify` is off.

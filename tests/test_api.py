@@ -45,7 +45,7 @@ def test_importing_the_package_imports_no_torch_and_names_what_it_offers():
         nanochat.laod  # noqa: B018
 
 
-@pytest.mark.parametrize(("page", "n_blocks"), [("docs/python.md", 4), ("README.md", 1)])
+@pytest.mark.parametrize(("page", "n_blocks"), [("docs/python.md", 5), ("README.md", 1)])
 def test_the_examples_of_a_page_run_unchanged(run, monkeypatch, capfd, page, n_blocks):
     monkeypatch.chdir(run.parents[1])
     names: dict[str, object] = {}

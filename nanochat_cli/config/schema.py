@@ -13,6 +13,7 @@ from nanochat_cli.config.sections.collider import ColliderConfig
 from nanochat_cli.config.sections.data import DataConfig, TokenizerConfig
 from nanochat_cli.config.sections.eval import EvalConfig
 from nanochat_cli.config.sections.export import ExportConfig
+from nanochat_cli.config.sections.fim import FimConfig
 from nanochat_cli.config.sections.fire import FireConfig
 from nanochat_cli.config.sections.grpo import GRPOConfig
 from nanochat_cli.config.sections.loader import LoaderConfig
@@ -38,6 +39,7 @@ class Config(Section):
     mtp: MTPConfig = Field(default_factory=MTPConfig)
     collider: ColliderConfig = Field(default_factory=ColliderConfig)
     loader: LoaderConfig = Field(default_factory=LoaderConfig)
+    fim: FimConfig = Field(default_factory=FimConfig)
     fire: FireConfig = Field(default_factory=FireConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
@@ -55,8 +57,10 @@ class Config(Section):
                 "collider.enabled needs model.deltanet off: its convolution and state mix tokens, and nothing defines "
                 "what a filtered token leaves in them"
             )
-        if self.collider.enabled and self.collider.scores is not None and self.loader.on_the_fly:
-            raise ValueError("collider.scores belongs to the tokens of shards; it needs loader.on_the_fly = false")
+        if self.collider.enabled and self.collider.scores is not None and (self.loader.on_the_fly or self.fim.rate):
+            raise ValueError(
+                "collider.scores belongs to the tokens of shards; it needs loader.on_the_fly = false and fim.rate = 0"
+            )
         if self.train.seq_len > self.model.max_seq_len:
             raise ValueError(
                 f"train.seq_len = {self.train.seq_len} is longer than model.max_seq_len = {self.model.max_seq_len}"

@@ -10,7 +10,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat_cli.data.shards import TokenStream
 from nanochat_cli.errors import ConfigError, DataError
 
 IGNORE_INDEX = -100
@@ -18,6 +17,12 @@ FEISTEL_ROUNDS = 8
 
 Batch = tuple[NDArray[np.int64], NDArray[np.int64]]
 """(inputs, targets), both int64 [rows, T]; targets are the inputs shifted by one token."""
+
+
+class BatchSource(Protocol):
+    """Batches as a pure function of their index: inputs and targets, int64 [batch_size, seq_len]."""
+
+    def batch(self, index: int) -> Batch: ...
 
 
 class Tokens(Protocol):
@@ -40,7 +45,7 @@ class Batches:
 
     def __init__(
         self,
-        stream: TokenStream,
+        stream: Tokens,
         batch_size: int,
         seq_len: int,
         seed: int,
@@ -119,17 +124,17 @@ def permuted(place: int, size: int, seed: int, epoch: int) -> int:
     """
     half = max((size - 1).bit_length() + 1, 2) // 2
     mask = (1 << half) - 1
-    key = _mix(_mix(seed) ^ epoch)
+    key = mix(mix(seed) ^ epoch)
     while True:
         left, right = place >> half, place & mask
         for round_number in range(FEISTEL_ROUNDS):
-            left, right = right, left ^ (_mix(key + (right << 8) + round_number) & mask)
+            left, right = right, left ^ (mix(key + (right << 8) + round_number) & mask)
         place = left << half | right
         if place < size:
             return place
 
 
-def _mix(value: int) -> int:
+def mix(value: int) -> int:
     """splitmix64's finaliser: 64 bits to 64 bits, every input bit moves every output bit."""
     value = (value + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
     value = ((value ^ value >> 30) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF

@@ -2,8 +2,8 @@
 
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.async_loader import AsyncLoader
-from nanochat_cli.data.loader_sources import BatchSource, ShardSource, SourceSpec, TextSource
-from nanochat_cli.data.shards import ShardReader
+from nanochat_cli.data.loader_sources import BatchSource, FimSource, ShardSource, SourceSpec, TextSource
+from nanochat_cli.data.shards import TOKENIZER, ShardReader
 from nanochat_cli.report.reporter import QuietReporter, Reporter
 
 
@@ -12,6 +12,13 @@ def source_spec(reader: ShardReader, config: Config, reporter: Reporter, shift: 
 
     shift: see `data.batches`.
     """
+    source = _plain_spec(reader, config, reporter, shift)
+    if not config.fim.rate:
+        return source
+    return FimSource(source, reader.folder.absolute() / TOKENIZER, config.fim, config.run.seed, shift)
+
+
+def _plain_spec(reader: ShardReader, config: Config, reporter: Reporter, shift: int) -> SourceSpec:
     batch_size, seq_len = config.train.batch_size * config.train.grad_accum, config.train.seq_len
     if not config.loader.on_the_fly:
         return ShardSource(reader.folder.absolute(), batch_size, seq_len, config.run.seed, shift)

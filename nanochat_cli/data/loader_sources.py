@@ -7,13 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from nanochat_cli.data.batches import Batch, Batches
-
-
-class BatchSource(Protocol):
-    """Batches as a pure function of their index: inputs and targets, int64 [batch_size, seq_len]."""
-
-    def batch(self, index: int) -> Batch: ...
+from nanochat_cli.config.sections.fim import FimConfig
+from nanochat_cli.data.batches import Batches, BatchSource
 
 
 class SourceSpec(Protocol):
@@ -68,3 +63,29 @@ class TextSource:
         store = TextStore(self.index, self.files, self.text_field)
         tokenizer = Tokenizer.load(self.folder / TOKENIZER)
         return TextBatches(store, tokenizer, self.batch_size, self.seq_len, self.seed, self.bytes_per_token, self.shift)
+
+
+@dataclass(frozen=True)
+class FimSource:
+    """The rows of `source`, with fill-in-the-middle (see `data.fim`). tokenizer: the file of theirs."""
+
+    source: SourceSpec
+    tokenizer: Path
+    fim: FimConfig
+    seed: int
+    shift: int = 0
+
+    @property
+    def batch_size(self) -> int:
+        return self.source.batch_size
+
+    @property
+    def seq_len(self) -> int:
+        return self.source.seq_len
+
+    def open(self) -> BatchSource:
+        from nanochat_cli.data.fim import FimBatches
+        from nanochat_cli.data.tokenizer import Tokenizer
+
+        tokenizer = Tokenizer.load(self.tokenizer)
+        return FimBatches(self.source.open(), tokenizer, self.fim, self.seed, self.batch_size, self.shift)

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from nanochat_cli.config.load import load_run_config
 from nanochat_cli.config.schema import Config
+from nanochat_cli.config.sections.fim import FimConfig
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import DataError
 from nanochat_cli.formats.run import checkpoints
@@ -54,6 +57,20 @@ def load_target(target: Path, which: checkpoints.Which = "latest") -> tuple[Tran
         return (*load_gguf(target), None)
     run = open_run(target, which)
     return run.model, run.tokenizer, run
+
+
+def trained_fim(target: Path, config: Config | None) -> FimConfig:
+    """How a model was trained to fill in: by the configuration of its run, or by what its GGUF file says."""
+    if config is not None:
+        return config.fim
+    from nanochat_cli.formats.gguf.file import GGUFFile
+
+    fields = GGUFFile(target).fields
+    said = {key: fields[f"nanochat.fim.{key}"] for key in FimConfig.model_fields if f"nanochat.fim.{key}" in fields}
+    try:
+        return FimConfig.model_validate(said)
+    except ValidationError as error:
+        raise DataError(f"{target}: nanochat.fim.* is damaged; export the file again") from error
 
 
 def load_mtp(run_dir: Path, which: checkpoints.Which = "latest") -> MTP | None:

@@ -15,12 +15,15 @@ from nanochat_cli.inference.sampling import SamplingConfig
 from nanochat_cli.inference.text_stream import as_text
 
 
-def generate(model: LanguageModel, tokenizer: TextTokenizer, prompt: str, sampling: SamplingConfig) -> Iterator[str]:
+def generate(
+    model: LanguageModel, tokenizer: TextTokenizer, prompt: str | Sequence[int], sampling: SamplingConfig
+) -> Iterator[str]:
     """Yield the continuation of `prompt` in pieces of whole characters, up to EOS, a stop string or max_tokens.
 
-    An empty prompt starts a new document (it reads as EOS). Raises DataError when the prompt is too long.
+    The prompt is text or token ids; an empty text starts a new document (it reads as EOS). Raises DataError when it is
+    too long.
     """
-    ids = encode_prompt(tokenizer, prompt)
+    ids = encode_prompt(tokenizer, prompt) if isinstance(prompt, str) else prompt
     batches = generate_tokens(model, [ids], sampling, tokenizer.eos_id, tokenizer.never_sampled)
     yield from as_text((tokens[0] for tokens in batches), tokenizer, sampling.stop)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.async_loader import AsyncLoader
 from nanochat_cli.data.batches import Batches, evaluation_batches, evaluation_windows
+from nanochat_cli.data.fim import sentinels
 from nanochat_cli.data.loader import open_batches
 from nanochat_cli.data.loader_sources import BatchSource
 from nanochat_cli.data.shards import ShardReader
@@ -36,6 +37,8 @@ class ShardData:
         self._train = reader.tokens("train")
         if not config.loader.on_the_fly:  # a corpus that is too short is an error before a run begins
             Batches(self._train, train.batch_size * train.grad_accum, train.seq_len, config.run.seed)
+        if config.fim.rate:  # and so is a vocabulary without the tokens
+            sentinels(reader.tokenizer)
         self._held_out = reader.tokens("val")
         self._rows = config.eval.batch_size
         self._seq_len = train.seq_len

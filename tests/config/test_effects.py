@@ -34,6 +34,7 @@ IDLE = {
     "ffn_mult=3.0 model.ffn_dim=512": "needs model.ffn_dim = none, not 512",
     "data.glob='*.rs' data.path=somewhere": "needs data.path = none, not somewhere",
     "bigram_init.head_lr=0.1 bigram_init.steps=0": "needs bigram_init.steps above 0",
+    "fim.spm_rate=0.25": "needs fim.rate above 0",
 }
 
 

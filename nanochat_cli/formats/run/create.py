@@ -65,6 +65,7 @@ def provenance(run: Path, config: Config, step: int, reporter: Reporter) -> dict
     environment = read_environment(run)
     if environment is None:
         reporter.warn(f"{run}: no readable environment.json: the file will not name the commit it comes from")
+    fim = config.fim if config.fim.rate else None
     return {
         "version": __version__,
         "git": ((environment or {}).get("git") or {}).get("commit"),
@@ -72,4 +73,6 @@ def provenance(run: Path, config: Config, step: int, reporter: Reporter) -> dict
         "step": step,
         "config": config_to_toml(config),
         "dataset": config.data.source if config.data.path is None else config.data.path.name,
+        "fim.rate": fim and fim.rate,
+        "fim.spm_rate": fim and fim.spm_rate,
     }
