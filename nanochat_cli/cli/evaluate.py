@@ -23,8 +23,8 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="SUITE",
-            help="bpb (by language), compile, python, rust, humaneval-python, humaneval-rust, or a file of problems. "
-            "Default: held-out documents as a whole.",
+            help="bpb (by language), completion, memorised, compile, python, rust, humaneval-python, humaneval-rust, "
+            "or a file of problems. Default: held-out documents as a whole.",
         ),
     ] = None,
     samples: Annotated[
@@ -68,7 +68,7 @@ def evaluate(
         Path | None, typer.Option(metavar="DIR", help="Completions and results; default: beside the target.")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A data set for bpb and compile; default: the run's.")
+        Path | None, typer.Option(metavar="DIR", help="A data set for suites on documents; default: the run's.")
     ] = None,
     checkpoint: Checkpoint = None,
     backend: Backend = None,
@@ -78,7 +78,7 @@ def evaluate(
     Without --suite: loss, perplexity, accuracy and bits per byte of a run on all its held-out documents. Programs are
     compiled and run in a sandbox.
     """
-    from nanochat_cli.evaluation.suites import BITS_PER_BYTE, SAMPLES, SuiteOptions
+    from nanochat_cli.evaluation.suites import BITS_PER_BYTE, COMPLETION, MEMORISED, SAMPLES, SuiteOptions
     from nanochat_cli.formats.run.find import find_run_or_gguf, which_checkpoint
 
     session = session_of(ctx)
@@ -91,6 +91,10 @@ def evaluate(
     if suite in (None, BITS_PER_BYTE):
         suite = BITS_PER_BYTE
         _refuse_settings(ctx)
+    elif suite == COMPLETION:
+        _refuse_settings(ctx, "limit", "max_tokens")
+    elif suite == MEMORISED:
+        _refuse_settings(ctx, "limit")
     numbers, degrees = _listed("--k", ks, int), _listed("--temperature", temperatures, float)
     options = SuiteOptions(
         samples=samples or (1 if degrees == (0,) and numbers == (1,) else max(SAMPLES, *numbers)),
@@ -116,14 +120,15 @@ def evaluate(
     )
 
 
-def _refuse_settings(ctx: typer.Context) -> None:
-    """Raise ConfigError for an option that only matters where completions are drawn."""
+def _refuse_settings(ctx: typer.Context, *used: str) -> None:
+    """Raise ConfigError for an option, not among those `used`, that only matters where completions are drawn."""
     for parameter in ctx.command.params:
         panel = getattr(parameter, "rich_help_panel", None)
         source = ctx.get_parameter_source(parameter.name or "")
-        if panel == _DRAWING and source is not None and source.name == "COMMANDLINE":
+        if panel == _DRAWING and parameter.name not in used and source is not None and source.name == "COMMANDLINE":
             raise ConfigError(
-                f"{parameter.opts[0]}: bits per byte draw no completions; leave it out, or name a --suite that does"
+                f"{parameter.opts[0]}: {'this suite draws' if used else 'bits per byte draw'} no completions; leave it "
+                "out, or name a --suite that does"
             )
 
 

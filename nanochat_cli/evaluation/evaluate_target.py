@@ -1,24 +1,34 @@
 """`nanochat eval --suite`: one suite on a run or a GGUF file, with a table and `results.json` as its results."""
 
 import hashlib
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nanochat_cli.atomic_write import write_atomically
 from nanochat_cli.config.schema import Config
 from nanochat_cli.errors import DataError, Interrupted
-from nanochat_cli.evaluation.suites import BITS_PER_BYTE, COMPILE, SuiteOptions, problem_suite
+from nanochat_cli.evaluation.suites import BITS_PER_BYTE, COMPILE, COMPLETION, MEMORISED, SuiteOptions, problem_suite
 from nanochat_cli.report.quantities import counted
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.report.result_file import Result, write_results
 
 if TYPE_CHECKING:
+    from nanochat_cli.data.shards import ShardReader
+    from nanochat_cli.data.tokenizer import Tokenizer
     from nanochat_cli.evaluation.problem import Problem
     from nanochat_cli.formats.open import LoadedRun
     from nanochat_cli.formats.run.checkpoints import Which
+    from nanochat_cli.inference.packed_model import PackedTransformer
     from nanochat_cli.sandbox.pool import SandboxPool
 
 RESULTS = "results.json"
+COMPLETIONS = "completions.jsonl"
+TASKS, PLACES = 100, 200
+"""Of each kind and language in `completion`, and on each side in `memorised`, unless --limit says otherwise."""
+TRAINING_TOKENS = 20_000_000
+"""Most tokens that the peers of `completion` index."""
 
 
 def evaluate_target(
@@ -41,6 +51,12 @@ def evaluate_target(
     """
     if suite == BITS_PER_BYTE:
         _bits_per_byte(target, which, reporter, out, data)
+        return
+    if suite == COMPLETION:
+        _completion(target, which, options, reporter, out, data, backend)
+        return
+    if suite == MEMORISED:
+        _memorised(target, which, options, reporter, out, data, backend)
         return
     from nanochat_cli.evaluation.complete_problems import complete_problems, drawing, fingerprint
     from nanochat_cli.evaluation.contamination_report import manifest_of, report_contamination
@@ -150,6 +166,107 @@ def _bits_per_byte(target: Path, which: "Which", reporter: Reporter, out: Path |
     folder = out if out is not None else default_folder(target, BITS_PER_BYTE, run)
     details = {"settings": {"suite": BITS_PER_BYTE, **identity_of(target, run), "data": str(reader.folder)}, **noted}
     _finish(target, BITS_PER_BYTE, folder, bits_per_byte_results(whole, languages), details, reporter)
+
+
+def _completion(
+    target: Path,
+    which: "Which",
+    options: SuiteOptions,
+    reporter: Reporter,
+    out: Path | None,
+    data: Path | None,
+    backend: str | None,
+) -> None:
+    from nanochat_cli.evaluation import completion
+    from nanochat_cli.evaluation.completion_tasks import completion_tasks
+    from nanochat_cli.evaluation.contamination_report import report_contamination
+    from nanochat_cli.evaluation.held_out import document_languages
+    from nanochat_cli.evaluation.training_index import TrainingIndex
+    from nanochat_cli.formats.open import trained_fim
+
+    model, tokenizer, run, reader = _open_with_training_text(target, which, reporter, data, backend)
+    config = None if run is None else run.config
+    fim = trained_fim(target, config)
+    if not fim.rate:
+        reporter.info(
+            f"{target} was trained without fill-in-the-middle (fim.rate = 0): it completes from left to right"
+        )
+    languages = document_languages(reader, config or Config(), reporter)
+    texts = (content.decode("utf-8", "replace") for content in reader.documents("val"))
+    tasks = completion_tasks(zip(languages, texts, strict=True), options.limit or TASKS)
+    if not tasks:
+        raise DataError(f"{reader.folder}: its held-out documents have no lines to complete")
+    trained_on = reader.tokens("train")[: TRAINING_TOKENS + 1]
+    if len(trained_on) > TRAINING_TOKENS:
+        reporter.warn(f"the peers know only the first {TRAINING_TOKENS:,} training tokens")
+    completers = completion.model_completers(model, tokenizer, fim, options.max_tokens)
+    index = TrainingIndex(trained_on[:TRAINING_TOKENS], tokenizer.vocab_size)
+    completers |= completion.training_completers(index, tokenizer, options.max_tokens)
+    answered = completion.complete_tasks(tasks, completers, reporter)
+    scored = completion.completion_scores(answered)
+    reporter.table(f"{target}: lines of held-out files", *completion.completion_table(scored))
+    folder = out if out is not None else default_folder(target, COMPLETION, run)
+    _write_lines(folder / COMPLETIONS, [one.as_dict() for one in answered])
+    settings = {"suite": COMPLETION, **identity_of(target, run), "data": str(reader.folder), "fim": fim.model_dump()}
+    settings |= {"limit": options.limit or TASKS, "max_tokens": options.max_tokens}
+    details = {"settings": settings, **report_contamination(reader.manifest, reporter)}
+    _finish(target, COMPLETION, folder, completion.completion_results(scored), details, reporter)
+
+
+def _memorised(
+    target: Path,
+    which: "Which",
+    options: SuiteOptions,
+    reporter: Reporter,
+    out: Path | None,
+    data: Path | None,
+    backend: str | None,
+) -> None:
+    from nanochat_cli.evaluation import memorised
+    from nanochat_cli.evaluation.contamination_report import report_contamination
+
+    model, tokenizer, run, reader = _open_with_training_text(target, which, reporter, data, backend)
+    special = sorted(tokenizer.special_tokens.values())
+    count = options.limit or PLACES
+    stretches = {
+        "training": memorised.places_to_recite(reader.tokens("train"), special, count),
+        "held-out": memorised.places_to_recite(reader.tokens("val"), special, count),
+    }
+    with reporter.progress("places", sum(map(len, stretches.values())), "places") as progress:
+        recited = {name: memorised.recite(model, tokenizer, some, progress.advance) for name, some in stretches.items()}
+    results = memorised.memorised_results(recited)
+    rows = [(one.case, one.metric, one.value, one.unit) for one in results]
+    reporter.table(f"{target}: recited text", ("text", "measure", "value", "unit"), rows)
+    folder = out if out is not None else default_folder(target, MEMORISED, run)
+    settings = {"suite": MEMORISED, **identity_of(target, run), "data": str(reader.folder), "limit": count}
+    details = {"settings": settings, "recited": list(recited["training"].texts)}
+    details |= report_contamination(reader.manifest, reporter)
+    _finish(target, MEMORISED, folder, results, details, reporter)
+
+
+def _open_with_training_text(
+    target: Path, which: "Which", reporter: Reporter, data: Path | None, backend: str | None
+) -> "tuple[PackedTransformer, Tokenizer, LoadedRun | None, ShardReader]":
+    """Model, tokenizer, run and a data set in the same tokens. Raises ConfigError and DataError."""
+    from nanochat_cli.evaluation.held_out import open_held_out
+    from nanochat_cli.formats.open import load_target
+    from nanochat_cli.inference.packed_model import PackedTransformer
+
+    model, tokenizer, run = load_target(target, which)
+    if run is not None:
+        reporter.info(str(run))
+    reader = open_held_out(target, run, data, reporter, ("train", "val"))
+    if tokenizer.to_str() != reader.tokenizer.to_str():
+        raise DataError(f"{reader.folder} has a different tokenizer from {target}; give the data set of its training")
+    return PackedTransformer.from_model(model, backend), tokenizer, run, reader
+
+
+def _write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror}; choose another --out") from error
 
 
 def _finish(

@@ -5,6 +5,7 @@ tokens of others) has the language `other`.
 """
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from nanochat_cli.config.schema import Config
 from nanochat_cli.data.origin import OTHER, language_of
 from nanochat_cli.data.prepare import source_of
 from nanochat_cli.data.scan import bounded
-from nanochat_cli.data.shards import ShardReader
+from nanochat_cli.data.shards import ShardReader, Split
 from nanochat_cli.data.split import document_keys, split_key
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import ConfigError, DataError
@@ -43,14 +44,23 @@ class TokenArray:
         return self.ids[where]
 
 
-def open_held_out(target: Path, run: "LoadedRun | None", data: Path | None, reporter: Reporter) -> ShardReader:
-    """The data set in the folder `data`, or else the run's. Raises DataError, and ConfigError when there is neither."""
+def open_held_out(
+    target: Path,
+    run: "LoadedRun | None",
+    data: Path | None,
+    reporter: Reporter,
+    splits: Sequence[Split] = ("val",),
+) -> ShardReader:
+    """The data set in the folder `data`, or else the run's; splits: those that must be as they were in training.
+
+    Raises DataError, and ConfigError when there is neither.
+    """
     if data is not None:
         return ShardReader(data)
     if run is None:
         raise ConfigError(f"{target} does not say what was held out: give a data set with --data")
     instead = f", or measure on any data set, in the tokens of the run: nanochat eval {target} --data DIR"
-    return open_run_data(target, run.config, reporter, instead=instead)
+    return open_run_data(target, run.config, reporter, splits, instead=instead)
 
 
 def document_languages(reader: ShardReader, config: Config, reporter: Reporter) -> list[str]:

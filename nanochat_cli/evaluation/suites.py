@@ -1,6 +1,7 @@
 """The suites of `nanochat eval --suite` by name, and the settings of those that sample. Imports no torch.
 
-Suites of problems ask for programs that pass tests; `compile` asks for programs that compile; `bpb` draws nothing.
+Suites of problems ask for programs that pass tests; `compile` asks for programs that compile.
+`bpb`, `completion` and `memorised` compare a model with text and draw nothing.
 """
 
 import math
@@ -16,6 +17,8 @@ from nanochat_cli.report.reporter import Reporter
 
 BITS_PER_BYTE = "bpb"
 COMPILE = "compile"
+COMPLETION = "completion"
+MEMORISED = "memorised"
 NAMED = {"python": "python", "rust": "rust", "humaneval-python": "humaneval", "humaneval-rust": "multipl-e"}
 """Suites of problems, and what `load_problems` calls them."""
 SAMPLES = 10
@@ -86,7 +89,7 @@ def problem_suite(name: str, limit: int | None, reporter: Reporter) -> list[Prob
 
 
 def _names() -> str:
-    return ", ".join([BITS_PER_BYTE, COMPILE, *NAMED])
+    return ", ".join([BITS_PER_BYTE, COMPILE, *NAMED, COMPLETION, MEMORISED])
 
 
 def _listed(values: tuple[float, ...]) -> str:

@@ -1,6 +1,7 @@
 """`nanochat eval --suite` from the command line to its files, and what it refuses before a model is loaded."""
 
 import json
+import random
 
 import pytest
 
@@ -10,7 +11,7 @@ from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.formats.gguf.write import export_gguf
 from nanochat_cli.formats.open import load_run
 from nanochat_cli.report.reporter import QuietReporter
-from tests.data.corpora import make_config
+from tests.data.corpora import make_config, random_text
 from tests.evaluation.saved_runs import save_run
 
 SMALL = ["--suite", "python", "--limit", "2", "--samples", "3", "--max-tokens", "6", "--temperature", "0.5,1"]
@@ -109,9 +110,55 @@ def test_the_compile_rate_asks_for_held_out_functions(nanochat, run, dataset):
     assert len(list(ShardReader(dataset[0]).documents("val"))) >= 2
 
 
+def test_lines_of_held_out_files_are_completed_by_the_model_and_its_peers(nanochat, run):
+    outcome = nanochat("eval", "--suite", "completion", "--limit", "4", "--max-tokens", "8", "--json", "all.json")
+    assert outcome.code == 0, outcome.err
+    folder = run / "eval" / "completion-step-000001"
+    lines = [json.loads(line) for line in (folder / "completions.jsonl").read_text().splitlines()]
+    contenders = ["model, left to right", "5-gram with back-off", "longest match in training"]
+    assert [line["contender"] for line in lines] == contenders * 8
+    found = {(one["case"], one["metric"]): one for one in json.loads((folder / "results.json").read_text())["results"]}
+    for name in contenders:
+        mine = [line["exact"] for line in lines if line["contender"] == name and line["kind"] == "next line"]
+        assert found[f"next line, python, {name}", "exact match"]["value"] == sum(mine) / len(mine)
+        assert name in outcome.out
+    # Held-out files differ from those of training in their numbers only.
+    assert found["next line, python, longest match in training", "edit similarity"]["value"] > 0.6
+    assert ("next line, python, model, left to right", "bits per byte") in found
+
+
+def test_what_a_model_recites_is_compared_with_held_out_text(nanochat, folder):
+    source = folder / "texts"
+    source.mkdir()
+    for number in range(12):
+        (source / f"{number}.txt").write_text(random_text(random.Random(number), 1500))
+    config = make_config(data={"source": str(source), "val_fraction": 0.3}, model={"vocab_size": 300})
+    prepare_dataset(str(source), folder / "data", config, QuietReporter())
+    tokenizer = Tokenizer.load(folder / "data" / "tokenizer.json")
+    save_run(folder / "one", tokenizer, data={"path": str(folder / "data")}, max_seq_len=128)
+    outcome = nanochat("eval", "one", "--suite", "memorised", "--limit", "3")
+    assert outcome.code == 0, outcome.err
+    document = json.loads((folder / "one" / "eval" / "memorised-step-000001" / "results.json").read_text())
+    found = {(one["case"], one["metric"]): one["value"] for one in document["results"]}
+    for side in ("training", "held-out"):
+        assert found[f"{side} documents, 50 tokens after 50", "places"] == 3
+        assert found[f"{side} documents, 50 tokens after 50", "reproduced exactly"] == 0  # its weights are random
+    assert document["recited"] == []
+
+
+def test_a_suite_on_training_text_needs_the_tokens_of_the_model(nanochat, run, dataset, folder):
+    other = Tokenizer.train(["x = y + z\n" * 30], 300)
+    save_run(folder / "other", other, max_seq_len=256)
+    outcome = nanochat("eval", "other", "--suite", "completion", "--data", dataset[0])
+    assert outcome.code == 3
+    assert "has a different tokenizer from other; give the data set of its training" in outcome.err
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        ("--suite completion --temperature 0.5", "--temperature: this suite draws no completions"),
+        ("--suite memorised --max-tokens 5", "--max-tokens: this suite draws no completions"),
         ("--suite python --samples 4 --k 1,5", "--samples 4 is too few for pass@5: draw at least 5"),
         ("--suite python --k many", "--k many: needs numbers separated by commas, such as 1,5,10"),
         ("--suite python --temperature 0,1", "--temperature 0 draws the same completion 10 times"),

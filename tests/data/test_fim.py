@@ -86,8 +86,11 @@ def parts(fragment: list[int]) -> tuple[str, bytes, bytes, bytes]:
             texts[now] = []
         else:
             texts[now].append(token)
-    order = {(PREFIX, SUFFIX, MIDDLE): "psm", (SUFFIX, PREFIX, MIDDLE): "spm"}[tuple(texts)]
-    return order, *(TOKENIZER.decode_bytes(texts[name]) for name in (PREFIX, MIDDLE, SUFFIX))
+    prefix, middle, suffix = (TOKENIZER.decode_bytes(texts[name]) for name in (PREFIX, MIDDLE, SUFFIX))
+    if list(texts) == [PREFIX, SUFFIX, MIDDLE]:
+        return "psm", prefix, middle, suffix
+    assert list(texts) == [SUFFIX, PREFIX, MIDDLE]
+    return "spm", prefix, middle, suffix
 
 
 @given(content=st.binary() | st.text().map(str.encode), shares=st.tuples(SHARES, SHARES))
@@ -261,7 +264,8 @@ def train(folder: Path, name: str, steps: int, *, rate: float = 0.5, resume: Pat
         mtp={"enabled": True, "n_tokens": 2},
         collider={"enabled": True, "sparsity": 0.4},
     )
-    return Engine(QuietReporter()).train(config, resume)
+    Engine(QuietReporter()).fit(config, resume)
+    return folder / "runs" / name
 
 
 def test_a_vocabulary_without_the_tokens_is_one_line_before_a_run_begins(
