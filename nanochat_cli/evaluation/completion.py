@@ -17,10 +17,11 @@ from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.evaluation.completion_tasks import KINDS, Kind, Task, answer, edit_similarity, is_answered
 from nanochat_cli.evaluation.share_intervals import share_interval
 from nanochat_cli.evaluation.training_index import TrainingIndex
-from nanochat_cli.inference.generate import as_text, generate
+from nanochat_cli.inference.generate import generate
 from nanochat_cli.inference.infill import infill_request
 from nanochat_cli.inference.packed_model import PackedTransformer
 from nanochat_cli.inference.sampling import SamplingConfig
+from nanochat_cli.inference.text_stream import as_text
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.report.result_file import Result
 

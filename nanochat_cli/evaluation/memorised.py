@@ -14,7 +14,8 @@ from nanochat_cli.data.batches import Tokens, permuted
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import DataError
 from nanochat_cli.evaluation.share_intervals import share_interval
-from nanochat_cli.inference.generate import LanguageModel, generate_tokens
+from nanochat_cli.inference.generate import generate_tokens
+from nanochat_cli.inference.language_model import LanguageModel
 from nanochat_cli.inference.sampling import SamplingConfig
 from nanochat_cli.report.result_file import Result
 

@@ -13,8 +13,8 @@ def infill_request(
 ) -> tuple[list[int], SamplingConfig]:
     """The prompt, and `sampling` with no more tokens than the context then holds: a prompt must not slide out of it.
 
-    At least half of the context is for the prompt. fim: of the training; the suffix comes first if it ever did there.
+    At least half of the context is for the prompt. fim: of the training.
     """
     room = max(context - sampling.max_tokens - 1, context // 2)
-    ids = infill_prompt(tokenizer, gap, room, spm=fim.spm_rate > 0)
+    ids = infill_prompt(tokenizer, gap, room, spm=fim.suffix_first)
     return ids, replace(sampling, max_tokens=min(sampling.max_tokens, context - len(ids)))

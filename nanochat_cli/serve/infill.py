@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nanochat_cli.data.fim import NAMES, Gap, infill_prompt
 from nanochat_cli.serve.engine import Served
 from nanochat_cli.serve.errors import RequestError
-
-NAMES = "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"
 
 
 def infill_ids(
@@ -18,18 +17,13 @@ def infill_ids(
 ) -> list[int]:
     """Token ids that ask for what belongs between. RequestError 501 where the vocabulary has no such tokens.
 
-    At least half of the context is for the prompt: three quarters of it for the end of the prefix and one for the
-    beginning of the suffix, as in llama.cpp; `extra`, texts of other files, gets what they leave.
+    At least half of the context is for the prompt; `extra`, texts of other files, gets what the two sides leave.
     """
-    special, encode = served.tokenizer.special_tokens, served.tokenizer.encode
-    if missing := [name for name in NAMES if name not in special]:
+    if missing := [name for name in NAMES if name not in served.tokenizer.special_tokens]:
         raise RequestError(501, f"this model cannot fill in: its vocabulary lacks {', '.join(missing)}")
     wanted = served.context if max_tokens is None or max_tokens < 0 else max_tokens
     room = max(served.context - wanted - 1, served.context // 2)
-    before, after, quarter = encode(prefix), encode(suffix), room // 4
-    before = [special[NAMES[0]], *before[max(0, len(before) - 3 * quarter) :]]
-    after = [special[NAMES[1]], *after[: max(0, quarter - 2)]]
-    prompt = [*after, *before, special[NAMES[2]]] if served.spm else [*before, *after, special[NAMES[2]]]
+    prompt = infill_prompt(served.tokenizer, Gap(prefix, suffix), room, spm=served.spm)
     return [*_context(served, extra, room - len(prompt)), *prompt]
 
 

@@ -108,12 +108,13 @@ def _loading(target: Path, which: "Which", backend: str | None, template: Path |
         require_template(chat, str(template))
 
     def load() -> "Served":
-        from nanochat_cli.formats.open import load_target
+        from nanochat_cli.formats.open import load_target, trained_fim
         from nanochat_cli.inference.packed_model import PackedTransformer
         from nanochat_cli.serve.engine import Served
 
-        model, tokenizer, _ = load_target(target, which)
+        model, tokenizer, run = load_target(target, which)
+        spm = trained_fim(target, None if run is None else run.config).suffix_first
         name = target.stem if target.suffix == ".gguf" else target.resolve().name
-        return Served(name, PackedTransformer.from_model(model, backend), tokenizer, chat)
+        return Served(name, PackedTransformer.from_model(model, backend), tokenizer, chat, spm)
 
     return load
