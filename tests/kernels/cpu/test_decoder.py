@@ -138,7 +138,7 @@ def test_logits_are_those_of_the_plain_model(group, qk_norm, sub_norm, head_dtyp
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 7, 8, 11])
 @pytest.mark.parametrize(("group", "norms"), [(None, True), (None, False), (128, False), (64, True)])
-def test_a_token_has_the_same_bits_whatever_is_read_beside_it(group, norms, n):
+def test_a_token_has_the_same_bits_whatever_is_read_beside_it(group, norms, n, kernel_set):
     """Sequences of different lengths and memories; products of one token, of a few, of a tile and of several calls."""
     model = build(group, norms, norms, torch.float16, seed=8)
     decoder, generator = model.native(), torch.Generator().manual_seed(9)
@@ -156,7 +156,7 @@ def test_a_token_has_the_same_bits_whatever_is_read_beside_it(group, norms, n):
 
 
 @pytest.mark.parametrize("group", [None, 64])
-def test_tokens_at_following_positions_of_one_cache_are_a_text(group):
+def test_tokens_at_following_positions_of_one_cache_are_a_text(group, kernel_set):
     model = build(group, True, False, torch.float32, seed=10)
     decoder, tokens = model.native(), [5, 60, 2, 2, 41, 7, 19, 33, 8, 1]
     expected = decode(decoder, tokens)

@@ -444,6 +444,25 @@ AVX2 static float dot_f16(const float *x, const uint16_t *y, size_t k) {
     return sum + portable_kernels.dot_f16(x + i, y + i, k - i);
 }
 
+AVX2 static void dots_f16(const float *x, size_t x_row, const uint16_t *y, size_t k, float out[2]) {
+    __m256 s[2][4];
+    size_t i = 0;
+    for (int t = 0; t < 2; t++)
+        for (int j = 0; j < 4; j++) s[t][j] = _mm256_setzero_ps();
+    for (; i + 32 <= k; i += 32) {
+        _mm_prefetch((const char *)(y + i) + PREFETCH_BYTES, _MM_HINT_T0);
+#pragma GCC unroll 4
+        for (size_t j = 0; j < 4; j++) {
+            const __m256 h = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(y + i) + j));
+            s[0][j] = _mm256_fmadd_ps(_mm256_loadu_ps(x + i + 8 * j), h, s[0][j]);
+            s[1][j] = _mm256_fmadd_ps(_mm256_loadu_ps(x + x_row + i + 8 * j), h, s[1][j]);
+        }
+    }
+    for (size_t t = 0; t < 2; t++)
+        out[t] = sum_f32(_mm256_add_ps(_mm256_add_ps(s[t][0], s[t][1]), _mm256_add_ps(s[t][2], s[t][3]))) +
+                 portable_kernels.dot_f16(x + t * x_row + i, y + i, k - i);
+}
+
 AVX2 static void axpy(float a, const float *x, size_t k, float *y) {
     const __m256 factor = _mm256_set1_ps(a);
     size_t i = 0;
@@ -499,7 +518,7 @@ INLINE __m256 power_of_two(__m256 n) {
 const struct kernels avx2_kernels = {
     "avx2",     quantize, rmsnorm,       swiglu, dots,   dots_grouped, tile,    tile_grouped,
     scale_tile, abs_sum,  ternary_codes, pack,   unpack, dot_int8,     dot_f32, dot_f16,
-    axpy,       round_to_f16, f16_to_f32, exp_sum, LOOP_NAMES,
+    dots_f16,   axpy,     round_to_f16,  f16_to_f32, exp_sum, LOOP_NAMES,
     ATTENTION_NAMES,
 };
 #endif

@@ -2,8 +2,8 @@
  *
  * One parallel region for the call; between barriers every thread has its rows of a matrix, or its heads. Every thread
  * computes small things (norms, the quantisation of the tokens) for itself, which is cheaper than waiting.
- * Weights are read once for all tokens. Sums of floats run over one token in one order, and sums over codes are exact,
- * so that the bits of a token do not depend on the tokens beside it.
+ * Weights are read once for all tokens. Sums of floats run over one token in one order, the same in a product of one
+ * token and in a tile, and sums over codes are exact: the bits of a token do not depend on the tokens beside it.
  * The model is nanochat_cli/model's: pre-norm blocks on a plain residual stream, grouped-query attention with
  * half-split RoPE, SwiGLU, optional norms of q and k per head and before the two output projections.
  */
@@ -73,7 +73,7 @@ static size_t shared_bytes(const struct decoder *d, size_t n) {
 static size_t private_bytes(const struct decoder *d, size_t capacity, size_t n) {
     const size_t w = widest(d);
     return lines(w * 4) + lines(n * projected_width(d) * 4) + lines(capacity * 4) + 64 + lines(n * w) +
-           lines(TOKEN_BLOCK * w) + lines(n * (w / 64) * 4);
+           lines(TOKEN_BLOCK * w) + lines(TOKEN_BLOCK * (w / 64) * 4);
 }
 
 /* Bytes of the workspace that nk_decode takes, for n sequences of at most `capacity` positions; aligned to 64. */
@@ -106,7 +106,7 @@ static struct private private_area(const struct decoder *d, size_t capacity, siz
     p.scale = take(&memory, TOKEN_BLOCK * 4);
     p.codes = take(&memory, n * w);
     p.tiles = take(&memory, TOKEN_BLOCK * w);
-    p.sums = take(&memory, n * (w / 64) * 4);
+    p.sums = take(&memory, TOKEN_BLOCK * (w / 64) * 4); /* a tile reads those of eight tokens */
     return p;
 }
 
@@ -121,9 +121,6 @@ static struct range share(size_t n, size_t unit, size_t thread, size_t threads) 
     return (struct range){r.first < n ? r.first : n, r.last < n ? r.last : n};
 }
 
-/* Whether n tokens are multiplied as a tile: only with one scale a row, whose sums are exact in any order. */
-static int in_a_tile(const struct matrix *w, size_t n) { return n > MAX_VECTOR_TOKENS && w->groups == 1; }
-
 /* Norm, if there is one, and quantisation of the n rows of x for the product with w. */
 static void norm_and_quantize(struct private *p, const float *x, const float *norm, float eps, const struct matrix *w,
                               size_t n) {
@@ -136,7 +133,7 @@ static void norm_and_quantize(struct private *p, const float *x, const float *no
         }
         kernels->quantize(row, k, k / w->groups, p->codes + t * k, p->scale + t, p->sums + t * w->groups);
     }
-    if (in_a_tile(w, n)) interleave_block(p->codes, n, k, p->tiles);
+    if (n > MAX_VECTOR_TOKENS) interleave_block(p->codes, n, k, p->tiles);
 }
 
 /* y[t][row], rows of y `stride` apart. */
@@ -145,9 +142,9 @@ static void multiply(const struct private *p, const struct matrix *w, size_t n, 
     const size_t k = w->columns, block = n > 1 ? ROW_BLOCK : rows.last - rows.first;
     for (size_t first = rows.first; first < rows.last; first += block) {
         const size_t last = rows.last - first < block ? rows.last : first + block;
-        if (in_a_tile(w, n))
-            multiply_tile(w->packed + first * (k / 4), w->scales + first, 1, last - first, k, p->tiles, p->scale,
-                          p->sums, n, y + first, stride);
+        if (n > MAX_VECTOR_TOKENS)
+            multiply_tile(w->packed + first * (k / 4), w->scales + first * w->groups, w->groups, last - first, k,
+                          p->tiles, p->scale, p->sums, n, y + first, stride);
         else
             for (size_t t = 0; t < n; t++)
                 gemv_rows(w->packed, w->scales, w->groups, first, last, k, p->codes + t * k, p->scale[t],
@@ -230,11 +227,21 @@ static void embed(const struct decoder *d, size_t token, float *x) {
 /* hidden: n rows, `stride` apart; logits: [n, vocab_size]. */
 static void unembed(const struct decoder *d, const float *hidden, size_t stride, size_t n, struct range rows,
                     float *logits) {
-    for (size_t row = rows.first; row < rows.last; row++)
-        for (size_t t = 0; t < n; t++)
-            logits[t * d->vocab_size + row] =
-                d->head_is_f16 ? kernels->dot_f16(hidden + t * stride, (const uint16_t *)d->head + row * d->dim, d->dim)
-                               : kernels->dot_f32(hidden + t * stride, (const float *)d->head + row * d->dim, d->dim);
+    const size_t v = d->vocab_size, dim = d->dim;
+    for (size_t row = rows.first; row < rows.last; row++) {
+        const float *single = (const float *)d->head + row * dim;
+        const uint16_t *half = (const uint16_t *)d->head + row * dim;
+        size_t t = 0;
+        for (; d->head_is_f16 && t + 2 <= n; t += 2) {
+            float pair[2];
+            kernels->dots_f16(hidden + t * stride, stride, half, dim, pair);
+            logits[t * v + row] = pair[0];
+            logits[(t + 1) * v + row] = pair[1];
+        }
+        for (; t < n; t++)
+            logits[t * v + row] = d->head_is_f16 ? kernels->dot_f16(hidden + t * stride, half, dim)
+                                                 : kernels->dot_f32(hidden + t * stride, single, dim);
+    }
 }
 
 /* One token of each of n sequences, at most TOKEN_BLOCK; its keys and values are written at its position.

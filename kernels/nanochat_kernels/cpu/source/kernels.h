@@ -70,6 +70,8 @@ struct kernels {
     /* Σ x y; the second operand float32 or float16. */
     float (*dot_f32)(const float *x, const float *y, size_t k);
     float (*dot_f16)(const float *x, const uint16_t *y, size_t k);
+    /* dot_f16 of two rows of x, x_row apart, with y: the same bits, and y is converted once. */
+    void (*dots_f16)(const float *x, size_t x_row, const uint16_t *y, size_t k, float out[2]);
     /* y += a · x */
     void (*axpy)(float a, const float *x, size_t k, float *y);
     /* float32 to the nearest float16 and back, half to even. */

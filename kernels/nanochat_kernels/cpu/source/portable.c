@@ -159,6 +159,10 @@ static float dot_f16(const float *x, const uint16_t *y, size_t k) {
     return sum;
 }
 
+static void dots_f16(const float *x, size_t x_row, const uint16_t *y, size_t k, float out[2]) {
+    for (size_t t = 0; t < 2; t++) out[t] = dot_f16(x + t * x_row, y, k);
+}
+
 static void f16_to_f32(const uint16_t *x, size_t k, float *y) {
     for (size_t i = 0; i < k; i++) y[i] = from_f16(x[i]);
 }
@@ -213,6 +217,6 @@ LOOP float power_of_two(float n) {
 const struct kernels portable_kernels = {
     "portable", quantize,  rmsnorm,  swiglu,  dots,    dots_grouped, tile,         tile_grouped,
     scale_tile, abs_sum,   ternary_codes, pack, unpack, dot_int8,     dot_f32,      dot_f16,
-    axpy,       round_to_f16, f16_to_f32, exp_sum, LOOP_NAMES,
+    dots_f16,   axpy,      round_to_f16, f16_to_f32, exp_sum, LOOP_NAMES,
     ATTENTION_NAMES,
 };
