@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -10,6 +11,8 @@ import torch
 from nanochat_cli.inference.batched import continue_tokens
 from nanochat_cli.inference.generate import generate
 from nanochat_cli.inference.sampling import SamplingConfig
+from nanochat_cli.serve.engine import Served
+from tests.evaluation.saved_runs import save_run
 from tests.serve.live import Live, client, live, tiny_served
 
 
@@ -151,6 +154,28 @@ def test_a_suffix_asks_for_what_belongs_between_as_infill_does(http):
     (choice,) = http.post("/v1/completions", json=body).json()["choices"]
     asked = {"input_prefix": "def f(", "input_suffix": "):\n", "n_predict": 9, "temperature": 0}
     assert choice["text"] == http.post("/infill", json=asked).json()["content"]
+
+
+@pytest.mark.slow
+def test_lm_evals_own_client_reads_the_numbers_of_our_adapter(tmp_path):
+    """Its code makes the request and reads the answer of several prompts at once; only the connection is ours."""
+    client_class = pytest.importorskip("lm_eval.models.openai_completions").LocalCompletionsAPI
+    from lm_eval.api.instance import Instance
+
+    from nanochat_cli.evaluation.lm_eval import NanochatLM
+
+    save_run(tmp_path / "tiny")
+    adapter = NanochatLM(str(tmp_path / "tiny"), batch_size=1)
+    pairs = [("def f(x):", " return x"), ("import", " json"), ("for i in range(", "10):\n    pass"), ("x", " = é")]
+    asked = [Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=0) for pair in pairs]
+    expected = adapter.loglikelihood(asked, disable_tqdm=True)
+    encoded = [adapter._encode_pair(*pair) for pair in pairs]
+    payload = client_class._create_payload(SimpleNamespace(model="tiny"), [before + after for before, after in encoded])
+    with live(Served("tiny", adapter.model, adapter.tokens)) as server, client(server) as http:
+        answer = http.post("/v1/completions", json=payload).json()
+    found = client_class.parse_logprobs(answer, ctxlens=[len(before) for before, _ in encoded])
+    assert [nats for nats, _ in found] == pytest.approx([nats for nats, _ in expected], abs=1e-4)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
 
 
 @pytest.mark.slow
