@@ -57,6 +57,11 @@ class Engine:
             (name, split.documents, split.bytes, split.tokens, split.bytes / max(split.tokens, 1))
             for name, split in (("train", manifest.train), ("val", manifest.val))
         ]
+        rows += [
+            (f"{name} of {part.name}", side.documents, side.bytes, side.tokens, side.bytes / max(side.tokens, 1))
+            for part in manifest.parts
+            for name, side in (("train", part.train), ("val", part.val))
+        ]
         self.reporter.table(str(out), ("split", "documents", "bytes", "tokens", "bytes per token"), rows)
         self.reporter.info(f"next: nanochat train --set data.path={out}")
         self.reporter.result({"dataset": printable(str(out)), **manifest.model_dump(mode="json")})
@@ -110,6 +115,7 @@ class Engine:
         if (reference := config.collider.reference_in_use) is not None:
             require_same_tokenizer(reference, reader, ", or name another collider.reference")
         data = ShardData(reader, config, self.reporter)
+        data.warn_of_epochs()
         if not resumable:
             create_run(run_dir, config, reader.tokenizer, record_of(reader))
             if resume:

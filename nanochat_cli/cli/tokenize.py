@@ -16,12 +16,13 @@ app = typer.Typer(add_completion=False)
 def tokenize(
     ctx: typer.Context,
     source: Annotated[
-        str,
+        list[str],
         typer.Option(
             metavar="SRC",
-            help="stdlib, a file or folder, .jsonl, .parquet, token files, or hf:NAME (@CONFIG, :SPLIT).",
+            help="stdlib, a file or folder, .jsonl, .parquet, token files, or hf:NAME (@CONFIG, :SPLIT). "
+            "Several: NAME=SRC:WEIGHT each.",
         ),
-    ] = "stdlib",
+    ] = [],  # noqa: B006 - Typer copies it
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the data set; default: data/NAME-OF-SOURCE.")
     ] = None,
@@ -50,7 +51,7 @@ def tokenize(
     force: Annotated[
         bool, typer.Option("--force", help="Replace another data set in DIR; runs that used it lose it.")
     ] = False,
-    preset: Presets = [],  # noqa: B006 - Typer copies it
+    preset: Presets = [],  # noqa: B006
     config: ConfigFile = None,
     overrides: Overrides = [],  # noqa: B006
 ) -> None:
@@ -59,9 +60,11 @@ def tokenize(
     Repeating the command with the same input changes nothing; after an interruption it finishes the work. A data set
     with other documents or settings is replaced only with --force.
     """
+    from nanochat_cli.config.source_parts import is_part
     from nanochat_cli.formats.run.find import require_writable
 
     session = session_of(ctx)
+    several = len(source) > 1 or (source and is_part(source[0]) and not Path(source[0]).exists())
     resolved = resolve(
         session,
         preset,
@@ -69,7 +72,7 @@ def tokenize(
         overrides,
         default_preset="quickstart",
         options={
-            "--source": {"data.source": source},
+            "--source": {"data.sources": source} if several else {"data.source": source[0] if source else None},
             "--glob": {"data.glob": glob},
             "--text-field": {"data.text_field": text_field},
             "--vocab-size": {"model.vocab_size": vocab_size},
@@ -78,12 +81,14 @@ def tokenize(
             "--tokenizer": {"tokenizer.path": tokenizer and tokenizer.as_posix()},
         },
     )
-    for option, path in (("--source", _local_path(source)), ("--tokenizer", tokenizer)):
+    data = resolved.data
+    sources = [part.source for part in data.parts] or [data.source]
+    for option, path in (*(("--source", _local_path(one)) for one in sources), ("--tokenizer", tokenizer)):
         if path is not None and not path.exists():
             raise DataError(f"{option} {path}: no such file or folder")
-    out = out or Path("data") / _name_of(source)
+    out = out or Path("data") / ("-".join(part.name for part in data.parts) or _name_of(data.source))
     require_writable(out)
-    session.engine.tokenize(source, out, resolved, replace=force)
+    session.engine.tokenize(data.named_source, out, resolved, replace=force)
 
 
 def _local_path(source: str) -> Path | None:

@@ -10,16 +10,21 @@ _PATHS = "data.path tokenizer.path collider.reference collider.scores grpo.sourc
 
 
 def anchor(config: Config, *, source: bool = True) -> None:
-    """Make every path absolute, so that the run can be used from any folder. source: a local `data.source` too.
+    """Make every path absolute, so that the run can be used from any folder. source: local sources of `[data]` too.
 
     Names such as stdlib, hf:… or those of published problem sets stay as they are.
     """
     for section, name, path in _paths(config):
         setattr(section, name, path.absolute())
-    if source and not config.data.source.startswith("hf:") and Path(config.data.source).exists():
-        config.data.source = str(Path(config.data.source).absolute())
+    if source:
+        config.data.source = _absolute(config.data.source)
+        config.data.sources = tuple(str(part._replace(source=_absolute(part.source))) for part in config.data.parts)
     if config.grpo.task is not None and Path(config.grpo.task).is_file():
         config.grpo.task = str(Path(config.grpo.task).absolute())
+
+
+def _absolute(source: str) -> str:
+    return source if source.startswith("hf:") or not Path(source).exists() else str(Path(source).absolute())
 
 
 def find_paths(config: Config, run: Path) -> None:

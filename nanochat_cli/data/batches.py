@@ -4,16 +4,17 @@ The order is a pure function of (seed, index): no state, no file position, nothi
 for any number of ranks. Knows token streams; knows nothing of models, devices or processes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nanochat_cli.data.mixture import Mixture, Share
+from nanochat_cli.data.order import permuted
 from nanochat_cli.errors import ConfigError, DataError
 
 IGNORE_INDEX = -100
-FEISTEL_ROUNDS = 8
 
 Batch = tuple[NDArray[np.int64], NDArray[np.int64]]
 """(inputs, targets), both int64 [rows, T]; targets are the inputs shifted by one token."""
@@ -39,8 +40,9 @@ class Batches:
 
     Neighbouring windows share one token, so every token but the first is a target once per epoch. `batch_size` counts
     the rows of all ranks; rank r of `world_size` gets the r-th part of them. shift: an offset in the order, for a run
-    that has read a part of it in batches of another size. Raises DataError if the stream is shorter than one window,
-    ConfigError if `batch_size` is not a multiple of `world_size`.
+    that has read a part of it in batches of another size. shares: the sources of the stream, which windows are drawn
+    from by weight, each in an order of its own. Raises DataError if the stream is shorter than one window, ConfigError
+    if `batch_size` is not a multiple of `world_size`.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Batches:
         rank: int = 0,
         world_size: int = 1,
         shift: int = 0,
+        shares: Sequence[Share] = (),
     ) -> None:
         if batch_size % world_size:
             raise ConfigError(f"train.batch_size = {batch_size} must be a multiple of the {world_size} ranks")
@@ -61,6 +64,7 @@ class Batches:
                 f"the corpus has {len(stream)} training tokens, less than one sequence of train.seq_len = {seq_len} "
                 "and the token after it; give more text or lower train.seq_len"
             )
+        self.mixture = Mixture(shares, seq_len, seed) if shares else None
         self.stream = stream
         self.batch_size = batch_size
         self.seq_len = seq_len
@@ -72,13 +76,18 @@ class Batches:
         """This rank's rows of global batch `index` ≥ 0: (inputs, targets), int64 [batch_size / world_size, seq_len]."""
         first = index * self.batch_size + self.first_row
         rows = np.empty((self.rows_per_rank, self.seq_len + 1), dtype=np.int64)
-        for row, window in enumerate(self.window_order(first, self.rows_per_rank)):
-            start = window * self.seq_len
+        for row, start in enumerate(self.starts(first, self.rows_per_rank)):
             rows[row] = self.stream[start : start + self.seq_len + 1]
         return rows[:, :-1].copy(), rows[:, 1:].copy()
 
+    def starts(self, first: int, count: int) -> list[int]:
+        """The tokens at which the windows at `count` consecutive places of the endless order begin."""
+        if self.mixture is not None:
+            return [self.mixture.start(place) for place in range(first, first + count)]
+        return [window * self.seq_len for window in self.window_order(first, count)]
+
     def window_order(self, first: int, count: int) -> list[int]:
-        """The windows at `count` consecutive places of the endless order, from place `first` on."""
+        """The windows at `count` consecutive places of the endless order of one source, from place `first` on."""
         return [
             permuted(place % self.windows, self.windows, self.seed, place // self.windows)
             for place in range(first, first + count)
@@ -114,29 +123,3 @@ def evaluation_windows(stream: Tokens, seq_len: int, max_tokens: int | None = No
     targets = len(stream) - 1
     windows = -(-targets // seq_len)
     return windows if max_tokens is None or max_tokens >= targets else max(1, min(windows, max_tokens // seq_len))
-
-
-def permuted(place: int, size: int, seed: int, epoch: int) -> int:
-    """Image of `place` under a pseudo-random permutation of range(size), chosen by (seed, epoch), in O(1) memory.
-
-    A Feistel network over the smallest even number of bits that holds `size`, walked until it lands inside (Black and
-    Rogaway 2002). Defined here and not by a library, so that a resumed run has the same order under every version.
-    """
-    half = max((size - 1).bit_length() + 1, 2) // 2
-    mask = (1 << half) - 1
-    key = mix(mix(seed) ^ epoch)
-    while True:
-        left, right = place >> half, place & mask
-        for round_number in range(FEISTEL_ROUNDS):
-            left, right = right, left ^ (mix(key + (right << 8) + round_number) & mask)
-        place = left << half | right
-        if place < size:
-            return place
-
-
-def mix(value: int) -> int:
-    """splitmix64's finaliser: 64 bits to 64 bits, every input bit moves every output bit."""
-    value = (value + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-    value = ((value ^ value >> 30) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-    value = ((value ^ value >> 27) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-    return value ^ value >> 31

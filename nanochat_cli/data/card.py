@@ -18,6 +18,11 @@ def card(manifest: Manifest) -> str:
         (name, f"{side.documents:,}", f"{side.bytes:,}", f"{side.tokens:,}", f"{side.bytes / max(side.tokens, 1):.2f}")
         for name, side in ((name, manifest.split(name)) for name in SPLITS)
     ]
+    for part in manifest.parts:
+        sides += [
+            (f"{name}, {part.name}", f"{side.documents:,}", f"{side.bytes:,}", f"{side.tokens:,}", "")
+            for name, side in ((name, part.side(name)) for name in SPLITS)
+        ]
     settings = [(f"`{key}`", f"`{value}`") for key, value in sorted(manifest.settings.items()) if value is not None]
     parts = [
         f"# Data set: {manifest.source}",

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 
+from nanochat_cli.config.source_parts import Part
 from nanochat_cli.data.archives import archive_compression, archive_documents
 from nanochat_cli.data.documents import Document, LongLines, Skipped, printable
 from nanochat_cli.data.filters import Filters
@@ -52,7 +53,8 @@ class Corpus:
     NAMED of all; `long_lines` are files that look minified or generated but were used; `secrets` counts them by
     kind, `with_secrets` has documents that hold some. `size_bytes` is the size of all files, if known; `files` are
     those that the places of documents refer to, `licences` those that hold a licence; `ignored` counts what git
-    ignores. tokens: of what format, and with which id between documents, if they were tokenised by others.
+    ignores. `parts`: its sources, if it is a mixture. tokens: of what format, and with which id between documents, if
+    they were tokenised by others.
     """
 
     source: str
@@ -64,6 +66,7 @@ class Corpus:
     filters: Filters = field(default_factory=Filters)
     licences: tuple[Path, ...] = ()
     ignored: int = 0
+    parts: tuple[Part, ...] = ()
     secrets: Counter[str] = field(default_factory=Counter)
     with_secrets: list[str] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)

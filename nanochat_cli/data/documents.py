@@ -31,6 +31,8 @@ class Document(NamedTuple):
     """None if the text cannot be read at random: compressed or decoded files, JSON arrays, parquet and `hf:`."""
     tokens: NDArray[np.uint32] | None = None
     """The ids of a document that others tokenised, without an end-of-text id; `content` is what they decode to."""
+    part: int = 0
+    """The number of its source in a mixture."""
 
 
 class Skipped(NamedTuple):

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat_cli.config.sections.fim import FimConfig
-from nanochat_cli.data.batches import Batch, BatchSource, mix
+from nanochat_cli.data.batches import Batch, BatchSource
+from nanochat_cli.data.order import mix
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import DataError
 

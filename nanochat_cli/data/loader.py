@@ -4,6 +4,7 @@ from nanochat_cli.config.schema import Config
 from nanochat_cli.data.async_loader import AsyncLoader
 from nanochat_cli.data.loader_sources import BatchSource, FimSource, ShardSource, SourceSpec, TextSource
 from nanochat_cli.data.shards import TOKENIZER, ShardReader
+from nanochat_cli.errors import DataError
 from nanochat_cli.report.reporter import QuietReporter, Reporter
 
 
@@ -22,9 +23,11 @@ def _plain_spec(reader: ShardReader, config: Config, reporter: Reporter, shift: 
     batch_size, seq_len = config.train.batch_size * config.train.grad_accum, config.train.seq_len
     if not config.loader.on_the_fly:
         return ShardSource(reader.folder.absolute(), batch_size, seq_len, config.run.seed, shift)
+    manifest = reader.manifest
+    if manifest.parts:
+        raise DataError(f"{reader.folder}: is a mixture, which loader.on_the_fly does not read; turn it off")
     from nanochat_cli.data.text_index import text_index
 
-    manifest = reader.manifest
     index, corpus = text_index(reader, config.data, reporter)
     return TextSource(
         folder=reader.folder.absolute(),

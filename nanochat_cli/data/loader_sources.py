@@ -34,11 +34,14 @@ class ShardSource:
     shift: int = 0
 
     def open(self) -> Batches:
+        from nanochat_cli.data.mixture import shares_of
         from nanochat_cli.data.shards import Shard, TokenStream, read_manifest
 
         # The reader has verified the files; only evaluation needs the end-of-text token.
-        shards = [Shard(self.folder / info.file, info) for info in read_manifest(self.folder).train.shards]
-        return Batches(TokenStream(shards, eos_id=0), self.batch_size, self.seq_len, self.seed, shift=self.shift)
+        manifest = read_manifest(self.folder)
+        stream = TokenStream([Shard(self.folder / info.file, info) for info in manifest.train.shards], eos_id=0)
+        shares = shares_of(manifest)
+        return Batches(stream, self.batch_size, self.seq_len, self.seed, shift=self.shift, shares=shares)
 
 
 @dataclass(frozen=True)

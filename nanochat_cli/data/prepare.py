@@ -17,12 +17,14 @@ from pathlib import Path
 
 from nanochat_cli.atomic_write import write_atomically
 from nanochat_cli.config.schema import Config, DataConfig
+from nanochat_cli.config.source_parts import Part
 from nanochat_cli.data import split
 from nanochat_cli.data.card import announce, card
 from nanochat_cli.data.contamination import ProblemRuns
 from nanochat_cli.data.corpus import NAMED, Corpus, open_corpus
 from nanochat_cli.data.documents import as_named, printable
 from nanochat_cli.data.filters import NO_FILTERS, Filters
+from nanochat_cli.data.mixed_corpus import mixed
 from nanochat_cli.data.scan import scan
 from nanochat_cli.data.shards import (
     CARD,
@@ -41,7 +43,7 @@ from nanochat_cli.data.shards import (
 from nanochat_cli.data.text_files import LONG_LINE
 from nanochat_cli.data.token_documents import TokenSettings
 from nanochat_cli.data.tokenizer import Tokenizer
-from nanochat_cli.data.write_sides import write_sides
+from nanochat_cli.data.write_sides import location_of, write_sides
 from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.folders import held_folder
 from nanochat_cli.home import has_home
@@ -59,6 +61,8 @@ def prepare_dataset(
     before_replacing: Callable[[str], None] = lambda changed: None,
 ) -> Manifest:
     """Make `out` a data set of `source` (see `open_corpus`) under `[data]`, `[tokenizer]` and `model.vocab_size`.
+
+    `data.sources`, if there are any, take the place of `source`.
 
     Returns at once if it already is one. before_replacing: called with what has changed before a complete data set is
     replaced by another; if it raises, everything stays as it is. Raises DataError if the source is unusable, if it
@@ -86,13 +90,14 @@ def prepare_dataset(
 
 
 def cached_dataset(config: Config, reporter: Reporter) -> Path:
-    """The folder of `data.path`, or of `data.source` prepared in the cache ($NANOCHAT_CACHE or ~/.cache/nanochat)."""
+    """The folder of `data.path`, or of the source prepared in the cache ($NANOCHAT_CACHE or ~/.cache/nanochat)."""
     if config.data.path is not None:
         return config.data.path
     source = config.data.source
     corpus = _open(source, config)
     fingerprint = _fingerprint(_settings(corpus, config), corpus)
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(source.removeprefix("hf:")).name or "corpus")
+    plain = "mixture" if corpus.parts else Path(source.removeprefix("hf:")).name or "corpus"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", plain)
     folder = cache_folder() / "datasets" / f"{name}-{fingerprint[:12]}"
     prepare_dataset(source, folder, config, reporter)
     return folder
@@ -102,13 +107,22 @@ def source_of(manifest: Manifest, data: DataConfig) -> Corpus:
     """The corpus that a data set was made from; data: gives its glob. Raises DataError if it has changed since."""
     if "data.format" in manifest.settings:
         raise DataError(f"{manifest.source}: holds token ids, not text, which loader.on_the_fly needs; turn it off")
-    source, field = (as_named(str(manifest.settings[key])) for key in ("source", "data.text_field"))
-    if manifest.location is not None and Path(as_named(manifest.location)).exists():
-        source = as_named(manifest.location)  # the path as it was given may be relative to another folder
-    corpus = open_corpus(source, data.glob, field, streaming=data.streaming, filters=_filters(manifest.settings))
+    field, filters = as_named(str(manifest.settings["data.text_field"])), _filters(manifest.settings)
+
+    def opened(source: str, location: str | None) -> Corpus:
+        if location is not None and Path(as_named(location)).exists():
+            source = location  # the path as it was given may be relative to another folder
+        return open_corpus(as_named(source), data.glob, field, streaming=data.streaming, filters=filters)
+
+    parts = [Part(part.name, as_named(part.source), part.weight) for part in manifest.parts]
+    if parts:
+        corpus = mixed(parts, [opened(part.source, part.location) for part in manifest.parts])
+    else:
+        corpus = opened(str(manifest.settings["source"]), manifest.location)
     if _fingerprint(manifest.settings, corpus) != manifest.fingerprint:
         raise DataError(
-            f"{source}: has changed since the data set was made (or data.glob has); run `nanochat tokenize` again"
+            f"{manifest.source}: has changed since the data set was made (or data.glob has); run `nanochat tokenize` "
+            "again"
         )
     return corpus
 
@@ -127,15 +141,11 @@ def _open(source: str, config: Config, output: Path | None = None) -> Corpus:
     data = config.data
     tokens = TokenSettings(data.format, data.eot_id, config.tokenizer.path)
     filters = Filters(data.gitignore, data.max_file_bytes, data.generated, data.secrets)
-    return open_corpus(
-        source,
-        data.glob,
-        data.text_field,
-        streaming=data.streaming,
-        output=output,
-        tokens=tokens,
-        filters=filters,
-    )
+
+    def opened(one: str) -> Corpus:
+        return open_corpus(one, data.glob, data.text_field, data.streaming, output, tokens, filters)
+
+    return mixed(data.parts, [opened(part.source) for part in data.parts]) if data.parts else opened(source)
 
 
 def _filters(settings: Settings) -> Filters:
@@ -253,9 +263,7 @@ def _build(
         written = write_sides(corpus, found, tokenizer, staged, config, reporter)
         manifest = Manifest(
             source=printable(corpus.source),
-            location=printable(str(Path(corpus.source).absolute()))
-            if corpus.files and corpus.source != "stdlib"
-            else None,
+            location=location_of(corpus.source) if corpus.files and not corpus.parts else None,
             fingerprint=fingerprint,
             content=found.content,
             settings=settings,
@@ -267,6 +275,7 @@ def _build(
             ),
             train=written.train,
             val=written.val,
+            parts=written.parts,
             near_duplicates=found.near_duplicates,
             families=written.families,
             contamination=found.contamination,

@@ -95,7 +95,7 @@ def in_pieces(rows: Iterable[Document | Skipped], filters: Filters = Filters()) 
         if isinstance(row, Skipped):
             yield row
             continue
-        name, content, place, _ = row
+        name, content, place = row[:3]
         reason = Examined([content] if content else [], filters).reason
         if reason is not None:
             yield Skipped(name, reason)

@@ -66,7 +66,10 @@ def scan(corpus: Corpus, folder: Path, config: Config, reporter: Reporter) -> Sc
         clusters = near_duplicates.clusters()
         kept = _kept(corpus, near_duplicates, config.data.dedup, reporter)
     chosen = kept == np.arange(len(kept))
-    held_out = _held_out(corpus, keys[chosen], sizes[chosen], clusters[chosen], config.data.val_fraction, reporter)
+    parts = np.array(read.parts, dtype=np.int64)
+    held_out = _held_out(
+        corpus, keys[chosen], sizes[chosen], clusters[chosen], parts[chosen], config.data.val_fraction, reporter
+    )
     numbers = np.array(read.numbers, dtype=np.int64)
     taken = np.zeros(read.documents, dtype=bool)
     taken[numbers[chosen]] = True
@@ -105,7 +108,7 @@ class _Reading:
         self._contaminated: dict[int, tuple[str, list[str]]] = {}  # number → name, and the sets
         self.sample = TextSample(config.tokenizer.train_bytes if config.tokenizer.path is None else 0)
         self.documents = 0
-        self.numbers, self.keys, self.sizes = array("q"), array("Q"), array("q")
+        self.numbers, self.keys, self.sizes, self.parts = array("q"), array("Q"), array("q"), array("B")
         self.left_out: Counter[str] = Counter()
         self.digest = hashlib.sha256()
 
@@ -124,6 +127,7 @@ class _Reading:
         self.numbers.append(number)
         self.keys.append(key)
         self.sizes.append(len(document.content))
+        self.parts.append(document.part)
         is_new = self._near_duplicates.add(key, words.hashes)
         if self.sample.limit and (is_new or self._copies):
             self.sample.offer(key, document.content)
@@ -156,9 +160,12 @@ def _held_out(
     keys: NDArray[np.uint64],
     sizes: NDArray[np.int64],
     clusters: NDArray[np.int64],
+    parts: NDArray[np.int64],
     val_fraction: float,
     reporter: Reporter,
 ) -> set[int]:
+    if corpus.parts:
+        return _held_out_of_parts(corpus, keys, sizes, clusters, parts, val_fraction, reporter)
     held_out = split.choose_held_out(keys, sizes, clusters, val_fraction)
     if held_out is None:
         reporter.warn(
@@ -168,6 +175,32 @@ def _held_out(
         contents = np.unique(keys, return_inverse=True)[1]
         held_out = split.choose_held_out(keys, sizes, contents, val_fraction)
         assert held_out is not None, "there are two different documents"
+    return held_out
+
+
+def _held_out_of_parts(
+    corpus: Corpus,
+    keys: NDArray[np.uint64],
+    sizes: NDArray[np.int64],
+    clusters: NDArray[np.int64],
+    parts: NDArray[np.int64],
+    val_fraction: float,
+    reporter: Reporter,
+) -> set[int]:
+    """The share of each source by itself; a cluster belongs to the source of its document with the smallest key."""
+    by_key = np.argsort(keys)
+    names, firsts = np.unique(clusters[by_key], return_index=True)
+    home = parts[by_key[firsts]][np.searchsorted(names, clusters)]
+    held_out: set[int] = set()
+    for number, part in enumerate(corpus.parts):
+        own = home == number
+        chosen = split.choose_held_out(keys[own], sizes[own], clusters[own], val_fraction) if own.any() else None
+        if chosen is None:
+            reporter.warn(f"{part.name}: nothing of it is held out, since all of it is one cluster of near-duplicates")
+        else:
+            held_out |= chosen
+    if not held_out:
+        raise DataError(f"{corpus.source}: nothing can be held out for validation; give more text or more files")
     return held_out
 
 

@@ -98,6 +98,29 @@ class OriginInfo(_Record):
     licence_files: dict[str, int]
 
 
+class SidePart(_Record):
+    """What a side has of one source of a mixture: its shards follow those of the source before."""
+
+    tokens: int
+    documents: int
+    bytes: int
+    shards: int
+
+
+class PartInfo(_Record):
+    """One source of a mixture, as `Manifest` for a single one; weight: how often batches draw from it."""
+
+    name: str
+    source: str
+    location: str | None
+    weight: float
+    train: SidePart
+    val: SidePart
+
+    def side(self, name: Split) -> SidePart:
+        return self.train if name == "train" else self.val
+
+
 class Manifest(_Record):
     """The contents and the origin of a data set.
 
@@ -117,6 +140,7 @@ class Manifest(_Record):
     tokenizer: TokenizerInfo
     train: SplitInfo
     val: SplitInfo
+    parts: list[PartInfo] = []
     near_duplicates: NearDuplicatesInfo | None = None
     families: list[tuple[int, str]] = []
     contamination: ContaminationInfo | None = None
@@ -152,12 +176,13 @@ def read_manifest(folder: Path) -> Manifest:
 class ShardWriter:
     """Appends documents of one split to shards of at most `max_tokens` (a longer document gets its own shard).
 
+    split: train or val, with `-NAME` for one source of a mixture.
     Tokens are streamed to a hidden temporary file; only doc_offsets are kept in memory. Raises OSError.
     """
 
-    def __init__(self, folder: Path, split: Split, vocab_size: int, max_tokens: int = MAX_SHARD_TOKENS) -> None:
+    def __init__(self, folder: Path, split: str, vocab_size: int, max_tokens: int = MAX_SHARD_TOKENS) -> None:
         self.folder = folder
-        self.split: Split = split
+        self.split = split
         self.dtype_name = "U16" if vocab_size <= 1 << 16 else "U32"
         self.max_tokens = max_tokens
         self.shards: list[ShardInfo] = []

@@ -2,7 +2,8 @@
 
 import hashlib
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,16 @@ from nanochat_cli.data.documents import Document, printable
 from nanochat_cli.data.encoding import WORTH_A_WORKER, encode_documents, given_tokens
 from nanochat_cli.data.origin import language_of, licence_of, licence_tag
 from nanochat_cli.data.scan import Scan, bounded
-from nanochat_cli.data.shards import MAX_SHARD_TOKENS, OriginInfo, ShardWriter, SplitInfo
+from nanochat_cli.data.shards import (
+    MAX_SHARD_TOKENS,
+    SPLITS,
+    OriginInfo,
+    PartInfo,
+    ShardWriter,
+    SidePart,
+    Split,
+    SplitInfo,
+)
 from nanochat_cli.data.split import split_key
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import DataError
@@ -27,6 +37,7 @@ class Written(NamedTuple):
     val: SplitInfo
     families: list[tuple[int, str]]
     origin: OriginInfo
+    parts: list[PartInfo]
 
 
 def write_sides(
@@ -36,11 +47,15 @@ def write_sides(
     most = config.data.workers or usable_cores()
     workers = max(1, min(most, found.size // WORTH_A_WORKER))
     taken = _Taken(corpus, found, config.data.max_bytes)
-    with (
-        ShardWriter(out, "train", tokenizer.vocab_size, MAX_SHARD_TOKENS) as train,
-        ShardWriter(out, "val", tokenizer.vocab_size, MAX_SHARD_TOKENS) as val,
-        reporter.progress("encoding", total=found.size, unit="B") as progress,
-    ):
+    with ExitStack() as open_files, reporter.progress("encoding", total=found.size, unit="B") as progress:
+        labels = [f"-{part.name}" for part in corpus.parts] or [""]
+        writers = {
+            name: [
+                open_files.enter_context(ShardWriter(out, name + label, tokenizer.vocab_size, MAX_SHARD_TOKENS))
+                for label in labels
+            ]
+            for name in SPLITS
+        }
         if corpus.tokens is None:
             batches = encode_documents((document.content for document in taken), tokenizer, workers)
         else:
@@ -48,25 +63,62 @@ def write_sides(
         for batch in batches:
             start = 0
             for content, length in zip(batch.documents, batch.lengths.tolist(), strict=True):
-                writer = val if taken.held_out.popleft() else train
-                writer.add(batch.tokens[start : start + length], len(content))
+                held_out, part = taken.places.popleft()
+                writers["val" if held_out else "train"][part].add(batch.tokens[start : start + length], len(content))
                 start += length
             progress.advance(sum(map(len, batch.documents)))
         if taken.digest.hexdigest() != found.content:
             raise DataError(f"{corpus.source}: changed while it was read; run the command again")
-        return Written(train.finish(), val.finish(), sorted(taken.families, reverse=True), taken.origin())
+        sides: dict[Split, list[SplitInfo]] = {name: [writer.finish() for writer in writers[name]] for name in SPLITS}
+    families = sorted(taken.families, reverse=True)
+    train, val = (_whole(sides[name]) for name in SPLITS)
+    return Written(train, val, families, taken.origin(), _parts(corpus, sides))
+
+
+def _whole(parts: list[SplitInfo]) -> SplitInfo:
+    """A side of all sources."""
+    return SplitInfo(
+        tokens=sum(part.tokens for part in parts),
+        documents=sum(part.documents for part in parts),
+        bytes=sum(part.bytes for part in parts),
+        shards=[shard for part in parts for shard in part.shards],
+    )
+
+
+def _parts(corpus: Corpus, sides: Mapping[Split, list[SplitInfo]]) -> list[PartInfo]:
+    def side(name: Split, number: int) -> SidePart:
+        info = sides[name][number]
+        return SidePart(tokens=info.tokens, documents=info.documents, bytes=info.bytes, shards=len(info.shards))
+
+    return [
+        PartInfo(
+            name=part.name,
+            source=printable(part.source),
+            location=location_of(part.source),
+            weight=part.weight,
+            train=side("train", number),
+            val=side("val", number),
+        )
+        for number, part in enumerate(corpus.parts)
+    ]
+
+
+def location_of(source: str) -> str | None:
+    """The absolute path of a local source."""
+    return printable(str(Path(source).absolute())) if source != "stdlib" and Path(source).exists() else None
 
 
 class _Taken:
     """Iterates over the documents that were taken, and counts them.
 
-    digest: of all that was read; held_out: whether each of the documents that are being encoded is.
+    digest: of all that was read; places: whether each of the documents that are being encoded is held out, and its
+    source.
     """
 
     def __init__(self, corpus: Corpus, found: Scan, limit: int | None) -> None:
         self._corpus, self._found, self._limit = corpus, found, limit
         self.digest = hashlib.sha256()
-        self.held_out: deque[bool] = deque()
+        self.places: deque[tuple[bool, int]] = deque()
         self.families: list[tuple[int, str]] = []
         self._documents, self._bytes, self._tags = Counter[str](), Counter[str](), Counter[str]()
 
@@ -80,7 +132,7 @@ class _Taken:
             if number in found.families:
                 self.families.append((found.families[number], printable(document.id)))
             if number < len(found.taken) and found.taken[number]:
-                self.held_out.append(key in found.held_out)
+                self.places.append((key in found.held_out, document.part))
                 self._count(document)
                 yield document
 

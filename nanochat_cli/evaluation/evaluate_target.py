@@ -154,18 +154,22 @@ def _bits_per_byte(target: Path, which: "Which", reporter: Reporter, out: Path |
         reporter.info(str(run))
     reader = open_held_out(target, run, data, reporter)
     config = None if run is None else run.config
-    whole, languages = measure_bits_per_byte(model, tokenizer, reader, config, reporter)
+    measured = measure_bits_per_byte(model, tokenizer, reader, config, reporter)
     rows = [
         (name, held_out.bits_per_byte, held_out.loss, held_out.accuracy, held_out.tokens, held_out.bytes)
-        for name, held_out in {"all": whole, **languages}.items()
+        for name, held_out in measured.named().items()
     ]
     columns = ("held-out documents", "bits per byte", "loss", "accuracy", "tokens", "bytes")
     reporter.table(str(target), columns, rows)
     noted = report_contamination(reader.manifest, reporter)
-    reporter.result({**whole.as_dict(), "languages": {name: one.as_dict() for name, one in languages.items()}})
+    groups = {
+        kind: {name: one.as_dict() for name, one in found.items()}
+        for kind, found in (("languages", measured.languages), ("sources", measured.sources))
+    }
+    reporter.result({**measured.whole.as_dict(), **groups})
     folder = out if out is not None else default_folder(target, BITS_PER_BYTE, run)
     details = {"settings": {"suite": BITS_PER_BYTE, **identity_of(target, run), "data": str(reader.folder)}, **noted}
-    _finish(target, BITS_PER_BYTE, folder, bits_per_byte_results(whole, languages), details, reporter)
+    _finish(target, BITS_PER_BYTE, folder, bits_per_byte_results(measured), details, reporter)
 
 
 def _completion(

@@ -1,9 +1,10 @@
-"""The suite `bpb`: bits per byte of a model on held-out documents, all of them and by language.
+"""The suite `bpb`: bits per byte of a model on held-out documents, all of them, by language, and by source.
 
-Documents keep their places in the stream, so that the figures of the languages are parts of that of the whole.
+Documents keep their places in the stream, so that the figures of groups are parts of that of the whole.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,15 +18,27 @@ from nanochat_cli.evaluation.held_out import document_languages, encode_held_out
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.report.result_file import Result
-from nanochat_cli.training.bits_per_byte import HeldOut, evaluate_groups
+from nanochat_cli.training.bits_per_byte import HeldOut, evaluate_groups, merged
 
 UNKNOWN = "unknown"
 
 
+class Measured(NamedTuple):
+    """sources: those of a mixture; empty for a single source."""
+
+    whole: HeldOut
+    languages: dict[str, HeldOut]
+    sources: dict[str, HeldOut]
+
+    def named(self) -> dict[str, HeldOut]:
+        """All figures, in the order of a table."""
+        return {"all": self.whole, **self.languages, **{f"source {name}": one for name, one in self.sources.items()}}
+
+
 def measure_bits_per_byte(
     model: Transformer, tokenizer: Tokenizer, reader: ShardReader, config: Config | None, reporter: Reporter
-) -> tuple[HeldOut, dict[str, HeldOut]]:
-    """Measure all held-out documents, and each language.
+) -> Measured:
+    """Measure all held-out documents, each language, and each source of a mixture.
 
     Windows are as long as in the run's training (config), or without a run as the model's context. Where the source has
     changed, languages are unknown, with a warning; the documents themselves are in the shards.
@@ -41,9 +54,11 @@ def measure_bits_per_byte(
         reporter.warn(f"no figures by language: {error}")
         languages = [UNKNOWN] * reader.manifest.val.documents
     tokens = encode_held_out(reader, tokenizer)
-    names = sorted(set(languages))
-    by_document = torch.tensor([names.index(language) for language in languages])
-    groups = by_document.repeat_interleave(torch.tensor(tokens.lengths))[1:]  # the first token is not a target
+    sources = [part.name for part in reader.manifest.parts for _ in range(part.val.documents)] or [""] * len(languages)
+    by_document = list(zip(sources, languages, strict=True))
+    names = sorted(set(by_document))
+    numbers = torch.tensor([names.index(pair) for pair in by_document])
+    groups = numbers.repeat_interleave(torch.tensor(tokens.lengths))[1:]  # the first token is not a target
     with reporter.progress("held-out documents", len(tokens) - 1, "tokens") as progress:
 
         def counted() -> Iterator[tuple[Tensor, Tensor]]:
@@ -52,15 +67,24 @@ def measure_bits_per_byte(
                 progress.advance(int((targets >= 0).sum()))
 
         token_bytes = torch.from_numpy(tokenizer.byte_lengths())
-        return evaluate_groups(model, counted(), token_bytes, groups, names)
+        whole, found = evaluate_groups(model, counted(), token_bytes, groups, names)
+    by_source, by_language = _together(found, 0), _together(found, 1)
+    return Measured(whole, by_language, by_source if reader.manifest.parts else {})
 
 
-def bits_per_byte_results(whole: HeldOut, languages: dict[str, HeldOut]) -> list[Result]:
+def _together(found: dict[tuple[str, str], HeldOut], which: int) -> dict[str, HeldOut]:
+    """Figures by source (0) or language (1) from those of both."""
+    groups: dict[str, list[HeldOut]] = {}
+    for pair, one in found.items():
+        groups.setdefault(pair[which], []).append(one)
+    return {name: parts[0] if len(parts) == 1 else merged(parts) for name, parts in sorted(groups.items())}
+
+
+def bits_per_byte_results(measured: Measured) -> list[Result]:
     """The figures as results of a result file."""
-    named = {"all": whole, **languages}
     return [
         Result(f"held-out documents, {name}", metric, value, unit)
-        for name, held_out in named.items()
+        for name, held_out in measured.named().items()
         for metric, value, unit in (
             ("bits per byte", held_out.bits_per_byte, "bits/byte"),
             ("loss", held_out.loss, "nats per token"),

@@ -38,7 +38,7 @@ _SETTINGS = {
     "model": ("dim", "n_layers", "n_heads", "n_kv_heads", "ffn_dim", "vocab_size", "tie_embeddings", "quant"),
     "train": ("seq_len", "batch_size", "grad_accum", "total_steps", "time_budget", "dtype"),
     "optim": ("matrix", "other", "lr", "embedding_lr", "head_lr", "schedule", "warmup_steps"),
-    "data": ("path", "source", "glob"),
+    "data": ("path", "source", "sources", "glob"),
     "run": ("seed",),
 }
 _LONG_MAPPING = 8

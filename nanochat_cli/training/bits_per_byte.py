@@ -6,9 +6,9 @@ count in loss and perplexity.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.training.losses import IGNORE
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,10 @@ def evaluate_groups(
     batches: Iterable[tuple[Tensor, Tensor]],
     token_bytes: Tensor,
     groups: Tensor,
-    names: Sequence[str],
+    names: Sequence[Name],
     *,
     chunk: int = 2048,
-) -> tuple[HeldOut, dict[str, HeldOut]]:
+) -> tuple[HeldOut, dict[Name, HeldOut]]:
     """As `evaluate`, and the same for each group of targets; a group without text is left out.
 
     groups: int64, the index into `names` of every target that counts, in the order of the batches.
@@ -95,6 +97,20 @@ def evaluate_groups(
         raise ValueError("there are no held-out tokens to score")
     found = {name: group.held_out() for name, group in zip(names, sums, strict=True)}
     return whole, {name: group for name, group in found.items() if group is not None}
+
+
+def merged(parts: Sequence[HeldOut]) -> HeldOut:
+    """The figures of several groups together."""
+    tokens, n_bytes = sum(part.tokens for part in parts), sum(part.bytes for part in parts)
+    loss = sum(part.loss * part.tokens for part in parts) / tokens
+    return HeldOut(
+        loss=loss,
+        perplexity=math.exp(min(loss, 700.0)),
+        accuracy=sum(part.accuracy * part.tokens for part in parts) / tokens,
+        bits_per_byte=sum(part.bits_per_byte * part.bytes for part in parts) / n_bytes,
+        tokens=tokens,
+        bytes=n_bytes,
+    )
 
 
 @torch.no_grad()

@@ -72,7 +72,7 @@ def shift_of(progress: Progress, config: Config) -> int:
 
 def data_name(data: DataConfig) -> str:
     """A name for the training data, to notice that a resumed run has other data."""
-    return data.source if data.path is None else str(data.path.resolve())
+    return data.named_source if data.path is None else str(data.path.resolve())
 
 
 def _require_more(progress: Progress, config: Config) -> None:

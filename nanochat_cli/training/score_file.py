@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from nanochat_cli.atomic_write import whole
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.batches import IGNORE_INDEX, Batches
+from nanochat_cli.data.mixture import shares_of
 from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.errors import DataError, reason
 from nanochat_cli.formats.run.dataset import split_fingerprint
@@ -47,13 +48,13 @@ def write_scores(
     scores[0] = 0
     part = max_tokens is not None and max_tokens < len(stream) - 1
     if max_tokens is not None and part:
-        order = Batches(stream, 1, seq_len, seed)
-        chosen = sorted(order.window_order(0, min(-(-max_tokens // seq_len), order.windows)))
+        order = Batches(stream, 1, seq_len, seed, shares=shares_of(reader.manifest))
+        chosen = sorted(set(order.starts(0, min(-(-max_tokens // seq_len), order.windows))))
     else:
-        chosen = range(-(-(len(stream) - 1) // seq_len))
+        chosen = range(0, len(stream) - 1, seq_len)
     with reporter.progress("scoring", min(len(chosen) * seq_len, len(stream) - 1), "tokens") as progress:
         for first in range(0, len(chosen), ROWS):
-            starts = [window * seq_len for window in chosen[first : first + ROWS]]
+            starts = list(chosen[first : first + ROWS])
             rows = [torch.from_numpy(stream[start : start + seq_len + 1]) for start in starts]
             tokens = pad_sequence(rows, batch_first=True, padding_value=IGNORE_INDEX)
             flat = tokens[:, 1:].reshape(-1)
@@ -95,15 +96,16 @@ class ScoreBatches:
             raise DataError(f"collider.scores = {path}: scores of other data; run nanochat score on this data set")
         train = config.train
         batch_size = train.batch_size * train.grad_accum
-        self._batches = Batches(stream, batch_size, train.seq_len, config.run.seed, shift=shift)
+        shares = shares_of(reader.manifest)
+        self._batches = Batches(stream, batch_size, train.seq_len, config.run.seed, shift=shift, shares=shares)
         if not shift:  # else the run has begun with other batches
             self.batch(0)
 
     def batch(self, step: int) -> Tensor:
         """float32 [batch_size × grad_accum, T], beside the targets of the step's batch. Raises DataError."""
         batches, length = self._batches, self._batches.seq_len
-        windows = batches.window_order(step * batches.batch_size + batches.first_row, batches.batch_size)
-        places = torch.tensor(windows).unsqueeze(1) * length + 1 + torch.arange(length)
+        starts = batches.starts(step * batches.batch_size + batches.first_row, batches.batch_size)
+        places = torch.tensor(starts).unsqueeze(1) + 1 + torch.arange(length)
         found = self._scores[places].float()
         if self._part is not None and bool(found.isnan().any()):
             raise DataError(

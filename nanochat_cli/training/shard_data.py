@@ -17,6 +17,7 @@ from nanochat_cli.data.batches import Batches, evaluation_batches, evaluation_wi
 from nanochat_cli.data.fim import sentinels
 from nanochat_cli.data.loader import open_batches
 from nanochat_cli.data.loader_sources import BatchSource
+from nanochat_cli.data.mixture import Mixture, shares_of, too_often
 from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.training.score_file import ScoreBatches
@@ -36,12 +37,22 @@ class ShardData:
         self.token_bytes: Tensor = torch.from_numpy(reader.tokenizer.byte_lengths())
         self._train = reader.tokens("train")
         if not config.loader.on_the_fly:  # a corpus that is too short is an error before a run begins
-            Batches(self._train, train.batch_size * train.grad_accum, train.seq_len, config.run.seed)
+            size, shares = train.batch_size * train.grad_accum, shares_of(reader.manifest)
+            Batches(self._train, size, train.seq_len, config.run.seed, shares=shares)
         if config.fim.rate:  # and so is a vocabulary without the tokens
             sentinels(reader.tokenizer)
         self._held_out = reader.tokens("val")
         self._rows = config.eval.batch_size
         self._seq_len = train.seq_len
+
+    def warn_of_epochs(self) -> None:
+        """Say before a run of known length which sources of a mixture it reads too often."""
+        train, shares = self._config.train, shares_of(self._reader.manifest)
+        if shares and train.time_budget is None and self._reporter is not None:
+            places = train.total_steps * train.batch_size * train.grad_accum
+            line = too_often(Mixture(shares, train.seq_len, self._config.run.seed).epochs(places))
+            if line is not None:
+                self._reporter.warn(line)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of a step, int64 [batch_size × grad_accum, T]."""

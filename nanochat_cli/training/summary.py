@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.compress_baselines import compress_baselines
+from nanochat_cli.data.mixture import Mixture, shares_of, too_often
 from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.formats.open import load_run
 from nanochat_cli.inference.packed_model import PackedTransformer
@@ -34,6 +35,7 @@ def summarise(run_dir: Path, config: Config, result: TrainResult, reader: ShardR
     plot_run(records, run_dir / CURVE_FILE, title=run_dir.name, baselines=own | baselines)
     samples = _samples(run_dir, result.progress.step, reader)
     counts = config.model.count_parameters()
+    epochs = _epochs(result, config, reader, reporter)
     measured = {part.report[0]: part.report[1] for part in METHODS if part.report is not None}
     report = add_results(
         run_dir,
@@ -50,6 +52,7 @@ def summarise(run_dir: Path, config: Config, result: TrainResult, reader: ShardR
             "peak_flops": result.peak_flops,
             "skipped": result.skipped,
             "optimizer_state_bytes": result.optimizer_bytes,
+            **({"epochs": epochs} if epochs else {}),
         },
         baselines=baselines,
         measured=measured,
@@ -72,10 +75,23 @@ def summarise(run_dir: Path, config: Config, result: TrainResult, reader: ShardR
         ("tokens per second", round(result.tokens_per_second)),
         ("model FLOP/s over the matmul peak", f"{result.utilisation:.0%}"),
     ]
+    rows += [(f"epochs of {name}", round(count, 2)) for name, count in epochs.items()]
     reporter.table(str(run_dir), ("measure", "value"), rows)
     reporter.info(f"report: {report}   curve: {run_dir / CURVE_FILE}")
     reporter.result({"baselines": baselines, "samples": [asdict(one) for one in samples]})
     return shown
+
+
+def _epochs(result: TrainResult, config: Config, reader: ShardReader, reporter: Reporter) -> dict[str, float]:
+    """How often each source of a mixture was read; empty for a single source."""
+    shares = shares_of(reader.manifest)
+    if not shares:
+        return {}
+    seq_len = config.train.seq_len
+    epochs = Mixture(shares, seq_len, config.run.seed).epochs(result.progress.tokens // seq_len)
+    if config.train.time_budget is not None and (line := too_often(epochs)) is not None:
+        reporter.warn(line)  # without a budget it was said at the beginning
+    return epochs
 
 
 def _baselines(reader: ShardReader, reporter: Reporter) -> dict[str, float]:

@@ -179,7 +179,9 @@ def test_bits_per_byte_of_languages_are_parts_of_that_of_the_whole(dataset):
     torch.manual_seed(0)
     model = Transformer(config.model).eval()
     reporter = QuietReporter()
-    whole, languages = measure_bits_per_byte(model, reader.tokenizer, reader, config, reporter)
+    measured = measure_bits_per_byte(model, reader.tokenizer, reader, config, reporter)
+    whole, languages, sources = measured
+    assert not sources
     assert set(languages) == {"python", "rust"}
     batches = evaluation_batches(reader.tokens("val"), config.eval.batch_size, 16)
     pairs = ((torch.from_numpy(inputs), torch.from_numpy(targets)) for inputs, targets in batches)
@@ -192,7 +194,7 @@ def test_bits_per_byte_of_languages_are_parts_of_that_of_the_whole(dataset):
     first = next(reader.tokens("val").documents())[0]  # the first token is not a target
     lost = int(reader.tokenizer.byte_lengths()[first])
     assert languages["rust"].bytes in (n_rust, n_rust - lost)
-    named = {(one.case, one.metric): one.value for one in bits_per_byte_results(whole, languages)}
+    named = {(one.case, one.metric): one.value for one in bits_per_byte_results(measured)}
     assert named["held-out documents, rust", "bits per byte"] == languages["rust"].bits_per_byte
 
 
@@ -223,7 +225,7 @@ def test_with_a_changed_source_only_the_total_is_reported(dataset, capsys):
     try:
         reader = ShardReader(out)
         model = Transformer(config.model).eval()
-        whole, languages = measure_bits_per_byte(model, reader.tokenizer, reader, config, QuietReporter())
+        whole, languages, _ = measure_bits_per_byte(model, reader.tokenizer, reader, config, QuietReporter())
     finally:
         extra.unlink()
     assert list(languages) == ["unknown"]

@@ -25,7 +25,18 @@ from nanochat_cli.report.run_results import read_results
 _DOCUMENTS = tuple(
     f"data.{key}"
     for key in (
-        *("path", "source", "glob", "text_field", "gitignore", "max_file_bytes", "generated", "secrets", "dedup"),
+        *(
+            "path",
+            "source",
+            "sources",
+            "glob",
+            "text_field",
+            "gitignore",
+            "max_file_bytes",
+            "generated",
+            "secrets",
+            "dedup",
+        ),
         *("contamination", "max_bytes", "val_fraction"),
     )
 )

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from nanochat_cli.config.sections.section import Section
+from nanochat_cli.config.source_parts import Part, parts_of
 
 TokenFormat = Literal["nanotron", "megatron", "nanogpt", "llmc"]
 """Files of token ids that other programs write (see `data.token_files`)."""
@@ -14,6 +15,10 @@ TokenFormat = Literal["nanotron", "megatron", "nanogpt", "llmc"]
 class DataConfig(Section):
     path: Path | None = Field(default=None, description="folder of shards written by `nanochat tokenize`")
     source: str = Field(default="stdlib", description="corpus to tokenise into the cache if data.path is not set")
+    sources: tuple[str, ...] = Field(
+        default=(),
+        description="several in place of data.source, NAME=SOURCE:WEIGHT each; batches draw by weight",
+    )
     glob: str = Field(default="**/*", description="which files of a source folder are read")
     text_field: str = Field(default="text", description="field of a record that holds its text; dots for a nested one")
     format: Literal["auto", TokenFormat] = Field(
@@ -41,6 +46,21 @@ class DataConfig(Section):
     max_bytes: PositiveInt | None = Field(default=None, description="stop after this many bytes of documents")
     val_fraction: float = Field(default=0.02, gt=0, lt=0.5, description="share held out, by cluster of near-duplicates")
     workers: PositiveInt | None = Field(default=None, description="encoding processes; default: one per core")
+
+    @field_validator("sources")
+    @classmethod
+    def _are_parts(cls, sources: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(str, parts_of(sources)))
+
+    @property
+    def parts(self) -> list[Part]:
+        """The sources of a mixture; none for a single source."""
+        return parts_of(self.sources)
+
+    @property
+    def named_source(self) -> str:
+        """The source, or all of them, in one text."""
+        return ", ".join(self.sources) or self.source
 
 
 class TokenizerConfig(Section):

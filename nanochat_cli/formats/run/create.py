@@ -72,7 +72,7 @@ def provenance(run: Path, config: Config, step: int, reporter: Reporter) -> dict
         "run": run.name,
         "step": step,
         "config": config_to_toml(config),
-        "dataset": config.data.source if config.data.path is None else config.data.path.name,
+        "dataset": config.data.named_source if config.data.path is None else config.data.path.name,
         "fim.rate": fim and fim.rate,
         "fim.spm_rate": fim and fim.spm_rate,
     }
