@@ -13,6 +13,7 @@ from nanochat_kernels.backends import dispatch
 from nanochat_kernels.reference.activations import QuantizedActivations
 from nanochat_kernels.reference.cross_entropy import CodedGradient
 from nanochat_kernels.reference.gradient import QuantizedGradient
+from nanochat_kernels.reference.nvfp4 import Nvfp4Activations
 from nanochat_kernels.reference.packed import PackedTernary
 from nanochat_kernels.reference.ternarize import Granularity, Ternary
 
@@ -148,6 +149,24 @@ def fp8_matmul(
 ) -> Tensor:
     """float8_e4m3fn [M, K] · float8_e4m3fn [N, K]ᵀ with scales; see `reference.matmul.fp8_matmul`."""
     return dispatch("fp8_matmul", a.device, backend, a, b, a_scale, b_scale, out_dtype)
+
+
+def nvfp4_quantize(x: Tensor, *, backend: str | None = None) -> Nvfp4Activations:
+    """Four-bit codes, block scales and a scale per token; see `reference.nvfp4`."""
+    return dispatch("nvfp4_quantize", x.device, backend, x)
+
+
+def nvfp4_matmul(
+    packed: Tensor,
+    scale: Tensor,
+    weight: Tensor,
+    w_scale: Tensor,
+    out_dtype: torch.dtype = torch.float32,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """NVFP4 activations [M, K] · e2m1 weights [N, K]ᵀ; see `reference.nvfp4.nvfp4_matmul`."""
+    return dispatch("nvfp4_matmul", packed.device, backend, packed, scale, weight, w_scale, out_dtype)
 
 
 def ternary_matmul(

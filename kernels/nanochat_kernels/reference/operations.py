@@ -9,6 +9,7 @@ from nanochat_kernels.reference.attention import attention, attention_backward
 from nanochat_kernels.reference.cross_entropy import cross_entropy_codes, cross_entropy_gradient
 from nanochat_kernels.reference.gradient import int8_gradients, quantize_gradient
 from nanochat_kernels.reference.matmul import fp8_matmul, int8_matmul, packed_linear, ternary_matmul, unpack
+from nanochat_kernels.reference.nvfp4 import nvfp4_matmul, nvfp4_quantize
 from nanochat_kernels.reference.orthogonalize import iterate_int8
 from nanochat_kernels.reference.packed import PackedTernary
 from nanochat_kernels.reference.packing import pack_plane128
@@ -23,6 +24,8 @@ __all__ = [
     "int8_gradients",
     "int8_matmul",
     "iterate_int8",
+    "nvfp4_matmul",
+    "nvfp4_quantize",
     "packed_linear",
     "quantize_activations",
     "quantize_gradient",

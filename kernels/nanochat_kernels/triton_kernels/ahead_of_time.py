@@ -1,6 +1,6 @@
 """Compile what the launchers would launch, for absent GPUs, and read the machine code.
 
-    python -m nanochat_kernels.triton_kernels.ahead_of_time [--all] [--architectures 80 90 100]
+    python -m nanochat_kernels.triton_kernels.ahead_of_time [--all] [--architectures 80 90 100] [--cases nvfp4]
 
 prints one JSON line per kernel. The launchers run on meta tensors while `launch.record` collects their calls, so a
 kernel is compiled with the argument types, alignments and tile sizes that it would have. Needs triton with its bundled
@@ -31,6 +31,7 @@ from nanochat_kernels.triton_kernels.launch import Launch, record
 from nanochat_kernels.triton_kernels.small_matmul import ternary_small_matmul
 from nanochat_kernels.triton_kernels.ternarize import ternarize_forms, ternarize_rows
 
+BLACKWELL = (100, 103, 120)
 MAC_INSTRUCTIONS = (*sass.TENSOR_CORE, sass.DP4A)
 
 _FLOAT_OPERATION = re.compile(r"\b((?:add|sub|mul|fma|div|rcp|sqrt|rsqrt|ex2)\.[a-z.]*f(?:32|64))\b")
@@ -106,7 +107,7 @@ def activations(tokens: int, columns: int, group: int | None = None) -> Quantize
 def cases() -> list[MetaCall]:
     """Every kernel in the forms that the operations launch, for the shapes and group sizes that decide the form."""
     listed = [*_quantizer_cases(), *_decode_cases(), *_product_cases(), *_stream_cases(), *_loss_cases()]
-    return [*listed, *_gradient_cases(), *_edge_cases()]
+    return [*listed, *_gradient_cases(), *_nvfp4_cases(), *_edge_cases()]
 
 
 def _decode_cases() -> list[MetaCall]:
@@ -194,6 +195,28 @@ def _loss_cases() -> list[MetaCall]:
             call = partial(operations.cross_entropy_gradient, logits, targets, factor)
             name = f"cross_entropy_gradient {rows}x{vocabulary}, {str(dtype).removeprefix('torch.')}"
             listed.append(MetaCall(name, call, vocabulary == 32768 and dtype == torch.bfloat16))
+    return listed
+
+
+def _nvfp4_cases() -> list[MetaCall]:
+    """Of compute capability 10.0 (B200), 10.3 (B300) and 12.0 (RTX 50)."""
+    listed = []
+    for columns in (768, 4096):
+        x = torch.empty(8192, columns, dtype=torch.bfloat16, device="meta")
+        listed.append(
+            MetaCall(f"nvfp4_quantize K={columns}", partial(operations.nvfp4_quantize, x), columns == 4096, BLACKWELL)
+        )
+    for tokens, outputs, columns, row_scales in (
+        (8192, 4096, 4096, True),
+        (100, 72, 400, True),
+        (8192, 4096, 4096, False),
+    ):
+        packed = torch.empty(tokens, columns // 16 * 9, dtype=torch.uint8, device="meta")
+        weights = torch.empty(outputs, columns // 2, dtype=torch.uint8, device="meta")
+        scales = [torch.empty(rows, 1, device="meta") for rows in (tokens, outputs if row_scales else 1)]
+        call = partial(operations.nvfp4_matmul, packed, scales[0], weights, scales[1], torch.bfloat16)
+        name = f"nvfp4_matmul {tokens}x{outputs}x{columns}, {'row' if row_scales else 'tensor'} scales"
+        listed.append(MetaCall(name, call, tokens == 8192 and row_scales, BLACKWELL))
     return listed
 
 
@@ -323,13 +346,17 @@ def _source(call: Launch) -> ASTSource:
     return ASTSource(call.kernel, signature, constants, attributes)
 
 
-def compile_all(architectures: Sequence[int], essential: bool, report: Callable[[Figures], None]) -> list[Figures]:
-    """Every distinct kernel of the cases, once per architecture."""
+def compile_all(
+    architectures: Sequence[int], essential: bool, report: Callable[[Figures], None], prefix: str = ""
+) -> list[Figures]:
+    """Every distinct kernel of the cases whose names begin so, once per architecture."""
     figures: list[Figures] = []
     for architecture in architectures:
         seen: set[str] = set()
         for case in cases():
             if architecture not in case.architectures or (essential and not case.essential):
+                continue
+            if not case.name.startswith(prefix):
                 continue
             for call in launches(case, architecture):
                 source = _source(call)
@@ -347,11 +374,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--all", action="store_true", help="every case, not only the essential ones")
     parser.add_argument("--architectures", type=int, nargs="+", default=[80, 90])
+    parser.add_argument("--cases", default="", metavar="PREFIX", help="only those whose names begin so")
     options = parser.parse_args(arguments)
     compile_all(
         options.architectures,
         not options.all,
         lambda figures: print(json.dumps(dataclasses.asdict(figures)), flush=True),
+        options.cases,
     )
     return 0
 

@@ -178,6 +178,13 @@ def matmul_configuration(capability: int, dtype: torch.dtype, rows: int, outputs
     return next(tile for least, programs, tile in table if min(rows, outputs) >= least and fills(tile, programs))
 
 
+def nvfp4_configuration(capability: int, columns: int) -> MatmulConfiguration:
+    """Rows of bytes that are not aligned are read byte by byte, in more registers, which a smaller tile leaves."""
+    if columns % 256:
+        return MatmulConfiguration(128, 64, 128, 8, 3)
+    return MatmulConfiguration(128, 128, 256 if capability < 120 else 128, 8, 3)
+
+
 def quantize_warps(values: int) -> int:
     """Warps for a token of `values` inputs: 32 values per thread, at most 16 warps."""
     return min(max(values // 1024, 1), 16)

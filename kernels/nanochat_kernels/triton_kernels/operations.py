@@ -20,6 +20,7 @@ from nanochat_kernels.triton_kernels.int8_gradients import int8_gradients
 from nanochat_kernels.triton_kernels.int8_matmul import fp8_matmul as _fp8_matmul
 from nanochat_kernels.triton_kernels.int8_matmul import int8_matmul as _int8_matmul
 from nanochat_kernels.triton_kernels.int8_matmul import scaled_matmul
+from nanochat_kernels.triton_kernels.nvfp4 import nvfp4_matmul, nvfp4_quantize
 from nanochat_kernels.triton_kernels.quantize import quantize
 from nanochat_kernels.triton_kernels.quantize_gradient import quantize_gradient as _quantize_gradient
 from nanochat_kernels.triton_kernels.small_matmul import ternary_small_matmul
@@ -32,6 +33,8 @@ __all__ = [
     "fp8_matmul",
     "int8_gradients",
     "int8_matmul",
+    "nvfp4_matmul",
+    "nvfp4_quantize",
     "packed_linear",
     "quantize_activations",
     "quantize_gradient",

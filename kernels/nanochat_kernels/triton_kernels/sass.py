@@ -15,7 +15,7 @@ import triton
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
-TENSOR_CORE = ("IMMA", "IGMMA", "UTCIMMA", "QGMMA", "UTCQMMA", "HMMA", "HGMMA", "UTCHMMA")
+TENSOR_CORE = ("IMMA", "IGMMA", "UTCIMMA", "QGMMA", "UTCQMMA", "HMMA", "HGMMA", "UTCHMMA", "OMMA", "UTCOMMA")
 DP4A = "IDP"
 
 _INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?P<text>[^;]+);")

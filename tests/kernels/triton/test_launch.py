@@ -57,7 +57,7 @@ print(torch.equal(y, ternary_matmul(quantize_activations(x, backend="reference")
     assert "slower form" not in done.stderr
 
 
-@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("capability", [80, 90, 100, 120])
 def test_no_launcher_reads_data_from_the_device(capability):
     """Meta tensors have no data: anything that synchronises with the host, such as item(), raises."""
     cases = [case for case in ahead_of_time.cases() if capability in case.architectures]
@@ -96,6 +96,14 @@ def test_fp8_is_unsupported_where_the_device_has_none():
     scale = torch.empty(16, 1, device="meta")
     with record(80), pytest.raises(Unsupported, match=r"8\.0 has no fp8"):
         operations.fp8_matmul(operand, operand, scale, scale)
+
+
+@pytest.mark.parametrize("capability", [80, 90, 110])
+def test_nvfp4_products_are_unsupported_where_no_tensor_core_was_compiled_for(capability):
+    packed, weight = (torch.empty(16, bytes_, dtype=torch.uint8, device="meta") for bytes_ in (144, 128))
+    scale = torch.empty(16, 1, device="meta")
+    with record(capability), pytest.raises(Unsupported, match=f"{capability / 10} has no NVFP4"):
+        operations.nvfp4_matmul(packed, scale, weight, scale)
 
 
 def test_an_unknown_newer_device_takes_the_table_of_the_newest_known():
