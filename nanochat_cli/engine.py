@@ -99,12 +99,14 @@ class Engine:
         from nanochat_cli.formats.gguf.architecture import destination_of
         from nanochat_cli.formats.run.checkpoints import is_empty
         from nanochat_cli.formats.run.dataset import record_of, require_same_tokenizer, write_record
-        from nanochat_cli.training.devices import choose_device, require_float8
+        from nanochat_cli.training.devices import choose_device, require_float8, require_nvfp4
         from nanochat_cli.training.shard_data import ShardData
         from nanochat_cli.training.trainer import Trainer
 
         # Before any data is prepared.
-        require_float8(config.train, choose_device(config.train.device))
+        device = choose_device(config.train.device)
+        require_float8(config.train, device)
+        require_nvfp4(config.train, device)
         self.reporter.info(str(destination_of(config.model)))
         resumable = resume and not is_empty(run_dir)
         anchor(config, source=not resumable)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_sections import ahead
-from benchmarks.gpu_sections.task import NO_FP8, Task
+from benchmarks.gpu_sections.task import NO_FP8, NO_NVFP4, Task
 from nanochat_cli.config.load import resolve_config
 from nanochat_cli.diagnose.validate.matmul_case import MatmulCase
 from nanochat_cli.diagnose.validate.three_way_parity import (
@@ -38,6 +38,7 @@ from nanochat_kernels import (
     fake_quantize_activations,
     fake_ternarize,
     fp8_matmul,
+    nvfp4_ternary,
     operations,
     pack_plane128,
     quantize_activations,
@@ -47,9 +48,10 @@ from nanochat_kernels import (
     unpack,
     unpack_plane128,
 )
+from nanochat_kernels.four_bit import has_nvfp4
 from nanochat_kernels.hyper_connections import mix_streams
 from nanochat_kernels.linear_products import FP8, column_levels, fp8_product, linear_gradients
-from nanochat_kernels.operations import cross_entropy_gradient
+from nanochat_kernels.operations import cross_entropy_gradient, nvfp4_matmul, nvfp4_quantize
 from nanochat_kernels.reference.gradient import quantize_gradient
 from nanochat_kernels.reference.hyper_connections import mix_streams as mix_streams_reference
 
@@ -89,6 +91,11 @@ def run(task: Task) -> None:
             task.add(check_fp8(task.device, SHAPES[:1] if task.quick else SHAPES))
     else:
         task.leave_out("gradients in fp8", NO_FP8)
+    if has_nvfp4(task.device):
+        with task.attempt("NVFP4"):
+            task.add(check_nvfp4(task.device, SHAPES[:1] if task.quick else SHAPES))
+    else:
+        task.leave_out("products in NVFP4", NO_NVFP4)
     with task.attempt("other kernels"):
         task.add(check_others(task.device))
     with task.attempt("Triton's products" if task.cuda else "products in C"):
@@ -249,6 +256,31 @@ def check_fp8(device: torch.device, shapes: Sequence[tuple[int, int]]) -> list[R
         exact = weight.operand.double()
         results.append(within(case, "the product to its emulation", rounded @ exact, found, 2**-8))
         results.append(within(case, "the gradient to the exact one", dy.double() @ exact, found, HALF_STEP))
+    return results
+
+
+def check_nvfp4(device: torch.device, shapes: Sequence[tuple[int, int]]) -> list[Result]:
+    """Bytes of activations equal to the reference's, products up to a float32 sum; with rows that are not aligned."""
+    results = []
+    for inputs, outputs in (*shapes, (400, 72)):
+        generator = torch.Generator().manual_seed(inputs + outputs)
+        spread = torch.exp2(torch.randn(500, inputs // 16, generator=generator) * 4).repeat_interleave(16, dim=1)
+        x = torch.randn(500, inputs, generator=generator) * spread
+        x[0], x[1, 16:32] = 0.0, 0.0
+        case = f"{inputs} inputs, {outputs} outputs, NVFP4"
+        for dtype in (torch.float32, torch.bfloat16):
+            expected = nvfp4_quantize(x.to(dtype), backend="reference")
+            found = nvfp4_quantize(x.to(device, dtype))
+            pairs = {
+                f"bytes of {dtype}": (expected.packed, found.packed),
+                f"scale of {dtype}": (expected.scale, found.scale),
+            }
+            results += equal(case, pairs)
+        weight = nvfp4_ternary(torch.randint(-1, 2, (outputs, inputs), generator=generator))
+        operands = *nvfp4_quantize(x, backend="reference"), weight, torch.rand(outputs, 1, generator=generator)
+        product = nvfp4_matmul(*operands, backend="reference")
+        here = nvfp4_matmul(*(operand.to(device) for operand in operands))
+        results.append(within(case, "the product to the reference", product, here, FLOAT_SUM))
     return results
 
 

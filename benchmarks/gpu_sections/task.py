@@ -26,6 +26,8 @@ TREE = "tree.json"
 REPEATS = 10
 NO_FP8 = "this device, with this torch, has no fp8 with a scale per row"
 
+NO_NVFP4 = "this device is no Blackwell GPU (compute capability 10 or 12)"
+
 
 @dataclass
 class Task:

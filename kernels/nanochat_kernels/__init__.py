@@ -21,6 +21,7 @@ from nanochat_kernels.bit_linear import (
     quantize_input,
 )
 from nanochat_kernels.feedforward import swiglu_feed_forward
+from nanochat_kernels.four_bit import FOUR_BIT
 from nanochat_kernels.kept_rows import KeptRows, drop_filtered
 from nanochat_kernels.linear_products import Backward, LinearWeight
 from nanochat_kernels.operations import (
@@ -38,11 +39,13 @@ from nanochat_kernels.operations import (
     unpack,
 )
 from nanochat_kernels.reference.activations import QuantizedActivations, fake_quantize_activations
+from nanochat_kernels.reference.nvfp4 import nvfp4_ternary
 from nanochat_kernels.reference.packed import PackedTernary
 from nanochat_kernels.reference.packing import PLANE, pack_plane128, unpack_plane128
 from nanochat_kernels.reference.ternarize import Granularity, Ternary, fake_ternarize
 
 __all__ = [
+    "FOUR_BIT",
     "PLANE",
     "Backward",
     "Form",
@@ -63,6 +66,7 @@ __all__ = [
     "fp8_matmul",
     "int8_matmul",
     "iterate_int8",
+    "nvfp4_ternary",
     "pack_plane128",
     "packed_linear",
     "quantize_activations",

@@ -8,6 +8,8 @@ Both forms of the forward pass compute the same integers, and in float32 the sam
 floats (exact below 2²⁴, that is up to 132104 inputs) and leaves rounding and scaling to a compiler that fuses
 elementwise code; `int8` multiplies packed weights by int8 and keeps int8 for the backward pass, a quarter of the bytes.
 
+NVFP4 (`nanochat_kernels.four_bit`) has other codes of activations, in four bits, and the same gradients of them.
+
 The caller quantises activations and weights: the weights once per optimizer step.
 
 Rows can be left out of the backward pass: dx[kept] = dy[kept] · W, dw = dy[kept]ᵀ · x[kept], smaller dense products.
@@ -23,6 +25,7 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from nanochat_kernels.four_bit import FOUR_BIT, FourBit, four_bit_codes
 from nanochat_kernels.kept_rows import KeptRows, kept_index, scatter_rows
 from nanochat_kernels.linear_products import (
     PARTS,
@@ -35,7 +38,7 @@ from nanochat_kernels.linear_products import (
 )
 from nanochat_kernels.reference.activations import codes_and_scale
 
-Form = Literal["float", "int8"]
+Form = Literal["float", "int8"] | FourBit
 MAX_INPUTS = 2**24 // 127
 """Beyond this many inputs a float32 sum of codes may round."""
 MEASURED_FORMS = "training_forms.json"
@@ -44,7 +47,8 @@ MEASURED_FORMS = "training_forms.json"
 class QuantizedInput(NamedTuple):
     """An input that several layers share. x: [..., K], receives the gradient; codes: [..., K]; scale: float32 [..., 1].
 
-    codes are integers in int8 (form `int8`) or in the dtype of the product. saved: codes and scale of the kept rows for
+    codes are integers in int8 (form `int8`) or in the dtype of the product; NVFP4's are bytes, or emulated values in
+    that dtype. saved: codes and scale of the kept rows for
     the backward pass, if those are known before the forward pass; else None.
     """
 
@@ -61,11 +65,18 @@ def product_dtype(x: Tensor) -> torch.dtype:
 
 def quantize_input(x: Tensor, form: Form = "float", kept: KeptRows | None = None) -> QuantizedInput:
     """int8 quantisation per token; `bit_linear` sends the gradient straight to x. x: float [..., K]."""
-    codes, scale = codes_and_scale(x.detach())
-    codes = codes.to(torch.int8 if form == "int8" else product_dtype(x))
+    codes, scale = codes_of(x.detach(), form, product_dtype(x))
     index = kept.chosen if kept is not None and kept.known else None
     saved = None if index is None else (codes.flatten(0, -2)[index], scale.reshape(-1, 1)[index])
     return QuantizedInput(x, codes, scale, saved)
+
+
+def codes_of(x: Tensor, form: Form, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Codes and scale of activations as `form` multiplies them, by products in dtype."""
+    if form in FOUR_BIT:
+        return four_bit_codes(x, form, dtype)
+    codes, scale = codes_and_scale(x)
+    return codes.to(torch.int8 if form == "int8" else dtype), scale
 
 
 def bit_linear(

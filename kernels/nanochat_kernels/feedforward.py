@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from nanochat_kernels.bit_linear import Form, QuantizedInput, bit_linear, product_dtype, quantize_input
+from nanochat_kernels.bit_linear import Form, QuantizedInput, bit_linear, codes_of, product_dtype, quantize_input
 from nanochat_kernels.kept_rows import KeptRows, kept_index, scatter_rows
 from nanochat_kernels.linear_products import (
     PARTS,
@@ -25,7 +25,6 @@ from nanochat_kernels.linear_products import (
     linear_product,
     weights_of,
 )
-from nanochat_kernels.reference.activations import codes_and_scale
 
 
 def swiglu_feed_forward_reference(
@@ -76,8 +75,7 @@ class SwiGLUFunction(torch.autograd.Function):
     ) -> Tensor:
         latents, weights = rest[:3], weights_of(rest[3:])
         gate, up = (linear_product(codes, scale, weight, dtype) for weight in weights[:2])
-        h_codes, h_scale = codes_and_scale(silu(gate) * up)
-        h_codes = h_codes.to(torch.int8 if form == "int8" else dtype)
+        h_codes, h_scale = codes_of(silu(gate) * up, form, dtype)
         y = linear_product(h_codes, h_scale, weights[2], dtype)
         held = [t.flatten(0, -2) for t in (codes, scale, gate, up, h_codes, h_scale)]
         ctx.gathered = False

@@ -16,10 +16,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from nanochat_kernels.four_bit import four_bit_product
 from nanochat_kernels.operations import int8_gradients, int8_matmul, quantize_gradient, ternary_matmul
 from nanochat_kernels.reference import gradient as reference
 from nanochat_kernels.reference.activations import LEVELS, QuantizedActivations, group_sums
 from nanochat_kernels.reference.gradient import QuantizedGradient
+from nanochat_kernels.reference.nvfp4 import nvfp4_values
 from nanochat_kernels.reference.packed import PackedTernary
 
 int8_product = torch._int_mm  # pyright: ignore[reportPrivateImportUsage] - it has no public name
@@ -33,7 +35,8 @@ class LinearWeight(NamedTuple):
 
     operand: [N, K]; w_scale: float32 [N] or None: with one scale per row, float32 or int8 codes and their scale; with
     groups, float32 codes · scale and None. packed: uint8 [N, K / 4], where the forward product is the packed one,
-    and scales float32 [N, G]; else None. transposed: int8 [K, N], a copy of int8 codes for gradients on CUDA.
+    and scales float32 [N, G]; [N, K / 2] in e2m1 for NVFP4; else None. transposed: int8 [K, N], a copy of int8 codes
+    for gradients on CUDA.
     """
 
     operand: Tensor
@@ -57,7 +60,12 @@ def gradient_operand(weight: LinearWeight) -> Tensor:
 
 
 def linear_product(codes: Tensor, scale: Tensor | None, weight: LinearWeight, dtype: torch.dtype) -> Tensor:
-    """y [..., N] in dtype; codes [..., K], which are int8 for the packed product; scale [..., 1]."""
+    """y [..., N] in dtype; codes [..., K], which are int8 for the packed product; scale [..., 1]. Bytes are NVFP4."""
+    if codes.dtype == torch.uint8:
+        assert scale is not None
+        assert weight.packed is not None
+        assert weight.w_scale is not None
+        return four_bit_product(codes, scale, weight.packed, weight.w_scale, dtype)
     in_int8 = codes.dtype == weight.operand.dtype == torch.int8
     if in_int8 and has_own_products(codes) and scale is not None and weight.w_scale is not None:
         return _int8_product(codes, scale, weight.operand, weight.w_scale, dtype)
@@ -88,6 +96,8 @@ def linear_gradients(
     dys: [M, N_i]; codes [M, K] and their scale [M, 1]; operands [N_i, K]; w_scales [N_i] or None. dtype: that of the
     results, and of exact products; dw of integer products on CUDA is in float32.
     """
+    if codes.dtype == torch.uint8:
+        codes = nvfp4_values(codes).to(dtype)
     if backward == "int8" and scale is not None and all(w is not None for w in w_scales):
         if has_own_products(codes):
             found = _int8_gradients_on_cuda(dys, codes, scale, operands, w_scales, dtype, *wants)

@@ -61,8 +61,26 @@ class Config(Section):
             raise ValueError(
                 "collider.scores belongs to the tokens of shards; it needs loader.on_the_fly = false and fim.rate = 0"
             )
+        if self.train.four_bit and self.model.quant.enabled:
+            self._require_four_bit()
         if self.train.seq_len > self.model.max_seq_len:
             raise ValueError(
                 f"train.seq_len = {self.train.seq_len} is longer than model.max_seq_len = {self.model.max_seq_len}"
             )
         return self
+
+    def _require_four_bit(self) -> None:
+        """Raise ValueError for what contradicts activations in NVFP4."""
+        train, quant = self.train, self.model.quant
+        if not quant.activations:
+            raise ValueError(f"train.forward = {train.forward} rounds activations; it needs model.quant.activations")
+        if isinstance(quant.scale, int):
+            raise ValueError(
+                f"train.forward = {train.forward} multiplies by one scale per row; it needs model.quant.scale = row or "
+                f"tensor, not {quant.scale}"
+            )
+        if train.backward == "int8":
+            raise ValueError(
+                f"train.forward = {train.forward} has activations that int8 cannot hold; "
+                "it needs train.backward = exact or bf16"
+            )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nanochat_cli.config.sections.model import QuantConfig
 from nanochat_cli.model.norm import RMSNorm
 from nanochat_kernels import (
+    FOUR_BIT,
     Backward,
     Form,
     KeptRows,
@@ -22,6 +23,7 @@ from nanochat_kernels import (
     Ternary,
     bit_linear,
     bit_linears,
+    nvfp4_ternary,
     pack_plane128,
     quantize_input,
     ternarize,
@@ -32,8 +34,8 @@ from nanochat_kernels import (
 class BitLinear(nn.Module):
     """y = Q(x) · Wᵀ, W = codes · scales. With `quant.enabled = false` it is a plain float linear with nothing else.
 
-    form: how the product is computed in training; the values are the same. backward: how its gradients are, in which
-    it may round. kept: rows of the batch that take part in the backward pass, None: all.
+    form: how the product is computed in training; the values are the same, but for NVFP4. backward: how its gradients
+    are, in which it may round. kept: rows of the batch that take part in the backward pass, None: all.
     """
 
     operand: Tensor
@@ -63,7 +65,8 @@ class BitLinear(nn.Module):
     def quantize_input(self, x: Tensor) -> QuantizedInput | Tensor:
         """Quantised x, to be shared by all layers that read the same input."""
         if self.quant.enabled and self.quant.activations:
-            return quantize_input(x, self.form, self.kept)
+            four_bit = self.form in FOUR_BIT  # in training only: what is exported is int8
+            return quantize_input(x, "float" if four_bit and not self.training else self.form, self.kept)
         return x
 
     def project(self, quantized: QuantizedInput | Tensor) -> Tensor:
@@ -106,6 +109,8 @@ class BitLinear(nn.Module):
         in_int8 = self.computes_in_int8(form, backward, cuda)
         self.operand = self.operand.to(torch.int8 if in_int8 else dtype if self.scales.shape[1] == 1 else torch.float32)
         self.packed = PackedTernary.pack(self.ternary()).packed if form == "int8" and not in_int8 else None
+        if form == "nvfp4":
+            self.packed = nvfp4_ternary(self.ternary().codes)
         self.transposed = self.operand.T.contiguous() if in_int8 and cuda and backward == "int8" else None
 
     def computes_in_int8(self, form: Form, backward: Backward, cuda: bool) -> bool:
@@ -129,7 +134,7 @@ class BitLinear(nn.Module):
         self.scales.copy_(ternary.scales)
         self.operand.copy_(ternary.codes if self.scales.shape[1] == 1 else ternary.dequantize())
         if self.packed is not None:
-            self.packed.copy_(pack_plane128(ternary.codes))
+            self.packed.copy_((nvfp4_ternary if self.form == "nvfp4" else pack_plane128)(ternary.codes))
         self._transpose()
 
     def _transpose(self) -> None:
@@ -146,8 +151,12 @@ def requantize(layers: Iterable[BitLinear]) -> None:
     stale = [layer for layer in layers if layer.quant.enabled and layer._loaded is None]
     rows = [layer for layer in stale if layer.quant.scale == "row"]
     if rows:
-        held = ((layer.weight, layer.scales, layer.operand, layer.packed) for layer in rows)
+        planes = (None if layer.form == "nvfp4" else layer.packed for layer in rows)
+        held = ((layer.weight, layer.scales, layer.operand, packed) for layer, packed in zip(rows, planes, strict=True))
         ternarize_rows(*zip(*held, strict=True))
+        for layer in rows:
+            if layer.form == "nvfp4" and layer.packed is not None:
+                layer.packed.copy_(nvfp4_ternary(layer.operand))
     for layer in stale:
         if layer.quant.scale == "row":
             layer._transpose()

@@ -15,6 +15,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from nanochat_cli.config.sections.model import ModelConfig
+from nanochat_cli.errors import ConfigError
 from nanochat_cli.model.attention import Attention
 from nanochat_cli.model.bitlinear import BitLinear, requantize
 from nanochat_cli.model.cache import KVCache
@@ -30,7 +31,7 @@ from nanochat_cli.model.hyper_connections import (
 from nanochat_cli.model.moe import ExpertLinear, MoE
 from nanochat_cli.model.norm import RMSNorm
 from nanochat_cli.model.rope import rope_table
-from nanochat_kernels import PLANE, Backward, Form, choose_form
+from nanochat_kernels import FOUR_BIT, PLANE, Backward, Form, choose_form
 
 
 class Block(nn.Module):
@@ -93,10 +94,16 @@ def use_forms(
 def forms_of(layer: BitLinear, form: Form | None, backward: Backward, device: torch.device) -> tuple[Form, Backward]:
     """Of a ternary layer's product, by default (None) the measured faster one, and of its gradients.
 
-    What cannot be int8 stays float; experts do, with exact gradients.
+    What cannot be int8 stays float; experts do, with exact gradients. ConfigError for what cannot be NVFP4.
     """
     if not layer.quant.activations or isinstance(layer, ExpertLinear):
         return "float", "exact"
+    if form in FOUR_BIT:
+        if layer.in_features % 16:
+            raise ConfigError(
+                f"train.forward = {form} rounds blocks of 16 inputs, and a layer has {layer.in_features}: use auto"
+            )
+        return form, backward
     if layer.in_features % PLANE:
         return "float", backward
     if form is None:  # the codes of an int8 backward pass are there for the forward pass too, and faster

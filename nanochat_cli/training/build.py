@@ -11,7 +11,7 @@ from nanochat_cli.config.schema import Config
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.optim import build_optimizer
 from nanochat_cli.report.reporter import Reporter
-from nanochat_cli.training.devices import choose_autocast, require_float8
+from nanochat_cli.training.devices import choose_autocast, require_float8, require_nvfp4
 from nanochat_cli.training.health.streams import StreamHealth
 from nanochat_cli.training.health.ternary import TernaryHealth
 from nanochat_cli.training.losses import TokenLoss
@@ -57,6 +57,7 @@ def build_state(
     train = config.train
     autocast_dtype = choose_autocast(train.dtype, device)
     require_float8(train, device)
+    require_nvfp4(train, device)
     model = (Transformer(config.model) if model is None else model).to(device).train()
     model.gradient_checkpointing = train.gradient_checkpointing
     setup = Setup(config, model, TokenLoss.of(model, train, autocast_dtype), device, reporter, data)

@@ -4,6 +4,7 @@ import torch
 
 from nanochat_cli.config.sections.train import TrainConfig
 from nanochat_cli.errors import ConfigError
+from nanochat_kernels.four_bit import has_nvfp4
 
 
 def choose_device(name: str) -> torch.device:
@@ -44,4 +45,13 @@ def require_float8(train: TrainConfig, device: torch.device) -> None:
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
         raise ConfigError(
             f"train.grad_input = fp8 needs a GPU of compute capability 8.9 or later, and this is {device}: use exact"
+        )
+
+
+def require_nvfp4(train: TrainConfig, device: torch.device) -> None:
+    """Raise ConfigError where train.forward = nvfp4 has no tensor cores to run on."""
+    if train.forward == "nvfp4" and not has_nvfp4(device):
+        raise ConfigError(
+            f"train.forward = nvfp4 needs a GPU of compute capability 10 or 12 (Blackwell), and this is {device}: "
+            "use auto, or nvfp4-emulated to study its rounding"
         )

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import bitlinear_forms
 from benchmarks.gpu_sections import ahead, decode, e3, exactness, forms, losses, products, roofline, training
-from benchmarks.gpu_sections.task import NO_FP8, Task
+from benchmarks.gpu_sections.task import NO_FP8, NO_NVFP4, Task
 from nanochat_cli.bench.micro.kernels import Product
 from nanochat_cli.bench.micro.kernels_cpu import CPU
 from nanochat_cli.diagnose.validate.matmul_case import MatmulCase
@@ -99,6 +99,34 @@ def test_fp8_gradients_are_those_of_the_emulation_and_others_are_found(monkeypat
     monkeypatch.setattr(exactness, "fp8_product", lambda dy, codes: 1.02 * dy @ codes)
     with pytest.raises(ValidationFailure, match="to its emulation"):
         exactness.check_fp8(DEVICE, [SHAPE])
+
+
+def test_nvfp4_equals_its_reference_and_a_byte_or_a_product_that_is_off_is_found(monkeypatch):
+    results = exactness.check_nvfp4(DEVICE, [SHAPE])
+    assert len(results) == 2 * (2 * 2 + 1)
+    quantize, matmul = exactness.nvfp4_quantize, exactness.nvfp4_matmul
+
+    def other(x, **backend):
+        packed, scale = quantize(x, **backend)
+        return type(quantize(x))(packed if backend else packed ^ (packed > 200), scale)
+
+    monkeypatch.setattr(exactness, "nvfp4_quantize", other)
+    with pytest.raises(ValidationFailure, match=r"NVFP4: bytes of torch.float32"):
+        exactness.check_nvfp4(DEVICE, [SHAPE])
+    monkeypatch.setattr(exactness, "nvfp4_quantize", quantize)
+    monkeypatch.setattr(exactness, "nvfp4_matmul", lambda *of, **to: matmul(*of, **to) * (1 if to else 1.0001))
+    with pytest.raises(ValidationFailure, match="the product to the reference"):
+        exactness.check_nvfp4(DEVICE, [SHAPE])
+
+
+def test_nvfp4_is_left_out_with_the_reason_where_tensor_cores_lack_it(task, monkeypatch):
+    for name in ("reference", "forms", "int8_gradients", "fp8", "others"):
+        monkeypatch.setattr(exactness, f"check_{name}", lambda *_: [])
+    monkeypatch.setattr(exactness, "check_model", lambda _: Result("a", "b", 1.0, "1"))
+    monkeypatch.setattr(exactness, "check_products", lambda _: None)
+    exactness.run(task)
+    assert f"products in NVFP4: {NO_NVFP4}" in task.left_out
+    assert not task.faults
 
 
 def test_the_other_kernels_equal_their_references():

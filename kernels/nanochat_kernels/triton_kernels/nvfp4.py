@@ -16,15 +16,12 @@ import triton.language as tl
 from torch import Tensor
 
 from nanochat_kernels.backends import Unsupported
-from nanochat_kernels.reference.nvfp4 import BLOCK, INVERSE_CODE, INVERSE_LARGEST, MIN_ABSMAX, Nvfp4Activations
+from nanochat_kernels.reference.nvfp4 import BLOCK, INVERSE_CODE, INVERSE_LARGEST, MAJORS, MIN_ABSMAX, Nvfp4Activations
 from nanochat_kernels.triton_kernels.configurations import MatmulConfiguration, nvfp4_configuration, quantize_warps
 from nanochat_kernels.triton_kernels.int8_matmul import OUTPUT_DTYPES
 from nanochat_kernels.triton_kernels.language import round_half_even
 from nanochat_kernels.triton_kernels.launch import Launch, inline_assembly, launch, require_device
 from nanochat_kernels.triton_kernels.quantize import MAX_TILE
-
-NVFP4_MAJORS = (10, 12)
-"""Compute capabilities whose tensor cores multiply NVFP4, and for which the kernel is compiled in the tests."""
 
 
 @triton.jit
@@ -210,7 +207,7 @@ def nvfp4_matmul(
 ) -> Tensor:
     """`reference.nvfp4.nvfp4_matmul`, with sums in float32. Unsupported where tensor cores have no NVFP4."""
     capability = require_device(packed, scale, weight, w_scale)
-    if inline_assembly() and capability // 10 not in NVFP4_MAJORS:
+    if inline_assembly() and capability // 10 not in MAJORS:
         raise Unsupported(f"compute capability {capability / 10} has no NVFP4")
     (rows, length), (outputs, half) = packed.shape, weight.shape
     columns = 2 * half

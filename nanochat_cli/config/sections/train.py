@@ -25,9 +25,10 @@ class TrainConfig(Section):
     compile: Literal["auto", "on", "off"] = Field(
         default="auto", description="auto: if a compiler exists and the run is long enough"
     )
-    forward: Literal["auto", "float", "int8"] = Field(
+    forward: Literal["auto", "float", "int8", "nvfp4", "nvfp4-emulated"] = Field(
         default="auto",
-        description="how ternary layers multiply: in int8 kernels or exact floats, equal in value; auto: the faster",
+        description="how ternary layers multiply: in int8 kernels or exact floats, equal in value; auto: the faster; "
+        "nvfp4: activations rounded to 4 bits (compute capability 10 or 12); emulated: the same anywhere, slowly",
     )
     backward: Literal["auto", "exact", "bf16", "int8"] = Field(
         default="exact",
@@ -47,3 +48,8 @@ class TrainConfig(Section):
         default=4.0, description="skip a step whose gradient norm exceeds this multiple of its running mean"
     )
     max_skipped_steps: PositiveInt = Field(default=20, description="non-finite steps in a row that end the run")
+
+    @property
+    def four_bit(self) -> bool:
+        """Whether activations of ternary layers are in NVFP4."""
+        return self.forward in ("nvfp4", "nvfp4-emulated")

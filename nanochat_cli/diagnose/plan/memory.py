@@ -93,7 +93,7 @@ def _quantised_bytes(layer: BitLinear, config: Config, device: torch.device) -> 
         return (2 if cuda and backward == "int8" else 1) * weights + scales
     codes = codes_dtype(choose_autocast(config.train.dtype, device), device)
     operand = codes if layer.scales.shape[1] == 1 else torch.float32
-    return operand.itemsize * weights + scales + (weights // 4 if form == "int8" else 0)
+    return operand.itemsize * weights + scales + {"int8": weights // 4, "nvfp4": weights // 2}.get(form, 0)
 
 
 def _largest_stack(linears: list[BitLinear]) -> int:
@@ -152,6 +152,8 @@ def _choose_forms(module: nn.Module, config: Config, device: torch.device) -> No
                 layer.operand = torch.empty(layer.weight.shape, dtype=torch.int8)
             elif layer.form == "int8":
                 layer.packed = torch.empty(layer.out_features, layer.in_features // 4, dtype=torch.uint8)
+            elif layer.form == "nvfp4":
+                layer.packed = torch.empty(layer.out_features, layer.in_features // 2, dtype=torch.uint8)
 
 
 def _forms(layer: BitLinear, config: Config, device: torch.device) -> tuple[Form, Backward]:
