@@ -277,9 +277,10 @@ def check_nvfp4(device: torch.device, shapes: Sequence[tuple[int, int]]) -> list
             }
             results += equal(case, pairs)
         weight = nvfp4_ternary(torch.randint(-1, 2, (outputs, inputs), generator=generator))
-        operands = *nvfp4_quantize(x, backend="reference"), weight, torch.rand(outputs, 1, generator=generator)
-        product = nvfp4_matmul(*operands, backend="reference")
-        here = nvfp4_matmul(*(operand.to(device) for operand in operands))
+        (packed, scale), w_scale = nvfp4_quantize(x, backend="reference"), torch.rand(outputs, 1, generator=generator)
+        product = nvfp4_matmul(packed, scale, weight, w_scale, backend="reference")
+        packed, scale, weight, w_scale = (operand.to(device) for operand in (packed, scale, weight, w_scale))
+        here = nvfp4_matmul(packed, scale, weight, w_scale)
         results.append(within(case, "the product to the reference", product, here, FLOAT_SUM))
     return results
 

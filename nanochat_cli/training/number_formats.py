@@ -47,8 +47,8 @@ def choose_number_formats(state: TrainState, config: Config, reporter: Reporter)
         return
     if train.backward == "auto" and layers and train.grad_input == "exact":
         rows = min(MAX_ROWS, train.batch_size * train.seq_len)
-        formats: tuple[Backward, ...] = ("exact", "bf16") if train.four_bit else ("exact", "bf16", "int8")
-        progress.backward, gain = fastest(formats, lambda f: _gradients(f, rows, largest.weight))
+        gradients: tuple[Backward, ...] = ("exact", "bf16") if train.four_bit else ("exact", "bf16", "int8")
+        progress.backward, gain = fastest(gradients, lambda f: _gradients(f, rows, largest.weight))
         reporter.info(f"backward pass: {progress.backward}{gain}")
     if asked == "auto" and config.optim.matrix == "muon":
         formats: tuple[NumberFormat, ...] = ("fp32", "bf16", "int8") if products_are_exact() else ("fp32", "bf16")
