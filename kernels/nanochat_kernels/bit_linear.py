@@ -48,8 +48,8 @@ class QuantizedInput(NamedTuple):
     """An input that several layers share. x: [..., K], receives the gradient; codes: [..., K]; scale: float32 [..., 1].
 
     codes are integers in int8 (form `int8`) or in the dtype of the product; NVFP4's are bytes, or emulated values in
-    that dtype. saved: codes and scale of the kept rows for
-    the backward pass, if those are known before the forward pass; else None.
+    that dtype. saved: codes and scale of the kept rows for the backward pass, if those are known before the forward
+    pass; else None.
     """
 
     x: Tensor

@@ -74,7 +74,8 @@ def e2m1_values(codes: Tensor) -> Tensor:
 
 def nvfp4_ternary(codes: Tensor) -> Tensor:
     """Weights of -1, 0 and 1, [N, K] of any dtype, as e2m1: uint8 [N, K / 2]. K must be even."""
-    return _pack(torch.where(codes == 0, 0, torch.where(codes > 0, 0x2, 0xA)).to(torch.uint8))
+    codes = codes.to(torch.int8)
+    return _pack((codes & 8 | (codes & 1) << 1).to(torch.uint8))  # the sign, and a 1
 
 
 def nvfp4_matmul(

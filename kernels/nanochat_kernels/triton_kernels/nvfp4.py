@@ -20,7 +20,7 @@ from nanochat_kernels.reference.nvfp4 import BLOCK, INVERSE_CODE, INVERSE_LARGES
 from nanochat_kernels.triton_kernels.configurations import MatmulConfiguration, nvfp4_configuration, quantize_warps
 from nanochat_kernels.triton_kernels.int8_matmul import OUTPUT_DTYPES
 from nanochat_kernels.triton_kernels.language import round_half_even
-from nanochat_kernels.triton_kernels.launch import Launch, inline_assembly, launch, require_device
+from nanochat_kernels.triton_kernels.launch import Launch, cdiv, inline_assembly, launch, require_device
 from nanochat_kernels.triton_kernels.quantize import MAX_TILE
 
 
@@ -241,6 +241,6 @@ def nvfp4_matmul(
         "EVEN_K": columns % configuration.block_k == 0,
         "NATIVE": inline_assembly(),
     }
-    grid = (triton.cdiv(rows, configuration.block_m) * triton.cdiv(outputs, configuration.block_n),)
+    grid = (cdiv(rows, configuration.block_m) * cdiv(outputs, configuration.block_n),)
     launch(Launch(nvfp4_matmul_kernel, grid, arguments, constants, configuration.num_warps, configuration.num_stages))
     return y
