@@ -25,7 +25,6 @@ TREE = "tree.json"
 """In the carried folder: the commit of the checkout that was copied, and a digest of its files."""
 REPEATS = 10
 NO_FP8 = "this device, with this torch, has no fp8 with a scale per row"
-
 NO_NVFP4 = "this device is no Blackwell GPU (compute capability 10 or 12)"
 
 

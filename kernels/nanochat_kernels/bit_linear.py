@@ -64,7 +64,7 @@ def product_dtype(x: Tensor) -> torch.dtype:
 
 
 def quantize_input(x: Tensor, form: Form = "float", kept: KeptRows | None = None) -> QuantizedInput:
-    """int8 quantisation per token; `bit_linear` sends the gradient straight to x. x: float [..., K]."""
+    """Codes of tokens as `form` multiplies them; `bit_linear` sends the gradient straight to x. x: float [..., K]."""
     codes, scale = codes_of(x.detach(), form, product_dtype(x))
     index = kept.chosen if kept is not None and kept.known else None
     saved = None if index is None else (codes.flatten(0, -2)[index], scale.reshape(-1, 1)[index])

@@ -309,9 +309,8 @@ class Trainer:
             progress.flops = progress.tokens * self.flops_per_token
         if "train.compile" in changed:
             progress.compiled = decide(config.train.compile, self.device, self._expected_seconds()).compile
-        if {"train.attention", "train.forward", "train.backward", "train.grad_input", "optim.muon_format"} & set(
-            changed
-        ):
+        formats = {"train.attention", "train.forward", "train.backward", "train.grad_input", "optim.muon_format"}
+        if formats & set(changed):
             choose_number_formats(state, config, self.reporter)
         self._name_good(progress.step if state.is_good else progress.good_step)
         if shift := shift_of(progress, config):

@@ -33,10 +33,10 @@ def _bits(x):
 @triton.jit
 def _e4m3_bits(x):
     """The nearest e4m3 number to a float32 ≥ 0, ties to even, as its byte; 0x7F (NaN) beyond 464."""
-    bits = x.to(tl.int32, bitcast=True)
+    bits = tl.minimum(x.to(tl.int32, bitcast=True), 0x43F00000)  # of 480; the NaN of a GPU would overflow the next line
     normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - 960  # exponents count from 127 there, from 7 here
     small = tl.where(x < 0.015625, x, 0.0)
-    return tl.minimum(tl.where(x < 0.015625, round_half_even(small * 512.0).to(tl.int32), normal), 0x7F)
+    return tl.where(x < 0.015625, round_half_even(small * 512.0).to(tl.int32), normal)
 
 
 @triton.jit
