@@ -16,7 +16,7 @@ from tests.training.test_number_formats import losses, trainer
 
 def configuration(folder, forward, **sections):
     """A few steps, and little beside them."""
-    train = {"forward": forward, "total_steps": 5, "grad_accum": 1, **sections.pop("train", {})}
+    train = {"forward": forward, "total_steps": 3, "grad_accum": 1, **sections.pop("train", {})}
     return tiny_config(folder, train=train, telemetry={"interval": 100, "tensorboard": False}, **sections)
 
 

@@ -148,38 +148,19 @@ SHARED = {100: 227 * 1024, 103: 227 * 1024, 120: 99 * 1024}
 """Bytes that a program may have."""
 
 
-@pytest.fixture(scope="module")
-def nvfp4() -> list[Figures]:
-    return compiled("--architectures", "100", "120", "--cases", "nvfp4")
-
-
-def assert_block_scaled(kernels: list[Figures]) -> None:
-    """Sound, with no other product, and within the shared memory of a program; every kernel."""
-    assert_sound(kernels)
-    assert {figures["kernel"] for figures in kernels} == {"nvfp4_matmul_kernel", "nvfp4_quantize_kernel"}
-    for figures in kernels:
-        found, instruction = set(figures["multiply_adds"]), BLOCK_SCALED[figures["architecture"]]
-        assert found == ({instruction} if figures["kernel"] == "nvfp4_matmul_kernel" else set()), figures
-        assert figures["shared"] <= SHARED[figures["architecture"]], figures
-
-
-def test_nvfp4_products_use_the_block_scaled_tensor_cores_of_blackwell_and_no_others(nvfp4):
-    assert [figures["architecture"] for figures in nvfp4] == [100, 100, 120, 120]
-    assert_block_scaled(nvfp4)
-
-
-def test_the_nvfp4_quantizer_divides_with_correct_rounding(nvfp4):
-    for figures in nvfp4:
-        divisions = {name for name in figures["float_operations"] if name.startswith(("div", "rcp"))}
-        assert divisions == ({"div.rn.f32"} if "quantize" in figures["kernel"] else set()), figures
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_nvfp4_kernels_of_every_shape_are_sound_on_every_blackwell():
+def test_nvfp4_products_use_the_block_scaled_tensor_cores_of_every_blackwell_and_no_others():
     kernels = compiled("--all", "--architectures", *(str(known) for known in BLOCK_SCALED), "--cases", "nvfp4")
     assert {figures["architecture"] for figures in kernels} == set(BLOCK_SCALED)
-    assert_block_scaled(kernels)
+    assert {figures["kernel"] for figures in kernels} == {"nvfp4_matmul_kernel", "nvfp4_quantize_kernel"}
+    assert_sound(kernels)
+    for figures in kernels:
+        multiplies, instruction = figures["kernel"] == "nvfp4_matmul_kernel", BLOCK_SCALED[figures["architecture"]]
+        assert set(figures["multiply_adds"]) == ({instruction} if multiplies else set()), figures
+        divisions = {name for name in figures["float_operations"] if name.startswith(("div", "rcp"))}
+        assert divisions == (set() if multiplies else {"div.rn.f32"}), figures
+        assert figures["shared"] <= SHARED[figures["architecture"]], figures
 
 
 @pytest.mark.slow
