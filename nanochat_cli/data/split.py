@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from nanochat_cli.data.shards import ShardReader, Split
 
 HASH_RANGE = 1 << 64
-METHOD = "clusters of near-duplicates, 2"
+METHOD = "clusters of near-duplicates, 1"
 """Name and version of the rule; another rule makes another data set."""
 # A cluster above this share of the bytes to hold out is trained on: one family of files must not dominate the measure.
 LARGEST_SHARE = 0.25

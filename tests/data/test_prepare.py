@@ -95,7 +95,7 @@ def test_near_duplicates_are_on_one_side_and_the_manifest_says_how_many_there_ar
         if len(content) > 200:
             assert sides[b"# Copyright of a fork\n" + content] == sides[content]
     assert len(set(sides.values())) == 2
-    assert {**manifest.settings}["data.split"] == "clusters of near-duplicates, 2"
+    assert {**manifest.settings}["data.split"] == "clusters of near-duplicates, 1"
 
 
 @pytest.mark.parametrize("dedup", ["none", "exact", "near"])
