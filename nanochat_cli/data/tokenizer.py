@@ -1,9 +1,8 @@
 """Byte-level BPE: train, save, load, encode, decode.
 
-Knows tokens, bytes and the three pre-tokenizers that llama.cpp implements too (a tokenizer that
-llama.cpp would split differently is refused here, not discovered after the export). The BPE itself is the
-`tokenizers` library; the file is a plain `tokenizer.json` that `tokenizers.Tokenizer.from_file` loads. Knows
-nothing of corpora, shards or chat templates.
+Knows tokens and bytes; `pre_tokenizers` knows which ones llama.cpp shares. The BPE itself is the `tokenizers` library;
+the file is a plain `tokenizer.json` that `tokenizers.Tokenizer.from_file` loads. Knows nothing of corpora, shards or
+chat templates.
 """
 
 import json
@@ -11,12 +10,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, decoders, models, trainers
 from tokenizers import Tokenizer as Backend
 
+from nanochat_cli.data.pre_tokenizers import PRE_TOKENIZERS, llama_cpp_name, pre_tokenizer
 from nanochat_cli.data.training_words import interruptibly, with_short_words
 from nanochat_cli.errors import ConfigError, DataError, reason
 
@@ -41,22 +42,6 @@ MAX_VOCAB = 1 << 20  # the library's trainer allocates memory for all of it at o
 # End-of-text tokens of tokenizers that were trained elsewhere, in the order in which they are looked for.
 EOS_NAMES = (EOS, "<|end_of_text|>", "</s>", "<|eos|>")
 
-LLAMA3_REGEX = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-QWEN2_REGEX = LLAMA3_REGEX.replace(r"\p{N}{1,3}", r"\p{N}")
-# configuration name -> (regex, or None for ByteLevel's own; `tokenizer.ggml.pre` of llama.cpp).
-# "llama-bpe" has the same regex as "smaug-bpe" but implies ignore_merges and a BOS token.
-PRE_TOKENIZERS: dict[str, tuple[str | None, str]] = {
-    "gpt-2": (None, "gpt-2"),
-    "llama3": (LLAMA3_REGEX, "smaug-bpe"),
-    "qwen2": (QWEN2_REGEX, "qwen2"),
-}
-
-# Options of a BPE model that change its result and have no counterpart in llama.cpp under those names.
-UNSHARED_BPE_OPTIONS = ("ignore_merges", "byte_fallback", "dropout", "continuing_subword_prefix", "end_of_word_suffix")
-
 
 def _byte_alphabet() -> list[str]:
     """The character that stands for each byte in a byte-level vocabulary (GPT-2's table).
@@ -74,7 +59,8 @@ CHAR_TO_BYTE = {char: byte for byte, char in enumerate(BYTE_TO_CHAR)}
 
 
 class Tokenizer:
-    """A byte-level BPE tokenizer. Every byte string round-trips: `decode_bytes(encode_bytes(b)) == b`.
+    """A byte-level BPE tokenizer. Every string of bytes round-trips, unless the vocabulary lacks one (`missing_bytes`):
+    `decode_bytes(encode_bytes(b)) == b`.
 
     Text never produces a special token: `<|endoftext|>` in a source file is encoded as its characters.
     `encode(text, allow_special=True)` parses them, for prompts that a program wrote.
@@ -84,23 +70,26 @@ class Tokenizer:
         self.backend = backend
         self.backend.encode_special_tokens = True
         definition = json.loads(backend.to_str())
-        self.pre = _llama_cpp_name(definition, where)
+        self.pre = llama_cpp_name(definition, where)
         self.special_tokens: dict[str, int] = {
             token["content"]: token["id"] for token in definition["added_tokens"] if token["special"]
         }
-        eos = next((name for name in EOS_NAMES if name in self.special_tokens), None)
+        before, after = enclosing_tokens(definition)
+        names = EOS_NAMES if after is None else (after,)
+        eos = next((name for name in names if name in self.special_tokens), None)
         if eos is None:
-            raise DataError(f"{where}: no end-of-text token among its special tokens (one of {', '.join(EOS_NAMES)})")
+            raise DataError(f"{where}: no end-of-text token among its special tokens (one of {', '.join(names)})")
         self.eos_token = eos
         self.eos_id = self.special_tokens[eos]
+        self.bos_id = None if before is None else self.special_tokens.get(before)
+        """What a text begins with; None, as in all that are trained here: with nothing."""
         self._texts = _token_texts(definition, where)
         added = {token["id"] for token in definition["added_tokens"]}
         self._bytes = [_text_bytes(text, token in added) for token, text in enumerate(self._texts)]
         by_bytes = {content: token for token, content in enumerate(self._bytes) if len(content) == 1}
-        missing = [byte for byte in range(256) if bytes([byte]) not in by_bytes]
-        if missing:
-            raise DataError(f"{where}: no token for byte 0x{missing[0]:02x}; a byte-level vocabulary needs all 256")
-        self._byte_ids = [by_bytes[bytes([byte])] for byte in range(256)]
+        self.missing_bytes = [byte for byte in range(256) if bytes([byte]) not in by_bytes]
+        """Bytes without a token, of a tokenizer from elsewhere; encoding leaves them out, as llama.cpp does."""
+        self._byte_ids = [[by_bytes[bytes([byte])]] if bytes([byte]) in by_bytes else [] for byte in range(256)]
 
     # -- making one ------------------------------------------------------------------------------------
 
@@ -232,7 +221,7 @@ class Tokenizer:
         for valid, invalid in _utf8_runs(content):
             if valid:
                 ids += self.encode(valid)
-            ids += [self._byte_ids[byte] for byte in invalid]
+            ids += [token for byte in invalid for token in self._byte_ids[byte]]
         return ids
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
@@ -253,39 +242,14 @@ class Tokenizer:
         return backend
 
 
-def pre_tokenizer(regex: str | None) -> pre_tokenizers.PreTokenizer:
-    if regex is None:
-        return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(regex), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-
-
-def _llama_cpp_name(definition: dict, where: str) -> str:
-    """`tokenizer.ggml.pre` of a tokenizer.json, recognised by its structure. Raises DataError on any other."""
-    if definition["model"]["type"] != "BPE":
-        raise DataError(f"{where}: a {definition['model']['type']} tokenizer; only byte-level BPE is supported")
-    unshared = [name for name in UNSHARED_BPE_OPTIONS if definition["model"].get(name)]
-    if unshared:
-        raise DataError(f"{where}: uses {unshared[0]}, which llama.cpp's byte-level BPE does not; train one without")
-    if definition["normalizer"] is not None:
-        raise DataError(f"{where}: has a normalizer, which llama.cpp does not apply to BPE; train one without")
-    outer = definition["pre_tokenizer"] or {}
-    steps = outer.get("pretokenizers", [outer])
-    for regex, name in PRE_TOKENIZERS.values():
-        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": regex is None}
-        split = [] if regex is None else [{"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated"}]
-        expected = [*split, byte_level]
-        if len(steps) == len(expected) and all(
-            wanted.items() <= step.items() for wanted, step in zip(expected, steps, strict=True)
-        ):
-            return name
-    raise DataError(
-        f"{where}: llama.cpp does not share its pre-tokenizer; supported: {', '.join(PRE_TOKENIZERS)} (tokenizer.pre)"
-    )
+def enclosing_tokens(definition: dict[str, Any]) -> tuple[str | None, str | None]:
+    """The special tokens that the template of a tokenizer.json puts before and after a text; None: nothing."""
+    outer = definition["post_processor"] or {}
+    for step in outer.get("processors", [outer]):
+        if step.get("type") == "TemplateProcessing" and step["single"]:
+            before, after = (step["single"][end].get("SpecialToken", {}).get("id") for end in (0, -1))
+            return before, after
+    return None, None
 
 
 def _token_texts(definition: dict, where: str) -> list[str]:

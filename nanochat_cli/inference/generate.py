@@ -29,8 +29,12 @@ def generate(
 
 
 def encode_prompt(tokenizer: TextTokenizer, prompt: str) -> list[int]:
-    """Token ids to start from; documents are separated by EOS in training, so that nothing reads as EOS."""
-    return tokenizer.encode(prompt) or [tokenizer.eos_id]
+    """Token ids to start from; documents are separated by EOS in training, so that nothing reads as EOS.
+
+    Imported models may want every text to begin with BOS.
+    """
+    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    return [*start, *tokenizer.encode(prompt)] or [tokenizer.eos_id]
 
 
 def generate_tokens(

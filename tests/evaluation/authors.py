@@ -13,6 +13,7 @@ class ByteTokenizer:
     """One token per byte of UTF-8; 0 ends a document."""
 
     eos_id = 0
+    bos_id = None
     never_sampled = ()
 
     def encode(self, text: str) -> list[int]:

@@ -19,6 +19,7 @@ class LetterTokenizer:
     """One token per byte; 0 ends a document."""
 
     eos_id = 0
+    bos_id = None
     never_sampled = ()
 
     def encode(self, text: str) -> list[int]:

@@ -28,6 +28,7 @@ class ByteTokenizer:
     """One token per byte, 0 ends a document; enough to test streaming against an obvious truth."""
 
     eos_id = 0
+    bos_id = None
     never_sampled = ()
 
     def encode(self, text: str) -> list[int]:

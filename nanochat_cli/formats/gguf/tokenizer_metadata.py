@@ -12,11 +12,9 @@ from typing import Any
 from tokenizers import AddedToken, decoders, models
 from tokenizers import Tokenizer as Backend
 
-from nanochat_cli.data.tokenizer import (
-    PRE_TOKENIZERS,
-    Tokenizer,
-    pre_tokenizer,
-)
+from nanochat_cli.data.foreign_tokenizer import adopt
+from nanochat_cli.data.pre_tokenizers import BY_NAME, LLAMA_BPE, SAME
+from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import ConfigError, DataError
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
@@ -30,10 +28,11 @@ INFILL_TOKENS = {
     "fim_sep": "<|file_sep|>",
 }
 """llama.cpp's names for the tokens of its `/infill`."""
+CHAT_TEMPLATE = "tokenizer.chat_template"
 
 
-def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
-    """Every `tokenizer.ggml.*` key with a plain value. vocab_size: rows of the embedding.
+def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int, chat_template: str | None = None) -> dict[str, Any]:
+    """Every `tokenizer.ggml.*` key with a plain value. vocab_size: rows of the embedding; chat_template: Jinja.
 
     Rows beyond the tokenizer get a unique text and the type UNUSED: llama.cpp refuses a vocabulary of another length
     and aborts on two equal texts. Raises ConfigError if the tokenizer does not fit the model or llama.cpp.
@@ -63,13 +62,15 @@ def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
         "tokenizer.ggml.tokens": [padded.token_text(token) for token in range(vocab_size)],
         "tokenizer.ggml.token_type": types,
         "tokenizer.ggml.merges": merges,
-        "tokenizer.ggml.bos_token_id": padded.eos_id,  # documents are separated by EOS; nothing else starts a text
+        # Documents are separated by EOS; nothing else starts a text, except in models from elsewhere.
+        "tokenizer.ggml.bos_token_id": padded.eos_id if padded.bos_id is None else padded.bos_id,
         "tokenizer.ggml.eos_token_id": padded.eos_id,
         "tokenizer.ggml.eot_token_id": padded.eos_id,
         "tokenizer.ggml.padding_token_id": padded.special_tokens.get(PAD_TOKEN, padded.eos_id),
         **{f"tokenizer.ggml.{key}_token_id": token for key, token in infill.items()},
-        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.ggml.add_bos_token": padded.bos_id is not None,
         "tokenizer.ggml.add_eos_token": False,
+        **({} if chat_template is None else {CHAT_TEMPLATE: chat_template}),
     }
 
 
@@ -77,24 +78,31 @@ def tokenizer_from_metadata(fields: Mapping[str, Any]) -> Tokenizer:
     """The inverse of `tokenizer_metadata`. Raises DataError for a missing key or another kind of vocabulary."""
     if (kind := _required(fields, "model")) != "gpt2":
         raise DataError(f"tokenizer.ggml.model = {kind}: only byte-level BPE (gpt2) is supported")
-    pre = _required(fields, "pre")
-    regexes = {name: regex for regex, name in PRE_TOKENIZERS.values()}
-    if pre not in regexes:
-        raise DataError(f"tokenizer.ggml.pre = {pre}: only {', '.join(regexes)} are supported")
+    name = _required(fields, "pre")
+    pre = SAME.get(name, name)
+    if pre not in BY_NAME:
+        raise DataError(f"tokenizer.ggml.pre = {name}: only {', '.join([*BY_NAME, *SAME])} are supported")
     tokens, types = _required(fields, "tokens"), _required(fields, "token_type")
     merges = [tuple(merge.split(" ")) for merge in _required(fields, "merges")]
     if len(types) != len(tokens) or len(set(tokens)) != len(tokens) or any(len(merge) != 2 for merge in merges):
         raise DataError("the vocabulary is damaged: tokens, token types and merges do not fit together")
     try:
-        backend = Backend(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
+        vocabulary = {token: i for i, token in enumerate(tokens)}
+        backend = Backend(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre == LLAMA_BPE))
     except Exception as error:  # the library raises bare Exception, for a merge of unknown tokens for example
         raise DataError(f"the vocabulary is damaged: {' '.join(str(error).split())}") from error
-    backend.pre_tokenizer = pre_tokenizer(regexes[pre])
+    backend.pre_tokenizer = BY_NAME[pre]
     backend.decoder = decoders.ByteLevel()
     named = list(zip(tokens, types, strict=True))
     backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t, kind in named if kind == CONTROL])
     backend.add_tokens([AddedToken(t, special=False, normalized=False) for t, kind in named if kind == USER_DEFINED])
-    return Tokenizer(backend, "the vocabulary")
+    begins = fields.get("tokenizer.ggml.add_bos_token", pre == LLAMA_BPE)
+    return adopt(
+        json.loads(backend.to_str()),
+        "the vocabulary",
+        eos_id=fields.get("tokenizer.ggml.eos_token_id"),
+        bos_id=fields.get("tokenizer.ggml.bos_token_id") if begins else None,
+    )
 
 
 def _required(fields: Mapping[str, Any], key: str) -> Any:
