@@ -73,6 +73,20 @@ def test_llama_cpp_computes_the_same_logits(
 
 
 @pytest.mark.skipif(not llama_cpp.is_available(), reason="needs xllamacpp")
+def test_llama_cpp_computes_experts_behind_normed_queries_as_qwen3moe(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    model = build("plain+attention+moe+untied", vocab_size=VOCAB_SIZE, qk_norm=True, quant={"activations": False})
+    assert architecture_of(model.config).name == "qwen3moe"
+    path = tmp_path / "model.gguf"
+    export_gguf(model, tokenizer, path, ExportConfig(type="f32", head="f32"), {"run": "test"})
+    verified = verify_gguf(path, model, tokenizer, ask_llama_cpp=False)
+    assert verified.reload_difference <= 1e-4
+    compared = compare_with_llama_cpp(path, model, prompts((2, 3, 5, 9, 17, 40), 2), tolerance=1e-3)
+    assert compared.n_within == compared.n_prompts, compared
+    loaded, _ = load_gguf(path)
+    assert (loaded.config.qk_norm, loaded.config.moe.experts, loaded.config.resolved_ffn_dim) == (True, 4, 256)
+
+
+@pytest.mark.skipif(not llama_cpp.is_available(), reason="needs xllamacpp")
 @pytest.mark.parametrize("parts", ["attention+moe", "hybrid+dense"])
 def test_llama_cpp_computes_the_same_logits_without_rounding(tmp_path: Path, tokenizer: Tokenizer, parts: str) -> None:
     """F32 weights: nothing is rounded to int8, so that every prompt must agree."""

@@ -6,6 +6,7 @@ and opens no file.
     arch              model                                       rotary form          head
     llama             plain, or a mixture of experts              neighbouring pairs   tied or untied
     qwen3             RMSNorm on q and k                          half-split (ours)    tied or untied
+    qwen3moe          RMSNorm on q and k, a mixture of experts    half-split (ours)    tied or untied
     bitnet            sub-norms before wo, w_down                 half-split (ours)    tied only
     qwen35            gated DeltaNet and gated attention          half-split (ours)    tied or untied
     nanochat-ternary  what the others cannot express (several     half-split (ours)    tied or untied
@@ -32,10 +33,11 @@ class Architecture:
 
 LLAMA = Architecture("llama", rope_pairs_neighbours=True)
 QWEN3 = Architecture("qwen3", rope_pairs_neighbours=False)
+QWEN3MOE = Architecture("qwen3moe", rope_pairs_neighbours=False)
 BITNET = Architecture("bitnet", rope_pairs_neighbours=False)
 QWEN35 = Architecture("qwen35", rope_pairs_neighbours=False)
 OWN = Architecture("nanochat-ternary", rope_pairs_neighbours=False)
-ARCHITECTURES = {arch.name: arch for arch in (LLAMA, QWEN3, BITNET, QWEN35, OWN)}
+ARCHITECTURES = {arch.name: arch for arch in (LLAMA, QWEN3, QWEN3MOE, BITNET, QWEN35, OWN)}
 OWN_SPEC_VERSION = 1
 
 
@@ -51,7 +53,9 @@ def architecture_of(config: ModelConfig) -> Architecture:
     if config.sub_norm:
         _require_bitnet(config)
         return BITNET
-    return QWEN3 if config.qk_norm else LLAMA
+    if config.qk_norm:
+        return QWEN3MOE if config.moe.enabled else QWEN3
+    return LLAMA
 
 
 def beyond_llama_cpp(config: ModelConfig) -> str | None:
@@ -71,8 +75,6 @@ def beyond_llama_cpp(config: ModelConfig) -> str | None:
         state = "with" if config.resolved_attention_gate else "without"
         kind = "beside gated DeltaNet" if config.is_hybrid else "alone"
         return f"attention {kind} is {state} a gate (model.attention_gate)"
-    if moe.enabled and config.qk_norm:
-        return "experts are combined with model.qk_norm"
     return None
 
 
@@ -154,9 +156,11 @@ def metadata(config: ModelConfig) -> dict[str, Any]:
             f"{arch}.ssm.group_count": heads,
         }
     if arch == QWEN35.name:
-        values[f"{arch}.rope.dimension_sections"] = _sections(config.resolved_head_dim // 2)
+        values[f"{arch}.rope.dimension_sections"] = rope_sections(config.resolved_head_dim // 2)
     if config.moe.enabled:
         values |= {f"{arch}.expert_count": config.moe.experts, f"{arch}.expert_used_count": config.moe.active}
+    if arch == QWEN3MOE.name:
+        values[f"{arch}.expert_feed_forward_length"] = config.resolved_ffn_dim
     if arch == OWN.name:
         values |= {
             f"{arch}.spec_version": OWN_SPEC_VERSION,
@@ -172,7 +176,7 @@ def metadata(config: ModelConfig) -> dict[str, Any]:
     return values
 
 
-def _sections(pairs: int) -> list[int]:
+def rope_sections(pairs: int) -> list[int]:
     """Shares of the rotated pairs in the three axes of position of arch qwen35, which are equal for text."""
     side = -(-pairs // 3)
     return [side, side, pairs - 2 * side, 0]
@@ -215,12 +219,13 @@ def config_from_metadata(fields: Mapping[str, Any], tied: bool, quant: QuantConf
                 "n_heads": n_heads,
                 "n_kv_heads": field("attention.head_count_kv", n_heads),
                 "head_dim": head_dim,
-                "ffn_dim": field("feed_forward_length"),
+                "ffn_dim": field("expert_feed_forward_length" if arch == QWEN3MOE.name else "feed_forward_length"),
                 "max_seq_len": field("context_length"),
                 "rope_theta": _shortest(field("rope.freq_base", 10000.0)),
                 "norm_eps": _shortest(field("attention.layer_norm_rms_epsilon")),
                 "tie_embeddings": tied,
-                "qk_norm": arch in (QWEN3.name, QWEN35.name) or bool(fields.get(f"{arch}.attention.qk_norm")),
+                "qk_norm": arch in (QWEN3.name, QWEN3MOE.name, QWEN35.name)
+                or bool(fields.get(f"{arch}.attention.qk_norm")),
                 "sub_norm": arch == BITNET.name or bool(fields.get(f"{arch}.attention.sub_norm")),
                 "attention_gate": _attention_gate(fields, arch),
                 "quant": quant,

@@ -39,6 +39,9 @@ _GRANULARITIES: tuple[Granularity, ...] = ("tensor", "row", 256, 128, 64)
 TENSORS_OF_A_BLOCK = 9
 """The fewest: two norms, four matrices of attention (DeltaNet has more), three of the feed-forward."""
 
+_NOT_COMPUTED = {".bias": ", a bias,", "rope_freqs.weight": ", scaled rotary positions,"}
+"""What a tensor is, by the end of its name, if files of other programs have it and our models do not."""
+
 Matrix = tuple[NDArray[np.int8], NDArray[np.float32]]
 """Codes [N, K] and the scale of every block [N, blocks]."""
 
@@ -152,8 +155,9 @@ def _check_tensors(file: GGUFFile, model: Transformer) -> None:
         raise DataError(f"tensor {missing[0]} is missing")
     gains = {gain_name(tensor_name(f"{name}.weight", config)) for name, _ in model.linears()}
     if extra := sorted(file.tensors.keys() - expected.keys() - gains):
+        what = next((what for end, what in _NOT_COMPUTED.items() if extra[0].endswith(end)), "")
         raise DataError(
-            f"tensor {extra[0]} is not part of a {file.fields['general.architecture']} model that we compute"
+            f"tensor {extra[0]}{what} is not part of a {file.fields['general.architecture']} model that we compute"
         )
     for name, shape in expected.items():
         stored = [int(n) for n in reversed(file.tensors[name].shape.tolist())]

@@ -57,13 +57,18 @@ class ExportReport:
 
 
 def export_gguf(
-    model: Transformer, tokenizer: Tokenizer, out: Path, export: ExportConfig, provenance: Mapping[str, Any]
+    model: Transformer,
+    tokenizer: Tokenizer,
+    out: Path,
+    export: ExportConfig,
+    provenance: Mapping[str, Any],
+    chat_template: str | None = None,
 ) -> ExportReport:
     """Write `model` with its tokenizer to `out`, replacing what is there once the new file is complete.
 
     Codes and f16 scales of ternary layers are copied bit for bit. With `export.type = f32` embeddings and head are
     F32 too; otherwise they are what `export.head` says. provenance: plain values for `nanochat.KEY` (version, git,
-    run, step, config, dataset …); None is left out.
+    run, step, config, dataset …); None is left out. chat_template: Jinja, of a model that was trained with one.
 
     Raises ConfigError if the model or the requested type cannot be exported, DataError if `out` cannot be written.
     """
@@ -73,7 +78,7 @@ def export_gguf(
     linear_types = choose_linear_types(model, export.type)
     writer = GGUFWriter(None, arch.name)
     _add_metadata(writer, model, _most_common(model, linear_types), provenance)
-    for key, value in tokenizer_metadata(tokenizer, config.vocab_size).items():
+    for key, value in tokenizer_metadata(tokenizer, config.vocab_size, chat_template).items():
         add_value(writer, key, value)
 
     linears = dict(model.linears())

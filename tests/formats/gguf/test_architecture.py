@@ -148,4 +148,4 @@ def test_defaults_of_llama_cpp_apply_where_a_file_says_nothing() -> None:
 
 
 def test_every_architecture_is_listed() -> None:
-    assert set(ARCHITECTURES) == {*CONFIGS, "qwen35", "nanochat-ternary"}  # those in tests/conformance
+    assert set(ARCHITECTURES) == {*CONFIGS, "qwen3moe", "qwen35", "nanochat-ternary"}  # those in tests/conformance
