@@ -99,11 +99,13 @@ class Engine:
         from nanochat_cli.formats.gguf.architecture import destination_of
         from nanochat_cli.formats.run.checkpoints import is_empty
         from nanochat_cli.formats.run.dataset import record_of, require_same_tokenizer, write_record
+        from nanochat_cli.formats.run.origin import require_trained_here
         from nanochat_cli.training.devices import choose_device, require_float8, require_nvfp4
         from nanochat_cli.training.shard_data import ShardData
         from nanochat_cli.training.trainer import Trainer
 
         # Before any data is prepared.
+        require_trained_here(run_dir)
         device = choose_device(config.train.device)
         require_float8(config.train, device)
         require_nvfp4(config.train, device)
@@ -278,13 +280,13 @@ class Engine:
 
         Raises ConfigError while another process writes `out`.
         """
+        from nanochat_cli.formats.run.origin import read_chat_template
         from nanochat_cli.report.run_results import add_results
 
         loaded = self._open(run, which)
+        described = provenance(run, loaded.config, loaded.step, self.reporter)
         with held_file(out, "writes"):
-            sections = self._export(
-                loaded.model, loaded.tokenizer, out, export, provenance(run, loaded.config, loaded.step, self.reporter)
-            )
+            sections = self._export(loaded.model, loaded.tokenizer, out, export, described, read_chat_template(run))
             add_results(run, **sections)
         self.reporter.result({"run": str(run)})
 
@@ -295,6 +297,7 @@ class Engine:
         out: Path,
         export: ExportConfig,
         provenance: dict[str, object],
+        chat_template: str | None = None,
     ) -> dict[str, object]:
         """Write and verify the file; returns its sections of `results.json`."""
         from nanochat_cli.export.verify import verify_gguf
@@ -302,7 +305,7 @@ class Engine:
         from nanochat_cli.formats.gguf.write import export_gguf
 
         model = self._folded(model, out)
-        report = export_gguf(model, tokenizer, out, export, provenance)
+        report = export_gguf(model, tokenizer, out, export, provenance, chat_template)
         for line in report.fallbacks:
             self.reporter.warn(line)
         self.reporter.info(

@@ -188,6 +188,7 @@ def optional() -> list[Extra]:
             "llama.cpp compared with every export and in `nanochat validate`; `nanochat bench decode`",
             "llama-cpp",
         ),
+        ("transformers", "`nanochat export --hf` and `nanochat import` compared with it", "hf"),
         ("flash-linear-attention", "a faster kernel for DeltaNet layers in training, on CUDA", "gpu"),
         ("fastapi", "`nanochat serve`: OpenAI's API, and editors", "serve"),
         ("lm-eval", "the tasks of lm-evaluation-harness, with `nanochat` as a model", "lm-eval"),

@@ -28,6 +28,7 @@ SECTIONS = (
     "samples",
     "export",
     "verification",
+    "huggingface",
 )
 
 

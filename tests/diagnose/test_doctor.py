@@ -108,7 +108,8 @@ def test_a_cuda_device_is_named_with_its_memory(monkeypatch):
 
 def test_optional_parts_say_what_they_are_for_and_how_to_get_them():
     parts = {part.name: part for part in doctor.optional()}
-    assert {"xllamacpp", "flash-linear-attention", "fastapi", "lm-eval", "rustc", "bubblewrap"} == parts.keys()
+    packages = {"xllamacpp", "transformers", "flash-linear-attention", "fastapi", "lm-eval"}
+    assert packages | {"rustc", "bubblewrap"} == parts.keys()
     assert all(part.unlocks and part.install for part in parts.values())
     try:
         assert parts["xllamacpp"].version == metadata.version("xllamacpp")
@@ -116,7 +117,13 @@ def test_optional_parts_say_what_they_are_for_and_how_to_get_them():
         assert parts["xllamacpp"].version is None
 
 
-MODULES = {"xllamacpp": "xllamacpp", "flash-linear-attention": "fla", "fastapi": "fastapi", "lm-eval": "lm_eval"}
+MODULES = {
+    "xllamacpp": "xllamacpp",
+    "transformers": "transformers",
+    "flash-linear-attention": "fla",
+    "fastapi": "fastapi",
+    "lm-eval": "lm_eval",
+}
 """Of the first package of every extra."""
 
 

@@ -16,6 +16,7 @@ from nanochat_cli.config.schema import Config
 from nanochat_cli.errors import DataError
 from nanochat_cli.folders import held_folder
 from nanochat_cli.formats.run.find import new_run
+from nanochat_cli.formats.run.origin import read_origin
 from nanochat_cli.report.environment import ENVIRONMENT_FILE, environment, read_environment
 from nanochat_cli.report.reporter import Reporter
 
@@ -62,7 +63,7 @@ def write_config(config: Config, run_dir: Path) -> None:
 
 def provenance(run: Path, config: Config, step: int, reporter: Reporter) -> dict[str, object]:
     """The origin that a file exported from a run records."""
-    environment = read_environment(run)
+    environment, origin = read_environment(run), read_origin(run)
     if environment is None:
         reporter.warn(f"{run}: no readable environment.json: the file will not name the commit it comes from")
     fim = config.fim if config.fim.rate else None
@@ -72,7 +73,12 @@ def provenance(run: Path, config: Config, step: int, reporter: Reporter) -> dict
         "run": run.name,
         "step": step,
         "config": config_to_toml(config),
-        "dataset": config.data.named_source if config.data.path is None else config.data.path.name,
+        "origin": None if origin is None else origin.name,
+        "dataset": None if origin is not None else _dataset_name(config),
         "fim.rate": fim and fim.rate,
         "fim.spm_rate": fim and fim.spm_rate,
     }
+
+
+def _dataset_name(config: Config) -> str:
+    return config.data.named_source if config.data.path is None else config.data.path.name

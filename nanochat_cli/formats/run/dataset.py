@@ -19,6 +19,7 @@ from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import ConfigError, DataError, NanochatError, reason
 from nanochat_cli.folders import holder_of
 from nanochat_cli.formats.run.find import DEFAULT_FOLDER
+from nanochat_cli.formats.run.origin import read_origin
 from nanochat_cli.nesting import parse_json
 from nanochat_cli.report.reporter import Reporter
 
@@ -82,9 +83,10 @@ def open_run_data(
     reader = ShardReader(folder if folder is not None else cached_dataset(config, reporter))
     require_same_tokenizer(run, reader, instead)
     if record is None:
-        reporter.warn(
-            f"{run} was begun by a version that did not record its data: {reader.folder} may have changed since"
-        )
+        if read_origin(run) is None:
+            reporter.warn(
+                f"{run} was begun by a version that did not record its data: {reader.folder} may have changed since"
+            )
         return reader
     now = record_of(reader)
     for split, what in (("val", "held-out"), ("train", "training")):
