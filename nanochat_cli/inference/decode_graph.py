@@ -44,7 +44,7 @@ class DecodeGraph:
         limit = self._cache.max_seq_len
         if (position := max(row.length for row in rows)) >= limit:
             raise ValueError(f"position {position + 1} is past the {limit} that the cache holds")
-        if rows[0] is self._cache:
+        if rows[0] is self._cache or len(self._tokens) == 1:
             self._tokens.copy_(tokens)
             self._positions.fill_(position)
             self._graph.replay()
