@@ -10,6 +10,7 @@ import pytest
 from nanochat_cli.data.prepare import cache_folder
 from nanochat_cli.errors import ConfigError
 from nanochat_cli.home import provide_home
+from tests.e2e.compilers import keep_kernels
 from tests.e2e.tiny import TINY, write_corpus
 
 NOBODY = """
@@ -41,6 +42,9 @@ def homeless(monkeypatch, tmp_path):
 
 def test_training_works_in_an_empty_environment_without_a_home(tmp_path):
     write_corpus(tmp_path / "src")
+    home = tmp_path / f"nanochat-{os.getuid()}"
+    home.mkdir(mode=0o700)
+    keep_kernels(home / ".cache" / "nanochat")
     line = ["train", *TINY, "--set", "train.total_steps=2", "--set", "data.source=src"]
     env = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
     child = subprocess.run(
@@ -48,10 +52,17 @@ def test_training_works_in_an_empty_environment_without_a_home(tmp_path):
     )
     assert child.returncode == 0, child.stderr
     assert [one for one in child.stderr.splitlines() if one.startswith("warning")] == [
-        f"warning: this user has no home folder: caches are kept in {tmp_path}/nanochat-{os.getuid()} "
-        "(set HOME or NANOCHAT_CACHE)"
+        f"warning: this user has no home folder: caches are kept in {home} (set HOME or NANOCHAT_CACHE)"
     ]
+    assert (home / ".cache" / "nanochat" / "datasets").is_dir()
     assert not (tmp_path / "~").exists()
+
+
+def test_a_user_without_a_home_gets_a_private_one(homeless):
+    provide_home()
+    home = Path(os.environ["HOME"])
+    assert home == homeless / f"nanochat-{os.getuid()}"
+    assert home.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_user_with_a_home_keeps_it(monkeypatch, tmp_path, capsys):

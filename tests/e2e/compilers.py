@@ -3,7 +3,11 @@
 import os
 import shutil
 import sysconfig
+from contextlib import suppress
 from pathlib import Path
+
+from nanochat_kernels.backends import Unsupported
+from nanochat_kernels.cpu.build import shared_library
 
 COMPILERS = ("cc", "gcc", "g++", "c++", "clang", "clang++")
 
@@ -17,6 +21,14 @@ def environment(bin_folder: Path, cache: Path, **more: str) -> dict[str, str]:
     path = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
     own = {"PATH": path, "NANOCHAT_CACHE": str(cache), "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor")}
     return {**kept, **own, "OMP_NUM_THREADS": "1", **more}
+
+
+def keep_kernels(cache: Path) -> None:
+    """Put the CPU kernels, as this machine compiled them before, into an empty cache: compiling has its own tests."""
+    with suppress(Unsupported):  # a machine without a compiler has none
+        library = shared_library()
+        (cache / "kernels").mkdir(mode=0o700, parents=True)
+        shutil.copy(library, cache / "kernels")
 
 
 def write_broken_compilers(folder: Path, names: tuple[str, ...] = COMPILERS) -> Path:

@@ -1,7 +1,8 @@
 """`kill -9` at random moments of a run, resumed each time, ends in the same bits as an uninterrupted run.
 
-Through the real command in separate processes. The oracle is the uninterrupted run. With NANOCHAT_RESULT_FILE set,
-the ten-kill form writes what it found there, in the one form of every committed measurement.
+What is killed is the real command in processes of its own; what nobody kills runs in this one. The oracle is the
+uninterrupted run. With NANOCHAT_RESULT_FILE set, the ten-kill form writes what it found there, in the one form of every
+committed measurement.
 """
 
 import json
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 
 from nanochat_cli.report.result_file import Result, write_results
-from tests.e2e.processes import start
+from tests.e2e.processes import run_here, start
 from tests.e2e.tiny import TINY, write_corpus
 
 TOTAL_STEPS = 200
@@ -37,10 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with a data set and the run `whole`, which is never interrupted."""
     folder = tmp_path_factory.mktemp("work")
     write_corpus(folder / "src")
-    for line in (["tokenize", "--source", "src", "--vocab-size", "300"], ["train", *RUN, "--name", "whole"]):
-        with start(folder, *line) as process:
-            _, errors = process.communicate()
-        assert process.returncode == 0, errors
+    assert run_here(folder, "tokenize", "--source", "src", "--vocab-size", "300") == 0
+    assert run_here(folder, "train", *RUN, "--name", "whole") == 0
     return folder
 
 
@@ -113,9 +112,7 @@ def test_a_run_killed_at_random_moments_equals_the_uninterrupted_one_bit_for_bit
             kill_after(process, beyond, moments.uniform(0, 2))
         landed.append(logged_steps(run)[-1])
         line = ["train", "--resume", name]
-    with start(folder, *line) as process:
-        _, errors = process.communicate()
-    assert process.returncode == 0, errors
+    assert run_here(folder, *line) == 0
 
     assert len(landed) == kills
     assert landed == sorted(set(landed))
@@ -137,21 +134,17 @@ def test_a_run_killed_at_random_moments_equals_the_uninterrupted_one_bit_for_bit
 def test_resuming_a_finished_run_changes_no_bit(folder: Path) -> None:
     whole = folder / "runs" / "whole"
     before = checkpoint_files(whole), saved_state(whole), metrics(whole)
-    with start(folder, "train", "--resume", "whole") as process:
-        _, errors = process.communicate()
-    assert process.returncode == 0, errors
+    assert run_here(folder, "train", "--resume", "whole") == 0
     assert (checkpoint_files(whole), saved_state(whole), metrics(whole)) == before
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_again(folder: Path) -> None:
+def test_a_run_killed_before_its_first_checkpoint_starts_again(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     name = "killed-early"
     with start(folder, "train", *RUN, "--name", name, "--set", "train.total_steps=12") as process:
         kill_after(process, 1, 0.5)
     assert not (folder / "runs" / name / "checkpoints" / "latest").exists()
-    with start(folder, "train", "--resume", name) as process:
-        _, errors = process.communicate()
-    assert process.returncode == 0, errors
-    assert f"{Path('runs') / name}: no checkpoint yet" in errors
+    assert run_here(folder, "train", "--resume", name) == 0
+    assert f"{Path('runs') / name}: no checkpoint yet" in capfd.readouterr().err
     losses = [line["loss/main"] for line in metrics(folder / "runs" / name) if "loss/main" in line]
     assert len(losses) == 12
     assert losses[0] == metrics(folder / "runs" / "whole")[0]["loss/main"]

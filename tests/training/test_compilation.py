@@ -12,7 +12,12 @@ from nanochat_cli.training import compilation
 from nanochat_cli.training.compilation import decide
 from nanochat_cli.training.cpp_compiler import CppCompiler, find_compiler
 from nanochat_cli.training.trainer import Trainer
-from tests.e2e.compilers import environment, write_broken_compilers, write_compiler_without_python_headers
+from tests.e2e.compilers import (
+    environment,
+    keep_kernels,
+    write_broken_compilers,
+    write_compiler_without_python_headers,
+)
 from tests.e2e.tiny import TINY, write_corpus
 from tests.training.synthetic import SyntheticData, tiny_config
 
@@ -82,6 +87,7 @@ def test_a_machine_without_any_compiler_is_told_what_to_install(tmp_path):
 def test_a_run_with_a_broken_compiler_is_eager_and_succeeds(fake, says, tmp_path):
     write_corpus(tmp_path / "src")
     line = ["train", *TINY, "--set", "train.compile=on", "--set", "train.total_steps=2", "--set", "data.source=src"]
+    keep_kernels(tmp_path / "cache")
     env = environment(fake(tmp_path / "bin"), tmp_path / "cache")
     command = [sys.executable, "-m", "nanochat_cli.cli.app", *line]
     child = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)

@@ -1,9 +1,10 @@
 """Suites of real, tiny runs: interrupted ones end like uninterrupted ones, and failed runs are rows of the report.
 
-What is interrupted goes through the command in separate processes, the rest trains in this one; all with one thread, so
-that sums have one order. The oracle is the suite that was never interrupted.
+What is interrupted goes through the command in separate processes, the rest trains in this one, which saves the time to
+start some; all with one thread, so that sums have one order. The oracle is the suite that was never interrupted.
 """
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -14,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from nanochat_cli.bench.matched import suite as suites
 from nanochat_cli.bench.matched import suite_child
@@ -30,7 +30,7 @@ from nanochat_cli.config.schema import Config
 from nanochat_cli.errors import NanochatError
 from nanochat_cli.report.reporter import QuietReporter
 from tests.bench.matched.suites import read_suite, record
-from tests.e2e.processes import start
+from tests.e2e.processes import one_thread, run_here, start
 from tests.e2e.tiny import write_corpus
 
 TINY = [
@@ -49,15 +49,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with a data set and the suite `whole`."""
     folder = tmp_path_factory.mktemp("work")
     write_corpus(folder / "src")
-    tokenize = start(folder, "tokenize", "--source", "src", "--vocab-size", "300")
-    assert tokenize.wait() == 0
-    finish(start(folder, "bench", "ab", *SUITE, "--vary", OTHER, "--out", "whole"))
+    assert run_here(folder, "tokenize", "--source", "src", "--vocab-size", "300") == 0
+    with runs_in_this_process():
+        assert run_here(folder, "bench", "ab", *SUITE, "--vary", OTHER, "--out", "whole") == 0
     return folder
 
 
-@pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Runs of suites train here, which saves the time to start a process for each."""
+@contextlib.contextmanager
+def runs_in_this_process() -> Iterator[None]:
+    """Runs of suites train here."""
 
     def train(place: Place, config: Config, update: Callable[[Reading], None], stop: Callable[[], bool]) -> RunOutcome:
         place.prepare(config)
@@ -66,11 +66,15 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         assert outcome is not None
         return outcome
 
-    monkeypatch.setattr(suites, "run_in_process", train)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with pytest.MonkeyPatch.context() as patch, one_thread():
+        patch.setattr(suites, "run_in_process", train)
+        yield
+
+
+@pytest.fixture
+def in_this_process() -> Iterator[None]:
+    with runs_in_this_process():
+        yield
 
 
 def finish(process: "subprocess.Popen[str]", code: int = 0) -> str:
@@ -117,8 +121,7 @@ def test_a_suite_that_is_stopped_killed_and_continued_ends_as_an_undisturbed_one
     finish(process, -signal.SIGKILL)
     finished = (folder / "split" / "outcomes" / "base-seed0.json").stat().st_mtime_ns
 
-    process = start(folder, "bench", "ab", "--resume", "--out", "split")
-    finish(process)
+    assert run_here(folder, "bench", "ab", "--resume", "--out", "split") == 0
     assert (folder / "split" / "outcomes" / "base-seed0.json").stat().st_mtime_ns == finished, "it was repeated"
     assert "resumed at step" in (folder / "split" / "logs" / f"{OTHER}-seed0.log").read_text()
     ours, whole = read_suite(folder / "split"), read_suite(folder / "whole")
@@ -153,16 +156,18 @@ def test_a_finished_run_has_every_measure_of_this_machine(folder):
     assert len(run.evaluations) == 3
 
 
-def test_continuing_with_other_options_is_an_error(folder):
-    errors = finish(start(folder, "bench", "ab", *SUITE, "--vary", DIVERGES, "--out", "whole", "--resume"), 2)
-    assert "has other options; leave them out" in errors
-    errors = finish(start(folder, "bench", "ab", *SUITE, "--vary", DIVERGES, "--out", "whole"), 2)
-    assert "a suite is here; continue it with --resume" in errors
+def test_continuing_with_other_options_is_an_error(folder, capfd):
+    line = ["bench", "ab", *SUITE, "--vary", DIVERGES, "--out", "whole"]
+    assert run_here(folder, *line, "--resume") == 2
+    assert "has other options; leave them out" in capfd.readouterr().err
+    assert run_here(folder, *line) == 2
+    assert "a suite is here; continue it with --resume" in capfd.readouterr().err
 
 
-def test_unusable_data_are_an_error_before_a_suite_exists(folder):
+def test_unusable_data_are_an_error_before_a_suite_exists(folder, capfd):
     nothing = [*SUITE, "--vary", OTHER, "--set", "data.path=data/none", "--out", "nothing"]
-    assert "data/none" in finish(start(folder, "bench", "ab", *nothing), 3)
+    assert run_here(folder, "bench", "ab", *nothing) == 3
+    assert "data/none" in capfd.readouterr().err
     assert not (folder / "nothing").exists()
 
 

@@ -23,6 +23,22 @@ sys.stdin.readline()
 path = shared_library(Path(sys.argv[1]))
 print(path, ctypes.CDLL(str(path)).answer())
 """
+TOGETHER = """
+import ctypes, os, sys
+from pathlib import Path
+from nanochat_kernels.cpu.build import shared_library
+reader, writer = os.pipe()
+for _ in range(6):
+    if os.fork() == 0:
+        os.close(writer)
+        os.read(reader, 1)  # ends for all of them at once, when the last writer is closed
+        path = shared_library(Path(sys.argv[1]))
+        print(path, ctypes.CDLL(str(path)).answer(), flush=True)
+        os._exit(0)
+os.close(writer)
+for _ in range(6):
+    os.wait()
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -106,16 +122,9 @@ def test_cc_may_hold_arguments(source: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_processes_that_compile_at_the_same_time_all_get_a_whole_library(source: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", CHILD, str(source)]
-    children = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(6)]
-    for child in children:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "ready\n"
-    for child in children:  # all of them wait at the line before the build
-        assert child.stdin is not None
-        child.stdin.write("go\n")
-        child.stdin.flush()
-    answers = [child.communicate(timeout=120)[0].split() for child in children]
+    command = [sys.executable, "-c", TOGETHER, str(source)]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    answers = [line.split() for line in child.stdout.splitlines()]
     assert [answer for _, answer in answers] == ["42"] * 6
     assert {Path(path).parent for path, _ in answers} == {cache_folder()}
     assert not list(cache_folder().glob(".*")), "no partial file stays"
