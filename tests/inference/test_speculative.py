@@ -33,14 +33,15 @@ def plain(model, prompt, sampling) -> list[int]:
     return [tokens[0] for tokens in generate_tokens(model, [prompt], sampling, eos_id=0) if tokens[0] is not None]
 
 
-@pytest.mark.parametrize("kind", ["heads", "nextn"])
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-def test_fifty_prompts_give_the_tokens_of_plain_decoding(kind, sampling):
+def test_fifty_prompts_give_the_tokens_of_plain_decoding(sampling):
     model = build("plain+attention+dense+untied", **EXACT)
     packed = PackedTransformer.from_model(model, fused=False)
-    drafter = make_drafter(packed, mtp_for(model, kind))
+    drafters = {kind: make_drafter(packed, mtp_for(model, kind)) for kind in ("heads", "nextn")}
     for prompt in prompts(50):
-        assert list(speculate_tokens(packed, drafter, prompt, sampling, 2, eos_id=0)) == plain(packed, prompt, sampling)
+        expected = plain(packed, prompt, sampling)
+        for kind, drafter in drafters.items():
+            assert list(speculate_tokens(packed, drafter, prompt, sampling, 2, eos_id=0)) == expected, kind
 
 
 @pytest.mark.parametrize("combination", ["plain+hybrid+dense+tied", "mhc-2+hybrid+moe+untied"])
