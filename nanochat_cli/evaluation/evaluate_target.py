@@ -184,7 +184,7 @@ def _completion(
     from nanochat_cli.evaluation import completion
     from nanochat_cli.evaluation.completion_tasks import completion_tasks
     from nanochat_cli.evaluation.contamination_report import report_contamination
-    from nanochat_cli.evaluation.held_out import document_languages
+    from nanochat_cli.evaluation.held_out import known_languages
     from nanochat_cli.evaluation.training_index import TrainingIndex
     from nanochat_cli.formats.open import trained_fim
 
@@ -195,7 +195,7 @@ def _completion(
         reporter.info(
             f"{target} was trained without fill-in-the-middle (fim.rate = 0): it completes from left to right"
         )
-    languages = document_languages(reader, config or Config(), reporter)
+    languages = known_languages(reader, config or Config(), reporter)
     texts = (content.decode("utf-8", "replace") for content in reader.documents("val"))
     tasks = completion_tasks(zip(languages, texts, strict=True), options.limit or TASKS)
     if not tasks:

@@ -27,6 +27,8 @@ from nanochat_cli.report.reporter import Reporter
 if TYPE_CHECKING:
     from nanochat_cli.formats.open import LoadedRun
 
+UNKNOWN = "unknown"
+
 
 @dataclass(frozen=True)
 class TokenArray:
@@ -85,6 +87,15 @@ def document_languages(reader: ShardReader, config: Config, reporter: Reporter) 
     if len(languages) != manifest.val.documents or n_bytes != manifest.val.bytes:
         raise DataError(f"{corpus.source}: changed since the data set was made; run `nanochat tokenize` again")
     return languages
+
+
+def known_languages(reader: ShardReader, config: Config, reporter: Reporter) -> list[str]:
+    """`document_languages`, or UNKNOWN for every document, with a warning, where the source has changed."""
+    try:
+        return document_languages(reader, config, reporter)
+    except DataError as error:
+        reporter.warn(f"no figures by language: {error}")
+        return [UNKNOWN] * reader.manifest.val.documents
 
 
 def encode_held_out(reader: ShardReader, tokenizer: Tokenizer) -> TokenArray:

@@ -13,14 +13,11 @@ from nanochat_cli.config.schema import Config
 from nanochat_cli.data.batches import evaluation_batches
 from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.data.tokenizer import Tokenizer
-from nanochat_cli.errors import DataError
-from nanochat_cli.evaluation.held_out import document_languages, encode_held_out
+from nanochat_cli.evaluation.held_out import encode_held_out, known_languages
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.report.result_file import Result
 from nanochat_cli.training.bits_per_byte import HeldOut, evaluate_groups, merged
-
-UNKNOWN = "unknown"
 
 
 class Measured(NamedTuple):
@@ -48,11 +45,7 @@ def measure_bits_per_byte(
         config = Config()
     else:
         seq_len = min(seq_len, config.train.seq_len)
-    try:
-        languages = document_languages(reader, config, reporter)
-    except DataError as error:
-        reporter.warn(f"no figures by language: {error}")
-        languages = [UNKNOWN] * reader.manifest.val.documents
+    languages = known_languages(reader, config, reporter)
     tokens = encode_held_out(reader, tokenizer)
     sources = [part.name for part in reader.manifest.parts for _ in range(part.val.documents)] or [""] * len(languages)
     by_document = list(zip(sources, languages, strict=True))
