@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from nanochat_cli.data.mixture import Mixture, Share
 from nanochat_cli.data.order import permuted
-from nanochat_cli.errors import ConfigError, DataError
+from nanochat_cli.errors import DataError
 
 IGNORE_INDEX = -100
 
@@ -38,11 +38,11 @@ class Tokens(Protocol):
 class Batches:
     """Training batches: every epoch visits all windows of `seq_len` + 1 tokens once, in a new order.
 
-    Neighbouring windows share one token, so every token but the first is a target once per epoch. `batch_size` counts
-    the rows of all ranks; rank r of `world_size` gets the r-th part of them. shift: an offset in the order, for a run
-    that has read a part of it in batches of another size. shares: the sources of the stream, which windows are drawn
-    from by weight, each in an order of its own. Raises DataError if the stream is shorter than one window, ConfigError
-    if `batch_size` is not a multiple of `world_size`.
+    Neighbouring windows share one token, so every token but the first is a target once per epoch. shift: an offset in
+    the order, for a run that has read a part of it in batches of another size, and for a process that reads a part of
+    each batch. shares: the sources of the stream, which windows are drawn from by weight, each in an order of its own.
+    stride: rows from one batch to the next, if others read the rest. Raises DataError if the stream is shorter than
+    one window.
     """
 
     def __init__(
@@ -51,13 +51,10 @@ class Batches:
         batch_size: int,
         seq_len: int,
         seed: int,
-        rank: int = 0,
-        world_size: int = 1,
         shift: int = 0,
         shares: Sequence[Share] = (),
+        stride: int | None = None,
     ) -> None:
-        if batch_size % world_size:
-            raise ConfigError(f"train.batch_size = {batch_size} must be a multiple of the {world_size} ranks")
         self.windows = (len(stream) - 1) // seq_len
         if self.windows < 1:
             raise DataError(
@@ -69,16 +66,19 @@ class Batches:
         self.batch_size = batch_size
         self.seq_len = seq_len
         self.seed = seed
-        self.rows_per_rank = batch_size // world_size
-        self.first_row = rank * self.rows_per_rank + shift
+        self.shift = shift
+        self.stride = batch_size if stride is None else stride
 
     def batch(self, index: int) -> Batch:
-        """This rank's rows of global batch `index` ≥ 0: (inputs, targets), int64 [batch_size / world_size, seq_len]."""
-        first = index * self.batch_size + self.first_row
-        rows = np.empty((self.rows_per_rank, self.seq_len + 1), dtype=np.int64)
-        for row, start in enumerate(self.starts(first, self.rows_per_rank)):
+        """Batch `index` ≥ 0: (inputs, targets), int64 [batch_size, seq_len]."""
+        rows = np.empty((self.batch_size, self.seq_len + 1), dtype=np.int64)
+        for row, start in enumerate(self.starts_of(index)):
             rows[row] = self.stream[start : start + self.seq_len + 1]
         return rows[:, :-1].copy(), rows[:, 1:].copy()
+
+    def starts_of(self, index: int) -> list[int]:
+        """The tokens at which the windows of a batch begin."""
+        return self.starts(index * self.stride + self.shift, self.batch_size)
 
     def starts(self, first: int, count: int) -> list[int]:
         """The tokens at which the windows at `count` consecutive places of the endless order begin."""
@@ -95,7 +95,7 @@ class Batches:
 
     def epoch(self, index: int) -> float:
         """Epochs completed before batch `index`."""
-        return index * self.batch_size / self.windows
+        return index * self.stride / self.windows
 
 
 def evaluation_batches(stream: Tokens, batch_size: int, seq_len: int, max_tokens: int | None = None) -> Iterator[Batch]:

@@ -84,14 +84,14 @@ def cut(content: bytes, first: float, second: float) -> tuple[bytes, bytes, byte
 class FimBatches:
     """The rows of `source`, some of them transformed: a pure function of a row, the seed, and its place in the order.
 
-    The first row of batch i has place i × batch_size + shift (see `data.batches`).
+    The first row of batch i has place i × stride + shift (see `data.batches`).
     """
 
     def __init__(
-        self, source: BatchSource, tokenizer: Tokenizer, fim: FimConfig, seed: int, batch_size: int, shift: int
+        self, source: BatchSource, tokenizer: Tokenizer, fim: FimConfig, seed: int, stride: int, shift: int
     ) -> None:
         self.source, self.tokenizer, self.fim = source, tokenizer, fim
-        self.seed, self.batch_size, self.shift = seed, batch_size, shift
+        self.seed, self.stride, self.shift = seed, stride, shift
         self._names = sentinels(tokenizer)
         self._special = set(tokenizer.special_tokens.values())
 
@@ -100,7 +100,7 @@ class FimBatches:
         inputs, targets = self.source.batch(index)
         rows = np.concatenate((inputs, targets[:, -1:]), axis=1)
         for number, row in enumerate(rows):
-            self._transform(row, index * self.batch_size + self.shift + number)
+            self._transform(row, index * self.stride + self.shift + number)
         return rows[:, :-1].copy(), rows[:, 1:].copy()
 
     def _transform(self, row: NDArray[np.int64], place: int) -> None:

@@ -8,21 +8,27 @@ from nanochat_cli.errors import DataError
 from nanochat_cli.report.reporter import QuietReporter, Reporter
 
 
-def source_spec(reader: ShardReader, config: Config, reporter: Reporter, shift: int = 0) -> SourceSpec:
+def source_spec(
+    reader: ShardReader, config: Config, reporter: Reporter, shift: int = 0, rows: range | None = None
+) -> SourceSpec:
     """The source that `config` trains on; indexes the text first if it is to be tokenised on the fly. Raises DataError.
 
-    shift: see `data.batches`.
+    shift: see `data.batches`. rows: of each batch, for a process that reads a part of it; None: all.
     """
-    source = _plain_spec(reader, config, reporter, shift)
+    stride = config.train.batch_size * config.train.grad_accum
+    rows = range(stride) if rows is None else rows
+    source = _plain_spec(reader, config, reporter, shift + rows.start, len(rows), stride)
     if not config.fim.rate:
         return source
-    return FimSource(source, reader.folder.absolute() / TOKENIZER, config.fim, config.run.seed, shift)
+    return FimSource(source, reader.folder.absolute() / TOKENIZER, config.fim, config.run.seed)
 
 
-def _plain_spec(reader: ShardReader, config: Config, reporter: Reporter, shift: int) -> SourceSpec:
-    batch_size, seq_len = config.train.batch_size * config.train.grad_accum, config.train.seq_len
+def _plain_spec(
+    reader: ShardReader, config: Config, reporter: Reporter, shift: int, batch_size: int, stride: int
+) -> ShardSource | TextSource:
+    seq_len = config.train.seq_len
     if not config.loader.on_the_fly:
-        return ShardSource(reader.folder.absolute(), batch_size, seq_len, config.run.seed, shift)
+        return ShardSource(reader.folder.absolute(), batch_size, seq_len, config.run.seed, shift, stride)
     manifest = reader.manifest
     if manifest.parts:
         raise DataError(f"{reader.folder}: is a mixture, which loader.on_the_fly does not read; turn it off")
@@ -39,12 +45,19 @@ def _plain_spec(reader: ShardReader, config: Config, reporter: Reporter, shift: 
         seq_len=seq_len,
         seed=config.run.seed,
         shift=shift,
+        stride=stride,
     )
 
 
-def open_batches(reader: ShardReader, config: Config, reporter: Reporter | None = None, shift: int = 0) -> BatchSource:
+def open_batches(
+    reader: ShardReader,
+    config: Config,
+    reporter: Reporter | None = None,
+    shift: int = 0,
+    rows: range | None = None,
+) -> BatchSource:
     """The training batches. Raises DataError if there is not even one, before any process is started."""
-    spec = source_spec(reader, config, reporter or QuietReporter(), shift)
+    spec = source_spec(reader, config, reporter or QuietReporter(), shift, rows)
     batches = spec.open()
     if not config.loader.enabled:
         return batches

@@ -25,13 +25,14 @@ class SourceSpec(Protocol):
 
 @dataclass(frozen=True)
 class ShardSource:
-    """The training tokens of the data set in `folder`. shift: see `data.batches`."""
+    """The training tokens of the data set in `folder`. shift, stride: see `data.batches`."""
 
     folder: Path
     batch_size: int
     seq_len: int
     seed: int
     shift: int = 0
+    stride: int | None = None
 
     def open(self) -> Batches:
         from nanochat_cli.data.mixture import shares_of
@@ -41,7 +42,7 @@ class ShardSource:
         manifest = read_manifest(self.folder)
         stream = TokenStream([Shard(self.folder / info.file, info) for info in manifest.train.shards], eos_id=0)
         shares = shares_of(manifest)
-        return Batches(stream, self.batch_size, self.seq_len, self.seed, shift=self.shift, shares=shares)
+        return Batches(stream, self.batch_size, self.seq_len, self.seed, self.shift, shares, self.stride)
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class TextSource:
     seq_len: int
     seed: int
     shift: int = 0
+    stride: int | None = None
 
     def open(self) -> BatchSource:
         from nanochat_cli.data.on_the_fly import TextBatches, TextStore
@@ -65,18 +67,18 @@ class TextSource:
 
         store = TextStore(self.index, self.files, self.text_field)
         tokenizer = Tokenizer.load(self.folder / TOKENIZER)
-        return TextBatches(store, tokenizer, self.batch_size, self.seq_len, self.seed, self.bytes_per_token, self.shift)
+        order = (self.batch_size, self.seq_len, self.seed, self.bytes_per_token, self.shift, self.stride)
+        return TextBatches(store, tokenizer, *order)
 
 
 @dataclass(frozen=True)
 class FimSource:
     """The rows of `source`, with fill-in-the-middle (see `data.fim`). tokenizer: the file of theirs."""
 
-    source: SourceSpec
+    source: ShardSource | TextSource
     tokenizer: Path
     fim: FimConfig
     seed: int
-    shift: int = 0
 
     @property
     def batch_size(self) -> int:
@@ -91,4 +93,5 @@ class FimSource:
         from nanochat_cli.data.tokenizer import Tokenizer
 
         tokenizer = Tokenizer.load(self.tokenizer)
-        return FimBatches(self.source.open(), tokenizer, self.fim, self.seed, self.batch_size, self.shift)
+        stride = self.batch_size if self.source.stride is None else self.source.stride
+        return FimBatches(self.source.open(), tokenizer, self.fim, self.seed, stride, self.source.shift)

@@ -92,7 +92,10 @@ def _from_a_blank(piece: bytes) -> bytes:
 
 
 class TextBatches:
-    """Training batches of `store`, encoded by `tokenizer`; bytes_per_token: the data set's mean sizes the windows."""
+    """Training batches of `store`, encoded by `tokenizer`; bytes_per_token: the data set's mean sizes the windows.
+
+    shift, stride: see `data.batches`.
+    """
 
     def __init__(
         self,
@@ -103,6 +106,7 @@ class TextBatches:
         seed: int,
         bytes_per_token: float,
         shift: int = 0,
+        stride: int | None = None,
     ) -> None:
         self.store = store
         self.tokenizer = tokenizer
@@ -110,15 +114,15 @@ class TextBatches:
         self.seq_len = seq_len
         self.seed = seed
         self.shift = shift
+        self.stride = batch_size if stride is None else stride
         self.window_bytes = max(1, round(seq_len * bytes_per_token))
         self.windows = max(1, len(store) // self.window_bytes)
 
     def batch(self, index: int) -> Batch:
         """Batch `index` ≥ 0: (inputs, targets), int64 [batch_size, seq_len]; targets are inputs shifted by one."""
         rows = np.empty((self.batch_size, self.seq_len + 1), dtype=np.int64)
-        starts = dict(
-            enumerate(self.start(index * self.batch_size + self.shift + row) for row in range(self.batch_size))
-        )
+        first = index * self.stride + self.shift
+        starts = dict(enumerate(self.start(first + row) for row in range(self.batch_size)))
         n_bytes = round(self.window_bytes * READ_AHEAD) + BLANK_WITHIN
         while starts:
             for row, tokens in self._encoded(starts, n_bytes).items():

@@ -104,8 +104,7 @@ class ScoreBatches:
     def batch(self, step: int) -> Tensor:
         """float32 [batch_size × grad_accum, T], beside the targets of the step's batch. Raises DataError."""
         batches, length = self._batches, self._batches.seq_len
-        starts = batches.starts(step * batches.batch_size + batches.first_row, batches.batch_size)
-        places = torch.tensor(starts).unsqueeze(1) + 1 + torch.arange(length)
+        places = torch.tensor(batches.starts_of(step)).unsqueeze(1) + 1 + torch.arange(length)
         found = self._scores[places].float()
         if self._part is not None and bool(found.isnan().any()):
             raise DataError(

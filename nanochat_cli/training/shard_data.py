@@ -26,11 +26,16 @@ PIECE = 4_000_000
 
 
 class ShardData:
-    """Training and held-out batches of `reader`, shaped by `config`. token_bytes: int64 [V]."""
+    """Training and held-out batches of `reader`, shaped by `config`. token_bytes: int64 [V].
 
-    def __init__(self, reader: ShardReader, config: Config, reporter: Reporter | None = None) -> None:
+    rows: of the batch of a step, for a rank that computes these; None: all.
+    """
+
+    def __init__(
+        self, reader: ShardReader, config: Config, reporter: Reporter | None = None, rows: range | None = None
+    ) -> None:
         train = config.train
-        self._reader, self._config, self._reporter = reader, config, reporter
+        self._reader, self._config, self._reporter, self._part = reader, config, reporter, rows
         self._batches: BatchSource | None = None  # opened by the first batch: evaluation needs none
         self._scores: ScoreBatches | None = None
         self._shift = 0
@@ -55,9 +60,9 @@ class ShardData:
                 self._reporter.warn(line)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of a step, int64 [batch_size × grad_accum, T]."""
+        """Inputs and targets of a step, int64 [batch_size × grad_accum, T], or of its `rows`."""
         if self._batches is None:
-            self._batches = open_batches(self._reader, self._config, self._reporter, self._shift)
+            self._batches = open_batches(self._reader, self._config, self._reporter, self._shift, self._part)
         inputs, targets = self._batches.batch(step)
         return torch.from_numpy(inputs), torch.from_numpy(targets)
 
@@ -66,13 +71,14 @@ class ShardData:
         self._shift = windows
 
     def scores(self, step: int) -> Tensor | None:
-        """float32 [batch_size × grad_accum, T] from collider.scores, beside the targets of a step; None without."""
+        """float32 [rows, T] from collider.scores, beside the targets of a step; None without."""
         path = self._config.collider.scores
         if not self._config.collider.enabled or path is None:
             return None
         if self._scores is None:
             self._scores = ScoreBatches(path, self._reader, self._config, self._shift)
-        return self._scores.batch(step)
+        scores = self._scores.batch(step)
+        return scores if self._part is None else scores[self._part.start : self._part.stop]
 
     def is_ready(self, step: int) -> bool:
         """Whether the batch of a step has been read ahead."""

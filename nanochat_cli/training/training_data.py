@@ -16,7 +16,7 @@ class TrainingData(Protocol):
     token_bytes: Tensor
 
     def batch(self, step: int) -> Batch:
-        """The global batch of a step."""
+        """The global batch of a step; on one of several ranks the rows that it computes."""
         ...
 
     def shift(self, windows: int) -> None:

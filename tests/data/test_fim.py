@@ -53,7 +53,7 @@ def plain(longest: int = 600, batch_size: int = 6, shift: int = 0) -> Batches:
 
 def filled(source: Batches, rate: float = 1.0, spm_rate: float = 0.5, seed: int = 3) -> FimBatches:
     fim = FimConfig(rate=rate, spm_rate=spm_rate)
-    return FimBatches(source, TOKENIZER, fim, seed, source.batch_size, source.first_row)
+    return FimBatches(source, TOKENIZER, fim, seed, source.batch_size, source.shift)
 
 
 def whole(batch: Batch) -> list[list[int]]:
