@@ -14,6 +14,8 @@ def main() -> int:
         from nanochat_cli.cli.app import main as run
 
         code = run()
+        if "RANK" in os.environ:  # a launcher ends the other ranks, which are about to end
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if code == 130 and threading.active_count() > 1:
             # A thread inside a library cannot be stopped, and one that returns to an ending interpreter aborts it.
             sys.stdout.flush()
@@ -21,7 +23,8 @@ def main() -> int:
             os._exit(code)
         return code
     except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
+        if "RANK" not in os.environ:  # of several ranks the one that failed has said why
+            print("error: interrupted", file=sys.stderr)
         return 130
 
 
@@ -33,6 +36,8 @@ def _end_as_interrupted(pid: int) -> None:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
+        if "RANK" in os.environ and sys.exc_info()[1] is not None:
+            return  # this rank is ending with an error of its own, or of one that it has lost, and is to say it
         raise KeyboardInterrupt
 
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:

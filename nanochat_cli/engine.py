@@ -6,7 +6,7 @@ are imported inside the methods that need them, so that importing the Engine cos
 
 import shlex
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from nanochat_cli.inference.sampling import SamplingConfig
     from nanochat_cli.model.mtp import MTP
     from nanochat_cli.model.transformer import Transformer
+    from nanochat_cli.training.distributed.group import Group
     from nanochat_cli.training.progress import TrainResult
 
 GGUF_FILE = "model.gguf"
@@ -75,9 +76,13 @@ class Engine:
         """
         from nanochat_cli.training.summary import summarise
 
-        with run_folder(config, resume, TRAINS, stem) as run_dir, self._shown(run_dir, show):
-            result, reader = self._fit(config, run_dir, resume=resume is not None)
-            sample = summarise(run_dir, config, result, reader, self.reporter)
+        with self._claimed(config, resume, stem) as (run_dir, group):
+            if group is not None and not group.is_first:
+                self._fit(config, run_dir, group, resume=resume is not None)
+                return run_dir
+            with self._shown(run_dir, show):
+                result, reader = self._fit(config, run_dir, group, resume=resume is not None)
+                sample = summarise(run_dir, config, result, reader, self.reporter)
         begin = shlex.quote(sample.beginning)
         self.reporter.info(f"next: nanochat generate {run_dir} -p {begin}   or: nanochat export {run_dir} --gguf")
         self.reporter.result({"run": str(run_dir), **asdict(result)})
@@ -90,10 +95,30 @@ class Engine:
 
     def fit(self, config: Config, resume: Path | None) -> "TrainResult":
         """Like `train`, but returns the figures instead of reporting them."""
-        with run_folder(config, resume, TRAINS) as run_dir:
-            return self._fit(config, run_dir, resume=resume is not None)[0]
+        with self._claimed(config, resume, "run") as (run_dir, group):
+            return self._fit(config, run_dir, group, resume=resume is not None)[0]
 
-    def _fit(self, config: Config, run_dir: Path, *, resume: bool) -> "tuple[TrainResult, ShardReader]":
+    @contextmanager
+    def _claimed(self, config: Config, resume: Path | None, stem: str) -> "Iterator[tuple[Path, Group | None]]":
+        """The folder of a run, which rank 0 holds for all, and the ranks that train it together."""
+        from nanochat_cli.training.distributed.ranks import is_owned
+
+        if not is_owned(config):
+            with run_folder(config, resume, TRAINS, stem) as run_dir:
+                yield run_dir, None
+            return
+        from nanochat_cli.training.distributed.group import open_group
+
+        with open_group(config) as group:
+            claim = run_folder(config, resume, TRAINS, stem) if group.is_first else nullcontext()
+            with claim as claimed:
+                run_dir = Path(group.share(None if claimed is None else str(claimed.absolute())))
+                config.run.name = run_dir.name
+                yield run_dir if claimed is None else claimed, group
+
+    def _fit(
+        self, config: Config, run_dir: Path, group: "Group | None", *, resume: bool
+    ) -> "tuple[TrainResult, ShardReader]":
         from nanochat_cli.data.prepare import cached_dataset
         from nanochat_cli.data.shards import ShardReader
         from nanochat_cli.formats.gguf.architecture import destination_of
@@ -101,6 +126,7 @@ class Engine:
         from nanochat_cli.formats.run.dataset import record_of, require_same_tokenizer, write_record
         from nanochat_cli.formats.run.origin import require_trained_here
         from nanochat_cli.training.devices import choose_device, require_float8, require_nvfp4
+        from nanochat_cli.training.distributed.ranks import rows_of
         from nanochat_cli.training.shard_data import ShardData
         from nanochat_cli.training.trainer import Trainer
 
@@ -112,20 +138,23 @@ class Engine:
         self.reporter.info(str(destination_of(config.model)))
         resumable = resume and not is_empty(run_dir)
         anchor(config, source=not resumable)
-        if resumable:
-            reader = self._data_to_continue(run_dir, config)
-        else:
-            reader = ShardReader(cached_dataset(config, self.reporter), vocab_size=config.model.vocab_size)
+        with nullcontext() if group is None else group.first_alone():
+            if resumable:
+                reader = self._data_to_continue(run_dir, config)
+            else:
+                reader = ShardReader(cached_dataset(config, self.reporter), vocab_size=config.model.vocab_size)
         if (reference := config.collider.reference_in_use) is not None:
             require_same_tokenizer(reference, reader, ", or name another collider.reference")
-        data = ShardData(reader, config, self.reporter)
+        rows = None if group is None else rows_of(group.rank, group.size, config.train)
+        data = ShardData(reader, config, self.reporter, rows)
         data.warn_of_epochs()
-        if not resumable:
+        writes = group is None or group.is_first
+        if writes and not resumable:
             create_run(run_dir, config, reader.tokenizer, record_of(reader))
             if resume:
                 self.reporter.warn(f"{run_dir}: no checkpoint yet; it starts from the beginning")
-        trainer = Trainer(config, data, run_dir, self.reporter, resume=resumable)
-        if resumable:
+        trainer = Trainer(config, data, run_dir, self.reporter, resume=resumable, group=group)
+        if writes and resumable:
             write_record(run_dir, record_of(reader))
             write_config(config, run_dir)  # only now: the trainer has refused what does not fit the checkpoint
         return trainer.fit(), reader

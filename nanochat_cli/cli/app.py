@@ -23,6 +23,7 @@ from nanochat_cli.cli.options import require_known_backend
 from nanochat_cli.cli.session import Session, common_parameters
 from nanochat_cli.errors import ConfigError, DataError, NanochatError
 from nanochat_cli.home import provide_home
+from nanochat_cli.training.distributed.ranks import speaks, world_size
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class LazyGroup(TyperGroup):
         """Load the subcommand's module first. ctx: Typer's private Context class."""
         if args[0] in COMMANDS:
             require_known_backend()
+            if world_size() > 1 and args[0] != "train":
+                raise ConfigError(f"nanochat {args[0]} runs in one process: several ranks can only train")
             provide_home()
             self.add_command(_load(args[0]), args[0])
         return super().resolve_command(ctx, args)
@@ -107,12 +110,12 @@ def root(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; every expected error becomes one line."""
-    session = Session()
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    session = Session(arguments)
     for stream in (sys.stdout, sys.stderr):
         # A terminal that is not UTF-8 shows "?" for an unknown character, instead of ending the command.
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="replace")
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
         _require_text(arguments)
         status = get_command(app).main(
@@ -189,7 +192,7 @@ _FILE_TROUBLE = {
 
 def _fail(session: Session, message: str, code: int) -> int:
     line = " ".join(message.split())
-    if line:
+    if line and speaks(code):
         with contextlib.suppress(OSError, DataError):  # standard output may be what failed
             session.end_line()
         print(f"error: {line}", file=sys.stderr)

@@ -4,6 +4,7 @@ The three options are declared once, here, and added to every command by `cli.ap
 them, a command asks its Session for a reporter or an engine.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ import typer
 from typer.main import get_command
 
 from nanochat_cli.errors import DataError
+from nanochat_cli.training.distributed.ranks import rank
 
 if TYPE_CHECKING:
     from nanochat_cli.engine import Engine
@@ -23,17 +25,24 @@ _PANEL = "Every command"
 
 @dataclass
 class Session:
-    """One invocation. The fields are set while the command line is parsed."""
+    """One invocation: its arguments, and what is set while they are parsed. Of several ranks rank 0 reports."""
 
+    arguments: Sequence[str] = ()
     json_path: Path | None = None
     quiet: bool = False
     verbose: bool = False
 
     @cached_property
     def reporter(self) -> "Reporter":
-        from nanochat_cli.report.reporter import open_reporter
+        from nanochat_cli.report.reporter import SilentReporter, open_reporter
 
-        return open_reporter(quiet=self.quiet)
+        return SilentReporter() if rank() else open_reporter(quiet=self.quiet)
+
+    def silence(self) -> None:
+        """Say nothing from now on, not even warnings."""
+        from nanochat_cli.report.reporter import SilentReporter
+
+        self.reporter = SilentReporter()
 
     @cached_property
     def engine(self) -> "Engine":
@@ -48,7 +57,7 @@ class Session:
 
     def write_json(self, outcome: dict[str, object]) -> None:
         """Write the command's results, updated with `outcome`, if `--json` asked for them."""
-        if self.json_path is not None:
+        if self.json_path is not None and rank() == 0:
             from nanochat_cli.report.reporter import write_json
 
             path, self.json_path = self.json_path, None

@@ -1,25 +1,31 @@
 """`nanochat train`: start a run, or continue one."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from nanochat_cli.cli.options import ConfigFile, Overrides, Presets, resolve
 from nanochat_cli.cli.session import Session, session_of
 from nanochat_cli.errors import ConfigError, DataError
+from nanochat_cli.training.distributed.ranks import is_launched, rank, require_shareable, world_size
 
 if TYPE_CHECKING:
     from nanochat_cli.config.schema import Config
 
 app = typer.Typer(add_completion=False)
+AUTO = Path("auto")
 
 
 @app.command()
 def train(
     ctx: typer.Context,
     run: Annotated[
-        Path | None, typer.Argument(metavar="RUN", help="With --resume: the run to continue; default: the latest.")
+        Path | None,
+        typer.Argument(
+            metavar="RUN",
+            help="With --resume: the run to continue; default: the latest. auto: the one of that name, or begin it.",
+        ),
     ] = None,
     preset: Presets = [],  # noqa: B006 - Typer copies it
     config: ConfigFile = None,
@@ -31,23 +37,41 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Serve TensorBoard on this machine while it trains.")
     ] = False,
+    nproc: Annotated[
+        int, typer.Option("--nproc", metavar="N", min=1, help="Train with so many processes on this machine.")
+    ] = 1,
 ) -> None:
     """Train a ternary model: by default the quickstart preset, on the embedded corpus."""
     session = session_of(ctx)
-    if resume:
+    launches = nproc > 1 and not is_launched()
+    if launches:
+        session.silence()  # the ranks will say it
+    begun, stem = None, "run"
+    if resume and run != AUTO:
         target = run if run is not None or name is None else Path(name)
-        _resume(session, target, bool(preset or config), overrides, tensorboard)
-        return
-    if run is not None:
+        begun, resolved = _to_resume(session, target, bool(preset or config), overrides)
+    elif run is not None and not resume:
         raise ConfigError(f"{run}: a run is only named with --resume; did you mean --name or --preset {run}?")
-    resolved = resolve(
-        session, preset, config, overrides, default_preset="quickstart", options={"--name": {"run.name": name}}
-    )
-    resolved.grpo.source = None  # --config may name the configuration of a run of nanochat grpo
-    stem = _stem(preset, config)
-    require_startable(resolved, stem)
+    else:
+        named = {"--name": {"run.name": name}}
+        resolved = resolve(session, preset, config, overrides, default_preset="quickstart", options=named)
+        resolved.grpo.source = None  # --config may name the configuration of a run of nanochat grpo
+        stem = _stem(preset, config)
+        if resume:
+            begun, resolved = _begun(session, resolved, overrides)
+    require_shareable(resolved, nproc if launches else world_size())
+    if begun is None and rank() == 0:  # which may have claimed it already
+        require_startable(resolved, stem)
     _require_events(resolved, tensorboard)
-    session.engine.train(resolved, None, stem, show=tensorboard)
+    if launches:
+        _launch(session, nproc)
+    session.engine.train(resolved, begun, stem, show=tensorboard)
+
+
+def _launch(session: Session, nproc: int) -> NoReturn:
+    from nanochat_cli.training.distributed.launch import become_launcher
+
+    become_launcher(nproc, session.arguments)
 
 
 def require_startable(config: "Config", stem: str) -> None:
@@ -71,7 +95,27 @@ def _require_events(config: "Config", tensorboard: bool) -> None:
         raise ConfigError("--tensorboard has nothing to show with telemetry.tensorboard = false: leave one of them out")
 
 
-def _resume(session: Session, target: Path | None, other_config: bool, overrides: list[str], tensorboard: bool) -> None:
+def _begun(session: Session, config: "Config", overrides: list[str]) -> tuple[Path | None, "Config"]:
+    """What a command that is repeated until it succeeds goes on with: its run, once that has a checkpoint."""
+    from nanochat_cli.config.load import CONFIG_FILE
+    from nanochat_cli.config.paths import anchor
+
+    if config.run.name is None:
+        raise ConfigError("--resume auto: which run? Name it with --name")
+    run = config.run.dir / config.run.name
+    if not (run / CONFIG_FILE).is_file():
+        return None, config
+    if not (run / "checkpoints" / "latest").is_file():
+        return run, config
+    run, begun = _to_resume(session, run, False, overrides)
+    anchor(begun)  # as it was when the same options began it
+    return run, begun
+
+
+def _to_resume(
+    session: Session, target: Path | None, other_config: bool, overrides: list[str]
+) -> tuple[Path, "Config"]:
+    """The folder of the run, and the configuration to go on with."""
     from nanochat_cli.config.load import CONFIG_FILE, run_config
     from nanochat_cli.formats.run.find import find_run, require_writable
 
@@ -83,8 +127,7 @@ def _resume(session: Session, target: Path | None, other_config: bool, overrides
         raise ConfigError(f"{run}: a run of nanochat grpo; continue it with: nanochat grpo --resume {run}")
     require_writable(run)
     _require_data(config)
-    _require_events(config, tensorboard)
-    session.engine.train(config, resume=run, show=tensorboard)
+    return run, config
 
 
 def _stem(presets: list[str], config: Path | None) -> str:

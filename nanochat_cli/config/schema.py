@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from nanochat_cli.config.sections.bigram_init import BigramInitConfig
 from nanochat_cli.config.sections.collider import ColliderConfig
 from nanochat_cli.config.sections.data import DataConfig, TokenizerConfig
+from nanochat_cli.config.sections.distributed import DistributedConfig
 from nanochat_cli.config.sections.eval import EvalConfig
 from nanochat_cli.config.sections.export import ExportConfig
 from nanochat_cli.config.sections.fim import FimConfig
@@ -40,6 +41,7 @@ class Config(Section):
     collider: ColliderConfig = Field(default_factory=ColliderConfig)
     loader: LoaderConfig = Field(default_factory=LoaderConfig)
     fim: FimConfig = Field(default_factory=FimConfig)
+    distributed: DistributedConfig = Field(default_factory=DistributedConfig)
     fire: FireConfig = Field(default_factory=FireConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)

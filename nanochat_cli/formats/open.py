@@ -16,6 +16,7 @@ from nanochat_cli.config.sections.fim import FimConfig
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import DataError
 from nanochat_cli.formats.run import checkpoints
+from nanochat_cli.formats.run.same_model import require_same_model, require_same_part
 from nanochat_cli.model.mtp import MTP, build_mtp
 from nanochat_cli.model.transformer import Transformer
 
@@ -42,7 +43,7 @@ class LoadedRun:
         """The multi-token prediction, ready for inference; None if the run was trained without."""
         mtp = build_mtp(self.config.model, self.config.mtp)
         if mtp is not None:
-            checkpoints.require_same_part(self, "mtp", self.parts.get("mtp", {}), mtp.state_dict())
+            require_same_part(self, "mtp", self.parts.get("mtp", {}), mtp.state_dict())
             mtp.load_state_dict(self.parts["mtp"])
             mtp.requantize()
             mtp.eval()
@@ -101,7 +102,7 @@ def open_run(run_dir: Path, which: checkpoints.Which = "latest") -> LoadedRun:
     saved = checkpoints.load(run_dir, which)
     model = Transformer(config.model)
     state = model.state_dict()
-    checkpoints.require_same_model(saved, config.model.model_dump(mode="json"), state)
+    require_same_model(saved, config.model.model_dump(mode="json"), state)
     model.load_state_dict({name: saved.tensors["model"][name] for name in state})
     model.requantize()
     parts = {name: tensors for name, tensors in saved.tensors.items() if name not in ("model", "optimizer")}

@@ -126,11 +126,16 @@ class BitLinear(nn.Module):
         """Use exactly these codes and scales (read from a file) from now on; the latent becomes their product."""
         if self.scales.shape[1] != ternary.scales.shape[1]:
             self.scales = self.scales.new_empty(self.out_features, ternary.scales.shape[1])
-        self._hold(ternary)
+        self.follow(ternary)
         self.weight.copy_(ternary.dequantize())
+
+    def follow(self, ternary: Ternary) -> None:
+        """Use exactly these codes and scales from now on, whatever the latent is."""
+        self.hold(ternary)
         self._loaded = ternary
 
-    def _hold(self, ternary: Ternary) -> None:
+    def hold(self, ternary: Ternary) -> None:
+        """Compute with these codes and scales until the latent is quantised again; in place."""
         self.scales.copy_(ternary.scales)
         self.operand.copy_(ternary.codes if self.scales.shape[1] == 1 else ternary.dequantize())
         if self.packed is not None:
@@ -161,7 +166,7 @@ def requantize(layers: Iterable[BitLinear]) -> None:
         if layer.quant.scale == "row":
             layer._transpose()
         else:
-            layer._hold(ternarize(layer.weight, layer.quant.scale))
+            layer.hold(ternarize(layer.weight, layer.quant.scale))
 
 
 def project_all(layers: Sequence[BitLinear], quantized: QuantizedInput | Tensor) -> Sequence[Tensor]:

@@ -134,21 +134,34 @@ class Optimizers:
         return sum(group.state_bytes() for group in self.groups)
 
 
+def trained_parameters(model: nn.Module, beside: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """Those of a model, and those beside it under their prefix, by name."""
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for prefix, module in beside.items():
+        named |= {f"{prefix}.{name}": p for name, p in module.named_parameters()}
+    return named
+
+
 def build_optimizer(
-    model: Transformer, config: OptimConfig, beside: Mapping[str, nn.Module] | None = None
+    model: Transformer,
+    config: OptimConfig,
+    beside: Mapping[str, nn.Module] | None = None,
+    only: Collection[str] | None = None,
 ) -> Optimizers:
     """Assign every trained parameter to exactly one group.
 
-    beside: what is trained beside the model, by the prefix of its parameters' names.
+    beside: what is trained beside the model, by the prefix of its parameters' names. only: names of the parameters that
+    this process steps; None: all. What happens to a parameter does not depend on which others there are.
     """
     matrices = {f"{name}.weight" for name, _ in model.linears()}
     experts = {f"{name}.weight": m.experts for name, m in model.named_modules() if isinstance(m, ExpertLinear)}
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     for prefix, module in (beside or {}).items():
         matrices |= {f"{prefix}.{name}.weight" for name, m in module.named_modules() if isinstance(m, BitLinear)}
-        named += [(f"{prefix}.{name}", p) for name, p in module.named_parameters()]
+    named = trained_parameters(model, beside or {})
     members: dict[str, list[tuple[str, nn.Parameter]]] = {"matrix": [], "embedding": [], "head": [], "scalar": []}
-    for name, parameter in named:
+    for name, parameter in named.items():
+        if only is not None and name not in only:
+            continue
         kind = "matrix" if name in matrices else name.split(".")[0]
         members[kind if kind in members else "scalar"].append((name, parameter))
     rates = {
@@ -163,7 +176,7 @@ def build_optimizer(
             optimizer, factor = _optimizer(kind, parameters, config, experts)
             names = [name for name, _ in parameters]
             groups.append(Group(kind, optimizer, rates[kind] * factor, optimizer.weight_decay, names))
-    return Optimizers(groups, [p for _, p in named], config)
+    return Optimizers(groups, list(named.values()), config)
 
 
 def build_matrix_optimizer(

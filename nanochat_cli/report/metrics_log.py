@@ -35,21 +35,26 @@ class MetricsLog:
     """Appends to the metrics of a run; `with MetricsLog(run_dir, tensorboard=True) as log: log.log(10, {…})`.
 
     resumed_step: the step of the checkpoint that the run continues from. Lines after it are cut from the file, and
-    TensorBoard is told to forget them. None starts an empty file. tracker: gets the scalars too. Raises DataError if
-    the file cannot be written.
+    TensorBoard is told to forget them. None starts an empty file. run_dir: None, for a process that is not to write,
+    drops everything. tracker: gets the scalars too. Raises DataError if the file cannot be written.
     """
 
     def __init__(
-        self, run_dir: Path, tensorboard: bool, resumed_step: int | None = None, tracker: "Tracker | None" = None
+        self,
+        run_dir: Path | None,
+        tensorboard: bool,
+        resumed_step: int | None = None,
+        tracker: "Tracker | None" = None,
     ) -> None:
-        self._path = Path(run_dir) / FILE_NAME
-        self._tensorboard_dir = Path(run_dir) / TENSORBOARD_FOLDER if tensorboard else None
+        self._path = Path(os.devnull) if run_dir is None else Path(run_dir) / FILE_NAME
+        self._tensorboard_dir = Path(run_dir) / TENSORBOARD_FOLDER if tensorboard and run_dir is not None else None
         self._events: EventFileWriter | None = None
         self._resumed_step = resumed_step
         self._tracker = tracker
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            _truncate_after(self._path, resumed_step)
+            if run_dir is not None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                _truncate_after(self._path, resumed_step)
             self._file = self._path.open("a", encoding="utf-8")
         except OSError as error:
             raise _cannot_write(self._path, error) from error

@@ -113,6 +113,16 @@ class QuietReporter(_Voice):
         yield _SilentProgress()
 
 
+class SilentReporter(QuietReporter):
+    """Nothing: of several processes that do the same, another one speaks."""
+
+    def warn(self, message: str) -> None:
+        pass
+
+    def write(self, text: str) -> None:
+        pass
+
+
 class _LineProgress:
     """Progress as occasional lines; `clock` returns seconds."""
 

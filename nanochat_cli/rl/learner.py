@@ -87,10 +87,7 @@ class Learner:
 
     def ternary_statistics(self) -> dict[str, float]:
         """Flips since the last call, zeros, margins; nothing for a float model."""
-        found: dict[str, float] = {}
-        for part in self.state.parts:
-            found |= part.observe(self.state.progress)
-        return found
+        return self.state.observe()
 
     def values(self) -> dict[str, Any]:
         """Plain values for a checkpoint, beside the tensors of `state`."""

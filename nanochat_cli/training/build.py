@@ -10,8 +10,11 @@ import torch
 from nanochat_cli.config.schema import Config
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.optim import build_optimizer
+from nanochat_cli.optim.build import trained_parameters
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.training.devices import choose_autocast, require_float8, require_nvfp4
+from nanochat_cli.training.distributed.group import Group
+from nanochat_cli.training.distributed.owned import Owned
 from nanochat_cli.training.health.streams import StreamHealth
 from nanochat_cli.training.health.ternary import TernaryHealth
 from nanochat_cli.training.losses import TokenLoss
@@ -48,10 +51,11 @@ def build_state(
     model: Transformer | None = None,
     data: TrainingData | None = None,
     methods: Methods | None = None,
+    group: Group | None = None,
 ) -> TrainState:
     """Ready for its first update on `device`. model: by default a new one, with random weights from torch's generator.
 
-    data: for methods that read the corpus themselves. methods: by default METHODS.
+    data: for methods that read the corpus themselves. methods: by default METHODS. group: whose ranks train together.
     Raises ConfigError for what this device lacks.
     """
     train = config.train
@@ -64,14 +68,18 @@ def build_state(
     parts = [method(setup) for method, is_on in (METHODS if methods is None else methods).items() if is_on(config)]
     progress = Progress(train.total_steps, micro_batch=train.batch_size)
     use_configured(progress, config)
+    linears, owned = setup.linears(), None
+    if group is not None:
+        owned = Owned(group, trained_parameters(model, setup.beside), linears, train)
     state = TrainState(
         model=model,
-        linears=setup.linears(),
-        optimizers=build_optimizer(model, config.optim, setup.beside),
+        linears=linears,
+        optimizers=build_optimizer(model, config.optim, setup.beside, None if owned is None else owned.mine),
         skip_policy=SkipPolicy(train.spike_factor, train.max_skipped_steps),
         progress=progress,
         score=setup.score,
         parts=parts,
+        owned=owned,
         grad_clip=train.grad_clip,
         reporter=reporter,
     )

@@ -14,9 +14,10 @@ def train_step(state: TrainState, inputs: Tensor, targets: Tensor) -> dict[str, 
 
 def next_token_loss(state: TrainState, inputs: Tensor, targets: Tensor) -> Loss:
     """Metrics: `loss/main`, the cross-entropy of all tokens in nats, `loss/objective`, and those of parts."""
+    of_step = len(inputs) if state.owned is None else state.owned.rows
 
     def loss(rows: slice) -> tuple[Tensor, Metrics]:
-        share = (rows.stop - rows.start) / len(inputs)
+        share = (rows.stop - rows.start) / of_step
         micro = MicroBatch(inputs[rows], targets[rows], rows, share)
         for part in state.parts:
             part.before_forward(micro)

@@ -82,6 +82,18 @@ class Part:
     def start(self, progress: Progress) -> None:
         """Before the first step of a run; not when it is resumed."""
 
+    def changes_latents(self, progress: Progress) -> bool:
+        """Whether `before_step` may read or change latents now, which a rank has of its own matrices only."""
+        return False
+
+    def reads_latents(self, progress: Progress) -> bool:
+        """Whether `observe` will read latents now."""
+        return False
+
+    def counters(self) -> list[Tensor]:
+        """What micro-batches add to, beside gradients and metrics: float32 counts, which several ranks add up."""
+        return []
+
     def before_step(self, progress: Progress, optimizers: Optimizers) -> dict[str, float]:
         """Between two steps: weights and optimizer state may change. Returns metrics of the next step."""
         return {}

@@ -9,6 +9,7 @@ from nanochat_cli.model.bitlinear import BitLinear
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.optim import Optimizers
 from nanochat_cli.report.reporter import QuietReporter, Reporter
+from nanochat_cli.training.distributed.owned import Owned
 from nanochat_cli.training.losses import TokenLoss
 from nanochat_cli.training.part import Part
 from nanochat_cli.training.phases import Phases
@@ -31,6 +32,8 @@ class TrainState:
     """Methods and measurements, in the order in which their hooks run."""
 
     score: TokenLoss
+    owned: Owned | None = None
+    """What this rank computes and owns; None where one process does all."""
     grad_clip: float = 1.0
 
     last_good: str | None = None
@@ -53,12 +56,37 @@ class TrainState:
         shares = [part.backward_share for part in self.parts if part.backward_share is not None]
         return shares[-1] if shares else None
 
+    def before_step(self) -> dict[str, float]:
+        """Let the parts act between two steps, with the latents of all ranks where they need them; their metrics."""
+        owned = self.owned if any(part.changes_latents(self.progress) for part in self.parts) else None
+        if owned is not None:
+            owned.fetch_latents()
+        metrics: dict[str, float] = {}
+        for part in self.parts:
+            metrics |= part.before_step(self.progress, self.optimizers)
+        if owned is not None:
+            owned.publish()
+        return metrics
+
+    def observe(self) -> dict[str, float]:
+        """What the parts measure after a step, with the latents of all ranks where they need them."""
+        owned = self.owned if any(part.reads_latents(self.progress) for part in self.parts) else None
+        if owned is not None:
+            owned.fetch_latents()
+        observed: dict[str, float] = {}
+        for part in self.parts:
+            observed |= part.observe(self.progress)
+        if owned is not None:
+            owned.forget()
+        return observed
+
     def tensors(self) -> dict[str, Any]:
-        """The tensors of a checkpoint, by the name of their file."""
-        tensors = {"model": self.model.state_dict(), "optimizer": self.optimizers.state_dict()}
+        """The tensors of a checkpoint, by the name of their file; of several ranks those that this one writes."""
+        tensors: dict[str, Any] = {"model": self.model.state_dict(), "optimizer": self.optimizers.state_dict()}
         for part in self.parts:
             tensors |= part.tensors()
-        return tensors | {"random": checkpoints.rng_state()}
+        tensors["random"] = checkpoints.rng_state()
+        return tensors if self.owned is None else self.owned.share_of(tensors)
 
     def values(self) -> dict[str, Any]:
         """The plain values of a checkpoint, in `state.json`."""

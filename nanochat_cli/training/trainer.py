@@ -8,6 +8,7 @@ uninterrupted one bit for bit.
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from nanochat_cli.config.schema import Config
 from nanochat_cli.errors import Interrupted
 from nanochat_cli.formats.run import checkpoints
 from nanochat_cli.formats.run.metrics import open_metrics
+from nanochat_cli.formats.run.same_model import require_same_model
 from nanochat_cli.optim.schedules import WarmUps
 from nanochat_cli.report.live import LiveView
 from nanochat_cli.report.metrics_log import MetricsLog
@@ -27,6 +29,8 @@ from nanochat_cli.training.bits_per_byte import HeldOut
 from nanochat_cli.training.build import build_state
 from nanochat_cli.training.compilation import compile_blocks, decide, run_eagerly, why_not_compiled
 from nanochat_cli.training.devices import choose_device
+from nanochat_cli.training.distributed.group import Group
+from nanochat_cli.training.distributed.save import save_together
 from nanochat_cli.training.flops import measured_peak, training_flops_per_token
 from nanochat_cli.training.held_out import score
 from nanochat_cli.training.next_token import train_step
@@ -42,7 +46,11 @@ from nanochat_cli.training.training_data import TrainingData
 
 
 class Trainer:
-    """Trains in `run_dir`. `fit` runs to the end, or raises Interrupted after saving."""
+    """Trains in `run_dir`. `fit` runs to the end, or raises Interrupted after saving.
+
+    group: the ranks that train together, in mode `owned`; each has a trainer, and rank 0 measures, decides and writes
+    for all.
+    """
 
     config: Config
     # What changes from step to step, and is saved.
@@ -51,6 +59,7 @@ class Trainer:
     data: TrainingData
     batches: Staging
     device: torch.device
+    group: Group
     # What is written.
     run_dir: Path
     log: MetricsLog
@@ -65,18 +74,26 @@ class Trainer:
     peak_flops: float
 
     def __init__(
-        self, config: Config, data: TrainingData, run_dir: Path, reporter: Reporter, *, resume: bool = False
+        self,
+        config: Config,
+        data: TrainingData,
+        run_dir: Path,
+        reporter: Reporter,
+        *,
+        resume: bool = False,
+        group: Group | None = None,
     ) -> None:
         train = config.train
         self.config, self.data, self.run_dir, self.reporter = config, data, run_dir, reporter
-        self.device = choose_device(train.device)
+        self.device = choose_device(train.device) if group is None else group.device
+        self.group = Group(self.device) if group is None else group
         self.batches = Staging(data, self.device)
         self._save_is_due = False
         torch.manual_seed(config.run.seed)
-        self.state = build_state(config, self.device, reporter, data=data)
+        self.state = build_state(config, self.device, reporter, data=data, group=group)
         self.state.phases = make_phases(config.telemetry.phases, self.device)
         self.flops_per_token = training_flops_per_token(config)
-        self.peak_flops = measured_peak(self.device, self.state.score.autocast_dtype or torch.float32)
+        self.peak_flops = self._measured_peak()
         self.warm_ups = WarmUps.configured(config.optim, max((p.warmup_steps for p in self.state.parts), default=0))
         budget = train.time_budget
         self.budget = None if budget is None else TimeBudget(budget, config.optim, train.total_steps)
@@ -84,10 +101,12 @@ class Trainer:
             self._restore()
         else:
             self._begin()
+        self._follow_first()
         use_number_formats(self.state, config)
         if self.progress.compiled:
             compile_blocks(self.state.model)
-        self.log = open_metrics(run_dir, config, self.progress.step if resume else None)
+        resumed_step = self.progress.step if resume else None
+        self.log = open_metrics(run_dir, config, resumed_step) if self.group.is_first else MetricsLog(None, False)
         self.view = LiveView(
             reporter, self.progress.total_steps, train.log_interval, title=run_dir.name, peak_flops=self.peak_flops
         )
@@ -113,15 +132,19 @@ class Trainer:
             for part in state.parts:
                 part.start(progress)
         with StopSignals(self._say_stopping) as stop, self.log, self.view:
+            if state.owned is not None:
+                state.owned.stop_here = lambda: stop.requested
+                state.owned.publish()
             self.view.phase("compiling, first step" if progress.compiled else "first step")
             while progress.step < progress.total_steps:
                 self._step()
                 self._between_steps()
-                if stop.requested and progress.step < progress.total_steps:
+                stopping = stop.requested if state.owned is None else state.owned.stop
+                if stopping and progress.step < progress.total_steps:
                     self.save()
                     raise Interrupted(
-                        f"stopped by {stop.name} after step {progress.step}, everything saved; "
-                        f"continue with: nanochat train --resume {self.run_dir}"
+                        f"stopped by {stop.name or 'a signal to another rank'} after step {progress.step}, everything "
+                        f"saved; continue with: nanochat train --resume {self.run_dir}"
                     )
             held_out = self._finish()
         seconds = max(progress.seconds, 1e-9)
@@ -133,7 +156,7 @@ class Trainer:
             utilisation=progress.flops / seconds / self.peak_flops,
             peak_flops=self.peak_flops,
             parameters=sum(p.numel() for p in state.model.parameters()),
-            optimizer_bytes=state.optimizers.state_bytes(),
+            optimizer_bytes=int(self.group.add(torch.tensor(state.optimizers.state_bytes(), device=self.device))),
         )
 
     # -- steps -------------------------------------------------------------------------------------------------
@@ -146,20 +169,20 @@ class Trainer:
         waited = time.perf_counter() - started
         metrics = self._update(inputs, targets)
         seconds = time.perf_counter() - started
+        owned = self.state.owned
+        tokens = inputs.numel() if owned is None else owned.rows * inputs.shape[1]
         progress.step += 1
-        progress.tokens += inputs.numel()
+        progress.tokens += tokens
         progress.seconds += seconds
         if self.budget is not None and not progress.total_is_final:
             self.budget.fit(progress, self.warm_ups, seconds)
-        self._record(metrics, inputs.numel(), waited, seconds)
+            self._follow_first()
+        self._record(metrics, tokens, waited, seconds)
 
     def _before_step(self) -> None:
         """Metrics from between two steps belong to the next one, so that a resume logs them neither twice nor never."""
         started = time.perf_counter()
-        metrics: dict[str, float] = {}
-        for part in self.state.parts:
-            metrics |= part.before_step(self.progress, self.state.optimizers)
-        if metrics:
+        if metrics := self.state.before_step():
             self.progress.seconds += time.perf_counter() - started
             self._log(metrics, self.progress.step + 1)
 
@@ -204,9 +227,7 @@ class Trainer:
             "throughput/busy_fraction": 1 - waited / seconds,
             "throughput/step_ms": seconds * 1e3,
         }
-        observed: dict[str, float] = {}
-        for part in self.state.parts:
-            observed |= part.observe(progress)
+        observed = self.state.observe()
         if observed or progress.step % self.config.train.log_interval == 0 or progress.step == progress.total_steps:
             self._log(metrics | observed | self.state.phases.read())
 
@@ -239,8 +260,10 @@ class Trainer:
         return held_out
 
     def _score(self, max_tokens: int | None) -> HeldOut:
-        dtype = self.state.score.autocast_dtype
-        return score(self.state.model, self.data, self.view, self.progress.step, max_tokens, dtype)
+        found, dtype = {}, self.state.score.autocast_dtype
+        if self.group.is_first:
+            found = asdict(score(self.state.model, self.data, self.view, self.progress.step, max_tokens, dtype))
+        return HeldOut(**self.group.share(found))
 
     def _evaluate(self) -> None:
         """A periodic evaluation: the same sample of the held-out tokens every time, so that points compare."""
@@ -273,18 +296,32 @@ class Trainer:
         decision = decide(train.compile, self.device, self._expected_seconds())
         progress.compiled = decision.compile
         self.reporter.info(f"{'compiled' if decision.compile else 'eager'}: {decision.reason}")
-        choose_number_formats(self.state, self.config, self.reporter)
+        if self.group.is_first:
+            choose_number_formats(self.state, self.config, self.reporter)
+
+    def _follow_first(self) -> None:
+        """Have the progress of rank 0, whose clock and measurements decide."""
+        if self.group.size > 1:
+            for name, value in self.group.share(asdict(self.progress)).items():
+                setattr(self.progress, name, WarmUps(**value) if name == "warm_ups" and value else value)
+
+    def _measured_peak(self) -> float:
+        """FLOP/s of all devices."""
+        dtype = self.state.score.autocast_dtype or torch.float32
+        return self.group.share(measured_peak(self.device, dtype) * self.group.size if self.group.is_first else None)
 
     def save(self, *, best: bool = False) -> None:
         """Write a checkpoint of everything that the next step depends on, and drop those no longer kept."""
         state, progress = self.state, self.progress
         self.view.phase("saving")
-        self.log.sync()
+        if self.group.is_first:
+            self.log.sync()
         self._save_is_due = False
         if state.is_good:
             self._name_good(progress.step)
         values = {"data": data_name(self.config.data), "config": self.config.model_dump(mode="json")}
-        checkpoints.save(
+        save_together(
+            self.group,
             self.run_dir,
             progress.step,
             state.tensors(),
@@ -292,15 +329,15 @@ class Trainer:
             model_config=self.config.model.model_dump(mode="json"),
             best=best,
         )
-        self.view.phase()
-        best_step = progress.best_step if self.config.checkpoint.keep_best else None
-        if state.is_good:  # else what it is saved beside may be all that is good
+        if self.group.is_first and state.is_good:  # else what it is saved beside may be all that is good
+            best_step = progress.best_step if self.config.checkpoint.keep_best else None
             checkpoints.prune(self.run_dir, self.config.checkpoint.keep_last, best_step)
+        self.view.phase()
 
     def _restore(self) -> None:
         config, state = self.config, self.state
         checkpoint = checkpoints.load(self.run_dir, device=self.device)
-        checkpoints.require_same_model(checkpoint, config.model.model_dump(mode="json"), state.model.state_dict())
+        require_same_model(checkpoint, config.model.model_dump(mode="json"), state.model.state_dict())
         changed = require_resumable(checkpoint, self.run_dir, config)
         state.restore(checkpoint.tensors, checkpoint.state)
         saved = checkpoint.state["progress"]
@@ -310,7 +347,7 @@ class Trainer:
         if "train.compile" in changed:
             progress.compiled = decide(config.train.compile, self.device, self._expected_seconds()).compile
         formats = {"train.attention", "train.forward", "train.backward", "train.grad_input", "optim.muon_format"}
-        if formats & set(changed):
+        if self.group.is_first and formats & set(changed):
             choose_number_formats(state, config, self.reporter)
         self._name_good(progress.step if state.is_good else progress.good_step)
         if shift := shift_of(progress, config):
@@ -339,6 +376,8 @@ class Trainer:
         name = f"{self.device}, {'fp32' if self.state.score.autocast_dtype is None else 'bf16'}"
         if self.device.type == "cpu":
             name = f"{name}, {counted(torch.get_num_threads(), 'thread')}"
+        if self.group.size > 1:
+            name = f"{self.group.size} × {name}"
         return announcement(
             self.config, self.progress, name, flops_per_token=self.flops_per_token, peak_flops=self.peak_flops
         )

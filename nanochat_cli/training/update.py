@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nanochat_cli.errors import ConfigError
+from nanochat_cli.training.distributed.owned import Owned
 from nanochat_cli.training.state import TrainState
 
 Metrics = dict[str, Tensor]
@@ -37,7 +38,10 @@ def gradient(state: TrainState, rows: int, loss: Loss) -> Metrics:
             part.begin(state.progress)
         failed = True
         try:
-            metrics = accumulate(state, rows, loss)
+            if state.owned is None:
+                metrics = accumulate(state, slice(0, rows), loss)
+            else:
+                metrics = accumulate_units(state, state.owned, loss)
             failed = False
             return metrics
         except (RuntimeError, MemoryError) as error:
@@ -49,13 +53,30 @@ def gradient(state: TrainState, rows: int, loss: Loss) -> Metrics:
                 part.end(failed=failed)
 
 
-def accumulate(state: TrainState, rows: int, loss: Loss) -> Metrics:
-    """Forward and backward over the batch, `progress.micro_batch` rows at a time; the sums of the metrics."""
+def accumulate_units(state: TrainState, owned: Owned, loss: Loss) -> Metrics:
+    """`accumulate` over the units of this rank, and the sums over those of all ranks, which lack memory all alike."""
+    counters = [counter for part in state.parts for counter in part.counters()]
+    owned.begin(counters)
+    failure = None
+    try:
+        for unit in owned.units:
+            owned.collect(unit, accumulate(state, owned.rows_of(unit), loss))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        failure = error
+    if owned.group.any(failure is not None):
+        raise failure or MemoryError("on another rank")
+    return owned.finish(counters)
+
+
+def accumulate(state: TrainState, rows: slice, loss: Loss) -> Metrics:
+    """Forward and backward over rows of the batch, `progress.micro_batch` at a time; the sums of the metrics."""
     sums: Metrics = {}
     size = state.progress.micro_batch
-    for start in range(0, rows, size):
+    for start in range(rows.start, rows.stop, size):
         with state.phases("forward"):
-            objective, metrics = loss(slice(start, min(start + size, rows)))
+            objective, metrics = loss(slice(start, min(start + size, rows.stop)))
         with state.phases("backward"):
             objective.backward()
         for name, value in metrics.items():
@@ -69,9 +90,9 @@ def step(state: TrainState, metrics: Mapping[str, Tensor]) -> dict[str, float]:
     Returns the metrics with those of the parts, `training/grad_norm` before clipping, and `training/lr`, 0 where the
     step was skipped. The caller counts the step. Raises Diverged.
     """
-    progress, optimizers = state.progress, state.optimizers
+    progress, optimizers, owned = state.progress, state.optimizers, state.owned
     with state.phases("optimizer"):
-        norm = optimizers.clip_grad_norm(state.grad_clip)
+        norm = (optimizers if owned is None else owned).clip_grad_norm(state.grad_clip)
     measured = {**metrics, "training/grad_norm": norm}
     for part in state.parts:
         measured |= part.metrics(progress)
@@ -81,7 +102,10 @@ def step(state: TrainState, metrics: Mapping[str, Tensor]) -> dict[str, float]:
     if reason is None:
         with state.phases("optimizer"):
             factor = optimizers.step(progress.step, progress.known_total, progress.warm_ups)
-            state.model.requantize()
+            if owned is None:
+                state.model.requantize()
+            else:
+                owned.publish()
     else:
         state.reporter.info(f"{state.unit} {progress.step + 1} skipped: {reason}")
     optimizers.zero_grad()

@@ -46,6 +46,7 @@ MISTAKES = [
     ("train --resume", DATA, "no run with a checkpoint here"),
     ("train --resume nowhere", DATA, "nowhere: no such run"),
     ("train --resume empty", DATA, "not a run of nanochat train"),
+    ("train --resume auto", USAGE, "which run? Name it with --name"),
     ("tokenize --source missing", DATA, "--source missing: no such file or folder"),
     ("tokenize --tokenizer missing.json", DATA, "--tokenizer missing.json: no such file"),
     ("tokenize --vocab-size 0", USAGE, "--vocab-size"),

@@ -138,8 +138,8 @@ def test_resume_takes_the_run_that_saved_last_and_its_own_config(nanochat, engin
     newest = make_run(folder, "newer", saved_at=2_000)
     make_run(folder, "never-saved")
     assert nanochat("train", "--resume", "--set", "train.total_steps=9").code == 0
-    name, (config,), keywords = engine.last
-    assert (name, keywords["resume"].resolve()) == ("train", newest)
+    name, (config, resume, _), _ = engine.last
+    assert (name, resume.resolve()) == ("train", newest)
     assert config.train.total_steps == 9
 
 
@@ -148,7 +148,7 @@ def test_resume_takes_a_name_or_a_path(nanochat, engine, folder, line):
     old = make_run(folder, "old", saved_at=1_000)
     make_run(folder, "newer", saved_at=2_000)
     nanochat(*line.split())
-    assert engine.last[2]["resume"].resolve() == old
+    assert engine.last[1][1].resolve() == old
 
 
 def test_resume_says_that_a_preset_is_not_read_again(nanochat, engine, folder):
@@ -157,6 +157,30 @@ def test_resume_says_that_a_preset_is_not_read_again(nanochat, engine, folder):
     assert outcome.code == 0
     assert outcome.err.startswith("warning: --resume continues runs/old with its own config.toml")
     assert engine.last[1][0].model.dim == resolve_config(["quickstart"]).model.dim
+
+
+AUTO = "train --preset quickstart --set train.total_steps=7 --set model.n_layers=3 --name old --resume auto"
+
+
+@pytest.mark.parametrize("is_claimed", [False, True])
+def test_resume_auto_begins_a_run_that_has_no_checkpoint(nanochat, engine, folder, is_claimed):
+    make_run(folder, "other", saved_at=1_000)
+    if is_claimed:
+        make_run(folder, "old")
+    assert nanochat(*AUTO.split()).code == 0
+    config, resume, stem = engine.last[1]
+    assert resume == (Path("runs/old") if is_claimed else None)
+    assert (config.run.name, config.model.n_layers, config.train.total_steps, stem) == ("old", 3, 7, "quickstart")
+
+
+def test_resume_auto_goes_on_with_the_run_of_that_name_and_its_own_config(nanochat, engine, folder):
+    make_run(folder, "old", saved_at=1_000)
+    make_run(folder, "newer", saved_at=2_000)
+    outcome = nanochat(*AUTO.replace("--set model.n_layers=3", "--preset test-mtp").split())
+    assert (outcome.code, outcome.err) == (0, "")
+    config, resume, _ = engine.last[1]
+    assert resume == Path("runs/old")
+    assert (config.train.total_steps, config.model) == (7, resolve_config(["quickstart"]).model)
 
 
 def test_tokenize_passes_its_short_options_into_the_configuration(nanochat, engine, folder):

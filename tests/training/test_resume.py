@@ -113,7 +113,8 @@ def test_a_changed_key_works_or_is_named_in_one_line(tmp_path, base):
         saved: dict[str, Any] = {}
         resumed.log.sync = lambda: None
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(checkpoints, "save", lambda *args, into=saved, **_: into.update(args[2]))
+            place = "nanochat_cli.training.trainer.save_together"
+            patch.setattr(place, lambda *args, into=saved, **_: into.update(args[3]))
             resumed.save()
         assert parts <= set(saved), f"{key}: what the checkpoint held is lost"
     for key, error in refused.items():

@@ -1,5 +1,7 @@
 """Checkpoints: `RUN/checkpoints/step-000500/{model,optimizer,…}.safetensors + state.json`, and two pointer files.
 
+Of N processes that save together each writes what it has, as `model-00002-of-0000N.safetensors`; state.json lists all.
+
 Knows how a nested dictionary of tensors and plain values becomes files that survive `kill -9`, a full disk and bit
 rot, and how it comes back exactly. What is in the dictionaries is up to the caller. No pickle anywhere.
 
@@ -12,12 +14,14 @@ one; nothing is ever loaded instead of what was asked for.
 
 import hashlib
 import json
-import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -25,16 +29,29 @@ from safetensors import torch as safetensors_torch
 
 from nanochat_cli.atomic_write import sync
 from nanochat_cli.errors import DataError, reason
+from nanochat_cli.formats.run.checkpoint_folders import (
+    REPLACED,
+    TEMPORARY,
+    Pointer,
+    finish_replacements,
+    folder_of,
+    name_of,
+    point,
+    pointed_step,
+    root_of,
+    steps_in,
+    write_synced,
+)
 from nanochat_cli.formats.run.state_tree import decode, encode
 from nanochat_cli.nesting import parse_json
 
-Pointer = Literal["latest", "best"]
 Which = Pointer | int
 
 FORMAT = 1
+OF_SEVERAL = 2
+"""The format of a checkpoint that several processes wrote: a part is in one file or more."""
 STATE_FILE = "state.json"
-_TEMPORARY = ".tmp-"
-_REPLACED = ".replaced-"
+_FILE = re.compile(r"(.+?)(-\d{5}-of-\d{5})?\.safetensors")
 _REMOVED = ".removed-"
 
 
@@ -48,7 +65,7 @@ class Checkpoint:
     state: dict[str, Any]
     model_config: dict[str, Any]
     sha256: dict[str, str]
-    """Of every file of tensors, by its part."""
+    """Of the files of each part, of which a part that one process wrote has one."""
 
 
 def save(
@@ -70,53 +87,95 @@ def save(
     Raises DataError when the files cannot be written (full disk, read-only folder): whatever was saved before is
     intact. Raises TypeError for a value that is neither a tensor nor plain: that is a fault of the caller.
     """
+    prepare(run_dir, step)
+    return publish(run_dir, step, [write(run_dir, step, tensors)], state, model_config=model_config, best=best)
+
+
+def prepare(run_dir: Path, step: int) -> None:
+    """Make the hidden folder into which the processes that save a checkpoint together `write`. Raises DataError."""
+    with _saving(run_dir, step) as temporary:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        finish_replacements(temporary.parent)
+        if temporary.exists():
+            shutil.rmtree(temporary)
+        temporary.mkdir()
+
+
+def write(run_dir: Path, step: int, tensors: Mapping[str, Any], process: int = 0, processes: int = 1) -> dict[str, Any]:
+    """Write what one process has of a checkpoint, none of which another has; returns plain values for `publish`.
+
+    tensors: as in `save`. Raises DataError.
+    """
+    suffix = f"-{process + 1:05d}-of-{processes:05d}" if processes > 1 else ""
     files: dict[str, dict[str, torch.Tensor]] = {}
     structure: dict[str, Any] = {}
     for part, tree in tensors.items():
         flat: dict[str, torch.Tensor] = {}
         structure[part] = encode(tree, (), flat)
         if flat:
-            files[f"{part}.safetensors"] = flat
+            files[f"{part}{suffix}.safetensors"] = flat
+    with _saving(run_dir, step, removing=processes == 1) as temporary:
+        written = {name: _write_tensors(temporary / name, flat) for name, flat in files.items()}
+    return {"structure": structure, "files": written}
+
+
+def publish(
+    run_dir: Path,
+    step: int,
+    written: Sequence[Mapping[str, Any]],
+    state: Mapping[str, Any],
+    *,
+    model_config: Mapping[str, Any],
+    best: bool = False,
+) -> Path:
+    """Make a checkpoint of what all processes have written, and point to it; see `save`."""
     document: dict[str, Any] = {
-        "format": FORMAT,
+        "format": FORMAT if len(written) == 1 else OF_SEVERAL,
         "step": step,
         "model_fingerprint": fingerprint(model_config),
         "model_config": encode(model_config, ("model_config",), None),
         "state": encode(state, ("state",), None),
-        "structure": structure,
+        "structure": reduce(_union, (one["structure"] for one in written)),
+        "files": reduce(_union, (one["files"] for one in written)),
     }
-
-    root = _root(run_dir)
-    final = root / _name(step)
-    temporary = root / (_TEMPORARY + final.name)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        _finish_replacements(root)
-        if temporary.exists():
-            shutil.rmtree(temporary)
-        temporary.mkdir()
-        document["files"] = {name: _write_tensors(temporary / name, flat) for name, flat in files.items()}
-        _write_text(temporary / STATE_FILE, _seal(document))
+    with _saving(run_dir, step) as temporary:
+        root, final = temporary.parent, temporary.parent / name_of(step)
+        write_synced(temporary / STATE_FILE, _seal(document))
         sync(temporary)
-        replaced = root / (_REPLACED + final.name)
+        replaced = root / (REPLACED + final.name)
         if final.exists():
             final.rename(replaced)
         temporary.rename(final)
         sync(root)
-        _point(root, "latest", step)
+        point(root, "latest", step)
         if best:
-            _point(root, "best", step)
+            point(root, "best", step)
         if replaced.exists():
             shutil.rmtree(replaced)
+    return final
+
+
+@contextmanager
+def _saving(run_dir: Path, step: int, *, removing: bool = True) -> Iterator[Path]:
+    """The hidden folder of a checkpoint that is being written; removing: when that fails. Raises DataError."""
+    root = root_of(run_dir)
+    temporary = root / (TEMPORARY + name_of(step))
+    try:
+        yield temporary
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        kept = _pointed_step(root, "latest")
+        if removing:
+            shutil.rmtree(temporary, ignore_errors=True)
+        kept = pointed_step(root, "latest")
         intact = "there is no earlier checkpoint" if kept is None else f"the checkpoint of step {kept} is intact"
         raise DataError(
             f"cannot save the checkpoint of step {step} in {root}: {reason(error)}; {intact}; "
             "free space, or choose another run.dir"
         ) from error
-    return final
+
+
+def _union(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
+    """Of trees of dictionaries that have no leaf in common."""
+    return {**left, **{key: _union(left[key], value) if key in left else value for key, value in right.items()}}
 
 
 def load(run_dir: Path, which: Which = "latest", *, device: str | torch.device = "cpu") -> Checkpoint:
@@ -124,10 +183,10 @@ def load(run_dir: Path, which: Which = "latest", *, device: str | torch.device =
 
     Raises DataError when there is none, or when it is damaged; the message then names the newest intact one.
     """
-    root = _root(run_dir)
+    root = root_of(run_dir)
     while True:
         step = which if isinstance(which, int) else _named_step(root, which)
-        folder = _folder(root, step)
+        folder = folder_of(root, step)
         if folder is None:
             damage = None
         else:
@@ -143,7 +202,7 @@ def load(run_dir: Path, which: Which = "latest", *, device: str | torch.device =
 
 
 def _named_step(root: Path, pointer: Pointer) -> int:
-    step = _pointed_step(root, pointer)
+    step = pointed_step(root, pointer)
     if step is None:
         raise DataError(f"{root}: no `{pointer}` checkpoint ({_known(root)}); train first, or name a saved step")
     return step
@@ -151,9 +210,9 @@ def _named_step(root: Path, pointer: Pointer) -> int:
 
 def _identity(root: Path, which: Which) -> tuple[int | None, int | None]:
     """Changes when the checkpoint that `which` means becomes another one."""
-    step = which if isinstance(which, int) else _pointed_step(root, which)
+    step = which if isinstance(which, int) else pointed_step(root, which)
     try:
-        return step, None if step is None else (root / _name(step)).stat().st_ino
+        return step, None if step is None else (root / name_of(step)).stat().st_ino
     except FileNotFoundError:
         return step, None
 
@@ -164,7 +223,7 @@ def _unreadable(root: Path, step: int, folder: Path | None, damage: "_DamageErro
         return DataError(f"{root}: there is no checkpoint of step {step} ({_known(root)})")
     intact = _newest_intact(root, excluding=step)
     advice = (
-        f"the newest intact one is step {intact}: to go on from it, write {_name(intact)} into {root / 'latest'}"
+        f"the newest intact one is step {intact}: to go on from it, write {name_of(intact)} into {root / 'latest'}"
         if intact is not None
         else "no other is intact"
     )
@@ -172,17 +231,17 @@ def _unreadable(root: Path, step: int, folder: Path | None, damage: "_DamageErro
 
 
 def _known(root: Path) -> str:
-    return f"saved steps: {', '.join(str(step) for step in sorted(_steps(root))) or 'none'}"
+    return f"saved steps: {', '.join(str(step) for step in sorted(steps_in(root))) or 'none'}"
 
 
 def steps(run_dir: Path) -> list[int]:
     """Steps that have a checkpoint, ascending."""
-    return sorted(_steps(_root(run_dir)))
+    return sorted(steps_in(root_of(run_dir)))
 
 
 def latest_step(run_dir: Path) -> int | None:
     """Step that `latest` names, or None when nothing has been saved."""
-    return _pointed_step(_root(run_dir), "latest")
+    return pointed_step(root_of(run_dir), "latest")
 
 
 def is_empty(run_dir: Path) -> bool:
@@ -196,21 +255,21 @@ def prune(run_dir: Path, keep_last: int, best_step: int | None = None) -> list[i
     Also removes what interrupted saves left behind. Steps above `latest` (of a run that was continued from an earlier
     checkpoint) are neither counted nor removed: the run writes over them when it gets there.
     """
-    root = _root(run_dir)
-    pointed = {_pointed_step(root, "latest"), _pointed_step(root, "best")}
-    newest = _pointed_step(root, "latest")
+    root = root_of(run_dir)
+    pointed = {pointed_step(root, "latest"), pointed_step(root, "best")}
+    newest = pointed_step(root, "latest")
     try:
-        _finish_replacements(root)
-        for pattern in (_TEMPORARY + "*", _REMOVED + "*"):
+        finish_replacements(root)
+        for pattern in (TEMPORARY + "*", _REMOVED + "*"):
             for leftover in root.glob(pattern):
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        past = [step for step in sorted(_steps(root)) if newest is None or step <= newest]
+        past = [step for step in sorted(steps_in(root)) if newest is None or step <= newest]
         keep = {*past[-keep_last:], *pointed, best_step}
         removed = [step for step in past if step not in keep]
         for step in removed:
             # Renamed first: a folder that is half removed never looks like a checkpoint.
-            doomed = root / (_REMOVED + _name(step))
-            (root / _name(step)).rename(doomed)
+            doomed = root / (_REMOVED + name_of(step))
+            (root / name_of(step)).rename(doomed)
             shutil.rmtree(doomed)
     except OSError as error:
         raise DataError(f"cannot remove old checkpoints in {root}: {error.strerror}; check its permissions") from error
@@ -220,31 +279,6 @@ def prune(run_dir: Path, keep_last: int, best_step: int | None = None) -> list[i
 def fingerprint(config: Mapping[str, Any]) -> str:
     """SHA-256 of the canonical JSON of a plain configuration."""
     return hashlib.sha256(_canonical(encode(config, (), None))).hexdigest()
-
-
-def require_same_model(
-    checkpoint: Checkpoint, model_config: Mapping[str, Any], model_state: Mapping[str, torch.Tensor]
-) -> None:
-    """Raises DataError naming the first configuration key, or else the first tensor, in which the two models differ.
-
-    A key that the checkpoint lacks (it was added to the schema later) is not compared; the tensors still are.
-    """
-    difference = _first_difference(checkpoint.model_config, model_config, "model")
-    if difference is None:
-        difference = _first_tensor_difference(checkpoint.tensors.get("model", {}), model_state)
-    if difference is not None:
-        raise DataError(
-            f"{checkpoint.path} holds another model: {difference}; use the configuration it was trained with"
-        )
-
-
-def require_same_part(
-    where: object, part: str, there: Mapping[str, torch.Tensor], here: Mapping[str, torch.Tensor]
-) -> None:
-    """Raises DataError naming the first tensor in which a saved part of a run is not what is here."""
-    difference = _first_tensor_difference(there, here)
-    if difference is not None:
-        raise DataError(f"{where} holds another {part}: {difference}; use the [{part}] settings it was trained with")
 
 
 def rng_state() -> dict[str, torch.Tensor]:
@@ -281,13 +315,6 @@ def _seal(document: dict[str, Any]) -> str:
     return json.dumps(sealed, indent=1, allow_nan=False) + "\n"
 
 
-def _write_text(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """Writes one safetensors file and returns its size in bytes and SHA-256."""
     stored: dict[str, torch.Tensor] = {}
@@ -315,8 +342,10 @@ def _verified_document(folder: Path) -> dict[str, Any]:
         seal = document.pop("sha256")
         if seal != hashlib.sha256(_canonical(document)).hexdigest():
             raise _DamageError(f"{STATE_FILE} does not match its SHA-256")
-        if document["format"] != FORMAT:
-            raise _DamageError(f"{STATE_FILE} has format {document['format']}, this version reads {FORMAT}")
+        if document["format"] not in (FORMAT, OF_SEVERAL):
+            raise _DamageError(
+                f"{STATE_FILE} has format {document['format']}, this version reads {FORMAT} and {OF_SEVERAL}"
+            )
         for name, expected in document["files"].items():
             size = (folder / name).stat().st_size
             if size != expected["bytes"]:
@@ -333,84 +362,41 @@ def _verified_document(folder: Path) -> dict[str, Any]:
 
 
 def _read(folder: Path, document: Mapping[str, Any], device: str | torch.device) -> Checkpoint:
-    parts: dict[str, Any] = {}
-    for part, tree in document["structure"].items():
-        name = f"{part}.safetensors"
+    flat: dict[str, dict[str, torch.Tensor]] = {}
+    hashes: dict[str, list[str]] = {}
+    for name, file in document["files"].items():
+        part = _part_of(name)
         try:
-            flat = safetensors_torch.load_file(folder / name, device=str(device)) if name in document["files"] else {}
+            flat.setdefault(part, {}).update(safetensors_torch.load_file(folder / name, device=str(device)))
         except (OSError, SafetensorError) as error:  # it was there a moment ago
             raise _DamageError(f"{name} cannot be read ({reason(error)})") from error
-        parts[part] = decode(tree, flat)
+        hashes.setdefault(part, []).append(file["sha256"])
     return Checkpoint(
         path=folder,
         step=document["step"],
-        tensors=parts,
+        tensors={part: decode(tree, flat.get(part, {})) for part, tree in document["structure"].items()},
         state=decode(document["state"], {}),
         model_config=decode(document["model_config"], {}),
-        sha256={name.removesuffix(".safetensors"): file["sha256"] for name, file in document["files"].items()},
+        sha256={part: _joint_hash(found) for part, found in hashes.items()},
     )
 
 
-# --- folders and pointers -----------------------------------------------------------------------------------------
+def _part_of(file: str) -> str:
+    """The part of a checkpoint that a file holds, whole or a share of it."""
+    match = _FILE.fullmatch(file)
+    if match is None:
+        raise _DamageError(f"{file} is not a name of this format")
+    return match[1]
 
 
-def _root(run_dir: Path) -> Path:
-    return Path(run_dir) / "checkpoints"
-
-
-def _name(step: int) -> str:
-    return f"step-{step:06d}"
-
-
-def _step_of(name: str) -> int | None:
-    number = name.removeprefix("step-")
-    return int(number) if number != name and number.isdecimal() else None
-
-
-def _steps(root: Path) -> Iterator[int]:
-    names = {path.name.removeprefix(_REPLACED) for path in root.iterdir()} if root.is_dir() else set()
-    return (step for name in names if (step := _step_of(name)) is not None)
-
-
-def _folder(root: Path, step: int) -> Path | None:
-    """Folder of a step; the replaced one stands in when a crash hit between the two renames of `save`."""
-    candidates = (root / _name(step), root / (_REPLACED + _name(step)))
-    return next((folder for folder in candidates if folder.is_dir()), None)
-
-
-def _finish_replacements(root: Path) -> None:
-    """After a crash inside the replacement of a step: puts the old folder back, or removes it for the new one."""
-    for replaced in root.glob(_REPLACED + "*"):
-        final = root / replaced.name.removeprefix(_REPLACED)
-        if final.exists():
-            shutil.rmtree(replaced)
-        else:
-            replaced.rename(final)
-
-
-def _point(root: Path, pointer: Pointer, step: int) -> None:
-    temporary = root / (_TEMPORARY + pointer)
-    _write_text(temporary, _name(step) + "\n")
-    temporary.replace(root / pointer)
-    sync(root)
-
-
-def _pointed_step(root: Path, pointer: Pointer) -> int | None:
-    try:
-        name = (root / pointer).read_bytes().decode(errors="replace").strip()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise DataError(f"{root / pointer} cannot be read: {error.strerror}; check its permissions") from error
-    step = _step_of(name)
-    if step is None:
-        raise DataError(f"{root / pointer} holds {name[:40]!r}; write the name of a checkpoint folder into it")
-    return step
+def _joint_hash(hashes: Sequence[str]) -> str:
+    """Of one file its own."""
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def _newest_intact(root: Path, excluding: int) -> int | None:
-    for step in sorted(_steps(root), reverse=True):
-        folder = _folder(root, step)
+    for step in sorted(steps_in(root), reverse=True):
+        folder = folder_of(root, step)
         if step != excluding and folder is not None and _is_intact(folder):
             return step
     return None
@@ -422,30 +408,3 @@ def _is_intact(folder: Path) -> bool:
     except _DamageError:
         return False
     return True
-
-
-# --- recognising another model ------------------------------------------------------------------------------------
-
-
-def _first_difference(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str) -> str | None:
-    for key, value in there.items():
-        name = f"{prefix}.{key}"
-        if key not in here:
-            return f"{name} = {value!r} is unknown here"
-        other = here[key]
-        if isinstance(value, Mapping) and isinstance(other, Mapping):
-            if (difference := _first_difference(value, other, name)) is not None:
-                return difference
-        elif value != other:
-            return f"{name} is {value!r} there and {other!r} here"
-    return None
-
-
-def _first_tensor_difference(there: Mapping[str, torch.Tensor], here: Mapping[str, torch.Tensor]) -> str | None:
-    for name, tensor in here.items():
-        if name not in there:
-            return f"it has no tensor {name} {list(tensor.shape)}"
-        if there[name].shape != tensor.shape:
-            return f"tensor {name} is {list(there[name].shape)} there and {list(tensor.shape)} here"
-    extra = next((name for name in there if name not in here), None)
-    return None if extra is None else f"its tensor {extra} {list(there[extra].shape)} has no place here"

@@ -104,8 +104,11 @@ class TernaryHealth(Part):
         super().__init__(setup)
         self.telemetry = TernaryTelemetry()
 
+    def reads_latents(self, progress: Progress) -> bool:
+        return progress.step % self.setup.config.telemetry.interval == 0
+
     def observe(self, progress: Progress) -> dict[str, float]:
-        if progress.step % self.setup.config.telemetry.interval:
+        if not self.reads_latents(progress):
             return {}
         return self.telemetry.measure(layers_of(self.setup.model.ternary_layers()))[0].scalars()
 

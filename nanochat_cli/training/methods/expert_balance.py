@@ -24,6 +24,9 @@ class ExpertBalance(Part):
         self._counters = [counter for moe in self.mixtures.values() for counter in (moe.load, moe.dropped)]
         self._before: list[Tensor] = []
 
+    def counters(self) -> list[Tensor]:
+        return self._counters
+
     def begin(self, progress: Progress) -> None:
         self._before = [counter.clone() for counter in self._counters]
 

@@ -88,12 +88,18 @@ class Fire(Part):
                 raise ConfigError(f"fire.layers = {pattern!r}: no layer has such a name; they are {', '.join(layers)}")
         self.layers = {name: layer for name, layer in layers.items() if any(fnmatchcase(name, p) for p in patterns)}
 
+    def changes_latents(self, progress: Progress) -> bool:
+        return self._known_reason(progress.step) is not None or self._is_measured(progress.step)
+
+    def _is_measured(self, step: int) -> bool:
+        return self.config.trigger in ("dormant", "isometry") and step > 0 and step % self.config.interval == 0
+
     def before_step(self, progress: Progress, optimizers: Optimizers) -> dict[str, float]:
         """Measures where the trigger asks for it, reinitialises when it is due, and sets the learning rate's factor."""
         config, step = self.config, progress.step
         metrics = {}
         reason = self._known_reason(step)
-        if config.trigger in ("dormant", "isometry") and step and step % config.interval == 0:
+        if self._is_measured(step):
             name, measured, bound = self._measure(step)
             metrics[f"fire/{name}"] = measured
             if reason is None and measured >= bound and self.state.last_step != step:

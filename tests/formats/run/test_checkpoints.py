@@ -1,5 +1,6 @@
 """Checkpoints: exact round trip, crash safety at every instant, and damage that is reported, never hidden."""
 
+import json
 import math
 import os
 import random
@@ -18,7 +19,8 @@ import torch
 
 from nanochat_cli.errors import DataError
 from nanochat_cli.formats.run import checkpoints
-from nanochat_cli.formats.run.checkpoints import load, prune, require_same_model, save, steps
+from nanochat_cli.formats.run.checkpoints import load, prepare, prune, publish, save, steps, write
+from nanochat_cli.formats.run.same_model import require_same_model
 
 MODEL = {"dim": 8, "n_layers": 2, "quant": {"scale": "row"}}
 SAVING_PROCESS = Path(__file__).with_name("saving_process.py")
@@ -124,6 +126,56 @@ def test_values_that_are_neither_tensors_nor_plain_are_refused_by_name(tmp_path:
     with pytest.raises(TypeError, match=r"two tensors have the key 'a/b'"):
         save(tmp_path, 1, {"model": {"a/b": torch.zeros(1), "a": {"b": torch.zeros(1)}}}, {}, model_config=MODEL)
     assert steps(tmp_path) == []
+
+
+# --- several processes --------------------------------------------------------------------------------------------
+
+
+def saved_by_three(run_dir: Path) -> tuple[Path, dict[str, Any]]:
+    """A checkpoint's folder, and what three processes have written into it together."""
+    generator = torch.Generator().manual_seed(11)
+    weights = {f"blocks.{i}.weight": torch.randn(3, i + 1, generator=generator) for i in range(5)}
+    state = {name: {"momentum": torch.randn(2, 2, generator=generator), "step": 4} for name in weights}
+    whole = {"model": weights, "optimizer": {"matrix": state, "scalar": {}}, "random": {"cpu": torch.tensor([7])}}
+    prepare(run_dir, 7)
+    written = []
+    for process in range(3):
+        names = list(weights)[process::3]
+        share: dict[str, Any] = {
+            "model": {name: weights[name] for name in names},
+            "optimizer": {"matrix": {name: state[name] for name in names}} | ({} if process else {"scalar": {}}),
+            "random": {} if process else whole["random"],
+        }
+        written.append(json.loads(json.dumps(write(run_dir, 7, share, process, 3))))
+    return publish(run_dir, 7, written, {"step": 7}, model_config=MODEL, best=True), whole
+
+
+def in_order(tree: Any) -> Any:
+    return {key: in_order(tree[key]) for key in sorted(tree)} if isinstance(tree, dict) else tree
+
+
+def test_what_several_processes_wrote_comes_back_as_one(tmp_path: Path) -> None:
+    folder, whole = saved_by_three(tmp_path)
+    loaded = load(tmp_path, "best")
+    assert same(in_order(loaded.tensors), in_order(whole))
+    assert (loaded.step, loaded.state, set(loaded.sha256)) == (7, {"step": 7}, {"model", "optimizer", "random"})
+    numbers = [f"-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
+    files = [f"{part}{number}" for part in ("model", "optimizer") for number in numbers]
+    assert sorted(path.name for path in folder.iterdir()) == [*files, f"random{numbers[0]}", "state.json"]
+    assert set(safetensors.torch.load_file(folder / f"model{numbers[1]}")) == {"blocks.1.weight", "blocks.4.weight"}
+    save(tmp_path, 7, whole, {}, model_config=MODEL)  # as a run does that goes on in one process
+    assert same(load(tmp_path).tensors, whole)
+    assert len(list(folder.iterdir())) == 4
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_damage_to_the_file_of_any_process_is_an_error(tmp_path: Path, number: int) -> None:
+    save_steps(tmp_path, 1)
+    folder, _ = saved_by_three(tmp_path)
+    file = folder / f"optimizer-0000{number}-of-00003.safetensors"
+    flip_bit(file, -1)
+    with pytest.raises(DataError, match=f"{file.name} does not match its SHA-256; the newest intact one is step 1"):
+        load(tmp_path)
 
 
 # --- pointers and pruning -----------------------------------------------------------------------------------------
