@@ -107,6 +107,11 @@ def is_literal(key: str) -> bool:
     return get_origin(annotation) is Literal
 
 
+def literal_values(key: str) -> tuple[object, ...]:
+    """The fixed list of values that `key` takes."""
+    return get_args(leaves()[key].annotation)
+
+
 def tuple_length(key: str) -> int:
     """The number of values in the array `key`."""
     return len(get_args(leaves()[key].annotation))

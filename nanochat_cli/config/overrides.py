@@ -7,7 +7,7 @@ quotes in the shell. A bare `none` unsets a key that may be absent.
 import re
 
 from nanochat_cli.config.aliases import ALIASES
-from nanochat_cli.config.keys import accepted_kinds, leaves
+from nanochat_cli.config.keys import accepted_kinds, is_literal, leaves, literal_values
 from nanochat_cli.config.toml import parse_toml
 from nanochat_cli.errors import ConfigError
 
@@ -24,6 +24,8 @@ def parse_override(text: str) -> dict[str, object]:
         raise ConfigError(f"--set {text}: {key!r} is not a key; write it as section.name")
     parsed = _parse_value(value)
     target = key if key in leaves() else ALIASES.get(key, "")
+    if parsed is None and target in leaves() and is_literal(target) and "none" in literal_values(target):
+        return {key: "none"}  # one of its values, and it cannot be absent
     if target in leaves() and accepted_kinds(target) <= {"string", "none"} and parsed is not None:
         # 2024 or true is a name where the key takes only text.
         parsed = parsed if isinstance(parsed, str) else value

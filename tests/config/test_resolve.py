@@ -70,6 +70,10 @@ def test_set_none_unsets_an_optional_key():
     assert resolve_config(["quickstart"], overrides=["train.time_budget=none"]).train.time_budget is None
 
 
+def test_set_none_is_a_value_where_it_is_one_of_those_that_a_key_takes():
+    assert resolve_config(["quickstart"], overrides=["data.dedup=none"]).data.dedup == "none"
+
+
 def test_set_takes_arrays_and_equals_signs():
     config = resolve_config(overrides=["optim.betas=[0.5, 0.75]", "data.glob=a=b"])
     assert config.optim.betas == (0.5, 0.75)
