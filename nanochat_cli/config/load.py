@@ -125,7 +125,10 @@ def _read_file(file: Path) -> tuple[list[preset_files.Preset], Settings]:
     """The base of a --config file, if it has one, and its own settings."""
     table = read_toml(file, what="config")
     base = preset_files.take_base(table, file)
-    return ([] if base is None else [base]), read_source(table, str(file))
+    own = read_source(table, str(file))
+    if is_record(own) and "data.dedup" not in own:  # from before there was the key, when nothing was left out
+        own |= {"data.dedup": Setting("none", str(file))}
+    return ([] if base is None else [base]), own
 
 
 def _preset_settings(preset: preset_files.Preset) -> Settings:

@@ -59,6 +59,20 @@ def test_presets_read_back_equal(preset, tmp_path):
     assert load_run_config(tmp_path) == config
 
 
+def test_a_run_from_before_duplicates_were_left_out_keeps_them(tmp_path):
+    text = config_to_toml(resolve_config(["quickstart"]))
+    assert load_run_config_of(tmp_path, text).data.dedup == "near"
+    older = "".join(line for line in text.splitlines(True) if not line.startswith("dedup = "))
+    assert load_run_config_of(tmp_path, older).data.dedup == "none"
+    (tmp_path / "few.toml").write_text("[train]\ntotal_steps = 3\n")
+    assert resolve_config(["quickstart"], tmp_path / "few.toml").data.dedup == "near"
+
+
+def load_run_config_of(folder, text):
+    (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+    return load_run_config(folder)
+
+
 def test_every_value_is_written_with_its_description():
     text = config_to_toml(Config(), header="written by a test")
     assert text.startswith("# written by a test\n")

@@ -94,7 +94,15 @@ def test_a_data_set_is_read_and_is_what_its_source_makes(nanochat: Run, moved: P
     assert set(documents) == texts
     assert {prompt: reader.tokenizer.encode(prompt) for prompt in EXPECTED["encoded"]} == EXPECTED["encoded"]
     before = {file.name: file.read_bytes() for file in (moved / "data").glob("*.safetensors")}
-    nanochat("tokenize", "--source", "answers.jsonl", "--out", "data", "--vocab-size", 272)
+    same = [
+        "--out",
+        "data",
+        "--vocab-size",
+        272,
+        "--set",
+        "data.dedup=none",
+    ]  # it had no such key, and left out nothing
+    nanochat("tokenize", "--source", "answers.jsonl", *same)
     assert {file.name: file.read_bytes() for file in (moved / "data").glob("*.safetensors")} == before
 
 

@@ -86,7 +86,9 @@ def test_near_duplicates_are_on_one_side_and_the_manifest_says_how_many_there_ar
     documents = write_folder(tmp_path / "corpus", 60, size=900)
     for number, content in enumerate(documents[:20]):
         write_text(tmp_path / "corpus" / "forks" / f"{number}.txt", "# Copyright of a fork\n" + content.decode())
-    manifest = prepare_dataset(str(tmp_path / "corpus"), tmp_path / "data", make_config(), QuietReporter())
+    manifest = prepare_dataset(
+        str(tmp_path / "corpus"), tmp_path / "data", make_config(data={"dedup": "none"}), QuietReporter()
+    )
     assert manifest.near_duplicates is not None
     assert 12 <= manifest.near_duplicates.clusters <= 20  # of a very short text, the header is most
     reader = ShardReader(tmp_path / "data")

@@ -29,8 +29,10 @@ class SuiteData:
 
     def fix(self, config: Config) -> None:
         """Point `config` to the data set that was prepared for it, even if its source has changed since."""
-        if (record := self.records.get(_key(config))) is not None:
-            config.data.path = Path(record.folder)
+        for key, record in self.records.items():
+            if _is_of(key, config):
+                config.data.path = Path(record.folder)
+                return
 
 
 def prepare_suite_data(configs: Iterable[Config], folder: Path, reporter: Reporter) -> None:
@@ -65,3 +67,12 @@ def load_suite_data(folder: Path) -> SuiteData:
 
 def _key(config: Config) -> str:
     return json.dumps([config.data.model_dump_json(), config.tokenizer.model_dump_json(), config.model.vocab_size])
+
+
+def _is_of(key: str, config: Config) -> bool:
+    """Whether a record is that of `config`; one of an older version lacks the keys that came since."""
+    data, tokenizer, vocab_size = json.loads(key)
+    sections = ((data, config.data), (tokenizer, config.tokenizer))
+    return vocab_size == config.model.vocab_size and all(
+        json.loads(then).items() <= json.loads(now.model_dump_json()).items() for then, now in sections
+    )

@@ -37,7 +37,7 @@ class DataConfig(Section):
         default="off", description="keys and tokens of known forms: not sought, counted, replaced in the text"
     )
     dedup: Literal["none", "exact", "near"] = Field(
-        default="none", description="leave out copies of a document, or near-duplicates of one that is kept, too"
+        default="near", description="leave out copies of a document, or near-duplicates of one that is kept, too"
     )
     contamination: Literal["off", "count", "remove"] = Field(
         default="count",

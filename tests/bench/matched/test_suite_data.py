@@ -1,5 +1,7 @@
 """The runs of a suite share one data set, fixed when it begins: a source that grows meanwhile changes none of them."""
 
+import json
+
 import pytest
 
 from nanochat_cli.bench.matched.suite_data import load_suite_data, prepare_suite_data
@@ -50,3 +52,20 @@ def test_a_suite_from_before_such_records_is_resumed(tmp_path):
     found = config("stdlib")
     load_suite_data(tmp_path).fix(found)
     assert found.data.path is None
+
+
+def test_a_suite_whose_record_lacks_newer_keys_goes_on_with_its_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("NANOCHAT_CACHE", str(tmp_path / "cache"))
+    write_folder(tmp_path / "src", 12)
+    prepare_suite_data([config(str(tmp_path / "src"))], tmp_path, QuietReporter())
+    path = tmp_path / "data.json"
+    (key, record), *_ = json.loads(path.read_text()).items()
+    data, *rest = json.loads(key)
+    older = {name: value for name, value in json.loads(data).items() if name != "dedup"}
+    path.write_text(json.dumps({json.dumps([json.dumps(older), *rest]): record}))
+    run = config(str(tmp_path / "src"))
+    load_suite_data(tmp_path).fix(run)
+    assert str(run.data.path) == record["folder"]
+    other = make_config(data={"source": str(tmp_path / "src"), "val_fraction": 0.3})
+    load_suite_data(tmp_path).fix(other)
+    assert other.data.path is None
