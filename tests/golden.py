@@ -49,6 +49,7 @@ model.vocab_size={VOCAB} model.dim=128 model.n_layers=2 model.n_heads=2 model.n_
 model.max_seq_len=64 train.time_budget=none train.total_steps={STEPS} train.batch_size=4 train.seq_len=32
 train.compile=off train.log_interval=1 optim.warmup_steps=4 bigram_init.steps=0 eval.interval=10 eval.max_tokens=512
 checkpoint.interval={MIDDLE} checkpoint.keep_best=false telemetry.interval=5 telemetry.tensorboard=false
+train.backward=exact train.attention=torch optim.muon_format=fp32
 """
 GALORE = "optim.galore.enabled=true optim.galore.rank=16 optim.galore.update_freq=6"
 COLLIDER = "collider.enabled=true collider.sparsity=0.4 collider.warmup_steps=3"

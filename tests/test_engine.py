@@ -15,6 +15,7 @@ TINY = [
     *("--preset", "quickstart", "--preset", "cpu", "--set", "model.vocab_size=300", "--set", "model.n_layers=1"),
     *("--set", "model.ffn_dim=256", "--set", "train.time_budget=none", "--set", "train.seq_len=32"),
     *("--set", "train.batch_size=2", "--set", "telemetry.tensorboard=false"),
+    *("--set", "train.backward=exact", "--set", "train.attention=torch", "--set", "optim.muon_format=fp32"),
 ]
 
 

@@ -38,6 +38,7 @@ TINY = [
     *("train.total_steps=60", "train.seq_len=32", "train.batch_size=2", "train.compile=off", "train.device=cpu"),
     *("train.log_interval=1", "train.max_skipped_steps=3", "checkpoint.interval=5", "eval.interval=20"),
     *("bigram_init.steps=0", "eval.max_tokens=512", "data.path=data/src"),
+    *("train.backward=exact", "train.attention=torch", "optim.muon_format=fp32"),
 ]
 SUITE = ["--base", "quickstart", "--seeds", "1", *(word for text in TINY for word in ("--set", text))]
 OTHER, DIVERGES, TOO_LARGE = "optim.muon_momentum=0.8", "optim.head_lr=1e38", "model.ffn_dim=99999999999744"
