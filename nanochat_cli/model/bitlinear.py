@@ -78,15 +78,22 @@ class BitLinear(nn.Module):
         else:
             assert isinstance(quantized, Tensor)
             y = nn.functional.linear(quantized, self.weight)
-        return y if self.gain == 1 else y * self.gain
+        return y if self.gain_afterwards == 1 else y * self.gain_afterwards
 
     def forward(self, x: Tensor) -> Tensor:
         return self.project(self.quantize_input(x))
 
     def quantized_weight(self) -> LinearWeight:
-        """What the forward pass multiplies with."""
-        w_scale = self.scales.squeeze(1) if self.scales.shape[1] == 1 else None
-        return LinearWeight(self.operand, w_scale, self.packed, self.scales, self.transposed)
+        """What the forward pass multiplies with: the gain is in the scales of rows, as in packed weights."""
+        if self.scales.shape[1] > 1:
+            return LinearWeight(self.operand, None, self.packed, self.scales, self.transposed)
+        scales = self.scales if self.gain == 1 else self.scales * self.gain
+        return LinearWeight(self.operand, scales.squeeze(1), self.packed, scales, self.transposed)
+
+    @property
+    def gain_afterwards(self) -> float:
+        """The factor on the output that `quantized_weight` does not have."""
+        return 1.0 if self.quant.enabled and self.scales.shape[1] == 1 else self.gain
 
     def ternary(self) -> Ternary:
         """Codes and scales of this layer as it computes now. RuntimeError for a float layer."""

@@ -63,7 +63,7 @@ class ExpertLinear(BitLinear):
         weight = self.quantized_weight() if self.quant.enabled else LinearWeight(self.weight.detach(), None)
         kept = None if self.kept is None else KeptAssignments(routing.tokens, self.kept.rows, self.kept.n_kept)
         y = grouped_bit_linear(quantized, self.weight, weight, routing.counts, routing.experts, kept)
-        return y if self.gain == 1 else y * self.gain
+        return y if self.gain_afterwards == 1 else y * self.gain_afterwards
 
 
 class Experts:

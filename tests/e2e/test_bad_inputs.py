@@ -160,7 +160,7 @@ CONFIGURATION = [
         "configuration of brackets",
         [*TRAIN, "--config", "deep.toml"],
         USAGE,
-        "deep.toml: not valid TOML: TOML value nested more",
+        "deep.toml: not valid TOML: nested too deep",
         write("deep.toml", b"x = " + b"[" * 100_000),
     ),
     Mistake("setting of brackets", [*TRAIN, "--set", "train.total_steps=" + "[" * 5000], USAGE, "train.total_steps"),

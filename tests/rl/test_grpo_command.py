@@ -79,7 +79,7 @@ def test_a_run_in_the_real_sandbox_is_a_run_for_other_commands(nanochat, folder)
     assert (code, err.count("\n")) == (2, 1)
     assert "nanochat grpo --resume" in err
 
-    code, out, err = nanochat("grpo source-policy-1 --task p.jsonl --mode rft --out tuned -q", *QUICK)
+    code, out, err = nanochat("grpo source-policy-1 --task p.jsonl --mode rft --out tuned -q", *QUICK, "--group", "6")
     said = [
         line for line in err.splitlines() if "uncommitted changes" not in line
     ]  # of this checkout, while it is edited

@@ -19,6 +19,7 @@ from nanochat_kernels.reference.attention import empty_heads
 from nanochat_kernels.reference.cross_entropy import CodedGradient
 from nanochat_kernels.reference.gradient import QuantizedGradient
 from nanochat_kernels.reference.gradient import int8_gradients as int8_gradients  # those of a CPU: linear_products
+from nanochat_kernels.reference.nvfp4 import Nvfp4Activations
 from nanochat_kernels.reference.orthogonalize import tightening
 from nanochat_kernels.reference.packed import PackedTernary
 from nanochat_kernels.reference.packing import PLANE
@@ -127,6 +128,18 @@ def fp8_matmul(
 ) -> Tensor:
     """A format of GPUs, computed here by the reference."""
     return reference.fp8_matmul(a, b, a_scale, b_scale, out_dtype)
+
+
+def nvfp4_quantize(x: Tensor) -> Nvfp4Activations:
+    """A format of GPUs, computed here by the reference."""
+    return definitions.nvfp4_quantize(x)
+
+
+def nvfp4_matmul(
+    packed: Tensor, scale: Tensor, weight: Tensor, w_scale: Tensor, out_dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """A format of GPUs, computed here by the reference."""
+    return definitions.nvfp4_matmul(packed, scale, weight, w_scale, out_dtype)
 
 
 def quantize_gradient(dy: Tensor, factor: Tensor, weight: Tensor, levels: float) -> QuantizedGradient:

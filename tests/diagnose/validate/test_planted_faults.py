@@ -279,34 +279,33 @@ def test_generation_a_cache_that_is_one_position_off(place, monkeypatch):
     assert failure("generation", place).startswith("reading a prompt at once and token by token gives logits ")
 
 
+def seeded(monkeypatch, begin):
+    """Have every row draw from `begin(its generator)`."""
+    from nanochat_cli.inference.continuous_batch import Row
+
+    original = Row.__init__
+
+    def changed(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        self.generator = begin(self.generator)
+
+    monkeypatch.setattr(Row, "__init__", changed)
+
+
 def test_generation_a_seed_that_is_ignored(place, monkeypatch):
-    from nanochat_cli.inference import generate, sampling
-
-    def constant(seed, batch_size):
-        return sampling.generators(0, batch_size)
-
-    monkeypatch.setattr(generate, "generators", constant)
+    seeded(monkeypatch, lambda generator: torch.Generator().manual_seed(0))
     assert failure("generation", place) == "another seed gives the same text"
 
 
 def test_generation_without_a_seed(place, monkeypatch):
-    from nanochat_cli.inference import generate, sampling
-
     seeds = iter(range(100, 10**6))
-    monkeypatch.setattr(generate, "generators", lambda seed, size: sampling.generators(next(seeds), size))
+    seeded(monkeypatch, lambda generator: torch.Generator().manual_seed(next(seeds)))
     assert failure("generation", place) == "the same seed gives a different text the second time"
 
 
 def test_generation_rows_that_share_their_random_numbers(place, monkeypatch):
-    from nanochat_cli.inference import generate
-
     shared = torch.Generator()
-
-    def one_for_all(seed, batch_size):
-        shared.manual_seed(seed)
-        return [shared] * batch_size
-
-    monkeypatch.setattr(generate, "generators", one_for_all)
+    seeded(monkeypatch, lambda generator: shared.manual_seed(generator.initial_seed()))
     assert "of a batch is continued differently than alone" in failure("generation", place)
 
 
