@@ -36,10 +36,15 @@ class Setup:
     beside: dict[str, nn.Module] = field(default_factory=dict)
 
     def linears(self) -> dict[str, BitLinear]:
-        """Every linear layer of the blocks that is trained, by its dotted name."""
-        modules = [("", self.model), *((f"{prefix}.", module) for prefix, module in self.beside.items())]
-        named = ((prefix + name, layer) for prefix, module in modules for name, layer in module.named_modules())
-        return {name: layer for name, layer in named if isinstance(layer, BitLinear)}
+        """`linears_of` these."""
+        return linears_of(self.model, self.beside)
+
+
+def linears_of(model: Transformer, beside: Mapping[str, nn.Module]) -> dict[str, BitLinear]:
+    """Every linear layer of the blocks that is trained, by its dotted name. beside: modules by their prefix."""
+    modules = [("", model), *((f"{prefix}.", module) for prefix, module in beside.items())]
+    named = ((prefix + name, layer) for prefix, module in modules for name, layer in module.named_modules())
+    return {name: layer for name, layer in named if isinstance(layer, BitLinear)}
 
 
 @dataclass

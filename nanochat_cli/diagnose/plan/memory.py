@@ -79,7 +79,7 @@ def training_memory(config: Config, device: torch.device | None = None) -> Memor
         activations=activations,
         # Each loss keeps the gradient of its hidden states and of the head until the backward pass.
         logits=LOGIT_COPIES * 4 * chunk * config.model.vocab_size + losses * 4 * head + logit_states,
-        step_buffers=MUON_COPIES * 4 * _largest_stack(linears) if muon else 0,
+        step_buffers=MUON_COPIES * 4 * largest_stack(linears) if muon else 0,
     )
 
 
@@ -96,7 +96,7 @@ def _quantised_bytes(layer: BitLinear, config: Config, device: torch.device) -> 
     return operand.itemsize * weights + scales + {"int8": weights // 4, "nvfp4": weights // 2}.get(form, 0)
 
 
-def _largest_stack(linears: list[BitLinear]) -> int:
+def largest_stack(linears: list[BitLinear]) -> int:
     """Number of weights that Muon computes together: those of the most frequent shape, up to a bound."""
     stacks: dict[tuple[int, int], int] = {}
     for layer in linears:
