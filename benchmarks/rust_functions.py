@@ -15,90 +15,18 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
+from nanochat_cli.data.functions import Function, rust_functions
 from nanochat_cli.evaluation.problems import load_problems
 from nanochat_cli.report.result_file import Result, result_place, write_results
 
-MAX_LINES, MAX_CHARACTERS = 30, 900
-DOC_LINES = 4
 COPIES = 6
 BATCH = 2000
 """Functions that one call of rustc checks, each in a separate module."""
 PASSES = 12
 """rustc stops at the first stage that finds errors, so the remaining functions are checked again."""
-_START = re.compile(r"^([ \t]*)(?:pub(?:\([^)]*\))? )?(?:const )?fn (\w+)")
-_BOUND = re.compile(
-    r"\bself\b|\bSelf\b|\bcrate\b|\bsuper\b|\bunsafe\b|\$|include|\benv!|todo!|unimplemented!|\bextern\b"
-)
-"""Words that tie a function to its surroundings, or mark a stub."""
-_CONDITIONAL = re.compile("test|bench|cfg")
-
-
-class Function(NamedTuple):
-    name: str
-    doc: str
-    """The first paragraph: lines with `///` and their line ends."""
-    body: str
-
-    @property
-    def document(self) -> str:
-        return f"{self.doc}{self.body}\n"
-
-
-def functions(text: str) -> Iterator[Function]:
-    """Short free functions of a source file that rustfmt has indented, moved to the left margin."""
-    lines = text.split("\n")
-    at = 0
-    while at < len(lines):
-        start = _START.match(lines[at])
-        end = None if start is None else _end(lines, at, start[1])
-        if start is None or end is None:
-            at += 1
-            continue
-        indent = start[1]
-        doc, attributes = _above(lines, at, indent)
-        body = "\n".join(line.removeprefix(indent) for line in lines[at : end + 1])
-        at = end + 1
-        bound = _BOUND.search(body) or any(_CONDITIONAL.search(line) for line in attributes)
-        if not bound and len(body) <= MAX_CHARACTERS and start[2] != "main":
-            yield Function(start[2], doc, body)
-
-
-def _end(lines: Sequence[str], start: int, indent: str) -> int | None:
-    """The line that closes the function: a brace with the indentation of its first line."""
-    first = lines[start].rstrip()
-    if first.endswith(";"):
-        return None
-    if first.endswith("}") and "{" in first:
-        return start
-    for at in range(start + 1, min(start + MAX_LINES, len(lines))):
-        line = lines[at]
-        if line == indent + "}":
-            return at
-        if line.strip() and len(line) - len(line.lstrip()) < len(indent):
-            return None
-    return None
-
-
-def _above(lines: Sequence[str], start: int, indent: str) -> tuple[str, list[str]]:
-    """The first paragraph of the documentation, and the attributes."""
-    doc: list[str] = []
-    attributes: list[str] = []
-    at = start - 1
-    while at >= 0 and lines[at].startswith((indent + "///", indent + "#[")):
-        line = lines[at].removeprefix(indent)
-        (doc if line.startswith("///") else attributes).insert(0, line)
-        at -= 1
-    paragraph = []
-    for line in doc[:DOC_LINES]:
-        words = line[3:].strip()
-        if not words or words.startswith("```"):
-            break
-        paragraph.append(line.rstrip() + "\n")
-    return "".join(paragraph), attributes
 
 
 def collect(folder: Path, without: frozenset[str]) -> list[Function]:
@@ -111,7 +39,7 @@ def collect(folder: Path, without: frozenset[str]) -> list[Function]:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             continue
-        for function in functions(text):
+        for function in rust_functions(text):
             by_body.setdefault(re.sub(r"\s+", " ", function.body), function)
     return [function for function in by_body.values() if function.name not in without]
 

@@ -32,6 +32,9 @@ def tokenize(
     text_field: Annotated[
         str | None, typer.Option(metavar="NAME", help="Field of a record with its text; a.b for a nested one.")
     ] = None,
+    functions: Annotated[
+        bool, typer.Option("--functions", help="Take only the short free functions of Python and Rust files.")
+    ] = False,
     vocab_size: Annotated[int | None, typer.Option(help="Entries of the tokenizer; default: the preset's.")] = None,
     tokenizer: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Use this tokenizer.json instead of training one.")
@@ -75,6 +78,7 @@ def tokenize(
             "--source": {"data.sources": source} if several else {"data.source": source[0] if source else None},
             "--glob": {"data.glob": glob},
             "--text-field": {"data.text_field": text_field},
+            "--functions": {"data.functions": functions or None},
             "--vocab-size": {"model.vocab_size": vocab_size},
             "--format": {"data.format": token_format},
             "--eot-id": {"data.eot_id": eot_id},

@@ -20,7 +20,9 @@ from nanochat_cli.config.source_parts import Part
 from nanochat_cli.data.archives import archive_compression, archive_documents
 from nanochat_cli.data.documents import Document, LongLines, Skipped, printable
 from nanochat_cli.data.filters import Filters
+from nanochat_cli.data.functions import functions_of
 from nanochat_cli.data.hub import load_rows
+from nanochat_cli.data.origin import language_of
 from nanochat_cli.data.records import (
     RECORDS,
     BadRecord,
@@ -81,8 +83,9 @@ class Corpus:
         usable = 0
         for item in self.read():
             if isinstance(item, Document):
-                usable += 1
-                yield self._without_secrets(item)
+                for document in self._parts_of(self._without_secrets(item)):
+                    usable += 1
+                    yield document
             elif isinstance(item, LongLines):
                 self.long_lines.append(item.id)
             else:
@@ -102,7 +105,20 @@ class Corpus:
             return document
         if len(self.with_secrets) < NAMED:
             self.with_secrets.append(document.id)
-        return Document(document.id, content) if self.filters.secrets == "mask" else document
+        return document._replace(content=content, place=None) if self.filters.secrets == "mask" else document
+
+    def _parts_of(self, document: Document) -> Iterator[Document]:
+        """The document, or its functions if only those are taken."""
+        if not self.filters.functions:
+            yield document
+            return
+        language = language_of(document.id)
+        text = document.content.decode("utf-8", "ignore")  # a piece of a long file may be cut inside a character
+        number = 0
+        for number, function in enumerate(functions_of(language, text), 1):
+            yield Document(f"{document.id}@{number}", function.document.encode(), part=document.part)
+        if not number:
+            self.skipped["no free function of Python or Rust"] += 1
 
     def what_was_left_out(self) -> str:
         """The count of each reason, and the first names."""
@@ -265,8 +281,9 @@ def _token_corpus(source: str, root: Path, found: list[Path], tokens: TokenSetti
             f"{source}: holds token ids ({form}); name the tokenizer.json that made them with --tokenizer "
             "(tokenizer.path)"
         )
-    if filters.secrets == "mask":
-        raise ConfigError(f"{source}: holds token ids; data.secrets=mask is for text")
+    if filters.secrets == "mask" or filters.functions:
+        key = "data.functions" if filters.functions else "data.secrets=mask"
+        raise ConfigError(f"{source}: holds token ids; {key} is for text")
     settings, tokenizer = tokens._replace(format=form), cache(Tokenizer.load)
 
     def read() -> Iterator[Document | Skipped]:

@@ -23,6 +23,7 @@ class Filters(NamedTuple):
     max_file_bytes: int | None = None
     generated: Literal["keep", "remove"] = "keep"
     secrets: Literal["off", "report", "mask"] = "off"
+    functions: bool = False
 
     def reason(self, size: int, lines: int, longest_line: int, head: bytes) -> str | None:
         """Why a text of `size` bytes and `lines` lines is left out, or None; head: its first HEAD bytes."""

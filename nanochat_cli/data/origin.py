@@ -11,7 +11,7 @@ LANGUAGES = {".py": "python", ".pyi": "python", ".rs": "rust"}
 OTHER = "other"
 UNRECOGNISED = "not recognised"
 HEAD = 4096
-_PIECE = re.compile(r"@\d+\Z")
+_PIECE = re.compile(r"(?:@\d+)+\Z")
 _TAG = re.compile(rb"SPDX-License-Identifier:[ \t]*([A-Za-z0-9.+()\- ]*[A-Za-z0-9.+)])")
 # Words in the title or first paragraph of each; of several the first in the text counts. Commas and case do not matter.
 _LICENCES = (

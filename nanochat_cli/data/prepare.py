@@ -140,7 +140,7 @@ def cache_folder() -> Path:
 def _open(source: str, config: Config, output: Path | None = None) -> Corpus:
     data = config.data
     tokens = TokenSettings(data.format, data.eot_id, config.tokenizer.path)
-    filters = Filters(data.gitignore, data.max_file_bytes, data.generated, data.secrets)
+    filters = Filters(data.gitignore, data.max_file_bytes, data.generated, data.secrets, data.functions)
 
     def opened(one: str) -> Corpus:
         return open_corpus(one, data.glob, data.text_field, data.streaming, output, tokens, filters)

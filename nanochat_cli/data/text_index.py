@@ -55,7 +55,7 @@ def _read(corpus: Corpus, reader: ShardReader, reporter: Reporter) -> np.ndarray
             if document.place is None:
                 raise DataError(
                     f"{corpus.source}: cannot be read at random, which loader.on_the_fly needs: "
-                    "give text files or .jsonl without data.secrets=mask, or turn loader.on_the_fly off"
+                    "give text files or .jsonl, without data.secrets=mask and data.functions, or turn it off"
                 )
             cells.extend((numbers[document.place.file], *document.place[1:]))
     rows = np.array(cells, dtype=np.int64).reshape(-1, COLUMNS - 1)

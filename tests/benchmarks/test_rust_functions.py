@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from nanochat_cli.data.functions import rust_functions
 from tests.benchmarks.scripts import load
 from tests.evaluation.programs import needs_rustc
 
@@ -61,8 +62,8 @@ def script():
     return load("rust_functions")
 
 
-def test_free_functions_are_found_with_the_first_paragraph_of_their_documentation(script):
-    found = {function.name: function.document for function in script.functions(SOURCE)}
+def test_free_functions_are_found_with_the_first_paragraph_of_their_documentation():
+    found = {function.name: function.document for function in rust_functions(SOURCE)}
 
     assert list(found) == ["twice", "none", "origin"]
     twice = "pub fn twice(n: i32) -> i32 {\n    if n > 0 {\n        2 * n\n    } else {\n        n + n\n    }\n}\n"
@@ -72,10 +73,10 @@ def test_free_functions_are_found_with_the_first_paragraph_of_their_documentatio
 
 
 @pytest.mark.parametrize(("lines", "found"), [(30, ["long", "short"]), (31, ["short"])])
-def test_a_function_of_more_than_thirty_lines_is_left_out(script, lines, found):
+def test_a_function_of_more_than_thirty_lines_is_left_out(lines, found):
     body = "".join(f"    f({number});\n" for number in range(lines - 2))
 
-    assert [one.name for one in script.functions(f"fn long() {{\n{body}}}\n\nfn short() {{}}\n")] == found
+    assert [one.name for one in rust_functions(f"fn long() {{\n{body}}}\n\nfn short() {{}}\n")] == found
 
 
 def test_equal_functions_count_once_and_names_of_problems_are_left_out(script, tmp_path):

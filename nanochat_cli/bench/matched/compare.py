@@ -22,24 +22,14 @@ from nanochat_cli.report.metrics_log import FILE_NAME as METRICS_FILE
 from nanochat_cli.report.metrics_log import read_metrics
 from nanochat_cli.report.run_results import read_results
 
-_DOCUMENTS = tuple(
+_DOCUMENTS = [
     f"data.{key}"
-    for key in (
-        *(
-            "path",
-            "source",
-            "sources",
-            "glob",
-            "text_field",
-            "gitignore",
-            "max_file_bytes",
-            "generated",
-            "secrets",
-            "dedup",
-        ),
-        *("contamination", "max_bytes", "val_fraction"),
+    for keys in (
+        "path source sources glob text_field gitignore max_file_bytes generated secrets functions dedup",
+        "contamination max_bytes val_fraction",
     )
-)
+    for key in keys.split()
+]
 _COMPRESSOR = "gzip -9"
 
 

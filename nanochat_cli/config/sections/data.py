@@ -36,6 +36,9 @@ class DataConfig(Section):
     secrets: Literal["off", "report", "mask"] = Field(
         default="off", description="keys and tokens of known forms: not sought, counted, replaced in the text"
     )
+    functions: bool = Field(
+        default=False, description="take only short free functions of Python and Rust files, each as a document"
+    )
     dedup: Literal["none", "exact", "near"] = Field(
         default="near", description="leave out copies of a document, or near-duplicates of one that is kept, too"
     )
