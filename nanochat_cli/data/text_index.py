@@ -54,8 +54,8 @@ def _read(corpus: Corpus, reader: ShardReader, reporter: Reporter) -> np.ndarray
             training[key] -= 1
             if document.place is None:
                 raise DataError(
-                    f"{corpus.source}: cannot be read at random, which loader.on_the_fly needs: "
-                    "give text files or .jsonl, without data.secrets=mask and data.functions, or turn it off"
+                    f"{corpus.source}: cannot be read at random; give text files or .jsonl, without "
+                    "data.secrets=mask and data.functions, or turn loader.on_the_fly off"
                 )
             cells.extend((numbers[document.place.file], *document.place[1:]))
     rows = np.array(cells, dtype=np.int64).reshape(-1, COLUMNS - 1)

@@ -15,6 +15,6 @@ def infill_request(
 
     At least half of the context is for the prompt. fim: of the training.
     """
-    room = max(context - sampling.max_tokens - 1, context // 2)
+    room = max(context - sampling.max_tokens, context // 2) - 1
     ids = infill_prompt(tokenizer, gap, room, spm=fim.suffix_first)
     return ids, replace(sampling, max_tokens=min(sampling.max_tokens, context - len(ids)))

@@ -131,15 +131,13 @@ def fp8_matmul(
 
 
 def nvfp4_quantize(x: Tensor) -> Nvfp4Activations:
-    """A format of GPUs, computed here by the reference."""
-    return definitions.nvfp4_quantize(x)
+    raise Unsupported("NVFP4 is a format of GPUs")
 
 
 def nvfp4_matmul(
     packed: Tensor, scale: Tensor, weight: Tensor, w_scale: Tensor, out_dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """A format of GPUs, computed here by the reference."""
-    return definitions.nvfp4_matmul(packed, scale, weight, w_scale, out_dtype)
+    raise Unsupported("NVFP4 is a format of GPUs")
 
 
 def quantize_gradient(dy: Tensor, factor: Tensor, weight: Tensor, levels: float) -> QuantizedGradient:
