@@ -7,6 +7,7 @@ name that they control (DNS rebinding); a server elsewhere is kept by its key.
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from secrets import compare_digest
 
 from starlette.datastructures import Headers
@@ -17,6 +18,8 @@ from nanochat_cli.serve.rules import Rules
 
 BODY_SECONDS = 30.0
 """Within which a body must have arrived."""
+DISCARD_SECONDS, DISCARD_BYTES = 2.0, 1 << 26
+"""How much of a body that is too large is read, and thrown away."""
 OPEN_PATHS = frozenset({"/health"})
 """Answered without a key."""
 
@@ -69,6 +72,7 @@ class Guard:
         too_large = RequestError(413, f"the body is larger than {limit} bytes", Connection="close")
         declared = Headers(scope=scope).get("content-length", "0")
         if declared.isdigit() and int(declared) > limit:
+            await _discard(receive)
             raise too_large
         parts, size = list[bytes](), 0
         try:
@@ -80,11 +84,25 @@ class Guard:
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
                     if size > limit:
+                        await _discard(receive)
                         raise too_large
                     if not message.get("more_body"):
                         return b"".join(parts)
         except TimeoutError:
             raise RequestError(408, f"the body took longer than {BODY_SECONDS:g} s", Connection="close") from None
+
+
+async def _discard(receive: Receive) -> None:
+    """Read what a client is still sending, for a while: closing on unread bytes would reset the connection, and the
+    client would never see the answer."""
+    size = 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DISCARD_SECONDS):
+            while size < DISCARD_BYTES:
+                message = await receive()
+                if message["type"] == "http.disconnect" or not message.get("more_body"):
+                    return
+                size += len(message.get("body", b""))
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
