@@ -25,9 +25,10 @@ from nanochat_cli.config.load import resolve_config
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.batches import evaluation_batches
 from nanochat_cli.data.corpus import open_corpus
+from nanochat_cli.data.manifest import MANIFEST, SPLITS
 from nanochat_cli.data.near_duplicates import THRESHOLD, NearDuplicates
 from nanochat_cli.data.prepare import prepare_dataset
-from nanochat_cli.data.shards import MANIFEST, SPLITS, TOKENIZER, ShardReader, ShardWriter
+from nanochat_cli.data.shards import TOKENIZER, ShardReader, ShardWriter
 from nanochat_cli.data.split import HASH_RANGE, split_key
 from nanochat_cli.data.word_runs import words_of
 from nanochat_cli.engine import Engine

@@ -8,7 +8,8 @@ import pytest
 
 from nanochat_cli.bench.matched.suite_data import DATA_FILE, load_suite_data
 from nanochat_cli.bench.matched.tuning import TUNING_FILE, load_tuned
-from nanochat_cli.data.shards import Shard, ShardInfo
+from nanochat_cli.data.manifest import ShardInfo
+from nanochat_cli.data.shards import Shard
 from nanochat_cli.errors import DataError, reason
 from nanochat_cli.evaluation.sample_file import SAMPLES, SETTINGS, SampleFile
 from nanochat_cli.formats.run.dataset import RECORD_FILE, read_record

@@ -38,7 +38,7 @@ def print_card(
 ) -> None:
     """Print what a data set holds: sources, languages, licences, duplicates, what was left out, tokens."""
     from nanochat_cli.data.card import card
-    from nanochat_cli.data.shards import read_manifest
+    from nanochat_cli.data.manifest import read_manifest
 
     reporter = session_of(ctx).reporter
     manifest = read_manifest(dataset)

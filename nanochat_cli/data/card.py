@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 
 from nanochat_cli.data.contamination import RUN_WORDS
+from nanochat_cli.data.manifest import SPLITS, Manifest, OriginInfo
 from nanochat_cli.data.scan import COPY, NEAR
-from nanochat_cli.data.shards import SPLITS, Manifest, OriginInfo
 from nanochat_cli.report.quantities import format_quantity
 from nanochat_cli.report.reporter import Reporter
 

@@ -97,15 +97,21 @@ def _above(lines: Sequence[str], start: int, indent: str) -> tuple[str, list[str
     return "".join(paragraph), attributes
 
 
-def python_functions(text: str) -> Iterator[Function]:
-    """Short free functions at the top level of a source file, without decorators; none if it does not parse."""
+def parsed(text: str) -> ast.Module | None:
+    """The syntax tree of a Python source, with line numbers as of `text.split("\\n")`; None if it has none."""
     if "\r" in text:  # the parser would count other lines
-        return
+        return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # such as invalid escapes in others' code
-            module = ast.parse(text)
+            return ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def python_functions(text: str) -> Iterator[Function]:
+    """Short free functions at the top level of a source file, without decorators; none if it does not parse."""
+    if (module := parsed(text)) is None:
         return
     lines = text.split("\n")
     for node in module.body:

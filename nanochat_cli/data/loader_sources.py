@@ -35,8 +35,9 @@ class ShardSource:
     stride: int | None = None
 
     def open(self) -> Batches:
+        from nanochat_cli.data.manifest import read_manifest
         from nanochat_cli.data.mixture import shares_of
-        from nanochat_cli.data.shards import Shard, TokenStream, read_manifest
+        from nanochat_cli.data.shards import Shard, TokenStream
 
         # The reader has verified the files; only evaluation needs the end-of-text token.
         manifest = read_manifest(self.folder)

@@ -12,7 +12,7 @@ from nanochat_cli.data.order import permuted
 from nanochat_cli.errors import DataError
 
 if TYPE_CHECKING:
-    from nanochat_cli.data.shards import Manifest
+    from nanochat_cli.data.manifest import Manifest
 
 BLOCK = 4096
 TOO_OFTEN = 4.0

@@ -24,22 +24,10 @@ from nanochat_cli.data.contamination import ProblemRuns
 from nanochat_cli.data.corpus import NAMED, Corpus, open_corpus
 from nanochat_cli.data.documents import as_named, printable
 from nanochat_cli.data.filters import NO_FILTERS, Filters
+from nanochat_cli.data.manifest import FORMAT_VERSION, MANIFEST, SPLITS, Manifest, Split, TokenizerInfo, read_manifest
 from nanochat_cli.data.mixed_corpus import mixed
 from nanochat_cli.data.scan import scan
-from nanochat_cli.data.shards import (
-    CARD,
-    FORMAT_VERSION,
-    MANIFEST,
-    SPLITS,
-    TOKENIZER,
-    Manifest,
-    Split,
-    TokenizerInfo,
-    install_staged,
-    read_manifest,
-    staging,
-    verify_files,
-)
+from nanochat_cli.data.shards import CARD, TOKENIZER, install_staged, staging, verify_files
 from nanochat_cli.data.text_files import LONG_LINE
 from nanochat_cli.data.token_documents import TokenSettings
 from nanochat_cli.data.tokenizer import Tokenizer

@@ -18,8 +18,8 @@ from nanochat_cli.data import split
 from nanochat_cli.data.contamination import RUN_WORDS, ProblemRuns
 from nanochat_cli.data.corpus import NAMED, Corpus
 from nanochat_cli.data.documents import Document, printable
+from nanochat_cli.data.manifest import ContaminationInfo, NearDuplicatesInfo
 from nanochat_cli.data.near_duplicates import NearDuplicates
-from nanochat_cli.data.shards import ContaminationInfo, NearDuplicatesInfo
 from nanochat_cli.data.text_sample import TextSample
 from nanochat_cli.data.word_runs import words_of
 from nanochat_cli.errors import DataError

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat_cli.data.shards import ShardReader, Split
+from nanochat_cli.data.manifest import Split
+from nanochat_cli.data.shards import ShardReader
 
 HASH_RANGE = 1 << 64
 METHOD = "clusters of near-duplicates, 1"

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from nanochat_cli.atomic_write import sync
 from nanochat_cli.config.sections.data import TokenFormat
-from nanochat_cli.data.shards import SPLITS, TOKENIZER, Shard, ShardReader, staging
+from nanochat_cli.data.manifest import SPLITS
+from nanochat_cli.data.shards import TOKENIZER, Shard, ShardReader, staging
 from nanochat_cli.data.token_files import LLMC_HEADER, LLMC_MAGICS, MEGATRON_MAGIC
 from nanochat_cli.errors import ConfigError, DataError, reason
 from nanochat_cli.folders import held_folder

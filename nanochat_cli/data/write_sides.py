@@ -11,18 +11,10 @@ from nanochat_cli.config.schema import Config
 from nanochat_cli.data.corpus import Corpus
 from nanochat_cli.data.documents import Document, printable
 from nanochat_cli.data.encoding import WORTH_A_WORKER, encode_documents, given_tokens
+from nanochat_cli.data.manifest import SPLITS, OriginInfo, PartInfo, SidePart, Split, SplitInfo
 from nanochat_cli.data.origin import language_of, licence_of, licence_tag
 from nanochat_cli.data.scan import Scan, bounded
-from nanochat_cli.data.shards import (
-    MAX_SHARD_TOKENS,
-    SPLITS,
-    OriginInfo,
-    PartInfo,
-    ShardWriter,
-    SidePart,
-    Split,
-    SplitInfo,
-)
+from nanochat_cli.data.shards import MAX_SHARD_TOKENS, ShardWriter
 from nanochat_cli.data.split import split_key
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import DataError

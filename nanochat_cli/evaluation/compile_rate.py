@@ -8,9 +8,9 @@ their crate. Knows sources as text; the sandbox compiles them.
 import ast
 import hashlib
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
+from nanochat_cli.data.functions import parsed
 from nanochat_cli.errors import DataError
 from nanochat_cli.evaluation.code_tokens import body_statements
 from nanochat_cli.evaluation.cut_completion import CLOSING_STOP, cut_completion
@@ -75,13 +75,7 @@ def _that_compile(candidates: Sequence[Problem], limit: int, pool: SandboxPool, 
 
 def python_functions(source: str) -> Iterator[tuple[str, str]]:
     """(prompt, completion) of every top-level function; nothing if the file does not parse."""
-    if "\r" in source:  # the parser would count other lines
-        return
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # such as invalid escapes in others' code
-            module = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    if (module := parsed(source)) is None:
         return
     lines = source.split("\n")
     for node in module.body:

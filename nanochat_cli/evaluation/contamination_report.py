@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanochat_cli.data.contamination import RUN_WORDS
-from nanochat_cli.data.shards import Manifest, read_manifest
+from nanochat_cli.data.manifest import Manifest, read_manifest
 from nanochat_cli.errors import DataError
 from nanochat_cli.formats.run.dataset import read_record
 from nanochat_cli.report.reporter import Reporter

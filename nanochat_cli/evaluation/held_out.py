@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanochat_cli.config.schema import Config
+from nanochat_cli.data.manifest import Split
 from nanochat_cli.data.origin import OTHER, language_of
 from nanochat_cli.data.prepare import source_of
 from nanochat_cli.data.scan import bounded
-from nanochat_cli.data.shards import ShardReader, Split
+from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.data.split import document_keys, split_key
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import ConfigError, DataError

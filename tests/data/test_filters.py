@@ -16,11 +16,12 @@ import pytest
 from nanochat_cli.cli.app import main
 from nanochat_cli.data.corpus import Corpus, open_corpus
 from nanochat_cli.data.filters import Filters
+from nanochat_cli.data.manifest import SPLITS
 from nanochat_cli.data.on_the_fly import TextStore
 from nanochat_cli.data.origin import licence_of, licence_tag
 from nanochat_cli.data.prepare import prepare_dataset
 from nanochat_cli.data.secrets import KINDS
-from nanochat_cli.data.shards import SPLITS, ShardReader
+from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.data.text_index import text_index
 from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.report.reporter import PlainReporter, QuietReporter

@@ -10,8 +10,9 @@ import pytest
 
 from nanochat_cli.cli.app import main
 from nanochat_cli.data.functions import MAX_CHARACTERS, MAX_LINES, functions_of
+from nanochat_cli.data.manifest import SPLITS
 from nanochat_cli.data.prepare import prepare_dataset
-from nanochat_cli.data.shards import SPLITS, ShardReader
+from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.data.text_index import text_index
 from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.evaluation.held_out import document_languages

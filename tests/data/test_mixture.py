@@ -15,9 +15,10 @@ from nanochat_cli.config.source_parts import Part, is_part, parts_of
 from nanochat_cli.data.async_loader import AsyncLoader
 from nanochat_cli.data.batches import Batches
 from nanochat_cli.data.loader import source_spec
+from nanochat_cli.data.manifest import SPLITS, Manifest, Split
 from nanochat_cli.data.mixture import BLOCK, Mixture, Share, shares_of, too_often
 from nanochat_cli.data.prepare import prepare_dataset
-from nanochat_cli.data.shards import SPLITS, Manifest, ShardReader, Split
+from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.evaluation.held_out import document_languages
 from nanochat_cli.evaluation.run_bits_per_byte import bits_per_byte_results, measure_bits_per_byte

@@ -14,9 +14,10 @@ from nanochat_cli.cli.app import main
 from nanochat_cli.data import prepare, write_sides
 from nanochat_cli.data.corpus import open_corpus
 from nanochat_cli.data.encoding import encode_documents
+from nanochat_cli.data.manifest import SPLITS, Split
 from nanochat_cli.data.on_the_fly import TextStore
 from nanochat_cli.data.prepare import cached_dataset, prepare_dataset
-from nanochat_cli.data.shards import SPLITS, ShardReader, Split
+from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.data.split import split_key
 from nanochat_cli.data.text_index import text_index
 from nanochat_cli.data.text_sample import TextSample

@@ -10,8 +10,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from nanochat_cli.data import shards
+from nanochat_cli.data.manifest import read_manifest
 from nanochat_cli.data.prepare import prepare_dataset
-from nanochat_cli.data.shards import Shard, ShardReader, ShardWriter, TokenStream, read_manifest
+from nanochat_cli.data.shards import Shard, ShardReader, ShardWriter, TokenStream
 from nanochat_cli.errors import DataError
 from nanochat_cli.report.reporter import QuietReporter
 from tests.data.corpora import make_config, write_folder

@@ -17,8 +17,9 @@ from nanochat_cli.config.schema import Config
 from nanochat_cli.config.sections.data import TokenFormat
 from nanochat_cli.data import token_documents, write_sides
 from nanochat_cli.data.documents import Document
+from nanochat_cli.data.manifest import SPLITS, Manifest, read_manifest
 from nanochat_cli.data.prepare import prepare_dataset
-from nanochat_cli.data.shards import SPLITS, Manifest, ShardReader, read_manifest
+from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.data.text_index import text_index
 from nanochat_cli.data.token_documents import TokenSettings
 from nanochat_cli.data.token_export import export_tokens

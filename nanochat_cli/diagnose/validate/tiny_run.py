@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nanochat_cli.config.schema import Config
-from nanochat_cli.data.shards import MANIFEST
+from nanochat_cli.data.manifest import MANIFEST
 from nanochat_cli.diagnose.validate.corpus import write_corpus
 from nanochat_cli.diagnose.validate.stage import Muted, Workspace
 from nanochat_cli.engine import Engine

@@ -13,8 +13,9 @@ from pathlib import Path
 from nanochat_cli.atomic_write import write_atomically
 from nanochat_cli.config.load import CONFIG_FILE, load_run_config
 from nanochat_cli.config.schema import Config
+from nanochat_cli.data.manifest import MANIFEST, Split
 from nanochat_cli.data.prepare import cached_dataset
-from nanochat_cli.data.shards import MANIFEST, ShardReader, Split
+from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import ConfigError, DataError, NanochatError, reason
 from nanochat_cli.folders import holder_of

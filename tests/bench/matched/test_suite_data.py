@@ -6,8 +6,8 @@ import pytest
 
 from nanochat_cli.bench.matched.suite_data import load_suite_data, prepare_suite_data
 from nanochat_cli.config.schema import Config
+from nanochat_cli.data.manifest import read_manifest
 from nanochat_cli.data.prepare import prepare_dataset
-from nanochat_cli.data.shards import read_manifest
 from nanochat_cli.errors import DataError
 from nanochat_cli.report.reporter import QuietReporter
 from tests.data.corpora import make_config, write_folder
