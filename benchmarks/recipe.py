@@ -251,6 +251,8 @@ def main() -> None:
     parser.add_argument("--one", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=1, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.peer and not (arguments.peer / "nanochat" / "gpt.py").is_file():
+        parser.error(f"--peer {arguments.peer}: no nanochat/gpt.py; give the root of a checkout of karpathy/nanochat")
     if arguments.quick:
         vars(arguments).update(QUICK)
     out = result_place("recipe", arguments.out, quick=arguments.quick)
