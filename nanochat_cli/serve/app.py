@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from nanochat_cli import __version__
-from nanochat_cli.serve import errors, llama_cpp_routes, openai_routes
+from nanochat_cli.serve import errors, llama_cpp_routes, openai_routes, page
 from nanochat_cli.serve.engine import NativeEngine
 from nanochat_cli.serve.guard import Guard, Rules
 
@@ -27,6 +27,7 @@ def create_app(engine: NativeEngine, rules: Rules, cors_origins: Sequence[str] =
     errors.install(app)
     app.include_router(openai_routes.routes(engine))
     app.include_router(llama_cpp_routes.routes(engine))
+    app.include_router(page.routes())
     app.add_middleware(Guard, rules=rules)
     if cors_origins:
         # Outside the guard, so that a page may read a refusal. No credentials: the key is a header of its own.

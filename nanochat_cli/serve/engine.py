@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from nanochat_cli.data.fim import NAMES
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import DataError, NanochatError
 from nanochat_cli.inference.continuous_batch import ContinuousBatch, Row
@@ -36,7 +37,7 @@ _Result = TypeVar("_Result")
 class Served:
     """What is served. name: as clients see it; template: of conversations, Jinja, None without one.
 
-    spm: whether the model was trained to fill in with the suffix first.
+    spm: whether the model was trained to fill in with the suffix first; fim: whether it was trained to fill in at all.
     """
 
     name: str
@@ -44,10 +45,16 @@ class Served:
     tokenizer: Tokenizer
     template: str | None = None
     spm: bool = False
+    fim: bool = True
 
     @property
     def context(self) -> int:
         return self.model.config.max_seq_len
+
+    @property
+    def fills_in(self) -> bool:
+        """Whether the model was trained to fill in, and has the tokens to be asked."""
+        return self.fim and all(name in self.tokenizer.special_tokens for name in NAMES)
 
     def decode(self, ids: Sequence[int]) -> str:
         """RequestError for an id that the vocabulary lacks."""

@@ -20,8 +20,8 @@ BODY_SECONDS = 30.0
 """Within which a body must have arrived."""
 DISCARD_SECONDS, DISCARD_BYTES = 2.0, 1 << 26
 """How much of a body that is too large is read, and thrown away."""
-OPEN_PATHS = frozenset({"/health"})
-"""Answered without a key."""
+OPEN_PATHS = frozenset({"/health", "/"})
+"""Answered without a key; the page at / asks its reader for it."""
 
 _log = logging.getLogger(__name__)
 

@@ -44,6 +44,7 @@ def routes(engine: NativeEngine) -> APIRouter:
             "model_alias": served.name,
             "model_path": served.name,
             "chat_template": served.template or "",
+            "infill": served.fills_in,
             "modalities": {"vision": False, "audio": False},
             "build_info": f"nanochat {__version__}",
         }

@@ -77,7 +77,7 @@ def serve(
 
     engine.on_stop = stop
     address = f"http://{host if ':' not in host else f'[{host}]'}:{listening.getsockname()[1]}"
-    reporter.info(f"{target}: {address} (/v1, /infill); Ctrl-C ends it")
+    reporter.info(f"{target}: {address} (a page to try it, /v1, /infill); Ctrl-C ends it")
     with suppress(KeyboardInterrupt):  # which uvicorn raises again after it has ended in good order
         server.run(sockets=[listening])
     if engine.failure is not None:
@@ -109,12 +109,14 @@ def _loading(target: Path, which: "Which", backend: str | None, template: Path |
 
     def load() -> "Served":
         from nanochat_cli.formats.open import load_target, trained_fim
+        from nanochat_cli.formats.run.origin import read_origin
         from nanochat_cli.inference.packed_model import PackedTransformer
         from nanochat_cli.serve.engine import Served
 
         model, tokenizer, run = load_target(target, which)
-        spm = trained_fim(target, None if run is None else run.config).suffix_first
+        trained = trained_fim(target, None if run is None else run.config)
+        fim = trained.rate > 0 or (run is not None and read_origin(target) is not None)  # or nobody knows
         name = target.stem if target.suffix == ".gguf" else target.resolve().name
-        return Served(name, PackedTransformer.from_model(model, backend), tokenizer, chat, spm)
+        return Served(name, PackedTransformer.from_model(model, backend), tokenizer, chat, trained.suffix_first, fim)
 
     return load

@@ -59,6 +59,11 @@ def test_the_wheel_holds_the_problem_sets(wheel):
     )
 
 
+def test_the_wheel_holds_the_web_page(wheel):
+    page = zipfile.ZipFile(wheel).read("nanochat_cli/serve/page.html")
+    assert page == (ROOT / "nanochat_cli" / "serve" / "page.html").read_bytes()
+
+
 def test_the_wheel_holds_the_c_sources_of_the_kernels(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     folder = ROOT / "kernels" / "nanochat_kernels" / "cpu" / "source"
