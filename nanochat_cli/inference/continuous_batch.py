@@ -12,7 +12,7 @@ A place remembers what it has read: a row with the same prompt copies keys and v
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -32,8 +32,8 @@ class Row:
     slides: past the context, its later half is read again, instead of ending there. stream: turns tokens into `text`,
     and ends at its stop strings. scored: keep log-probabilities. reuse: read only what a place does not hold already,
     which may round differently than a whole prompt. ends: ids besides the batch's own that end it, even those that are
-    not chosen elsewhere. observe: called with the logits [V] of every token before it is
-    drawn, and the token.
+    not chosen elsewhere. observe: called with the logits [V] of every token before it is drawn, and the token.
+    reshape: as `sampling.sample` takes it.
     """
 
     def __init__(
@@ -48,9 +48,11 @@ class Row:
         reuse: bool = False,
         ends: frozenset[int] = frozenset(),
         observe: Callable[[Tensor, int], None] | None = None,
+        reshape: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.prompt, self.settings, self.slides = list(prompt), settings, slides
         self.stream, self.scored, self.reuse, self.ends, self.observe = stream, scored, reuse, ends, observe
+        self.reshape = reshape
         self.generator = torch.Generator().manual_seed(seed)
         self.tokens: list[int] = []
         """Drawn so far, EOS included."""
@@ -230,14 +232,15 @@ class ContinuousBatch:
         return self.model.next_logits(torch.tensor([ids], dtype=torch.int64, device=self.model.device), cache)
 
     def _draw(self, rows: Sequence[Row], logits: Tensor) -> None:
-        groups: dict[tuple[SamplingConfig, frozenset[int]], list[int]] = {}
+        groups: dict[tuple[Any, ...], list[int]] = {}
         for number, row in enumerate(rows):
-            groups.setdefault((row.settings, row.ends), []).append(number)
-        for (settings, ends), numbers in groups.items():
+            groups.setdefault((row.settings, row.ends, row.reshape), []).append(number)
+        for (settings, ends, reshape), numbers in groups.items():
             some = [rows[number] for number in numbers]
             part = logits if len(some) == len(rows) else logits[numbers]
             seen = self._seen(some) if settings.repetition_penalty != 1 else None
-            chosen = sample(part, settings, seen, [row.generator for row in some], self._left_out(ends))
+            generators = [row.generator for row in some]
+            chosen = sample(part, settings, seen, generators, self._left_out(ends), reshape)
             if any(row.scored for row in some):
                 scores = log_probabilities(part, chosen, settings.temperature)
                 for row, score in zip(some, scores, strict=True):

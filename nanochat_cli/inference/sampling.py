@@ -5,7 +5,7 @@ rows beside it. Knows nothing of models or text.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -98,12 +98,14 @@ def sample(
     seen: Tensor | None,
     rows: Sequence[torch.Generator],
     never: Tensor | None = None,
+    reshape: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """The next token of every row: int64 [B].
 
     logits float [B, V], one generator per row. seen: bool [B, V], needed where repetition is penalised. never: int64,
-    ids that are not chosen. A greedy choice draws no random number. Raises DataError for logits that are not finite:
-    there is no next token then.
+    ids that are not chosen. reshape: the last step from probabilities float64 [B, V] to those that are drawn from. A
+    greedy choice draws no random number and reshapes nothing. Raises DataError for logits that are not finite: there is
+    no next token then.
     """
     if not torch.isfinite(logits.amax(dim=-1)).all():
         raise DataError("the model's logits are not finite: its weights are damaged, or its training diverged")
@@ -119,7 +121,8 @@ def sample(
     if config.temperature == 0:
         return logits.argmax(dim=-1)
     logits = keep_min_p(keep_top_k(logits / config.temperature, config.top_k), config.min_p)
-    return draw(keep_top_p(logits, config.top_p).softmax(dim=-1), rows)
+    probabilities = keep_top_p(logits, config.top_p).softmax(dim=-1)
+    return draw(probabilities if reshape is None else reshape(probabilities), rows)
 
 
 def draw(probabilities: Tensor, rows: Sequence[torch.Generator]) -> Tensor:

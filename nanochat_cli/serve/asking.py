@@ -45,13 +45,15 @@ def make_row(
     *,
     ends: frozenset[int] = frozenset(),
     observe: Callable[[Tensor, int], None] | None = None,
+    reshape: Callable[[Tensor], Tensor] | None = None,
+    stream: TextStream | None = None,
 ) -> Row:
     """A row that ends at the context; nothing reads as EOS. Raises RequestError for ids that the vocabulary lacks."""
     served.require_known(prompt)
-    stream = TextStream(served.tokenizer, settings.stop)
+    stream = stream or TextStream(served.tokenizer, settings.stop)
     reuse = body.cache_prompt is not False
     ids = list(prompt) or [served.tokenizer.eos_id]
-    return Row(ids, settings, seed, stream=stream, reuse=reuse, ends=ends, observe=observe)
+    return Row(ids, settings, seed, stream=stream, reuse=reuse, ends=ends, observe=observe, reshape=reshape)
 
 
 def usage(rows: Sequence[Row], prompts: int) -> dict[str, Any]:

@@ -7,17 +7,15 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from nanochat_cli import __version__
-from nanochat_cli.serve.asking import make_row, seed_of, settings_of, timings
+from nanochat_cli.serve.asking import timings
 from nanochat_cli.serve.chat_template import render
 from nanochat_cli.serve.engine import NativeEngine, Ticket
 from nanochat_cli.serve.errors import error_body
-from nanochat_cli.serve.infill import infill_ids
+from nanochat_cli.serve.infill import TEMPERATURE, infill_ids, infill_row, is_cut
 from nanochat_cli.serve.log_probabilities import token_text
 from nanochat_cli.serve.schemas import DetokenizeRequest, InfillRequest, TemplateRequest, TokenizeRequest
 from nanochat_cli.serve.streaming import REQUEST_SECONDS, Events, Pieces, finished
 
-TEMPERATURE = 0.8
-"""llama.cpp's, where a request names none."""
 STOP_TYPES = {"eos": "eos", "stop": "word", "length": "limit"}
 
 
@@ -78,17 +76,15 @@ async def fill_in(engine: NativeEngine, body: InfillRequest, request: Request) -
     served, prefix = engine.served, body.input_prefix + body.prompt
     ids = infill_ids(served, prefix, body.input_suffix, body.n_predict, body.input_extra or ())
     # A prompt that is only to be read is read for one token, which is not answered.
-    asked = settings_of(body, 1 if body.n_predict == 0 else body.n_predict, TEMPERATURE, served.context)
-    ticket = engine.submit([make_row(served, ids, asked, seed_of(body), body)])
-    seconds = REQUEST_SECONDS if not body.t_max_predict_ms or body.t_max_predict_ms < 0 else body.t_max_predict_ms / 1e3
+    ticket = engine.submit([infill_row(served, ids, body, 1 if body.n_predict == 0 else body.n_predict)])
     if not body.stream:
-        await finished(ticket, request, seconds)
+        await finished(ticket, request)
         answer = {"content": "" if body.n_predict == 0 else ticket.rows[0].text, **_end(ticket, served.name)}
         return answer if body.response_fields is None else _only(answer, body.response_fields)
 
     async def events() -> AsyncIterator[dict[str, Any]]:
         pieces = Pieces(ticket.rows)
-        async for _ in ticket.changes(seconds):
+        async for _ in ticket.changes(REQUEST_SECONDS):
             for number, text, ended in pieces.new():
                 what = {"index": number, "content": "" if body.n_predict == 0 else text, "stop": ended is not None}
                 yield {**what, **(_end(ticket, served.name) if ended else {})}
@@ -109,7 +105,7 @@ def _end(ticket: Ticket, name: str) -> dict[str, Any]:
         "tokens_cached": len(row.prompt) + len(row.tokens),
         "truncated": False,
         "has_new_line": "\n" in row.text,
-        "stop_type": STOP_TYPES.get(row.finish or "", "none"),
+        "stop_type": "limit" if is_cut(row) else STOP_TYPES.get(row.finish or "", "none"),
         "stopping_word": "",
         "timings": timings(ticket),
     }

@@ -100,6 +100,8 @@ class InfillRequest(Sampled):
     input_extra: list[dict[str, Any]] | None = Field(None, max_length=256)
     prompt: str = ""
     n_predict: int | None = Field(None, ge=-1)
+    n_indent: int | None = Field(None, ge=0)
+    samplers: list[str] | str | None = None
     t_max_predict_ms: float | None = None
     response_fields: list[str] | None = None
 

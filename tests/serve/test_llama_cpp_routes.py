@@ -12,6 +12,8 @@ from nanochat_cli.serve.errors import RequestError
 from nanochat_cli.serve.infill import infill_ids
 from tests.serve.live import Live, client, live, tiny_served
 
+FIELDS = ["prompt_n", "prompt_ms", "prompt_per_token_ms", "prompt_per_second"]
+FIELDS += ["predicted_n", "predicted_ms", "predicted_per_token_ms", "predicted_per_second"]
 LLAMA_VIM = {
     "id_slot": 0,
     "input_prefix": "import json\n\ndef load(path):\n",
@@ -23,14 +25,49 @@ LLAMA_VIM = {
     "n_indent": 4,
     "top_k": 40,
     "top_p": 0.9,
+    "samplers": ["top_k", "top_p", "infill"],
+    "stream": False,
+    "cache_prompt": True,
+    "t_max_prompt_ms": 500,
+    "t_max_predict_ms": 250,
+    "response_fields": ["content", *(f"timings/{name}" for name in FIELDS), "truncated", "tokens_cached"],
+}
+"""The body of a completion (autoload/llama.vim, 2026-01); 16 tokens in place of 128."""
+LLAMA_VIM_WARMS = {
+    "id_slot": 0,
+    "input_prefix": "",
+    "input_suffix": "",
+    "input_extra": [{"text": "def save(path): ...", "time": [1, 2], "filename": "save.py"}],
+    "prompt": "",
+    "n_predict": 0,
+    "temperature": 0.0,
+    "samplers": [],
+    "stream": False,
+    "cache_prompt": True,
+    "t_max_prompt_ms": 1,
+    "t_max_predict_ms": 1,
+    "response_fields": [""],
+}
+"""What it sends in the background, to have what was seen elsewhere read."""
+LLAMA_VSCODE = {
+    "input_prefix": "import json\n\ndef load(path):\n",
+    "input_suffix": "\n    return found\n",
+    "input_extra": [{"text": "def save(path): ...", "time": 1700000000000, "filename": "save.py"}],
+    "prompt": "    found = ",
+    "n_predict": 16,
+    "top_k": 40,
+    "top_p": 0.99,
     "stream": False,
     "samplers": ["top_k", "top_p", "infill"],
     "cache_prompt": True,
+    "n_cmpl": 1,
+    "n_indent": 4,
     "t_max_prompt_ms": 500,
-    "t_max_predict_ms": 10000,
-    "response_fields": ["content", "timings/prompt_n", "timings/predicted_per_second", "tokens_cached", "truncated"],
+    "t_max_predict_ms": 500,
+    "lora": [{"id": 0, "scale": 0.5}],
+    "model": "",
 }
-"""The body of a completion (autoload/llama.vim, 2026-01), with a longer time for a busy machine."""
+"""The body of a completion (llama.vscode's src/llama-server.ts, 2026-08)."""
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +82,55 @@ def http(server: Live) -> Iterator[httpx.Client]:
         yield http
 
 
-def test_llama_vims_request_is_answered_with_the_fields_that_it_reads(http):
+def test_llama_vims_requests_are_answered_with_the_fields_that_it_reads(http):
     found = http.post("/infill", json=LLAMA_VIM).json()
     assert set(found) == set(LLAMA_VIM["response_fields"])
     assert isinstance(found["content"], str)
-    assert http.post("/infill", json={**LLAMA_VIM, "n_predict": 0}).json()["content"] == ""
+    warmed = http.post("/infill", json=LLAMA_VIM_WARMS)
+    assert (warmed.status_code, warmed.json()) == (200, {})
+
+
+def test_llama_vscodes_request_is_answered_with_what_it_reads(http):
+    found = http.post("/infill", json=LLAMA_VSCODE).json()
+    assert isinstance(found["content"], str)
+    assert {"tokens_cached", "truncated"} <= found.keys()
+    assert set(FIELDS) <= found["timings"].keys()
+
+
+ALL = {**LLAMA_VIM, "response_fields": None, "seed": 3}
+
+
+def test_the_infill_sampler_ends_a_text_whose_tokens_are_all_improbable(http):
+    """A model with random weights never gives a token a chance of 0.2: nothing is suggested, instead of noise."""
+    found = http.post("/infill", json=ALL).json()
+    assert (found["content"], found["stop_type"], found["tokens_predicted"]) == ("", "eos", 1)
+    for samplers in (["top_k", "top_p"], "kp"):
+        noise = http.post("/infill", json={**ALL, "samplers": samplers, "n_indent": 0}).json()
+        assert noise["tokens_predicted"] > 1
+    as_word = http.post("/infill", json={**ALL, "samplers": "kpi"}).json()
+    assert as_word["tokens_predicted"] == 1
+
+
+def test_samplers_that_a_request_does_not_name_are_off(http):
+    """temperature is not named, so that it is 1 whatever the request says, as in llama.cpp."""
+    ask = {**ALL, "samplers": ["top_k"], "n_indent": 0, "top_k": 5, "top_p": 0.1, "min_p": 0.5, "temperature": 0.01}
+    plain = {**ask, "samplers": None, "top_p": 1.0, "min_p": 0.0, "temperature": 1.0}
+    assert http.post("/infill", json=ask).json()["tokens"] == http.post("/infill", json=plain).json()["tokens"]
+    assert http.post("/infill", json={**ask, "samplers": None}).json()["tokens"] != plain
+
+
+def test_a_suggestion_keeps_its_indentation_and_ends_with_a_line_when_its_time_is_over(http):
+    ask = {**ALL, "samplers": ["temperature"], "temperature": 3.0, "n_predict": 100}
+    cut, late = 0, 0
+    for seed in range(20):
+        found = http.post("/infill", json={**ask, "seed": seed, "t_max_predict_ms": 0}).json()
+        _, *lines = found["content"].split("\n")
+        assert all(line[:4].strip(" \t") == "" and len(line) >= 4 for line in lines[:-1])
+        cut += found["stop_type"] == "limit" and found["tokens_predicted"] < 100
+        found = http.post("/infill", json={**ask, "seed": seed, "n_indent": 0, "t_max_predict_ms": 1e-3}).json()
+        assert "\n" not in found["content"][:-1], "a line is not cut off, and no other is begun"
+        late += found["content"].endswith("\n")
+    assert min(cut, late) > 0
 
 
 def test_infill_continues_the_prompt_of_its_parts(server, http):

@@ -39,7 +39,7 @@ class Outline(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if self.open:
-            self.inside[self.open[-1]] = data
+            self.inside[self.open[-1]] = self.inside.get(self.open[-1], "") + data
 
 
 def test_the_page_is_one_small_file_that_parses_and_loads_nothing_from_elsewhere():
