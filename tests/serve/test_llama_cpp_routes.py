@@ -31,6 +31,7 @@ LLAMA_VIM = {
     "t_max_prompt_ms": 500,
     "t_max_predict_ms": 250,
     "response_fields": ["content", *(f"timings/{name}" for name in FIELDS), "truncated", "tokens_cached"],
+    "model": "",
 }
 """The body of a completion (autoload/llama.vim, 2026-01); 16 tokens in place of 128."""
 LLAMA_VIM_WARMS = {
@@ -47,25 +48,27 @@ LLAMA_VIM_WARMS = {
     "t_max_prompt_ms": 1,
     "t_max_predict_ms": 1,
     "response_fields": [""],
+    "model": "",
 }
 """What it sends in the background, to have what was seen elsewhere read."""
 LLAMA_VSCODE = {
+    "id_slot": 0,
     "input_prefix": "import json\n\ndef load(path):\n",
     "input_suffix": "\n    return found\n",
     "input_extra": [{"text": "def save(path): ...", "time": 1700000000000, "filename": "save.py"}],
     "prompt": "    found = ",
     "n_predict": 16,
+    "n_cmpl": 3,
     "top_k": 40,
     "top_p": 0.99,
     "stream": False,
     "samplers": ["top_k", "top_p", "infill"],
     "cache_prompt": True,
-    "n_cmpl": 1,
     "n_indent": 4,
     "t_max_prompt_ms": 500,
     "t_max_predict_ms": 500,
     "lora": [{"id": 0, "scale": 0.5}],
-    "model": "",
+    "model": "any",
 }
 """The body of a completion (llama.vscode's src/llama-server.ts, 2026-08)."""
 
@@ -120,13 +123,13 @@ def test_samplers_that_a_request_does_not_name_are_off(http):
 
 
 def test_a_suggestion_keeps_its_indentation_and_ends_with_a_line_when_its_time_is_over(http):
-    ask = {**ALL, "samplers": ["temperature"], "temperature": 3.0, "n_predict": 100}
+    ask = {**ALL, "samplers": ["temperature"], "temperature": 3.0, "n_predict": 60}
     cut, late = 0, 0
-    for seed in range(20):
+    for seed in range(6):
         found = http.post("/infill", json={**ask, "seed": seed, "t_max_predict_ms": 0}).json()
         _, *lines = found["content"].split("\n")
         assert all(line[:4].strip(" \t") == "" and len(line) >= 4 for line in lines[:-1])
-        cut += found["stop_type"] == "limit" and found["tokens_predicted"] < 100
+        cut += found["stop_type"] == "limit" and found["tokens_predicted"] < 60
         found = http.post("/infill", json={**ask, "seed": seed, "n_indent": 0, "t_max_predict_ms": 1e-3}).json()
         assert "\n" not in found["content"][:-1], "a line is not cut off, and no other is begun"
         late += found["content"].endswith("\n")

@@ -145,7 +145,7 @@ def test_a_browser_talks_stops_and_begins_anew(browser):
         opened(browser, server)
         browser.set({"most": "200", "heat": "1", "say": "x"})
         browser.click("go")
-        browser.wait("$('turns').textContent.length > 8")
+        browser.wait("$('turns').textContent.length > 20")
         browser.click("halt")
         browser.wait("!$('go').disabled")
         assert "token" in browser.run("document.getElementById('state').textContent")
