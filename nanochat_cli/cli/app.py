@@ -43,6 +43,7 @@ COMMANDS: dict[str, Entry] = {
     "eval": Entry("evaluate", "Measure bits per byte, compile rate or pass@k."),
     "grpo": Entry("grpo", "Let a run practise problems that a sandbox judges, and report before and after."),
     "generate": Entry("generate", "Continue a prompt with a run or a GGUF file."),
+    "chat": Entry("chat", "Talk with a run or a GGUF file in the terminal."),
     "serve": Entry("serve", "Answer OpenAI's clients and editors over HTTP, with a run or a GGUF file."),
     "export": Entry("export", "Write a verified GGUF file or Hugging Face folder."),
     "import": Entry("import_model", "Make a run of a model from elsewhere: a Hugging Face folder or a GGUF file."),

@@ -7,8 +7,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from nanochat_cli import __version__
+from nanochat_cli.inference.chat_template import render
 from nanochat_cli.serve.asking import timings
-from nanochat_cli.serve.chat_template import render
 from nanochat_cli.serve.engine import NativeEngine, Ticket
 from nanochat_cli.serve.errors import error_body
 from nanochat_cli.serve.infill import TEMPERATURE, infill_ids, infill_row, is_cut

@@ -9,9 +9,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from nanochat_cli.inference.chat_template import render, turn_ends
 from nanochat_cli.inference.continuous_batch import Row
 from nanochat_cli.serve.asking import REASONS, make_row, seed_of, settings_of, timings, usage
-from nanochat_cli.serve.chat_template import render, turn_ends
 from nanochat_cli.serve.engine import NativeEngine, Served, Ticket
 from nanochat_cli.serve.errors import RequestError
 from nanochat_cli.serve.infill import infill_ids

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nanochat_cli.errors import ConfigError, DataError
+from nanochat_cli.errors import ConfigError
 from nanochat_cli.report.reporter import Reporter
 
 if TYPE_CHECKING:
@@ -95,17 +95,9 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _loading(target: Path, which: "Which", backend: str | None, template: Path | None) -> "Callable[[], Served]":
     """What the thread of the engine loads; the template at once, since a mistake in it is the user's."""
-    from nanochat_cli.serve.chat_template import require_template
+    from nanochat_cli.inference.chat_template import find_template
 
-    chat = None
-    if template is None and (target / "chat_template.jinja").is_file():
-        template = target / "chat_template.jinja"
-    if template is not None:
-        try:
-            chat = template.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{template}: cannot be read: {error}") from error
-        require_template(chat, str(template))
+    chat = find_template(target, template)
 
     def load() -> "Served":
         from nanochat_cli.formats.open import load_target, trained_fim

@@ -1,6 +1,7 @@
 """A conversation as the text that a model was trained on, by its own Jinja template, in a sandbox without the world."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
@@ -8,14 +9,34 @@ from jinja2.exceptions import TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nanochat_cli.data.tokenizer import Tokenizer
-from nanochat_cli.errors import ConfigError
-from nanochat_cli.serve.errors import RequestError
+from nanochat_cli.errors import ConfigError, DataError, reason
+from nanochat_cli.formats.gguf.file import GGUFFile
+from nanochat_cli.formats.gguf.tokenizer_metadata import CHAT_TEMPLATE
+from nanochat_cli.formats.run.origin import read_chat_template
 
 TURN_END = "<|im_end|>"
 
 
-def require_template(template: str, where: str) -> None:
-    """Raise ConfigError for a template that cannot be read."""
+def find_template(target: Path, file: Path | None = None) -> str | None:
+    """The template of a file, else that of a run or a GGUF file; None where a model was trained without.
+
+    Raises DataError for a file that cannot be read, ConfigError for what is no template.
+    """
+    if file is not None:
+        try:
+            found, where = file.read_text(encoding="utf-8"), file
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{file}: cannot be read: {reason(error)}") from error
+    elif target.suffix == ".gguf":
+        found, where = GGUFFile(target).fields.get(CHAT_TEMPLATE), target
+    else:
+        found, where = read_chat_template(target), target
+    if found is not None:
+        _require_template(found, str(where))
+    return found
+
+
+def _require_template(template: str, where: str) -> None:
     try:
         _environment().parse(template)
     except TemplateSyntaxError as error:
@@ -23,18 +44,17 @@ def require_template(template: str, where: str) -> None:
 
 
 def render(template: str | None, messages: list[dict[str, Any]], tokenizer: Tokenizer) -> str:
-    """The conversation up to where the assistant answers. RequestError without a template, or if it refuses."""
+    """The conversation up to where the assistant answers. ConfigError without a template, or if it refuses."""
     if template is None:
-        raise RequestError(
-            400,
-            "this model has no chat template: it continues text, at /v1/completions; "
-            "start nanochat serve with --chat-template FILE for a model that was trained on conversations",
+        raise ConfigError(
+            "this model has no chat template: it continues text; name one with --chat-template FILE for a model that "
+            "was trained on conversations"
         )
     names = {"eos_token": tokenizer.eos_token, "bos_token": ""}
     try:
         return _environment().from_string(template).render(messages=messages, add_generation_prompt=True, **names)
     except (TemplateError, TypeError, ValueError, KeyError, RecursionError) as error:
-        raise RequestError(400, f"the chat template refuses these messages: {error}", "messages") from None
+        raise ConfigError(f"the chat template refuses these messages: {error}") from None
 
 
 def turn_ends(tokenizer: Tokenizer) -> frozenset[int]:
