@@ -1,7 +1,7 @@
 """nanochat: train, measure, validate and export small ternary (1.58-bit) language models.
 
-From Python: `load` gives a `Model` (docs/python.md). Both are imported when they are first used, so that
-`import nanochat_cli` costs nothing and needs no torch.
+From Python (docs/python.md): `train` makes a `Run`, `load` gives a `Model`, `evaluate` measures either. They are
+imported when they are first used, so that `import nanochat_cli` costs nothing and needs no torch.
 """
 
 from typing import TYPE_CHECKING
@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 from nanochat_cli.errors import ConfigError, DataError, NanochatError
 
 if TYPE_CHECKING:
-    from nanochat_cli.api import Model, load
+    from nanochat_cli.api import Model, Run, evaluate, load, train
 
 __version__ = "0.1.0"
-__all__ = ["ConfigError", "DataError", "Model", "NanochatError", "__version__", "load"]
+__all__ = ["ConfigError", "DataError", "Model", "NanochatError", "Run", "__version__", "evaluate", "load", "train"]
 
 
 def __getattr__(name: str) -> object:
-    """Import `Model` and `load` on first use (PEP 562)."""
-    if name in ("Model", "load"):
+    """Import what is in `api` on first use (PEP 562)."""
+    if name in __all__:
         from nanochat_cli import api
 
         return getattr(api, name)

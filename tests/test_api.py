@@ -1,7 +1,12 @@
 """The library as a program sees it: `nanochat_cli.load` and the Model that it returns."""
 
 import dataclasses
+import inspect
+import io
+import json
 import math
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +40,7 @@ def model(run: Path) -> nanochat.Model:
 
 def test_importing_the_package_imports_no_torch_and_names_what_it_offers():
     code = (
-        "import sys, nanochat_cli as nanochat; assert {'load', 'Model'} <= set(dir(nanochat)); "
+        "import sys, nanochat_cli as nanochat; assert {'load', 'Run'} <= set(dir(nanochat)); "
         "print(*sorted({'torch', 'numpy', 'pydantic', 'typer'} & set(sys.modules)))"
     )
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -45,7 +50,7 @@ def test_importing_the_package_imports_no_torch_and_names_what_it_offers():
         nanochat.laod  # noqa: B018
 
 
-@pytest.mark.parametrize(("page", "n_blocks"), [("docs/python.md", 5), ("README.md", 1)])
+@pytest.mark.parametrize(("page", "n_blocks"), [("docs/python.md", 6), ("README.md", 1)])
 def test_the_examples_of_a_page_run_unchanged(run, monkeypatch, capfd, page, n_blocks):
     monkeypatch.chdir(run.parents[1])
     names: dict[str, object] = {}
@@ -59,6 +64,45 @@ def test_the_examples_of_a_page_run_unchanged(run, monkeypatch, capfd, page, n_b
 def test_the_page_names_every_setting():
     page = read(ROOT / "docs/python.md")
     assert all(f"`{name}`" in page for name in (*Sampling.__annotations__, "bits_per_byte", "perplexity", "accuracy"))
+
+
+SETTINGS = "**sampling: Unpack[Sampling]"
+WHERE = "out: str | os.PathLike[str] | None = None"
+FROZEN = {
+    "train": "preset: str | Sequence[str] = (), *, config: str | os.PathLike[str] | None = None, "
+    "overrides: Mapping[str, object] | None = None, name: str | None = None, "
+    "resume: str | os.PathLike[str] | None = None, quiet: bool = False",
+    "load": "target: str | os.PathLike[str] | None = None, *, checkpoint: Literal['latest', 'best'] | int = 'latest', "
+    "backend: str | None = None",
+    "evaluate": "target: str | os.PathLike[str] | None = None, suite: str | None = None, *, "
+    f"checkpoint: Literal['latest', 'best'] | int = 'latest', {WHERE}, data: str | os.PathLike[str] | None = None, "
+    "backend: str | None = None, quiet: bool = False, **drawing: Any",
+    "Run": "path: str | os.PathLike[str]",
+    "Run.export": f"form: Literal['gguf', 'hf'] = 'gguf', {WHERE}, *, "
+    "checkpoint: Literal['latest', 'best'] | int = 'latest', overrides: Mapping[str, object] | None = None, "
+    "quiet: bool = False",
+    "Model.generate": f"prompt: str = '', {SETTINGS}",
+    "Model.stream": f"prompt: str = '', {SETTINGS}",
+    "Model.infill": f"prefix: str, suffix: str, {SETTINGS}",
+    "Model.chat": f"messages: Sequence[Mapping[str, Any]], {SETTINGS}",
+    "Model.score": "text: str",
+}
+"""What programs may rely on. A parameter may be added, with a default; nothing is renamed, reordered or removed."""
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_what_programs_call_stays(name):
+    found = nanochat
+    for part in name.split("."):
+        found = getattr(found, part)
+    parameters = [one for one in inspect.signature(found).parameters.values() if one.name != "self"]
+    shown = str(inspect.Signature(parameters))[1:-1]
+    assert re.sub(r"(typing|collections\.abc)\.|\bnanochat_cli\.api\.", "", shown) == FROZEN[name]
+
+
+def test_the_names_of_the_package_stay():
+    errors = {"NanochatError", "ConfigError", "DataError"}
+    assert set(nanochat.__all__) == {"train", "load", "evaluate", "Run", "Model", "__version__"} | errors
 
 
 def test_the_settings_are_those_of_sampling():
@@ -80,6 +124,23 @@ def test_it_writes_what_the_command_writes(run, model, capfd):
     pieces = list(model.stream("def ", **settings))
     assert len(pieces) > 1
     assert "".join(pieces) == model.generate("def ", **settings)
+
+
+def test_it_answers_what_the_command_answers(run, monkeypatch, tmp_path):
+    template = tmp_path / "chat_template.jinja"
+    template.write_text(
+        "{% for one in messages %}<|im_start|>{{ one.role }}\n{{ one.content }}<|im_end|>\n{% endfor %}"
+    )
+    with pytest.raises(nanochat.ConfigError, match="no chat template"):
+        nanochat.load(run).chat([{"role": "user", "content": "x"}])
+    talks = tmp_path / "talks"
+    shutil.copytree(run, talks)
+    shutil.copy(template, talks)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hi\n"))
+    line = ["chat", str(talks), "--max-tokens", "12", "--seed", "4", "--top-p", "1", "--quiet"]
+    assert main([*line, "--json", str(tmp_path / "said.json")]) == 0
+    asked, answered = json.loads((tmp_path / "said.json").read_text())["messages"]
+    assert nanochat.load(talks).chat([asked], max_tokens=12, seed=4) == answered["content"]
 
 
 def test_a_file_continues_as_its_run_does(run, tmp_path):
@@ -127,6 +188,12 @@ def test_the_answer_excludes_the_prompt_and_ends_before_a_stop_string(model):
         (lambda run: nanochat.load(run.parent), nanochat.DataError, "not a run of nanochat train"),
         (lambda run: nanochat.load(run / "nothing"), nanochat.DataError, "no such run"),
         (lambda run: nanochat.load("nothing.gguf"), nanochat.DataError, "no such file"),
+        (lambda run: nanochat.Run(run.parent), nanochat.DataError, "not a run of nanochat train"),
+        (lambda run: nanochat.Run(run).export("onnx"), nanochat.ConfigError, 'must be "gguf" or "hf"'),
+        (lambda run: nanochat.Run(run).export(overrides={"export.tpye": "f16"}), nanochat.ConfigError, "export.type"),
+        (lambda run: nanochat.evaluate(run, "bpb", sample=1), nanochat.ConfigError, "sample: not a setting"),
+        (lambda run: nanochat.train("quikstart"), nanochat.ConfigError, "quickstart"),
+        (lambda run: nanochat.train("quickstart", resume=run), nanochat.ConfigError, "leave out preset"),
         (lambda run: nanochat.load(run, checkpoint=7), nanochat.DataError, "7"),
         (lambda run: nanochat.load(run, backend="gpu"), ValueError, "backend = gpu does not exist"),
         (lambda run: nanochat.load(run).score(""), nanochat.DataError, "nothing to score"),

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import nanochat_cli as nanochat
 from nanochat_cli.cli.app import main
 from nanochat_cli.config.load import load_run_config
 from nanochat_cli.formats.open import load_run
@@ -141,3 +142,25 @@ def test_a_data_set_of_another_vocabulary_is_refused(capfd):
     assert main(line) == 3
     assert "model.vocab_size = 512" in capfd.readouterr().err
     assert not Path("runs/other").exists()
+
+
+def test_python_trains_resumes_evaluates_and_exports_as_the_commands_do(folder, run):
+    pairs = [text.partition("=")[::2] for text in TINY if "=" in text]
+    overrides = {key: int(value) if value.isdigit() else value for key, value in pairs}
+    overrides |= {"train.time_budget": None, "telemetry.tensorboard": False, "data.path": Path("data/src")}
+    presets = ["quickstart", "cpu"]
+    twin = nanochat.train(presets, overrides={**overrides, "train.total_steps": 2}, name="twin", quiet=True)
+    assert twin.path.resolve() == folder / "runs" / "twin"
+    twin = nanochat.train(resume=twin, overrides={"train.total_steps": 3}, quiet=True)
+
+    def losses(found: nanochat.Run) -> list[float]:
+        return [one["loss/train"] for one in found.metrics if "loss/train" in one]
+
+    assert len(losses(twin)) == 3
+    assert losses(twin)[:1] == losses(nanochat.Run(run))[:1]
+    assert main(["eval", "runs/twin", "--json", "eval.json"]) == 0
+    assert nanochat.evaluate(twin, quiet=True) == result(folder, "eval.json")
+    assert main(["export", "runs/twin", "--gguf", "--type", "f16", "--out", "by-command.gguf", "--quiet"]) == 0
+    written = twin.export("gguf", "by-python.gguf", overrides={"export.type": "f16"}, quiet=True)
+    assert written.read_bytes() == (folder / "by-command.gguf").read_bytes()
+    assert twin.results["verification"]
