@@ -5,7 +5,7 @@ import inspect
 import io
 import json
 import math
-import re
+import operator
 import shutil
 import subprocess
 import sys
@@ -19,6 +19,7 @@ import nanochat_cli as nanochat
 from benchmarks.update_figures import ROOT
 from nanochat_cli.api import Sampling
 from nanochat_cli.cli.app import main
+from nanochat_cli.engine import Engine
 from nanochat_cli.inference.sampling import SamplingConfig
 from tests.docs.markdown import blocks, read
 from tests.evaluation.saved_runs import save_run
@@ -66,38 +67,28 @@ def test_the_page_names_every_setting():
     assert all(f"`{name}`" in page for name in (*Sampling.__annotations__, "bits_per_byte", "perplexity", "accuracy"))
 
 
-SETTINGS = "**sampling: Unpack[Sampling]"
-WHERE = "out: str | os.PathLike[str] | None = None"
 FROZEN = {
-    "train": "preset: str | Sequence[str] = (), *, config: str | os.PathLike[str] | None = None, "
-    "overrides: Mapping[str, object] | None = None, name: str | None = None, "
-    "resume: str | os.PathLike[str] | None = None, quiet: bool = False",
-    "load": "target: str | os.PathLike[str] | None = None, *, checkpoint: Literal['latest', 'best'] | int = 'latest', "
-    "backend: str | None = None",
-    "evaluate": "target: str | os.PathLike[str] | None = None, suite: str | None = None, *, "
-    f"checkpoint: Literal['latest', 'best'] | int = 'latest', {WHERE}, data: str | os.PathLike[str] | None = None, "
-    "backend: str | None = None, quiet: bool = False, **drawing: Any",
-    "Run": "path: str | os.PathLike[str]",
-    "Run.export": f"form: Literal['gguf', 'hf'] = 'gguf', {WHERE}, *, "
-    "checkpoint: Literal['latest', 'best'] | int = 'latest', overrides: Mapping[str, object] | None = None, "
-    "quiet: bool = False",
-    "Model.generate": f"prompt: str = '', {SETTINGS}",
-    "Model.stream": f"prompt: str = '', {SETTINGS}",
-    "Model.infill": f"prefix: str, suffix: str, {SETTINGS}",
-    "Model.chat": f"messages: Sequence[Mapping[str, Any]], {SETTINGS}",
-    "Model.score": "text: str",
+    "train": "preset=(), *, config=None, overrides=None, name=None, resume=None, quiet=False",
+    "load": "target=None, *, checkpoint='latest', backend=None",
+    "evaluate": "target=None, suite=None, *, checkpoint='latest', out=None, data=None, backend=None, quiet=False, "
+    "**drawing",
+    "Run": "path",
+    "Run.export": "form='gguf', out=None, *, checkpoint='latest', overrides=None, quiet=False",
+    "Model.generate": "prompt='', **sampling",
+    "Model.stream": "prompt='', **sampling",
+    "Model.infill": "prefix, suffix, **sampling",
+    "Model.chat": "messages, **sampling",
+    "Model.score": "text",
 }
 """What programs may rely on. A parameter may be added, with a default; nothing is renamed, reordered or removed."""
 
 
 @pytest.mark.parametrize("name", FROZEN)
 def test_what_programs_call_stays(name):
-    found = nanochat
-    for part in name.split("."):
-        found = getattr(found, part)
-    parameters = [one for one in inspect.signature(found).parameters.values() if one.name != "self"]
-    shown = str(inspect.Signature(parameters))[1:-1]
-    assert re.sub(r"(typing|collections\.abc)\.|\bnanochat_cli\.api\.", "", shown) == FROZEN[name]
+    found = operator.attrgetter(name)(nanochat)
+    named = [one for one in inspect.signature(found).parameters.values() if one.name != "self"]
+    plain = inspect.Signature([one.replace(annotation=inspect.Parameter.empty) for one in named])
+    assert str(plain) == f"({FROZEN[name]})"
 
 
 def test_the_names_of_the_package_stay():
@@ -212,3 +203,23 @@ def test_a_checkpoint_can_only_be_chosen_for_a_run(tmp_path):
     file.touch()
     with pytest.raises(nanochat.DataError, match="only a run has checkpoint = best"):
         nanochat.load(file, checkpoint="best")
+
+
+def test_train_asks_for_the_run_that_the_command_asks_for(monkeypatch, run):
+    asked: list[tuple] = []
+
+    def train(_: Engine, config: object, resume: Path | None, stem: str = "run", **__: object) -> Path:
+        asked.append((config, resume, stem))
+        return run
+
+    monkeypatch.setattr(Engine, "train", train)
+    changes = {"train.total_steps": 3, "train.time_budget": None, "optim.matrix": "adamw"}
+    line = ["--set", "train.total_steps=3", "--set", "train.time_budget=none", "--set", "optim.matrix=adamw", "--quiet"]
+    for presets in (["nano-125m", "cpu"], ["cpu"], []):
+        assert nanochat.train(presets, overrides=changes, name="mine", quiet=True).path == run
+        assert main(["train", *(word for one in presets for word in ("--preset", one)), "--name", "mine", *line]) == 0
+        assert asked[-2] == asked[-1]
+    assert nanochat.train(resume=run, overrides={"train.total_steps": 9}, quiet=True).path == run
+    assert main(["train", "--resume", str(run), "--set", "train.total_steps=9", "--quiet"]) == 0
+    assert asked[-2] == asked[-1]
+    assert asked[-1][0].train.total_steps == 9

@@ -113,13 +113,14 @@ def test_commands(talks, monkeypatch, capfd, tmp_path):
 
 def test_a_long_conversation_leaves_out_its_oldest_messages_and_goes_on(talks, monkeypatch, capfd, tmp_path):
     out = tmp_path / "out.json"
-    lines = f"{'a' * 60}\n{'b' * 60}\n{'c' * 300}\nd\n"
+    lines = f"{'a' * 120}\n{'b' * 120}\n{'c' * 300}\nd\n"
     assert chat(monkeypatch, lines, talks[0], "--max-tokens", 8, "--json", out) == 0
     said = capfd.readouterr().err
     assert "the oldest messages are no longer read" in said
     assert "warning: the prompt has" in said, "one message alone is too long: it is not part of the conversation"
     messages = json.loads(out.read_text())["messages"]
     assert [one["content"][:1] for one in messages[::2]] == ["a", "b", "d"]
+    assert messages[3]["content"] == answer_of(talks, messages[2:3], 1, 8)
     assert messages[5]["content"] == answer_of(talks, messages[2:5], 3, 8)
 
 
@@ -206,7 +207,7 @@ def test_on_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_ends(tmp_path):
         terminal.wait("Ctrl-D ends")
         terminal.wait("> ")
         terminal.type(f"/save {saved}\n")
-        terminal.wait("2 messages")
+        terminal.wait(r"2\s+messages")
         terminal.wait("> ")
         terminal.type("\x04")
         assert terminal.end() == 0
