@@ -154,7 +154,7 @@ async def _answer(ticket: Ticket, body: Sampled, request: Request, served: Serve
             for new in pieces.new():
                 yield {**event, "choices": [form.part(*new)]}
         if body.include_usage:
-            yield {**event, "choices": [], "usage": usage(ticket.rows, prompts)}
+            yield {**event, "choices": [], "usage": usage(ticket.rows, prompts), "timings": timings(ticket)}
 
     return Events(ticket, events(), "[DONE]")
 

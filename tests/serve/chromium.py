@@ -78,7 +78,7 @@ def chromium() -> Iterator[Chromium]:
     """A browser with an empty profile; it reads commands from its descriptor 3 and writes to 4."""
     theirs_in, to = os.pipe()
     back, theirs_out = os.pipe()
-    with tempfile.TemporaryDirectory() as profile:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:  # its processes may still write
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-pipe"]
         start = ["bash", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "bash", "chromium", *options]
         child = subprocess.Popen(

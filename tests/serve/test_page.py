@@ -132,7 +132,7 @@ def test_a_browser_writes_at_the_cursor_and_says_how_fast(browser):
         browser.set({"text": "def f():\n"})
         browser.run("document.getElementById('text').setSelectionRange(6, 6)")
         browser.click("go")
-        browser.wait("/\\d tokens?(, |$)/.test($('state').textContent) && !$('go').disabled")
+        browser.wait("/^\\d+ tokens, [\\d.]+ tokens.s$/.test($('state').textContent) && !$('go').disabled")
         assert browser.run("document.getElementById('text').value") == f"def f({expected}):\n"
         assert browser.run("document.getElementById('text').selectionStart") == len(f"def f({expected}")
         assert browser.complaints == []
