@@ -124,6 +124,7 @@ class Engine:
         from nanochat_cli.formats.gguf.architecture import destination_of
         from nanochat_cli.formats.run.checkpoints import is_empty
         from nanochat_cli.formats.run.dataset import record_of, require_same_tokenizer, write_record
+        from nanochat_cli.formats.run.find import source_runs
         from nanochat_cli.formats.run.origin import require_trained_here
         from nanochat_cli.training.devices import choose_device, require_float8, require_nvfp4
         from nanochat_cli.training.distributed.ranks import rows_of
@@ -145,6 +146,8 @@ class Engine:
                 reader = ShardReader(cached_dataset(config, self.reporter), vocab_size=config.model.vocab_size)
         if (reference := config.collider.reference_in_use) is not None:
             require_same_tokenizer(reference, reader, ", or name another collider.reference")
+        for key, run in source_runs(config, begins=not resumable).items():
+            require_same_tokenizer(run, reader, f", or name another {key}")
         rows = None if group is None else rows_of(group.rank, group.size, config.train)
         data = ShardData(reader, config, self.reporter, rows)
         data.warn_of_epochs()
@@ -313,6 +316,7 @@ class Engine:
         from nanochat_cli.report.run_results import add_results
 
         loaded = self._open(run, which)
+        loaded.require_ternary()
         described = provenance(run, loaded.config, loaded.step, self.reporter)
         with held_file(out, "writes"):
             sections = self._export(loaded.model, loaded.tokenizer, out, export, described, read_chat_template(run))

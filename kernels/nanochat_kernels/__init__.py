@@ -38,7 +38,7 @@ from nanochat_kernels.operations import (
     ternary_matmul,
     unpack,
 )
-from nanochat_kernels.reference.activations import QuantizedActivations, fake_quantize_activations
+from nanochat_kernels.reference.activations import QuantizedActivations, fake_quantize_activations, mix_activations
 from nanochat_kernels.reference.nvfp4 import nvfp4_ternary
 from nanochat_kernels.reference.packed import PackedTernary
 from nanochat_kernels.reference.packing import PLANE, pack_plane128, unpack_plane128
@@ -66,6 +66,7 @@ __all__ = [
     "fp8_matmul",
     "int8_matmul",
     "iterate_int8",
+    "mix_activations",
     "nvfp4_ternary",
     "pack_plane128",
     "packed_linear",

@@ -80,10 +80,13 @@ def require_startable(config: "Config", stem: str) -> None:
 
     require_free(config.run)
     require_writable(config.run.dir / (config.run.name or stem))
-    _require_data(config)
+    _require_data(config, begins=True)
 
 
-def _require_data(config: "Config") -> None:
+def _require_data(config: "Config", *, begins: bool = False) -> None:
+    from nanochat_cli.formats.run.find import source_runs
+
+    source_runs(config, begins=begins)
     path = config.data.path
     if path is not None and not (path / "manifest.json").is_file():
         reason = "it has no manifest.json; write one with nanochat tokenize" if path.is_dir() else "no such folder"

@@ -97,6 +97,7 @@ RULES: tuple[Need | Rule, ...] = (
         "needs both optim.muon_momentum_start and optim.muon_momentum_warmup",
     ),
     Rule("bigram_init.*_lr", lambda config: config.bigram_init.steps > 0, "needs bigram_init.steps above 0"),
+    Rule("distill.*", lambda config: config.distill.teacher is not None, "needs distill.teacher"),
     Rule("fim.spm_rate", lambda config: config.fim.rate > 0, "needs fim.rate above 0"),
     Rule(
         "model.deltanet.n_heads model.deltanet.head_dim model.deltanet.conv_kernel model.deltanet.chunk "

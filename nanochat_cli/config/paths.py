@@ -5,8 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_cli.config.schema import Config
+from nanochat_cli.config.sections.distill import INIT
 
-_PATHS = "data.path tokenizer.path collider.reference collider.scores grpo.source grpo.library grpo.rewards".split()
+_PATHS = (
+    "data.path tokenizer.path collider.reference collider.scores train.init distill.teacher "
+    "grpo.source grpo.library grpo.rewards"
+).split()
 
 
 def anchor(config: Config, *, source: bool = True) -> None:
@@ -47,5 +51,5 @@ def _paths(config: Config) -> Iterator[tuple[Any, str, Path]]:
         section_name, _, name = key.partition(".")
         section = getattr(config, section_name)
         path = getattr(section, name)
-        if path is not None:
+        if path is not None and path != INIT:
             yield section, name, path

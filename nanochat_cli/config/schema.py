@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from nanochat_cli.config.sections.bigram_init import BigramInitConfig
 from nanochat_cli.config.sections.collider import ColliderConfig
 from nanochat_cli.config.sections.data import DataConfig, TokenizerConfig
+from nanochat_cli.config.sections.distill import INIT, DistillConfig
 from nanochat_cli.config.sections.distributed import DistributedConfig
 from nanochat_cli.config.sections.eval import EvalConfig
 from nanochat_cli.config.sections.export import ExportConfig
@@ -43,6 +44,7 @@ class Config(Section):
     fim: FimConfig = Field(default_factory=FimConfig)
     distributed: DistributedConfig = Field(default_factory=DistributedConfig)
     fire: FireConfig = Field(default_factory=FireConfig)
+    distill: DistillConfig = Field(default_factory=DistillConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
     grpo: GRPOConfig = Field(default_factory=GRPOConfig)
@@ -53,6 +55,10 @@ class Config(Section):
         if self.bigram_init.steps and self.model.tie_embeddings:
             raise ValueError(
                 "bigram_init.steps needs model.tie_embeddings = false: one matrix cannot say which token comes first"
+            )
+        if self.bigram_init.steps and self.train.init is not None:
+            raise ValueError(
+                "bigram_init.steps begins from random weights and train.init from those of a model: set one of them"
             )
         if self.collider.enabled and self.model.is_hybrid:
             raise ValueError(
@@ -65,6 +71,8 @@ class Config(Section):
             )
         if self.train.four_bit and self.model.quant.enabled:
             self._require_four_bit()
+        if self.distill.teacher == INIT and self.train.init is None:
+            raise ValueError("distill.teacher = init needs train.init, the model that training begins with")
         if self.train.seq_len > self.model.max_seq_len:
             raise ValueError(
                 f"train.seq_len = {self.train.seq_len} is longer than model.max_seq_len = {self.model.max_seq_len}"
@@ -81,6 +89,8 @@ class Config(Section):
                 f"train.forward = {train.forward} multiplies by one scale per row; it needs model.quant.scale = row or "
                 f"tensor, not {quant.scale}"
             )
+        if quant.ramp:
+            raise ValueError(f"model.quant.ramp mixes activations in int8; train.forward = {train.forward} needs it 0")
         if train.backward == "int8":
             raise ValueError(
                 f"train.forward = {train.forward} has activations that int8 cannot hold; "

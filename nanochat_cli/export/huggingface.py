@@ -62,6 +62,7 @@ def export_huggingface(
     computes, ValidationFailure if transformers computes another one; then nothing is uploaded.
     """
     loaded = open_run(run, which)
+    loaded.require_ternary()
     reporter.info(str(loaded))
     class_of(loaded.model.config)  # refuses what has no class, before anything is written
     with held_folder(out, "writes"):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 
 from nanochat_cli.config.load import load_run_config
@@ -19,6 +20,9 @@ from nanochat_cli.formats.run import checkpoints
 from nanochat_cli.formats.run.same_model import require_same_model, require_same_part
 from nanochat_cli.model.mtp import MTP, build_mtp
 from nanochat_cli.model.transformer import Transformer
+
+TERNARY_SHARE = "ternary_share"
+"""λ of the last step of a run that begins in float, among the values of a checkpoint; 1 where there is none."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,21 @@ class LoadedRun:
     """Hash of the file with the model's tensors."""
     parts: dict[str, Any]
     """The checkpoint's tensors besides the model's and the optimizer's: telemetry, mtp, …"""
+    ternary_share: float = 1.0
+    """Below 1 the run was on its way from float to ternary (`model.quant.start`), and the model is a float one."""
 
     def __str__(self) -> str:
-        """Tells a person who named neither which run and which checkpoint were taken."""
-        return f"{self.folder}, step {self.step}"
+        """Tells a person who named neither which run and which checkpoint were taken, and what it is not yet."""
+        way = f", {self.ternary_share:.0%} of the way from float to ternary weights"
+        return f"{self.folder}, step {self.step}{'' if self.ternary_share == 1 else way}"
+
+    def require_ternary(self) -> None:
+        """Raise DataError for a checkpoint of a run that begins in float and was not ternary yet."""
+        if self.ternary_share < 1:
+            raise DataError(
+                f"{self}: it is not exported, since the model is not what the run is for; let the run go on with: "
+                f"nanochat train --resume {self.folder}"
+            )
 
     def mtp(self) -> MTP | None:
         """The multi-token prediction, ready for inference; None if the run was trained without."""
@@ -104,6 +119,23 @@ def open_run(run_dir: Path, which: checkpoints.Which = "latest") -> LoadedRun:
     state = model.state_dict()
     require_same_model(saved, config.model.model_dump(mode="json"), state)
     model.load_state_dict({name: saved.tensors["model"][name] for name in state})
+    share = saved.state.get(TERNARY_SHARE, 1.0)
+    model = _in_float(model, share) if share < 1 else model
     model.requantize()
     parts = {name: tensors for name, tensors in saved.tensors.items() if name not in ("model", "optimizer")}
-    return LoadedRun(run_dir, model.eval(), tokenizer, config, saved.step, saved.sha256["model"], parts)
+    return LoadedRun(run_dir, model.eval(), tokenizer, config, saved.step, saved.sha256["model"], parts, share)
+
+
+@torch.no_grad()
+def _in_float(model: Transformer, share: float) -> Transformer:
+    """The float model whose weights are those that a training from float to ternary multiplies with.
+
+    Its activations are not rounded; in training they are between x and int8(x).
+    """
+    config = model.config.model_copy(update={"quant": model.config.quant.model_copy(update={"enabled": False})})
+    twin = Transformer(config)
+    for _, layer in model.linears():
+        ternary = layer.ternary().dequantize()
+        layer.weight.data = layer.weight + share * (ternary - layer.weight)
+    twin.load_state_dict(model.state_dict())
+    return twin

@@ -6,6 +6,7 @@ and products live in `nanochat_kernels`.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ from nanochat_kernels import (
     Ternary,
     bit_linear,
     bit_linears,
+    fake_ternarize,
+    mix_activations,
     nvfp4_ternary,
     pack_plane128,
     quantize_input,
@@ -30,18 +33,24 @@ from nanochat_kernels import (
     ternarize_rows,
 )
 
+Phase = Literal["float", "ramp", "ternary"]
+"""What a layer multiplies with: the latent, something between it and the ternary weight, or the ternary weight."""
+
 
 class BitLinear(nn.Module):
     """y = Q(x) · Wᵀ, W = codes · scales. With `quant.enabled = false` it is a plain float linear with nothing else.
 
     form: how the product is computed in training; the values are the same, but for NVFP4. backward: how its gradients
-    are, in which it may round. kept: rows of the batch that take part in the backward pass, None: all.
+    are, in which it may round. phase: training may begin in float, see `use_phase`. kept: rows of the batch that take
+    part in the backward pass, None: all.
     """
 
     operand: Tensor
     scales: Tensor
     packed: Tensor | None
     transposed: Tensor | None
+    share: Tensor | None
+    mixed: Tensor | None
 
     def __init__(self, in_features: int, out_features: int, quant: QuantConfig) -> None:
         super().__init__()
@@ -53,6 +62,7 @@ class BitLinear(nn.Module):
         """Factor on the output, of a layer read from a file that has one; 1 in training."""
         self.form: Form = "float"
         self.backward: Backward = "exact"
+        self.phase: Phase = "ternary" if quant.enabled else "float"
         self.kept: KeptRows | None = None
         self._loaded: Ternary | None = None
         if quant.enabled:
@@ -61,20 +71,25 @@ class BitLinear(nn.Module):
             self.register_buffer("scales", torch.empty(out_features, groups), persistent=False)
             self.register_buffer("packed", None, persistent=False)
             self.register_buffer("transposed", None, persistent=False)
+        self.register_buffer("share", None, persistent=False)
+        self.register_buffer("mixed", None, persistent=False)
 
     def quantize_input(self, x: Tensor) -> QuantizedInput | Tensor:
         """Quantised x, to be shared by all layers that read the same input."""
-        if self.quant.enabled and self.quant.activations:
-            four_bit = self.form in FOUR_BIT  # in training only: what is exported is int8
-            return quantize_input(x, "float" if four_bit and not self.training else self.form, self.kept)
-        return x
+        if self.phase == "float" or not self.quant.activations:
+            return x
+        if self.phase == "ramp":
+            assert self.share is not None
+            return mix_activations(x, self.share)
+        four_bit = self.form in FOUR_BIT  # in training only: what is exported is int8
+        return quantize_input(x, "float" if four_bit and not self.training else self.form, self.kept)
 
     def project(self, quantized: QuantizedInput | Tensor) -> Tensor:
         """The matrix product alone. quantized: [..., in], from `quantize_input` or any tensor. Returns [..., out]."""
-        if self.quant.enabled:
+        if self.phase == "ternary":
             y = bit_linear(quantized, self.weight, self.quantized_weight(), self.kept, self.backward)
-        elif self.kept is not None:
-            y = bit_linear(quantized, self.weight, LinearWeight(self.weight.detach(), None), self.kept)
+        elif self.phase == "ramp" or self.kept is not None:
+            y = bit_linear(quantized, self.weight, self.float_weight(), self.kept)
         else:
             assert isinstance(quantized, Tensor)
             y = nn.functional.linear(quantized, self.weight)
@@ -89,6 +104,10 @@ class BitLinear(nn.Module):
             return LinearWeight(self.operand, None, self.packed, self.scales, self.transposed)
         scales = self.scales if self.gain == 1 else self.scales * self.gain
         return LinearWeight(self.operand, scales.squeeze(1), self.packed, scales, self.transposed)
+
+    def float_weight(self) -> LinearWeight:
+        """What the forward pass multiplies with before the layer is ternary: the latent, or what `requantize` mixed."""
+        return LinearWeight(self.weight.detach() if self.mixed is None else self.mixed, None)
 
     @property
     def gain_afterwards(self) -> float:
@@ -123,6 +142,24 @@ class BitLinear(nn.Module):
     def computes_in_int8(self, form: Form, backward: Backward, cuda: bool) -> bool:
         """Whether its codes are held in int8 alone."""
         return self.quant.enabled and self.scales.shape[1] == 1 and (backward == "int8" or (cuda and form == "int8"))
+
+    @torch.no_grad()
+    def use_phase(self, phase: Phase, share: Tensor | None = None) -> None:
+        """Multiply with these weights from the next `requantize` on; a float layer stays one.
+
+        share: λ of a ramp, float32, 0-dim: w + λ · (ternary − w) and x + λ · (rounded − x). It is read where the layer
+        computes, so that a compiled layer need not be compiled again when its value changes.
+        """
+        if self.quant.enabled:
+            ramps = phase == "ramp"
+            self.phase, self.share = phase, share if ramps else None
+            self.mixed = torch.empty_like(self.weight.detach()) if ramps else None
+
+    def mix(self) -> None:
+        """`requantize` of a layer in a ramp."""
+        assert self.mixed is not None
+        assert self.share is not None
+        self.mixed.copy_(self.weight + self.share * (fake_ternarize(self.weight, self.quant.scale) - self.weight))
 
     def requantize(self) -> None:
         """`requantize` of this layer."""
@@ -160,7 +197,11 @@ def requantize(layers: Iterable[BitLinear]) -> None:
 
     With one scale per row, a GPU takes one launch for all layers of a shape: between steps it waits for the host.
     """
-    stale = [layer for layer in layers if layer.quant.enabled and layer._loaded is None]
+    layers = list(layers)
+    for layer in layers:
+        if layer.phase == "ramp":
+            layer.mix()
+    stale = [layer for layer in layers if layer.phase == "ternary" and layer._loaded is None]
     rows = [layer for layer in stale if layer.quant.scale == "row"]
     if rows:
         planes = (None if layer.form == "nvfp4" else layer.packed for layer in rows)
@@ -178,7 +219,7 @@ def requantize(layers: Iterable[BitLinear]) -> None:
 
 def project_all(layers: Sequence[BitLinear], quantized: QuantizedInput | Tensor) -> Sequence[Tensor]:
     """`project` of layers that read one input, with one backward pass for all of them."""
-    if not all(layer.quant.enabled and layer.gain == 1 for layer in layers):
+    if not all(layer.phase == "ternary" and layer.gain == 1 for layer in layers):
         return [layer.project(quantized) for layer in layers]
     weights = [layer.quantized_weight() for layer in layers]
     return bit_linears(quantized, [layer.weight for layer in layers], weights, layers[0].kept, layers[0].backward)

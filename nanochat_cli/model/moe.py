@@ -17,7 +17,7 @@ from nanochat_cli.config.sections.model import ModelConfig, QuantConfig
 from nanochat_cli.model.bitlinear import BitLinear
 from nanochat_cli.model.feedforward import FeedForward
 from nanochat_cli.model.norm import RMSNorm
-from nanochat_kernels import LinearWeight, QuantizedInput, Ternary, drop_filtered, quantize_input
+from nanochat_kernels import QuantizedInput, Ternary, drop_filtered, quantize_input
 from nanochat_kernels.experts import KeptAssignments, grouped_bit_linear
 
 
@@ -56,11 +56,13 @@ class ExpertLinear(BitLinear):
 
     def quantize_input(self, x: Tensor) -> QuantizedInput | Tensor:
         """Of rows that are not those of the batch: nothing is gathered for the backward pass."""
-        return quantize_input(x, self.form) if self.quant.enabled and self.quant.activations else x
+        if self.phase == "ternary" and self.quant.activations:
+            return quantize_input(x, self.form)
+        return super().quantize_input(x)
 
     def project_sorted(self, quantized: QuantizedInput | Tensor, routing: Routing) -> Tensor:
         """[R, K], rows in the order of the routing, to [R, N]."""
-        weight = self.quantized_weight() if self.quant.enabled else LinearWeight(self.weight.detach(), None)
+        weight = self.quantized_weight() if self.phase == "ternary" else self.float_weight()
         kept = None if self.kept is None else KeptAssignments(routing.tokens, self.kept.rows, self.kept.n_kept)
         y = grouped_bit_linear(quantized, self.weight, weight, routing.counts, routing.experts, kept)
         return y if self.gain_afterwards == 1 else y * self.gain_afterwards

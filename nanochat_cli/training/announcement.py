@@ -48,8 +48,9 @@ def architecture(config: Config) -> str:
         f"{model.moe.active} of {model.moe.experts} experts" if model.moe.enabled else "",
         f"{model.mhc.streams} residual streams" if model.mhc.streams > 1 else "",
         f"{model.vocab_size:,} tokens",
-        "ternary" if model.quant.enabled else "float",
+        model.quant.in_words(),
         f"multi-token prediction ({config.mtp.kind})" if config.mtp.enabled else "",
         "token filtering" if config.collider.enabled else "",
+        "distilled" if config.distill.teacher is not None else "",
     ]
     return ", ".join(kind for kind in kinds if kind)

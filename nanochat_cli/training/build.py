@@ -20,8 +20,10 @@ from nanochat_cli.training.health.ternary import TernaryHealth
 from nanochat_cli.training.losses import TokenLoss
 from nanochat_cli.training.methods.bigram_start import BigramStart
 from nanochat_cli.training.methods.collider import TokenFilter
+from nanochat_cli.training.methods.distillation import Distillation
 from nanochat_cli.training.methods.expert_balance import ExpertBalance
 from nanochat_cli.training.methods.fire import Fire
+from nanochat_cli.training.methods.float_first import FloatFirst
 from nanochat_cli.training.methods.mtp_loss import MTPLoss
 from nanochat_cli.training.number_formats import use_configured, use_number_formats
 from nanochat_cli.training.part import Part, Setup
@@ -32,7 +34,9 @@ from nanochat_cli.training.training_data import TrainingData
 
 Methods = Mapping[type[Part], Callable[[Config], object]]
 METHODS: Methods = {
-    MTPLoss: lambda config: config.mtp.enabled,  # first: it trains a module, whose layers those below count in
+    Distillation: lambda config: config.distill.teacher is not None,  # before what others add to the loss
+    MTPLoss: lambda config: config.mtp.enabled,  # it trains a module, whose layers those below count in
+    FloatFirst: lambda config: config.model.quant.begins_in_float,
     BigramStart: lambda config: config.bigram_init.steps,
     Fire: lambda config: config.fire.enabled,
     TokenFilter: lambda config: config.collider.enabled,

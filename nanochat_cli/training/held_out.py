@@ -18,8 +18,9 @@ def score(
     step: int,
     max_tokens: int | None,
     autocast_dtype: torch.dtype | None,
+    provisional: str | None = None,
 ) -> HeldOut:
-    """Score `model` after `step` steps. max_tokens: of the sample; None: all."""
+    """Score `model` after `step` steps. max_tokens: of the sample; None: all. provisional: see `part.Part`."""
     # On a CPU compiling the model once more for inference costs more than evaluating eagerly.
     stance = "force_eager" if model.device.type == "cpu" else "default"
     total = data.held_out_batches(max_tokens)
@@ -33,5 +34,7 @@ def score(
         found = evaluate(model, counted(), data.token_bytes, autocast_dtype=autocast_dtype)
     view.phase()
     scope = "all documents" if total == data.held_out_batches(None) else "a sample"
+    if provisional is not None:
+        scope = f"{scope}, {provisional}"
     view.update(step, eval_loss=found.loss, bits_per_byte=found.bits_per_byte, eval_scope=scope)
     return found

@@ -7,7 +7,7 @@ here and now. The choice is made once and saved with the run, which therefore re
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -18,6 +18,7 @@ from nanochat_cli.config.sections.model import ModelConfig
 from nanochat_cli.config.sections.optim import OptimConfig
 from nanochat_cli.model.attend import AttentionForm, attend_in_training
 from nanochat_cli.model.attention import Attention
+from nanochat_cli.model.bitlinear import BitLinear
 from nanochat_cli.model.transformer import use_forms
 from nanochat_cli.optim.build import build_matrix_optimizer
 from nanochat_cli.optim.galore import GaLore
@@ -77,12 +78,18 @@ def use_number_formats(state: TrainState, config: Config) -> None:
     use_forms(state.linears.items(), form, backward, dtype)
     for attention in _attentions(state):
         attention.form = progress.attention
-    ternary = (layer for layer in state.linears.values() if layer.quant.enabled)
-    rounds = any(layer.backward == backward and layer.scales.shape[1] == 1 for layer in ternary)
-    state.score.backward = backward if rounds else "exact"
+    state.score.backward = head_backward(state.linears.values())
     for group in state.optimizers.groups:
         if isinstance(group.optimizer, Muon | GaLore):
             group.optimizer.number_format = progress.iteration
+
+
+def head_backward(layers: Iterable[BitLinear]) -> Backward:
+    """The format of the head's gradients: that of the ternary layers with one scale per row, if it rounds."""
+    for layer in layers:
+        if layer.phase == "ternary" and layer.scales.shape[1] == 1 and layer.backward != "exact":
+            return layer.backward
+    return "exact"
 
 
 def fastest(formats: Sequence[T], prepare: Callable[[T], Callable[[], object]]) -> tuple[T, str]:

@@ -80,6 +80,8 @@ class Part:
     """Steps before the part acts; `progress.warm_ups.filtering` says how many of them a short run has."""
     backward_share: float | None = None
     """Share of the last step's tokens in its backward pass, of a part that leaves some out."""
+    provisional: str | None = None
+    """What the model is while it is not yet the one that is trained for: evaluations say so and are never the best."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup

@@ -51,6 +51,11 @@ class TrainState:
         return self.skip_policy.consecutive == 0
 
     @property
+    def provisional(self) -> str | None:
+        """What the model is while it is not yet the one that is trained for."""
+        return next((part.provisional for part in self.parts if part.provisional is not None), None)
+
+    @property
     def backward_share(self) -> float | None:
         """Share of the last step's tokens in its backward pass; None where no part left any out."""
         shares = [part.backward_share for part in self.parts if part.backward_share is not None]

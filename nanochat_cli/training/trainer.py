@@ -33,6 +33,7 @@ from nanochat_cli.training.distributed.group import Group
 from nanochat_cli.training.distributed.save import save_together
 from nanochat_cli.training.flops import measured_peak, training_flops_per_token
 from nanochat_cli.training.held_out import score
+from nanochat_cli.training.initial_weights import load_initial_weights
 from nanochat_cli.training.next_token import train_step
 from nanochat_cli.training.number_formats import choose_number_formats, use_number_formats
 from nanochat_cli.training.phases import make_phases
@@ -262,19 +263,25 @@ class Trainer:
     def _score(self, max_tokens: int | None) -> HeldOut:
         found, dtype = {}, self.state.score.autocast_dtype
         if self.group.is_first:
-            found = asdict(score(self.state.model, self.data, self.view, self.progress.step, max_tokens, dtype))
+            step, provisional = self.progress.step, self.state.provisional
+            found = asdict(score(self.state.model, self.data, self.view, step, max_tokens, dtype, provisional))
         return HeldOut(**self.group.share(found))
 
     def _evaluate(self) -> None:
-        """A periodic evaluation: the same sample of the held-out tokens every time, so that points compare."""
-        progress = self.progress
+        """A periodic evaluation: the same sample of the held-out tokens every time, so that points compare.
+
+        Those of a provisional model have a name of their own: no curve joins them, and none is the best.
+        """
+        progress, provisional = self.progress, self.state.provisional is not None
         held_out = self._score(self.config.eval.max_tokens)
         if not any(past["step"] == progress.step for past in progress.evaluations):  # else: resumed after it
-            self._log({f"eval/{name}": value for name, value in held_out.as_dict().items()})
+            group = "provisional" if provisional else "eval"
+            self._log({f"{group}/{name}": value for name, value in held_out.as_dict().items()})
             where = {"step": progress.step, "tokens": progress.tokens, "seconds": progress.seconds}
+            where |= {"provisional": 1.0} if provisional else {}
             progress.evaluations.append({**held_out.as_dict(), **where})
         best = progress.best_bits_per_byte if progress.best_bits_per_byte is not None else math.inf
-        if held_out.bits_per_byte < best:  # false for NaN
+        if not provisional and held_out.bits_per_byte < best:  # false for NaN
             progress.best_bits_per_byte, progress.best_step = held_out.bits_per_byte, progress.step
             if self.config.checkpoint.keep_best:
                 self.save(best=True)
@@ -293,6 +300,9 @@ class Trainer:
         progress, train = self.progress, self.config.train
         progress.total_is_final = self.budget is None
         progress.warm_ups = self.warm_ups if self.budget else self.warm_ups.within(train.total_steps)
+        if train.init is not None:
+            load_initial_weights(self.state.model, train.init)
+            self.reporter.info(f"the weights are those of {train.init}")
         decision = decide(train.compile, self.device, self._expected_seconds())
         progress.compiled = decision.compile
         self.reporter.info(f"{'compiled' if decision.compile else 'eager'}: {decision.reason}")

@@ -35,6 +35,8 @@ IDLE = {
     "data.glob='*.rs' data.path=somewhere": "needs data.path = none, not somewhere",
     "bigram_init.head_lr=0.1 bigram_init.steps=0": "needs bigram_init.steps above 0",
     "fim.spm_rate=0.25": "needs fim.rate above 0",
+    "distill.weight=0.9 distill.top_k=8": "needs distill.teacher",
+    "model.quant.start=0.2 model.quant.enabled=false": "needs model.quant.enabled = true",
 }
 
 

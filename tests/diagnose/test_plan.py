@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,14 +24,17 @@ from nanochat_cli.report.reporter import QuietReporter
 from nanochat_cli.training.build import build_state
 from nanochat_cli.training.next_token import train_step
 from tests.architectures import build
+from tests.evaluation.saved_runs import save_run
 
 PRESETS = {
     "quickstart": [],
+    "quickstart, between float and ternary": ["model.quant.ramp=0.5"],
     "quickstart in int8": ["train.backward=int8", "optim.muon_format=int8"],
     "nano-125m-mhc": ["model.n_layers=2", "train.seq_len=256", "train.batch_size=1"],
     "e3/mtp-only": ["model.n_layers=2", "train.seq_len=128", "train.batch_size=2"],
 }
-"""Three presets, two of them with so few layers and tokens that a test can train them; one in another format."""
+"""Three presets, two of them with so few layers and tokens that a test can train them; one in other forms too."""
+FAST = ("quickstart", "quickstart in int8")
 
 SLOW = pytest.mark.slow
 CHILD = """
@@ -43,11 +47,9 @@ print(json.dumps(time_steps(resolve_config([sys.argv[1]], None, sys.argv[2:]), c
 """
 
 
-@pytest.mark.parametrize(
-    "preset", [name if name.startswith("quickstart") else pytest.param(name, marks=SLOW) for name in PRESETS]
-)
+@pytest.mark.parametrize("preset", [name if name in FAST else pytest.param(name, marks=SLOW) for name in PRESETS])
 def test_predicted_memory_is_within_ten_percent_of_the_measured(preset):
-    name, overrides = preset.split()[0], PRESETS[preset]
+    name, overrides = re.split("[, ]", preset)[0], PRESETS[preset]
     command = [sys.executable, "-c", CHILD, name, *overrides]
     environment = {**os.environ, **HONEST_MEMORY, "OMP_NUM_THREADS": "1"}
     finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
@@ -74,6 +76,20 @@ def test_codes_take_the_memory_of_the_copies_that_the_forms_hold(device, forward
     scales = 4 * sum(layer.out_features for layer in layers)
     found = training_memory(config, torch.device(device)).quantised
     assert found == bytes_per_weight * weights + scales
+
+
+def test_a_teacher_and_a_ramp_take_the_memory_of_their_tensors(tmp_path):
+    """Weights of the teacher, and one float32 copy of every ternary matrix between the latent and the codes."""
+    teacher, _ = save_run(tmp_path / "teacher", quant={"enabled": False})
+    plain = training_memory(resolve_config(["quickstart"]))
+    taught = training_memory(resolve_config(["quickstart"], None, [f"distill.teacher={tmp_path / 'teacher'}"]))
+    assert taught.teacher == sum(4 * p.numel() for p in teacher.parameters())
+    assert taught.logits > plain.logits
+    ramp = training_memory(resolve_config(["quickstart"], None, ["model.quant.ramp=0.5"]))
+    with torch.device("meta"):
+        model = Transformer(resolve_config(["quickstart"]).model)
+    assert ramp.quantised == plain.quantised + sum(4 * layer.weight.numel() for _, layer in model.linears())
+    assert ramp.activations > plain.activations
 
 
 def training_step(config: Config) -> float:

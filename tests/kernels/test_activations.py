@@ -1,9 +1,10 @@
 """Activation quantisation against integer arithmetic in numpy."""
 
 import numpy as np
+import pytest
 import torch
 
-from nanochat_kernels import fake_quantize_activations, quantize_activations
+from nanochat_kernels import fake_quantize_activations, mix_activations, quantize_activations
 
 
 def test_codes_and_scales_follow_the_absmax_definition():
@@ -39,3 +40,19 @@ def test_the_gradient_passes_straight_through():
     (fake_quantize_activations(x) * weight).sum().backward()
     assert x.grad is not None
     assert torch.equal(x.grad, weight)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_mixed_activations_are_between_x_and_its_rounding_with_the_gradient_of_x(share, dtype):
+    x = torch.randn(5, 48, generator=torch.Generator().manual_seed(3)).to(dtype).requires_grad_()
+    mixed = mix_activations(x, torch.tensor(share))
+    wide = x.detach().double()
+    step = wide.abs().amax(dim=-1, keepdim=True).clamp(min=1e-5) / 127
+    expected = wide + share * ((wide / step).round() * step - wide)
+    assert mixed.dtype == dtype
+    torch.testing.assert_close(mixed.detach().double(), expected, rtol=0, atol=1e-6 if dtype == torch.float32 else 2e-2)
+    if share == 0:
+        assert torch.equal(mixed, x)
+    weights = torch.randn_like(x)
+    assert torch.equal(torch.autograd.grad(mixed, x, weights)[0], weights)

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from nanochat_cli.formats.run import checkpoints, state_tree
+from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.report.metrics_log import read_metrics
 from nanochat_cli.report.reporter import QuietReporter
 from nanochat_cli.training import build, next_token, part, state, trainer, update
 from nanochat_cli.training.build import METHODS, build_state
+from nanochat_cli.training.methods import distillation
 from nanochat_cli.training.part import MicroBatch, Part
 from nanochat_cli.training.trainer import Trainer
 from tests.training.gradients import gradient_of
@@ -18,7 +20,9 @@ from tests.training.synthetic import SyntheticData, tiny_config
 
 FLOAT = {"model": {"quant": {"enabled": False}}}
 ON = {
+    "Distillation": {"distill": {"teacher": "somewhere"}},
     "MTPLoss": {"mtp": {"enabled": True, "n_tokens": 2}},
+    "FloatFirst": {"model": {"quant": {"start": 0.5}}},
     "BigramStart": {"bigram_init": {"steps": 2}},
     "Fire": {"fire": {"enabled": True, "steps": [1]}},
     "TokenFilter": {"collider": {"enabled": True}},
@@ -28,11 +32,14 @@ ON = {
 }
 SAVED = {
     "MTPLoss": {"mtp"},
+    "FloatFirst": {"ternary_share", "telemetry"},
     "Fire": {"fire"},
     "ExpertBalance": {"expert_load"},
     "TernaryHealth": {"telemetry"},
 }
 """What a checkpoint holds of a part: the names of its files, and of its keys in state.json."""
+BESIDE = {"FloatFirst": ["TernaryHealth"]}
+"""What goes with a part, since the layers are ternary."""
 
 
 def make(folder, **sections) -> Trainer:
@@ -61,9 +68,10 @@ def test_a_run_without_methods_builds_and_saves_nothing_of_them(tmp_path):
 
 
 @pytest.mark.parametrize("name", ON)
-def test_a_method_that_is_on_is_the_one_part_and_saves_its_own_state(tmp_path, name):
+def test_a_method_that_is_on_is_the_one_part_and_saves_its_own_state(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(distillation, "load_teacher", lambda config: Transformer(config.model))
     run = make(tmp_path, **(FLOAT | ON[name]))
-    assert names(run) == [name]
+    assert names(run) == [name, *BESIDE.get(name, [])]
     assert saved(run) == SAVED.get(name, set())
 
 

@@ -41,6 +41,11 @@ def fake_quantize_activations(x: Tensor) -> Tensor:
     return _StraightThrough.apply(x)  # pyright: ignore[reportReturnType] - apply is untyped in torch
 
 
+def mix_activations(x: Tensor, share: Tensor) -> Tensor:
+    """x + share · (codes · scale − x), in the dtype of x, with a straight-through gradient. share: float32, 0-dim."""
+    return _Mixed.apply(x, share)  # pyright: ignore[reportReturnType] - apply is untyped in torch
+
+
 def rmsnorm_quantize(x: Tensor, weight: Tensor, eps: float, group: int | None = None) -> QuantizedActivations:
     """`quantize_activations` of RMSNorm(x) (arXiv:1910.07467). x: float [..., K], weight: float [K]."""
     h = x.to(torch.float32)
@@ -67,6 +72,17 @@ def codes_and_scale(x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.to(torch.float32)
     scale = x.abs().amax(dim=-1, keepdim=True).clamp(min=MIN_ABSMAX) * INVERSE_LEVELS
     return (x / scale).round().clamp(-LEVELS, LEVELS), scale
+
+
+class _Mixed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, share: Tensor) -> Tensor:
+        codes, scale = codes_and_scale(x)
+        return (x + share * (codes * scale - x)).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        return grad_outputs[0], None
 
 
 class _StraightThrough(torch.autograd.Function):

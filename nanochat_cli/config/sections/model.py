@@ -19,6 +19,35 @@ class QuantConfig(Section):
         default="row", description="one scale per output row, per tensor, or per group of that many inputs of a row"
     )
     activations: bool = Field(default=True, description="quantise activations to int8 per token; false: weights only")
+    start: float = Field(default=0.0, ge=0, lt=1, description="share of the steps that train in float, at first")
+    ramp: float = Field(
+        default=0.0, ge=0, lt=1, description="share of the steps after them that lead from float to ternary"
+    )
+
+    @model_validator(mode="after")
+    def _ends_ternary(self) -> Self:
+        if self.start + self.ramp >= 1:
+            raise ValueError(f"start = {self.start:g} and ramp = {self.ramp:g} leave no step that is ternary")
+        return self
+
+    @property
+    def begins_in_float(self) -> bool:
+        """Whether the first steps are not ternary."""
+        return self.enabled and (self.start > 0 or self.ramp > 0)
+
+    def ternary_share(self, step: int, total_steps: int) -> float:
+        """λ of a step, 0-based: 0 in float, 1 when it is ternary, in between it grows by the same amount every step."""
+        begin, rising = (int(share * total_steps + 1e-6) for share in (self.start, self.ramp))
+        return min(1.0, max(0.0, (step - begin + 1) / (rising + 1)))
+
+    def in_words(self) -> str:
+        """What the layers of the blocks are."""
+        if not self.begins_in_float:
+            return "ternary" if self.enabled else "float"
+        if not self.start:
+            return f"from float to ternary over {self.ramp:.0%} of the steps"
+        ramp = f"over {self.ramp:.0%} to " if self.ramp else ""
+        return f"float for {self.start:.0%} of the steps, then {ramp}ternary"
 
 
 class ModelConfig(Section):

@@ -1,5 +1,6 @@
 """`[train]`: batches, steps, the objective, and how they are computed."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -11,6 +12,9 @@ class TrainConfig(Section):
     total_steps: PositiveInt = Field(default=1000, description="optimizer steps of the run")
     time_budget: PositiveFloat | None = Field(
         default=None, description="seconds of training; after a few timed steps total_steps is lowered to what fits"
+    )
+    init: Path | None = Field(
+        default=None, description="initial weights: a run, or a checkpoint folder in one; none: random"
     )
     batch_size: PositiveInt = Field(default=8, description="sequences per micro-batch")
     grad_accum: PositiveInt = Field(default=1, description="micro-batches per step")

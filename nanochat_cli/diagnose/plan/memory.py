@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from nanochat_cli.config.load import load_run_config
 from nanochat_cli.config.schema import Config
-from nanochat_cli.model.bitlinear import BitLinear
+from nanochat_cli.formats.run.find import source_runs
+from nanochat_cli.model.bitlinear import BitLinear, Phase
 from nanochat_cli.model.hyper_connections import expand_streams
 from nanochat_cli.model.mtp import MTP, build_mtp
 from nanochat_cli.model.transformer import Block, Transformer, forms_of
@@ -29,6 +31,8 @@ MUON_COPIES = 5
 """Stacks of one shape that a Muon step holds at once: gradients, update, and three for the iteration."""
 LOGIT_COPIES = 1
 """Logits of a chunk, which their gradient replaces."""
+DIVERGENCE_COPIES = 6
+"""Tensors of a chunk's tokens and the vocabulary that a distance from a teacher takes: logits, softmaxes, gradient."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,12 @@ class Memory:
     """One chunk of the loss, and the gradients that the loss computes from it."""
     step_buffers: int
     """Temporary memory of the optimizer."""
+    teacher: int = 0
+    """Weights of the model that is learned from (`distill.teacher`)."""
 
     @property
     def peak(self) -> int:
-        held = self.latents + self.quantised + self.optimizer
+        held = self.latents + self.quantised + self.optimizer + self.teacher
         return held + max(self.activations + self.logits, self.gradients + self.step_buffers)
 
     def as_dict(self) -> dict[str, int]:
@@ -56,7 +62,7 @@ class Memory:
 
 
 def training_memory(config: Config, device: torch.device | None = None) -> Memory:
-    """Memory of a training step on `device` (default CPU: float32 activations)."""
+    """Memory of a training step on `device` (default CPU: float32 activations), of the phase that needs the most."""
     device = device or torch.device("cpu")
     with torch.device("meta"):
         model = Transformer(config.model)
@@ -71,6 +77,10 @@ def training_memory(config: Config, device: torch.device | None = None) -> Memor
     chunk = min(config.train.loss_chunk, tokens)
     losses = 1 + (mtp.n_tokens if mtp is not None else 0)
     muon = config.optim.matrix == "muon"
+    distills, copies = config.distill.teacher is not None, LOGIT_COPIES
+    if distills:
+        losses, copies = losses + 1, DIVERGENCE_COPIES
+        logit_states += 4 * tokens * config.model.dim * 2  # the teacher's hidden states, and the gradient of these
     return Memory(
         latents=4 * parameters,
         quantised=sum(_quantised_bytes(layer, config, device) for layer in linears),
@@ -78,9 +88,19 @@ def training_memory(config: Config, device: torch.device | None = None) -> Memor
         optimizer=build_optimizer(model, config.optim, beside).state_bytes(),
         activations=activations,
         # Each loss keeps the gradient of its hidden states and of the head until the backward pass.
-        logits=LOGIT_COPIES * 4 * chunk * config.model.vocab_size + losses * 4 * head + logit_states,
+        logits=copies * 4 * chunk * config.model.vocab_size + losses * 4 * head + logit_states,
         step_buffers=MUON_COPIES * 4 * largest_stack(linears) if muon else 0,
+        teacher=_teacher_bytes(config, device) if distills else 0,
     )
+
+
+def _teacher_bytes(config: Config, device: torch.device) -> int:
+    """In float32, but for matrices that autocast rounds; beside ternary ones their codes. DataError if it is no run."""
+    runs = source_runs(config, begins=True)
+    teacher = load_run_config(runs.get("distill.teacher") or runs["train.init"]).model
+    counts, dtype = teacher.count_parameters(), choose_autocast(config.train.dtype, device) or torch.float32
+    of_matrix = 8 if teacher.quant.enabled else dtype.itemsize
+    return 4 * (counts.total - counts.matrices) + of_matrix * counts.matrices
 
 
 def _quantised_bytes(layer: BitLinear, config: Config, device: torch.device) -> int:
@@ -88,6 +108,7 @@ def _quantised_bytes(layer: BitLinear, config: Config, device: torch.device) -> 
         return 0
     form, backward = _forms(layer, config, device)
     weights, scales = layer.weight.numel(), 4 * layer.scales.numel()
+    scales += 4 * weights if layer.quant.ramp else 0  # what is between the latent and the ternary weight
     cuda = device.type == "cuda"
     if layer.computes_in_int8(form, backward, cuda):
         return (2 if cuda and backward == "int8" else 1) * weights + scales
@@ -126,7 +147,7 @@ def _activations(config: Config, device: torch.device, shapes: Transformer) -> t
         inputs = expand_streams(x, model_config.mhc.streams) if model_config.mhc.streams > 1 else x
         stream = 4 * inputs.numel()
         cos, sin = model.cos[:length], model.sin[:length]
-        by_kind = {kind: _kept(block, inputs, cos, sin) for kind, block in blocks.items()}
+        by_kind = {kind: max(_kept(block, inputs, cos, sin) for _ in _phases(block)) for kind, block in blocks.items()}
         kept = sum(by_kind[kind] for kind in kinds)
         if train.gradient_checkpointing:
             kept = stream * len(kinds) + max(by_kind.values())
@@ -154,6 +175,17 @@ def _choose_forms(module: nn.Module, config: Config, device: torch.device) -> No
                 layer.packed = torch.empty(layer.out_features, layer.in_features // 4, dtype=torch.uint8)
             elif layer.form == "nvfp4":
                 layer.packed = torch.empty(layer.out_features, layer.in_features // 2, dtype=torch.uint8)
+
+
+def _phases(module: nn.Module) -> Iterator[None]:
+    """The module in each phase that its layers go through, ternary at last."""
+    layers = [layer for layer in module.modules() if isinstance(layer, BitLinear)]
+    quant = layers[0].quant
+    phases: dict[Phase, float] = {"float": quant.start, "ramp": quant.ramp, "ternary": 1}
+    for phase in (phase for phase, share in phases.items() if share):
+        for layer in layers:
+            layer.use_phase(phase, torch.ones(()))
+        yield
 
 
 def _forms(layer: BitLinear, config: Config, device: torch.device) -> tuple[Form, Backward]:

@@ -60,6 +60,7 @@ def show_plan(
             ("runs in llama.cpp", destination.answer),
             ("GGUF file (TQ2_0)", format_quantity(plan.gguf_bytes, "B")),
             ("FLOPs per token, forward and backward", f"{plan.flops_per_token:.3g}"),
+            *([("layers", config.model.quant.in_words())] if config.model.quant.begins_in_float else []),
             ("ends by", _end(plan, config)),
             ("training tokens", "not known" if plan.tokens is None else f"{plan.tokens:,}"),
             ("training time", "not known" if plan.seconds is None else format_span(plan.seconds)),

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from nanochat_cli.config.load import CONFIG_FILE
+from nanochat_cli.config.schema import Config
+from nanochat_cli.config.sections.distill import INIT
 from nanochat_cli.config.sections.run import RunConfig
 from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.folders import held_folder
@@ -110,6 +112,38 @@ def find_run_or_gguf(target: Path | None) -> Path:
             raise DataError(f"{target}: no such file")
         return target
     return find_run(target)
+
+
+def run_and_checkpoint(source: Path) -> tuple[Path, Literal["latest"] | int]:
+    """The run that a key names, and its checkpoint: RUN, or RUN/checkpoints/step-000500. Raises DataError."""
+    folder = source.absolute()
+    run, step = folder.parent.parent, re.fullmatch(r"step-(\d+)", folder.name)
+    if step is not None and folder.parent == run / "checkpoints":
+        if not folder.is_dir():
+            raise DataError(f"{source}: {run} has no such checkpoint")
+        return run, int(step[1])
+    if not (source / CONFIG_FILE).is_file():
+        advice = "make a run of it with: nanochat import" if source.exists() else "no such folder"
+        raise DataError(f"{source}: not a run, nor a checkpoint of one (RUN/checkpoints/step-000500): {advice}")
+    return source, "latest"
+
+
+def source_runs(config: Config, *, begins: bool) -> dict[str, Path]:
+    """The runs that training reads weights of, by the key that names them. Raises DataError for what is no run.
+
+    begins: it starts at step 0; later the weights are those of its own checkpoint.
+    """
+    named = {"distill.teacher": config.distill.teacher}
+    if begins or config.distill.teacher == INIT:
+        named["train.init"] = config.train.init
+    found: dict[str, Path] = {}
+    for key, path in named.items():
+        if path is not None and path != INIT:
+            try:
+                found[key] = run_and_checkpoint(path)[0]
+            except DataError as error:
+                raise DataError(f"{key} = {error}") from None
+    return found
 
 
 def which_checkpoint(target: Path, text: str | None) -> Literal["latest", "best"] | int:

@@ -16,9 +16,8 @@ def require_same_model(
 
     A key that the checkpoint lacks (it was added to the schema later) is not compared; the tensors still are.
     """
-    difference = _first_difference(checkpoint.model_config, model_config, "model")
-    if difference is None:
-        difference = _first_tensor_difference(checkpoint.tensors.get("model", {}), model_state)
+    weights = checkpoint.tensors.get("model", {})
+    difference = first_difference(checkpoint.model_config, model_config, weights, model_state)
     if difference is not None:
         raise DataError(
             f"{checkpoint.path} holds another model: {difference}; use the configuration it was trained with"
@@ -34,14 +33,25 @@ def require_same_part(
         raise DataError(f"{where} holds another {part}: {difference}; use the [{part}] settings it was trained with")
 
 
-def _first_difference(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str) -> str | None:
+def first_difference(
+    config_there: Mapping[str, Any],
+    config_here: Mapping[str, Any],
+    there: Mapping[str, torch.Tensor],
+    here: Mapping[str, torch.Tensor],
+) -> str | None:
+    """The first key of [model], or else the first tensor, in which two models differ, in words; None if in none."""
+    found = _first_key_difference(config_there, config_here, "model")
+    return _first_tensor_difference(there, here) if found is None else found
+
+
+def _first_key_difference(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str) -> str | None:
     for key, value in there.items():
         name = f"{prefix}.{key}"
         if key not in here:
             return f"{name} = {value!r} is unknown here"
         other = here[key]
         if isinstance(value, Mapping) and isinstance(other, Mapping):
-            if (difference := _first_difference(value, other, name)) is not None:
+            if (difference := _first_key_difference(value, other, name)) is not None:
                 return difference
         elif value != other:
             return f"{name} is {value!r} there and {other!r} here"

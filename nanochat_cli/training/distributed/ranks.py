@@ -64,6 +64,8 @@ def require_shareable(config: "Config", ranks: int) -> None:
     refused = {
         "optim.galore.unbiased = true": galore.enabled and galore.unbiased,
         "optim.galore.release_gradients = true": galore.enabled and galore.release_gradients,
+        "model.quant.start or model.quant.ramp": config.model.quant.begins_in_float,
+        "distill.teacher": config.distill.teacher is not None,
         "fire.trigger = dormant": config.fire.enabled and config.fire.trigger == "dormant",
     }
     for setting, is_on in refused.items():

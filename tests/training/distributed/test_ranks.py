@@ -13,6 +13,8 @@ from nanochat_cli.training.distributed.ranks import LAUNCHED, is_owned, rank, re
 REFUSED = {
     "optim.galore.unbiased": {"optim": {"galore": {"enabled": True, "unbiased": True}}},
     "optim.galore.release_gradients": {"optim": {"galore": {"enabled": True, "release_gradients": True}}},
+    "model.quant.start or model.quant.ramp": {"model": {"quant": {"start": 0.2}}},
+    "distill.teacher": {"distill": {"teacher": "runs/teacher"}},
     "fire.trigger = dormant": {"fire": {"enabled": True, "trigger": "dormant"}},
 }
 
