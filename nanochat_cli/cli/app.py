@@ -47,6 +47,7 @@ COMMANDS: dict[str, Entry] = {
     "serve": Entry("serve", "Answer OpenAI's clients and editors over HTTP, with a run or a GGUF file."),
     "export": Entry("export", "Write a verified GGUF file or Hugging Face folder."),
     "import": Entry("import_model", "Make a run of a model from elsewhere: a Hugging Face folder or a GGUF file."),
+    "convert": Entry("convert", "Make a ternary model of a float one, and compare the two."),
     "export-gguf": Entry("export", "Write a verified GGUF file.", hidden=True),
     "validate": Entry("validate", "Check the whole chain on a tiny model, in under a minute."),
     "validate-e2e": Entry("validate", "Check the whole chain on a tiny model.", hidden=True),

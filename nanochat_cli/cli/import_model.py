@@ -33,7 +33,7 @@ def import_(
     from nanochat_cli.config.sections.run import RunConfig
     from nanochat_cli.formats.run.find import DEFAULT_FOLDER, require_free, require_writable
 
-    _require_importable(source)
+    require_importable(source)
     if out is None:
         out = DEFAULT_FOLDER / (source.stem if source.is_file() else source.resolve().name)
     if (out / CONFIG_FILE).exists():
@@ -47,7 +47,7 @@ def import_(
     import_model(source, run, session.reporter, verify=verify)
 
 
-def _require_importable(source: Path) -> None:
+def require_importable(source: Path) -> None:
     """Refuse what the names and documents of a source already rule out, before torch is imported."""
     from nanochat_cli.config.load import CONFIG_FILE
     from nanochat_cli.formats.huggingface.files import CONFIG_JSON, read_config, weight_files

@@ -29,6 +29,7 @@ SECTIONS = (
     "export",
     "verification",
     "huggingface",
+    "conversion",
 )
 
 
