@@ -46,6 +46,7 @@ COMMANDS: dict[str, Entry] = {
     "chat": Entry("chat", "Talk with a run or a GGUF file in the terminal."),
     "serve": Entry("serve", "Answer OpenAI's clients and editors over HTTP, with a run or a GGUF file."),
     "export": Entry("export", "Write a verified GGUF file or Hugging Face folder."),
+    "verify": Entry("verify", "Compare an export, or a run's checkpoints, with the checksums it was written with."),
     "import": Entry("import_model", "Make a run of a model from elsewhere: a Hugging Face folder or a GGUF file."),
     "convert": Entry("convert", "Make a ternary model of a float one, and compare the two."),
     "export-gguf": Entry("export", "Write a verified GGUF file.", hidden=True),

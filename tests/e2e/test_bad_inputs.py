@@ -22,6 +22,7 @@ import pytest
 from pyarrow import parquet
 
 from nanochat_cli.cli.app import main
+from nanochat_cli.formats.gguf.checksum import KEY as CHECKSUM
 from tests.e2e.tiny import TINY, write_corpus
 
 USAGE, DATA = 2, 3
@@ -116,7 +117,7 @@ def change_gguf(path: str, tokens: int | None = None, nan: str | None = None, **
         writer = gguf.GGUFWriter(path, arch)
         changed = {f"{arch}.{key}": value for key, value in fields.items()}
         for name, field in reader.fields.items():
-            if name.startswith("GGUF.") or name == "general.architecture":
+            if name.startswith("GGUF.") or name in ("general.architecture", CHECKSUM):
                 continue
             value, kind = field.contents(), field.types[0]
             if tokens is not None and name in ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type"):

@@ -71,7 +71,7 @@ def test_imported_exported_and_imported_again_is_the_same_to_the_bit(work: Path)
     files = {path.name for path in (work / "again").iterdir()}
     assert files == {
         *("README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json"),
-        *("tokenizer_config.json", "chat_template.jinja"),
+        *("tokenizer_config.json", "chat_template.jinja", "checksums.json"),
     }
 
 

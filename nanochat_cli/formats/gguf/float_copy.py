@@ -1,7 +1,7 @@
 """A GGUF file once more with float32 tensors, and all else as it is.
 
 llama.cpp computes such a copy without rounding activations, so that it can be compared exactly with what we make of the
-original. Knows nothing of models: every key is copied, also those that we do not read.
+original. Knows nothing of models: every key is copied, also those that we do not read, except the tensors' checksum.
 """
 
 from pathlib import Path
@@ -11,10 +11,11 @@ import numpy as np
 from gguf import GGUFReader, GGUFValueType, GGUFWriter
 
 from nanochat_cli.errors import DataError
+from nanochat_cli.formats.gguf.checksum import KEY as CHECKSUM
 from nanochat_cli.formats.gguf.file import rows_of
 
-_WRITTEN = ("general.architecture", "general.alignment")
-"""Keys that the writer sets itself."""
+_OWN = ("general.architecture", "general.alignment", CHECKSUM)
+"""Keys that the writer sets itself, or that are true of the original only."""
 
 
 def write_float_copy(source: Path, out: Path) -> None:
@@ -23,7 +24,7 @@ def write_float_copy(source: Path, out: Path) -> None:
     arch = reader.fields["general.architecture"].contents()
     writer = GGUFWriter(None, str(arch))
     for key, entry in reader.fields.items():
-        if not key.startswith("GGUF.") and key not in _WRITTEN:
+        if not key.startswith("GGUF.") and key not in _OWN:
             kind = entry.types[0]
             inner = entry.types[-1] if kind == GGUFValueType.ARRAY else None
             writer.add_key_value(key, entry.contents(), kind, inner)

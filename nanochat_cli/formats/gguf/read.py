@@ -18,6 +18,7 @@ from nanochat_cli.config.sections.model import ModelConfig, QuantConfig
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import DataError
 from nanochat_cli.formats.gguf.architecture import ARCHITECTURES, config_from_metadata
+from nanochat_cli.formats.gguf.checksum import require_intact
 from nanochat_cli.formats.gguf.file import GGUFFile, rows_of
 from nanochat_cli.formats.gguf.packing import TERNARY_TYPES, unpack
 from nanochat_cli.formats.gguf.tensor_names import (
@@ -65,6 +66,7 @@ def _load(file: GGUFFile) -> tuple[Transformer, Tokenizer]:
     with torch.device("meta"):  # shapes without memory, and no random weights to be overwritten
         model = Transformer(config)
     _check_tensors(file, model)
+    require_intact(file)
     tokenizer = tokenizer_from_metadata(file.fields)
     if tokenizer.vocab_size != config.vocab_size:
         raise DataError(

@@ -24,6 +24,7 @@ from nanochat_cli.config.sections.export import ExportConfig
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.formats.gguf.architecture import Architecture, architecture_of, metadata
+from nanochat_cli.formats.gguf.checksum import add_checksum
 from nanochat_cli.formats.gguf.packing import TERNARY_TYPES, pack
 from nanochat_cli.formats.gguf.tensor_names import file_row_order, gain_name, stack_shape, tensor_name, to_file
 from nanochat_cli.formats.gguf.tensor_types import AUTO_ORDER, choose_type, fits
@@ -102,6 +103,7 @@ def export_gguf(
             factors = data.shape[0] if data.ndim == 3 else 1
             writer.add_tensor(gain_name(name), np.full(factors, layer.gain, dtype=np.float32))
             tensor_types[gain_name(name)] = "f32"
+    add_checksum(writer)
     _write(writer, out)
 
     n_linear = sum(layer.weight.numel() for layer in linears.values())

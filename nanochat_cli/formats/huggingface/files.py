@@ -13,6 +13,7 @@ from nanochat_cli.nesting import parse_json
 
 CONFIG_JSON, GENERATION_CONFIG, TOKENIZER_JSON = "config.json", "generation_config.json", "tokenizer.json"
 TOKENIZER_CONFIG, CHAT_TEMPLATE, CARD = "tokenizer_config.json", "chat_template.jinja", "README.md"
+CHECKSUMS = "checksums.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 

@@ -19,6 +19,7 @@ from nanochat_cli.config.sections.model import ModelConfig
 from nanochat_cli.data.foreign_tokenizer import adopt
 from nanochat_cli.data.tokenizer import Tokenizer, enclosing_tokens
 from nanochat_cli.errors import DataError, reason
+from nanochat_cli.formats.huggingface.checksums import require_intact
 from nanochat_cli.formats.huggingface.files import (
     CARD,
     CHAT_TEMPLATE,
@@ -54,6 +55,7 @@ def read_folder(folder: Path) -> FolderContent:
     files = weight_files(folder)
     tokenizer, described = read_tokenizer(folder, config)
     model = _read_model(folder, files, config)
+    require_intact(folder)  # last, since what does not fit has a better message
     return FolderContent(model, tokenizer, _chat_template(folder, described), _license(folder))
 
 

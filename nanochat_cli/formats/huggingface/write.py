@@ -19,8 +19,10 @@ from nanochat_cli.data.foreign_tokenizer import template
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import DataError, reason
 from nanochat_cli.formats.huggingface.architecture import class_of, to_config_json
+from nanochat_cli.formats.huggingface.checksums import checksums, sha256_of
 from nanochat_cli.formats.huggingface.files import (
     CHAT_TEMPLATE,
+    CHECKSUMS,
     CONFIG_JSON,
     GENERATION_CONFIG,
     INDEX,
@@ -73,11 +75,14 @@ def write_folder(
         **({} if len(shards) == 1 else {INDEX: _index(names, shards)}),
         CONFIG_JSON: _json(to_config_json(config, ids, dtype)),
     }
+    digests: dict[str, str] = {}
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, tensors in zip(names, shards, strict=True):
             with whole(out / name) as temporary:
                 safetensors_torch.save_file(tensors, temporary, metadata={"format": "pt"})  # 4.x insists on it
+                digests[name] = sha256_of(temporary)
+        documents = {CHECKSUMS: _json(checksums(digests, documents)), **documents}
         for name, content in documents.items():
             write_atomically(out / name, content)
         for stale in {*out.glob("model*.safetensors"), out / INDEX, out / CHAT_TEMPLATE} - {

@@ -239,6 +239,12 @@ def steps(run_dir: Path) -> list[int]:
     return sorted(steps_in(root_of(run_dir)))
 
 
+def damage(run_dir: Path, step: int) -> str | None:
+    """What is wrong with the files of a checkpoint that is there; None if all match their SHA-256."""
+    folder = folder_of(root_of(run_dir), step)
+    return "removed meanwhile" if folder is None else _damage(folder)
+
+
 def latest_step(run_dir: Path) -> int | None:
     """Step that `latest` names, or None when nothing has been saved."""
     return pointed_step(root_of(run_dir), "latest")
@@ -397,14 +403,14 @@ def _joint_hash(hashes: Sequence[str]) -> str:
 def _newest_intact(root: Path, excluding: int) -> int | None:
     for step in sorted(steps_in(root), reverse=True):
         folder = folder_of(root, step)
-        if step != excluding and folder is not None and _is_intact(folder):
+        if step != excluding and folder is not None and _damage(folder) is None:
             return step
     return None
 
 
-def _is_intact(folder: Path) -> bool:
+def _damage(folder: Path) -> str | None:
     try:
         _verified_document(folder)
-    except _DamageError:
-        return False
-    return True
+    except _DamageError as error:
+        return str(error)
+    return None
