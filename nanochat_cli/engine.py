@@ -317,7 +317,7 @@ class Engine:
 
         loaded = self._open(run, which)
         loaded.require_ternary()
-        described = provenance(run, loaded.config, loaded.step, self.reporter)
+        described = provenance(run, loaded.config, loaded.step, self.reporter, paths=export.paths)
         with held_file(out, "writes"):
             sections = self._export(loaded.model, loaded.tokenizer, out, export, described, read_chat_template(run))
             add_results(run, **sections)

@@ -1,11 +1,14 @@
-"""The paths in a configuration: made absolute for a new run, and found again for an older or moved one."""
+"""The paths in a configuration: made absolute for a run, found again when it has moved, left out for other readers."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from nanochat_cli.config.schema import Config
 from nanochat_cli.config.sections.distill import INIT
+from nanochat_cli.config.source_parts import parts_without_folders, without_folders
 
 _PATHS = (
     "data.path tokenizer.path collider.reference collider.scores train.init distill.teacher "
@@ -29,6 +32,25 @@ def anchor(config: Config, *, source: bool = True) -> None:
 
 def _absolute(source: str) -> str:
     return source if source.startswith("hf:") or not Path(source).exists() else str(Path(source).absolute())
+
+
+def with_names_only(config: Config) -> Config:
+    """A copy for a file that others read: where it has a path, the copy has the name of that file or folder."""
+    bare = config.model_copy(deep=True)
+    _leave_out_folders(bare)
+    bare.data.sources = tuple(map(parts_without_folders, bare.data.sources))
+    return bare
+
+
+def _leave_out_folders(section: BaseModel) -> None:
+    for name in type(section).model_fields:
+        match getattr(section, name):
+            case BaseModel() as inner:
+                _leave_out_folders(inner)
+            case Path() as path:
+                setattr(section, name, Path(path.name))
+            case str() as text:
+                setattr(section, name, without_folders(text))
 
 
 def find_paths(config: Config, run: Path) -> None:

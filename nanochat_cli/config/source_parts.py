@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 MOST_PARTS = 64
@@ -40,3 +41,20 @@ def parts_of(texts: Iterable[str]) -> list[Part]:
     if len(parts) > MOST_PARTS:
         raise ValueError(f"must name at most {MOST_PARTS} sources, not {len(parts)}")
     return list(parts.values())
+
+
+def without_folders(text: str) -> str:
+    """A source with the name of a file or folder in place of a path from the root or upwards.
+
+    For what others read: a path tells them names of persons and of projects.
+    """
+    path = Path(text)
+    return path.name if path.is_absolute() or ".." in path.parts else text
+
+
+def parts_without_folders(text: str) -> str:
+    """The same for several sources of a mixture in one text, or for a single source."""
+    texts = text.split(", ")
+    if not all(map(is_part, texts)):
+        return without_folders(text)
+    return ", ".join(str(part._replace(source=without_folders(part.source))) for part in parts_of(texts))

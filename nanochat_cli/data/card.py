@@ -1,7 +1,11 @@
-"""The card of a data set: what it holds and what was left out, as Markdown. All of it is in the manifest."""
+"""The card of a data set: what it holds and what was left out, as Markdown. All of it is in the manifest.
+
+Others may read the card: of a path it has only the last name.
+"""
 
 from collections.abc import Iterable
 
+from nanochat_cli.config.source_parts import parts_without_folders
 from nanochat_cli.data.contamination import RUN_WORDS
 from nanochat_cli.data.manifest import SPLITS, Manifest, OriginInfo
 from nanochat_cli.data.scan import COPY, NEAR
@@ -23,9 +27,13 @@ def card(manifest: Manifest) -> str:
             (f"{name}, {part.name}", f"{side.documents:,}", f"{side.bytes:,}", f"{side.tokens:,}", "")
             for name, side in ((name, part.side(name)) for name in SPLITS)
         ]
-    settings = [(f"`{key}`", f"`{value}`") for key, value in sorted(manifest.settings.items()) if value is not None]
+    settings = [
+        (f"`{key}`", f"`{parts_without_folders(value) if isinstance(value, str) else value}`")
+        for key, value in sorted(manifest.settings.items())
+        if value is not None
+    ]
     parts = [
-        f"# Data set: {manifest.source}",
+        f"# Data set: {parts_without_folders(manifest.source)}",
         _table(("split", "documents", "bytes", "tokens", "bytes per token"), sides),
         f"The tokenizer has {manifest.tokenizer.vocab_size:,} entries ({manifest.tokenizer.pre}).",
         *_origin(manifest),

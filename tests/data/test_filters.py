@@ -347,7 +347,7 @@ def test_the_card_is_beside_the_shards_and_is_what_the_command_prints(
     manifest = prepare_dataset(str(tmp_path / "corpus"), out, make_config(data={"dedup": "near"}), QuietReporter())
     card = (out / "CARD.md").read_text()
     for part in (
-        f"# Data set: {tmp_path / 'corpus'}",
+        "# Data set: corpus\n",
         f"| train | {manifest.train.documents} | {manifest.train.bytes:,} | {manifest.train.tokens:,} |",
         "| rust | 1 |",
         "Licence files: 1 Apache-2.0.",

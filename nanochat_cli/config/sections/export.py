@@ -13,3 +13,6 @@ class ExportConfig(Section):
     )
     head: Literal["f16", "f32"] = Field(default="f16", description="type of embedding and head (--head)")
     verify: bool = Field(default=True, description="read the file back and compare; --no-verify turns it off")
+    paths: bool = Field(
+        default=False, description="record whole paths in the file's `nanochat.config`, not only the name of each"
+    )

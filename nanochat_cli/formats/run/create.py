@@ -12,6 +12,7 @@ from nanochat_cli import __version__
 from nanochat_cli.atomic_write import write_atomically
 from nanochat_cli.config.json_schema import SCHEMA_FILE, json_schema
 from nanochat_cli.config.load import CONFIG_FILE, config_to_toml
+from nanochat_cli.config.paths import with_names_only
 from nanochat_cli.config.schema import Config
 from nanochat_cli.errors import DataError
 from nanochat_cli.folders import held_folder
@@ -61,11 +62,12 @@ def write_config(config: Config, run_dir: Path) -> None:
     write_atomically(run_dir / SCHEMA_FILE, (json.dumps(json_schema(), ensure_ascii=False) + "\n").encode())
 
 
-def provenance(run: Path, config: Config, step: int, reporter: Reporter) -> dict[str, object]:
-    """The origin that a file exported from a run records."""
+def provenance(run: Path, config: Config, step: int, reporter: Reporter, *, paths: bool = False) -> dict[str, object]:
+    """The origin that a file exported from a run records. paths: whole ones, and not only the last name of each."""
     environment, origin = read_environment(run), read_origin(run)
     if environment is None:
         reporter.warn(f"{run}: no readable environment.json: the file will not name the commit it comes from")
+    config = config if paths else with_names_only(config)
     fim = config.fim if config.fim.rate else None
     return {
         "version": __version__,
