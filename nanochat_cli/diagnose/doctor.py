@@ -15,7 +15,7 @@ from pathlib import Path
 
 from nanochat_cli import __version__
 from nanochat_cli.diagnose.validate.environment import installed, requirements
-from nanochat_cli.errors import ValidationFailure
+from nanochat_cli.errors import ConfigError, ValidationFailure
 from nanochat_cli.home import has_home
 from nanochat_cli.report import environment
 from nanochat_cli.report.quantities import format_quantity
@@ -74,6 +74,7 @@ def diagnose() -> Diagnosis:
         "machine": machine(),
         "devices": devices(),
         "compilers": compilers(),
+        "sandbox": sandbox(),
         "space": space(),
     }
     return Diagnosis(
@@ -171,6 +172,27 @@ def _kernels() -> Fact:
         return Fact("CPU kernels", f"built, {native.select(None)} form")
     except Unsupported as reason:
         return Fact("CPU kernels", f"not built: {reason}", "slower PyTorch code is used instead")
+
+
+def sandbox() -> list[Fact]:
+    """What holds programs that a model wrote, on this machine."""
+    from nanochat_cli.sandbox import system_calls
+    from nanochat_cli.sandbox.process import isolation, memory_group
+
+    try:
+        found = isolation()
+    except ConfigError as error:
+        return [Fact("isolation", "none", str(error))]
+    weak = "run as root, or allow user namespaces, for a file tree of its own" if found.mode == "limits" else ""
+    filtered = f"{len(system_calls.REFUSED)} refused, and new namespaces by clone"
+    version = system_calls.landlock_version()
+    used = "holds files" if found.mode == "limits" else "not needed"
+    return [
+        Fact("isolation", found.description, weak),
+        Fact("system calls", filtered if system_calls.can_filter() else f"not filtered on {platform.machine()}"),
+        Fact("Landlock", f"version {version}, {used}" if version > 0 else "not in this kernel"),
+        Fact("memory", "limited by a cgroup" if memory_group() else "looked at 50 times a second, no cgroup here"),
+    ]
 
 
 def space() -> list[Fact]:

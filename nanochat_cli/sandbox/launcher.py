@@ -17,8 +17,10 @@ import signal
 import stat
 import sys
 import time
+from collections.abc import Iterator
 
 sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 (pathlib costs start-up time)
+import cgroups  # pyright: ignore[reportImplicitRelativeImport]
 import namespaces as kernel  # pyright: ignore[reportImplicitRelativeImport]
 import system_calls as calls  # pyright: ignore[reportImplicitRelativeImport]
 
@@ -39,20 +41,40 @@ def main() -> None:
 
 def supervise(spec: dict) -> None:
     """Fork the sandbox, watch it, kill what is left, and report one JSON line."""
-    report: dict = {}
     kernel.become_subreaper()
     try:
-        if spec["mode"] == "namespaces":
-            kernel.enter_namespaces()
+        with own_group(spec) as group:
+            if spec["mode"] == "namespaces":
+                kernel.enter_namespaces()
+            report = run_tree(spec, group)
     except OSError as error:
-        answer(spec["status"], {"error": str(error)})
+        report = {"error": str(error)}
+    answer(spec["status"], report)
+
+
+@contextlib.contextmanager
+def own_group(spec: dict) -> Iterator[str | None]:
+    """A cgroup for the tree, which may hold its memory and the files of its tmpfs; None where there is none."""
+    if spec["cgroup"] is None:
+        yield None
         return
+    limits = spec["limits"]
+    group = cgroups.make(spec["cgroup"], f"nanochat-{os.getpid()}", limits["memory"] + limits["disk"])
+    try:
+        yield group
+    finally:
+        cgroups.remove(group)
+
+
+def run_tree(spec: dict, group: str | None) -> dict:
+    """Fork the sandbox, watch it, kill what is left. Returns the report."""
+    report: dict = {}
     reader, writer = os.pipe()
     start = time.monotonic()
     child = os.fork()
     if child == 0:
         os.close(reader)
-        enter(spec, writer)
+        enter(spec, writer, group)
     os.close(writer)
     for descriptor in [*spec["channels"], 1, 2]:
         os.close(descriptor)
@@ -60,9 +82,11 @@ def supervise(spec: dict) -> None:
     end_tree(child)
     with contextlib.suppress(ValueError):
         report = json.loads(text.split(b"\n")[0])  # a program that cannot start reports before the init
-    if not report and reason is None:
+    if group is not None and cgroups.ran_over(group):
+        reason = "memory"
+    elif not report and reason is None:
         reason = "killed"
-    answer(spec["status"], {**report, "reason": reason, "seconds": time.monotonic() - start})
+    return {**report, "reason": reason, "seconds": time.monotonic() - start}
 
 
 def answer(descriptor: int, values: dict) -> None:
@@ -126,8 +150,14 @@ def end_tree(child: int) -> None:
         time.sleep(0.001)
 
 
-def enter(spec: dict, report: int) -> None:
+def enter(spec: dict, report: int, group: str | None) -> None:
     """Become the init, or the bubblewrap that starts it. Does not return."""
+    if group is not None:
+        try:
+            cgroups.join(group)
+        except OSError as error:
+            answer(report, {"error": f"cgroup: {error.strerror}"})
+            os._exit(0)
     if spec["mode"] == "bubblewrap":
         for descriptor in [report, *spec["channels"], *filter(None, [spec["output"]])]:
             os.set_inheritable(descriptor, True)
@@ -211,9 +241,9 @@ def run(spec: dict, report: int, uid: int) -> None:
         set_limits(spec, uid)
         kernel.drop_privileges(uid)
         if spec["confine"]:
-            calls.confine_writes(spec["work"])
+            calls.confine_files(spec["work"], spec["visible"])
         if spec["filter"]:
-            calls.filter_calls(spec["signals"])
+            calls.filter_calls(signals=spec["signals"], network=spec["mode"] != "limits")
         for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         os.execve(spec["argv"][0], spec["argv"], spec["env"])

@@ -21,7 +21,7 @@ from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.sandbox.limits import Diagnostic, Outcome, Program
 from nanochat_cli.sandbox.sandbox import Sandbox
 
-FORMAT = 3
+FORMAT = 4
 """Raised when the same program may get another verdict."""
 _DISTURBED = "killed"
 _NOT_KEPT = ("timeout", _DISTURBED)

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nanochat_cli.errors import ConfigError
-from nanochat_cli.sandbox import namespaces, system_calls
-from nanochat_cli.sandbox.limits import Limits, Status
+from nanochat_cli.sandbox import cgroups, namespaces, system_calls
+from nanochat_cli.sandbox.limits import MIB, Limits, Status
 
 LAUNCHER = Path(__file__).with_name("launcher.py")
 WORK = "/work"
@@ -262,6 +262,7 @@ def _specification(command: Command, isolation: Isolation, base: Path, status: i
         "uid": _uid() if isolation.drop else os.getuid(),
         "filter": system_calls.can_filter(),
         "signals": not isolation.shared,
+        "cgroup": memory_group(),
         "confine": isolation.mode == "limits" and system_calls.can_confine(),
         "argv": list(command.argv),
         "env": {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": home, "TMPDIR": home},
@@ -308,6 +309,27 @@ def _users() -> range:
     return best if len(best) >= _MIN_USERS else range(0)
 
 
+@lru_cache(maxsize=1)
+def memory_group() -> str | None:
+    """The cgroup below which each run gets its own; None where the memory of a run can only be looked at."""
+    parent = cgroups.place()
+    if parent is None:
+        return None
+    try:
+        group = cgroups.make(parent, f"nanochat-trial-{os.getpid()}", 256 * MIB)
+    except OSError:
+        return None
+    try:  # that a group can be made does not mean that a process may be moved there
+        with subprocess.Popen([*_python(), "-c", "input()"], stdin=subprocess.PIPE, env={}) as child:
+            cgroups.join(group, child.pid)
+            child.communicate(b"\n")
+        return parent
+    except OSError:
+        return None
+    finally:
+        cgroups.remove(group)
+
+
 def _bubblewrap(visible: Sequence[str], base: Path, disk: int, python: Sequence[str]) -> list[str]:
     words = [shutil.which("bwrap") or "bwrap", "--unshare-all", "--die-with-parent", "--new-session"]
     words += ["--cap-drop", "ALL", "--clearenv"]
@@ -345,10 +367,11 @@ def isolation() -> Isolation:
 
 def _candidates(root: bool) -> list[Isolation]:
     user = "as an unprivileged user" if root else "as this user without privileges"
-    apart = f"own file tree, process, network and IPC namespaces, {user}, resource limits"
-    calls = "" if system_calls.can_filter() else f" (no filter of system calls on {platform.machine()})"
-    spaces = Isolation("namespaces", root, f"namespaces: {apart}{calls}")
-    bubblewrap = Isolation("bubblewrap", False, f"bubblewrap: {apart}{calls}")
+    memory = "" if memory_group() is None else ", memory by cgroup"
+    calls = memory + ("" if system_calls.can_filter() else f" (no filter of system calls on {platform.machine()})")
+    apart = f"own file tree, process, network and IPC namespaces, {user}, resource limits{calls}"
+    spaces = Isolation("namespaces", root, f"namespaces: {apart}")
+    bubblewrap = Isolation("bubblewrap", False, f"bubblewrap: {apart}")
     own = Isolation("limits", True, _open_world("a user of its own") + calls)
     shared = Isolation("limits", False, f"{_open_world('root' if root else 'this user')}, one program at a time{calls}")
     limits = [own, shared] if root and _users() else [shared]
@@ -359,5 +382,8 @@ def _candidates(root: bool) -> list[Isolation]:
 
 def _open_world(user: str) -> str:
     """The description of limits alone, for a program that runs as `user`."""
-    writes = "only its own folder" if system_calls.can_confine() else f"wherever {user} may"
-    return f"resource limits only: each program runs as {user}, reads what that user may, writes {writes}, has network"
+    files = "reads what that user may, writes wherever it may"
+    if system_calls.can_confine():
+        files = "opens only the system, its toolchain and its own folder"
+    network = "no" if system_calls.can_filter() else "has"
+    return f"resource limits only: each program runs as {user}, {files}, {network} network"

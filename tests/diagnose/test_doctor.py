@@ -16,6 +16,7 @@ import pytest
 
 from nanochat_cli.diagnose import doctor
 from nanochat_cli.diagnose.doctor import Fact, anonymous, diagnose
+from nanochat_cli.errors import ConfigError
 from nanochat_cli.training.cpp_compiler import CppCompiler
 
 
@@ -106,6 +107,28 @@ def test_a_cuda_device_is_named_with_its_memory(monkeypatch):
     assert facts(doctor.devices())["cuda:0"].value == "NVIDIA H100, 80.0 GB, capability 9.0"
 
 
+def test_it_says_what_holds_programs_of_a_model(monkeypatch):
+    from nanochat_cli.sandbox import process, system_calls
+
+    found = facts(doctor.sandbox())
+    assert found["isolation"].value == process.isolation().description
+    assert found["system calls"].value.split()[0] == str(len(system_calls.REFUSED))
+    monkeypatch.setattr(system_calls, "can_filter", lambda: False)
+    monkeypatch.setattr(system_calls, "landlock_version", lambda: -1)
+    monkeypatch.setattr(process, "isolation", lambda: process.Isolation("limits", False, "resource limits only"))
+    found = facts(doctor.sandbox())
+    assert found["isolation"].advice.startswith("run as root")
+    assert found["system calls"].value.startswith("not filtered on ")
+    assert found["Landlock"].value == "not in this kernel"
+
+    def none():
+        raise ConfigError("the sandbox cannot start a process: run on Linux")
+
+    monkeypatch.setattr(process, "isolation", none)
+    (fact,) = doctor.sandbox()
+    assert (fact.value, fact.advice) == ("none", "the sandbox cannot start a process: run on Linux")
+
+
 def test_optional_parts_say_what_they_are_for_and_how_to_get_them():
     parts = {part.name: part for part in doctor.optional()}
     packages = {"xllamacpp", "transformers", "flash-linear-attention", "fastapi", "lm-eval"}
@@ -184,6 +207,7 @@ def test_the_command_ends_with_0_in_seconds_and_writes_json(tmp_path):
         "machine:",
         "devices:",
         "compilers:",
+        "sandbox:",
         "space:",
         "optional:",
     ]
@@ -196,5 +220,5 @@ def test_the_tables_show_every_section(capfd, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["doctor"]) == 0
     out = capfd.readouterr().out
-    for heading in ("versions", "machine", "devices", "compilers", "space", "optional parts"):
+    for heading in ("versions", "machine", "devices", "compilers", "sandbox", "space", "optional parts"):
         assert heading in out
