@@ -78,6 +78,8 @@ def test_every_path_of_a_configuration_becomes_a_name() -> None:
         "data": {**marked({"path": 0, "source": 0}), "sources": (f"a=/home/{PERSON}/x:2", "b=hf:org/set:1")},
         "tokenizer": marked({"path": 0}),
         "collider": marked({"reference": 0, "scores": 0}),
+        "train": marked({"init": 0}),
+        "distill": marked({"teacher": 0}),
         "grpo": marked({"source": 0, "rewards": 0, "library": 0, "task": 0}),
     }
     config = Config.model_validate(paths)
