@@ -61,7 +61,8 @@ def main() -> None:
             Result(name, "programs", total, "programs"),
             Result(name, "contained", total - len(breaches), "programs"),
         ]
-        print(f"{name}: {total - len(breaches)} of {total} contained")
+        languages = sorted({program.partition(":")[0] for program in after.outcomes})
+        print(f"{name}: {total - len(breaches)} of {total} contained ({', '.join(languages)})")
     print(f"wrote {write_results(result_place('hostile', arguments.out), 'hostile', results)}")
 
 

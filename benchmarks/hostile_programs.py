@@ -206,13 +206,16 @@ def breach(name: str, outcome: Outcome) -> str | None:
 
 
 def release(sandbox_of: Isolation | None, folder: Path, workers: int = 4) -> Aftermath:
-    """Run all programs, side by side, on a host whose `folder` is new and holds a secret; None: what works here."""
+    """Run all programs, side by side, on a host whose `folder` is new and holds a secret.
+
+    sandbox_of: None takes what works here. Rust programs are left out where the sandbox cannot start rustc.
+    """
     folder.chmod(0o755)
     (folder / "secret").write_text(SECRET)
     (folder / "temporary").mkdir()
     sandbox = Sandbox(LIMITS, COMPILE, isolated=sandbox_of)
     programs = {f"python: {name}": ("python", source) for name, source in PYTHON.items()}
-    if shutil.which("rustc"):
+    if shutil.which("rustc") and sandbox.execute("rust", "fn main() {}\n").status == "ok":
         programs |= {f"rust: {name}": ("rust", source) for name, source in RUST.items()}
     after = Aftermath({}, folder)
     with _host(after) as words, ThreadPoolExecutor(workers) as pool:
