@@ -1,6 +1,6 @@
 """How many hostile programs each isolation of this machine contains. Takes a minute.
 
-    python -m benchmarks.hostile [--only namespaces] [--out benchmarks/results/hostile.json]
+    python benchmarks/hostile.py [--only namespaces] [--out benchmarks/results/hostile.json]
 
 The programs, and what counts as contained, are in `hostile_programs.py`. Isolation without a file tree of its own is
 tried only under Landlock and never as root: a fault would otherwise cost this machine its files.

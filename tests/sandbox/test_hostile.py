@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.hostile_programs import COMPILE, EXPECTED, LIMITS, PYTHON, RUST, SECRET, breach, release
+from nanochat_cli.sandbox import system_calls
 from nanochat_cli.sandbox.process import BLOCK, FIRST_UID
 from nanochat_cli.sandbox.sandbox import Case, Program, Sandbox
 
@@ -57,6 +58,14 @@ def test_isolation_is_named():
     isolation = Sandbox().isolation
     assert isolation.mode in ("namespaces", "bubblewrap", "limits")
     assert "resource limits" in isolation.description
+
+
+def test_a_program_that_gets_through_is_noticed(monkeypatch):
+    program = PYTHON["System V shared memory"]
+    held = Sandbox(LIMITS)
+    assert breach("", held.execute("python", program)) is None
+    monkeypatch.setattr(system_calls, "can_filter", lambda: False)
+    assert breach("", held.execute("python", program)) == "it got what it wanted"
 
 
 @pytest.mark.parametrize("name", [f"python: {name}" for name in PYTHON] + [f"rust: {name}" for name in RUST])
