@@ -1,5 +1,9 @@
 """What must outlive a power cut is on the disk before it has its name: checkpoints, data sets, libraries, files."""
 
+import os
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -8,6 +12,7 @@ import torch
 
 from nanochat_cli.atomic_write import whole, write_atomically
 from nanochat_cli.data.prepare import prepare_dataset
+from nanochat_cli.errors import DataError
 from nanochat_cli.evaluation.sample_file import SampleFile
 from nanochat_cli.formats.run import checkpoints
 from nanochat_cli.report.metrics_log import MetricsLog
@@ -78,6 +83,49 @@ def test_a_device_is_written_to_and_not_replaced(tmp_path):
     fifo = Path("/dev/null")
     write_atomically(fifo, b"content")
     assert fifo.is_char_device()
+
+
+def test_a_pipe_that_has_no_name_of_its_own_is_written_to():
+    reader, writer = os.pipe()
+    write_atomically(Path(f"/dev/fd/{writer}"), b"content")
+    os.close(writer)
+    assert os.read(reader, 100) == b"content"
+    os.close(reader)
+
+
+def test_what_could_not_be_written_is_not_written_when_the_file_is_closed(tmp_path, full_disk):
+    log = MetricsLog(tmp_path / "run", tensorboard=False)
+    samples = SampleFile(tmp_path / "eval", {}, resume=False)
+    library = ExperienceLibrary(tmp_path / "library.jsonl")
+    text = "x" * 9000
+    with full_disk(4096):
+        for write in (
+            lambda: log.log(1, {"text": text}),
+            lambda: samples.append({"temperature": 0.0, "problem": text}),
+            lambda: library.add([Experience("p", text, 1.0, 0.5, 10.0)]),
+        ):
+            with pytest.raises(DataError, match=r"File too large"):
+                write()
+    log.close()
+    samples.__exit__()
+    sizes = [path.stat().st_size for path in (log._path, samples.path, library.path)]
+    assert sizes == [4096, 4096, 0]
+
+
+@pytest.fixture
+def full_disk() -> Callable[[int], AbstractContextManager[None]]:
+    """No file of this process may grow beyond so many bytes."""
+
+    @contextmanager
+    def full(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return full
 
 
 def test_lines_of_metrics_and_samples_are_synced_as_promised(tmp_path, monkeypatch):

@@ -178,17 +178,22 @@ def _require_text(arguments: Sequence[str]) -> None:
 
 _FILE_TROUBLE = {
     errno.EACCES,
+    errno.EBUSY,
     errno.EDQUOT,
     errno.EEXIST,
     errno.EFBIG,
+    errno.EINTR,
     errno.EIO,
     errno.EISDIR,
+    errno.ELOOP,
     errno.ENAMETOOLONG,
     errno.ENOENT,
     errno.ENOSPC,
     errno.ENOTDIR,
+    errno.ENOTEMPTY,
     errno.EPERM,
     errno.EROFS,
+    errno.ESTALE,
 }
 """The user's file system is at fault; any other OSError is an internal error."""
 

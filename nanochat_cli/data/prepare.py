@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from nanochat_cli.atomic_write import write_atomically
+from nanochat_cli.atomic_write import staging, write_atomically
 from nanochat_cli.config.schema import Config, DataConfig
 from nanochat_cli.config.source_parts import Part
 from nanochat_cli.data import split
@@ -27,7 +27,7 @@ from nanochat_cli.data.filters import NO_FILTERS, Filters
 from nanochat_cli.data.manifest import FORMAT_VERSION, MANIFEST, SPLITS, Manifest, Split, TokenizerInfo, read_manifest
 from nanochat_cli.data.mixed_corpus import mixed
 from nanochat_cli.data.scan import scan
-from nanochat_cli.data.shards import CARD, TOKENIZER, install_staged, staging, verify_files
+from nanochat_cli.data.shards import CARD, STAGED, TOKENIZER, install_staged, verify_files
 from nanochat_cli.data.text_files import LONG_LINE
 from nanochat_cli.data.token_documents import TokenSettings
 from nanochat_cli.data.tokenizer import Tokenizer
@@ -209,10 +209,14 @@ def _changed(settings: Settings, old: Manifest) -> list[str]:
 
 
 def _whole_manifest(out: Path) -> Manifest | None:
+    """None if `out` is no data set, or a damaged one. Raises DataError if it cannot be read: it may be a good one."""
     try:
         manifest = read_manifest(out)
         verify_files(out, manifest, "size")
-    except DataError:
+    except DataError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError | NotADirectoryError):
+            raise
         return None
     return manifest
 
@@ -246,7 +250,7 @@ def _build(
     _warn_of_files(corpus, reporter)
     tokenizer = given or _tokenizer(found.sample, config, reporter)
     definition = tokenizer.to_str().encode()
-    with staging(out) as staged:
+    with staging(out, STAGED) as staged:
         write_atomically(staged / TOKENIZER, definition)
         written = write_sides(corpus, found, tokenizer, staged, config, reporter)
         manifest = Manifest(

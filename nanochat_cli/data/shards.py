@@ -10,10 +10,8 @@ Knows nothing of where the tokens came from.
 import hashlib
 import json
 import os
-import shutil
 from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +20,7 @@ from typing import BinaryIO, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat_cli.atomic_write import sync
+from nanochat_cli.atomic_write import install
 from nanochat_cli.data.manifest import MANIFEST, SPLITS, Manifest, ShardInfo, Split, SplitInfo, read_manifest
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import DataError, reason
@@ -288,19 +286,6 @@ def verify_files(folder: Path, manifest: Manifest, verify: Literal["auto", "full
 # -- replacing -------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def staging(folder: Path) -> Iterator[Path]:
-    """An empty folder inside `folder` to write a data set in; removed if that fails."""
-    staged = folder / STAGED
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir()
-    try:
-        yield staged
-    except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
-        raise
-
-
 def install_staged(folder: Path) -> None:
     """Replace the data set in `folder` by the staged one, if there is a complete one.
 
@@ -311,15 +296,6 @@ def install_staged(folder: Path) -> None:
         return
     manifest = read_manifest(staged)
     names = {TOKENIZER, CARD, *(shard.file for split in SPLITS for shard in manifest.split(split).shards)}
-    (folder / MANIFEST).unlink(missing_ok=True)
-    for name in sorted(names):
-        if (staged / name).exists():  # else it was moved before the interruption
-            (staged / name).rename(folder / name)
-    for pattern in ("train-*.safetensors", "val-*.safetensors", "text-*.npy", ".*.partial"):
-        for path in folder.glob(pattern):
-            if path.name not in names:
-                path.unlink()
-    sync(folder)
-    (staged / MANIFEST).rename(folder / MANIFEST)
-    sync(folder)
-    shutil.rmtree(staged, ignore_errors=True)
+    patterns = "train-*.safetensors", "val-*.safetensors", "text-*.npy", ".*.partial"
+    stale = (path for pattern in patterns for path in folder.glob(pattern) if path.name not in names)
+    install(staged, folder, names, MANIFEST, stale)

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nanochat_cli.atomic_write import sync
+from nanochat_cli.atomic_write import staging, sync
 from nanochat_cli.config.sections.data import TokenFormat
 from nanochat_cli.data.manifest import SPLITS
-from nanochat_cli.data.shards import TOKENIZER, Shard, ShardReader, staging
+from nanochat_cli.data.shards import STAGED, TOKENIZER, Shard, ShardReader
 from nanochat_cli.data.token_files import LLMC_HEADER, LLMC_MAGICS, MEGATRON_MAGIC
 from nanochat_cli.errors import ConfigError, DataError, reason
 from nanochat_cli.folders import held_folder
@@ -35,7 +35,7 @@ def export_tokens(reader: ShardReader, form: TokenFormat, out: Path) -> list[Pat
         with held_folder(out, "exports into"):
             if any(not path.name.startswith(".") for path in out.iterdir()):
                 raise ConfigError(f"{out}: is not empty; choose another --out")
-            with staging(out) as staged:
+            with staging(out, STAGED) as staged:
                 for split in SPLITS:
                     shards = [Shard(reader.folder / info.file, info) for info in reader.manifest.split(split).shards]
                     _WRITERS[form](staged / split, shards, reader.tokenizer.eos_id, vocab_size)

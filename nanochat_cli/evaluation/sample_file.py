@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from nanochat_cli.atomic_write import write_atomically
+from nanochat_cli.atomic_write import write_all, write_atomically
 from nanochat_cli.errors import ConfigError, DataError, reason
 from nanochat_cli.nesting import parse_json
 
@@ -35,7 +35,7 @@ class SampleFile:
         self.records: dict[Key, dict[str, Any]] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a+b")
+            self._file = self.path.open("a+b", buffering=0)
         except OSError as error:
             raise DataError(f"{self.path}: cannot be written: {error.strerror}; choose another --out") from error
         try:
@@ -55,8 +55,7 @@ class SampleFile:
     def append(self, record: dict[str, Any]) -> None:
         """Add a line; it is on the disk when this returns."""
         try:
-            self._file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
-            self._file.flush()
+            write_all(self._file, json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
             os.fsync(self._file.fileno())
         except OSError as error:
             raise DataError(f"{self.path}: cannot be written: {error.strerror}; free space, then --resume") from error

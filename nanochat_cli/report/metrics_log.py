@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from nanochat_cli.atomic_write import write_all
 from nanochat_cli.errors import DataError
 from nanochat_cli.nesting import parse_json
 
@@ -55,16 +56,15 @@ class MetricsLog:
             if run_dir is not None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 _truncate_after(self._path, resumed_step)
-            self._file = self._path.open("a", encoding="utf-8")
+            self._file = self._path.open("ab", buffering=0)
         except OSError as error:
             raise _cannot_write(self._path, error) from error
 
     def log(self, step: int, metrics: Mapping[str, Value]) -> None:
-        """Write and flush one line. A number that is not finite is written as null: JSON has no NaN."""
+        """Write one line. A number that is not finite is written as null: JSON has no NaN."""
         line = {"step": step, **{name: _finite(value) for name, value in metrics.items()}}
         try:
-            self._file.write(json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n")
-            self._file.flush()
+            write_all(self._file, (json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n").encode())
         except OSError as error:
             raise _cannot_write(self._path, error) from error
         scalars = {

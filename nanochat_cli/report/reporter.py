@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Protocol
 
+from nanochat_cli.atomic_write import write_atomically
 from nanochat_cli.errors import DataError
 from nanochat_cli.report.quantities import format_duration, format_quantity
 
@@ -265,7 +266,7 @@ def write_json(path: Path, values: Mapping[str, object]) -> None:
     A prompt that is not UTF-8 has lone surrogates, which are written as JSON escapes.
     """
     text = json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n"
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    write_atomically(path, text.encode("utf-8", "backslashreplace"))
 
 
 def _cell(value: object) -> str:

@@ -8,7 +8,6 @@ pruning replaces the file whole, and a last line that a crash left unfinished is
 import fcntl
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from nanochat_cli.atomic_write import write_atomically
+from nanochat_cli.atomic_write import append_synced, write_atomically
 from nanochat_cli.errors import DataError
 from nanochat_cli.nesting import parse_json
 
@@ -246,15 +245,8 @@ class ExperienceLibrary:
                 file.write(b"\n")
 
     def _append(self, content: bytes) -> None:
-        with self._explained("write"), self.path.open("ab") as file:
-            start = file.tell()
-            try:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            except OSError:
-                os.truncate(self.path, start)
-                raise
+        with self._explained("write"):
+            append_synced(self.path, content)
 
     def _version_on_disk(self) -> tuple[int, int, int]:
         """Changes with every write: (inode, bytes, nanoseconds); zeros when there is no file."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from nanochat_cli.atomic_write import write_atomically
 from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.inference.generate import generate
@@ -96,5 +97,5 @@ def write_samples(run_dir: Path, step: int, samples: list[Sample]) -> Path:
         f"===== {number}: in truth\n{one.truth}\n"
         for number, one in enumerate(samples, 1)
     ]
-    path.write_text("\n".join(parts), encoding="utf-8")
+    write_atomically(path, "\n".join(parts).encode())
     return path

@@ -120,6 +120,18 @@ def test_a_full_disk_is_one_line_and_nothing_is_trusted(tmp_path: Path) -> None:
     assert not list(out.glob(".*.partial"))
 
 
+def test_a_data_set_that_cannot_be_read_now_is_not_taken_for_a_damaged_one(tmp_path: Path) -> None:
+    write_folder(tmp_path / "corpus", 20)
+    out = tmp_path / "data"
+    prepare_dataset(str(tmp_path / "corpus"), out, make_config(), QuietReporter())
+    (out / "manifest.json").rename(tmp_path / "manifest.json")
+    (out / "manifest.json").mkdir()  # reading it is an OSError, also for root
+    shards = {path.name: path.read_bytes() for path in out.glob("*.safetensors")}
+    with pytest.raises(DataError, match=r"manifest\.json: cannot read: Is a directory"):
+        prepare_dataset(str(tmp_path / "corpus"), out, make_config(model={"vocab_size": 420}), QuietReporter())
+    assert {path.name: path.read_bytes() for path in out.glob("*.safetensors")} == shards
+
+
 def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     write_folder(tmp_path / "corpus", 5)
     (tmp_path / "file").touch()

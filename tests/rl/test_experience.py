@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nanochat_cli import atomic_write
 from nanochat_cli.errors import DataError
-from nanochat_cli.rl import experience as module
 from nanochat_cli.rl.experience import (
     Experience,
     ExperienceLibrary,
@@ -115,7 +115,7 @@ def test_when_the_disk_is_full_nothing_is_left_behind(path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.os, "fsync", full)
+        patch.setattr(atomic_write.os, "fsync", full)
         with pytest.raises(DataError, match=r"library\.jsonl: cannot write .*No space left"):
             library.add([made(1)])
     assert path.read_bytes() == before

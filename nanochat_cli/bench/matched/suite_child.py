@@ -20,7 +20,7 @@ from nanochat_cli.config.load import CONFIG_FILE, resolve_config
 from nanochat_cli.config.schema import Config, OptimConfig
 from nanochat_cli.end_with_parent import end_with_parent
 from nanochat_cli.engine import GGUF_FILE, Engine
-from nanochat_cli.errors import Diverged, Interrupted, NanochatError
+from nanochat_cli.errors import DataError, Diverged, Interrupted, NanochatError, reason
 from nanochat_cli.nesting import parse_json
 from nanochat_cli.report.reporter import PlainReporter
 
@@ -49,7 +49,13 @@ def write_outcome(path: Path, outcome: RunOutcome) -> None:
 
 
 def read_outcome(path: Path) -> RunOutcome | None:
-    return RunOutcome(**parse_json(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    """None if there is none. Raises DataError for a file in another form."""
+    try:
+        return RunOutcome(**parse_json(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path}: not the outcome of a run ({reason(error)}); remove it to run that again") from error
 
 
 def _train(config: Config) -> RunOutcome:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nanochat_cli.atomic_write import write_atomically
 from nanochat_cli.bench.matched.measures import RunOutcome
 from nanochat_cli.bench.matched.run_record import FAILED, INTERRUPTED
 from nanochat_cli.bench.matched.suite_child import PARENT, read_outcome, write_outcome
@@ -69,7 +70,7 @@ class Place:
         for path in (self.outcome, self.config, self.log):
             path.parent.mkdir(parents=True, exist_ok=True)
         self.outcome.unlink(missing_ok=True)
-        self.config.write_text(config_to_toml(config), encoding="utf-8")
+        write_atomically(self.config, config_to_toml(config).encode())
 
     def record(self, outcome: RunOutcome) -> None:
         self.outcome.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from gguf import GGUFReader, GGUFValueType, GGUFWriter
 from nanochat_cli.errors import DataError
 from nanochat_cli.formats.gguf.checksum import KEY as CHECKSUM
 from nanochat_cli.formats.gguf.file import rows_of
+from nanochat_cli.formats.gguf.write import write_tensors
 
 _OWN = ("general.architecture", "general.alignment", CHECKSUM)
 """Keys that the writer sets itself, or that are true of the original only."""
@@ -34,7 +35,7 @@ def write_float_copy(source: Path, out: Path) -> None:
     try:
         writer.write_header_to_file(out)
         writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
+        write_tensors(writer)
     except OSError as error:
         raise DataError(f"cannot write {out}: {error.strerror}; free space") from error
     finally:

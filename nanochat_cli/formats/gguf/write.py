@@ -227,8 +227,23 @@ def _write(writer: GGUFWriter, out: Path) -> None:
             try:
                 writer.write_header_to_file(temporary)
                 writer.write_kv_data_to_file()
-                writer.write_tensors_to_file()
+                write_tensors(writer)
             finally:
                 writer.close()
     except OSError as error:
         raise DataError(f"cannot write {out}: {error.strerror or error}; free space or choose another --out") from error
+
+
+def write_tensors(writer: GGUFWriter) -> None:
+    """Like its `write_tensors_to_file`, which writes through numpy's copy of the file.
+
+    What that copy still holds when it is closed is lost on a full disk, without an error.
+    """
+    writer.write_ti_data_to_file()
+    assert writer.fout is not None
+    (file,), (tensors,) = writer.fout, writer.tensors
+    writer.write_padding(file, file.tell())
+    for info in tensors.values():
+        assert info.tensor is not None
+        file.write(np.ascontiguousarray(info.tensor).data)
+        writer.write_padding(file, info.nbytes)

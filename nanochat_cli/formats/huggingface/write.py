@@ -1,7 +1,8 @@
 """Writing a model as a Hugging Face folder that transformers and most other programs load without code of ours.
 
-Every file appears under its name only when it is complete; the weights come first and config.json, without which a
-folder is no model, last. The card is written by `card`.
+All files are written beside those of an earlier export, and take their places when they are complete; config.json,
+without which a folder is no model, is there only while all belong together. The card, which `card` writes, is that of
+one export and goes with it.
 """
 
 import json
@@ -10,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
 from torch import Tensor
 
-from nanochat_cli.atomic_write import whole, write_atomically
+from nanochat_cli.atomic_write import install, staging, sync, write_atomically
 from nanochat_cli.config.sections.model import ModelConfig
 from nanochat_cli.data.foreign_tokenizer import template
 from nanochat_cli.data.tokenizer import Tokenizer
@@ -21,6 +23,7 @@ from nanochat_cli.errors import DataError, reason
 from nanochat_cli.formats.huggingface.architecture import class_of, to_config_json
 from nanochat_cli.formats.huggingface.checksums import checksums, sha256_of
 from nanochat_cli.formats.huggingface.files import (
+    CARD,
     CHAT_TEMPLATE,
     CHECKSUMS,
     CONFIG_JSON,
@@ -33,6 +36,7 @@ from nanochat_cli.formats.huggingface.files import (
 from nanochat_cli.formats.huggingface.tensors import in_file
 
 SHARD_BYTES = 5_000_000_000
+STAGED = ".writing"
 PAD_TOKEN = "<|pad|>"
 MAX_NEW_TOKENS = 256
 
@@ -78,18 +82,19 @@ def write_folder(
     digests: dict[str, str] = {}
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name, tensors in zip(names, shards, strict=True):
-            with whole(out / name) as temporary:
-                safetensors_torch.save_file(tensors, temporary, metadata={"format": "pt"})  # 4.x insists on it
-                digests[name] = sha256_of(temporary)
-        documents = {CHECKSUMS: _json(checksums(digests, documents)), **documents}
-        for name, content in documents.items():
-            write_atomically(out / name, content)
-        for stale in {*out.glob("model*.safetensors"), out / INDEX, out / CHAT_TEMPLATE} - {
-            out / name for name in (*names, *documents)
-        }:
-            stale.unlink(missing_ok=True)
-    except OSError as error:
+        with staging(out, STAGED) as staged:
+            for name, tensors in zip(names, shards, strict=True):
+                safetensors_torch.save_file(tensors, staged / name, metadata={"format": "pt"})  # 4.x insists on it
+                sync(staged / name)
+                digests[name] = sha256_of(staged / name)
+            documents = {CHECKSUMS: _json(checksums(digests, documents)), **documents}
+            for name, content in documents.items():
+                write_atomically(staged / name, content)
+            stale = {*out.glob("model*.safetensors"), out / INDEX, out / CHAT_TEMPLATE, out / CARD} - {
+                out / name for name in (*names, *documents)
+            }
+            install(staged, out, {*names, *documents} - {CONFIG_JSON}, CONFIG_JSON, stale)
+    except (OSError, SafetensorError) as error:
         raise DataError(f"cannot write {out}: {reason(error)}; free space or choose another --out") from error
     size = sum(tensor.numel() * tensor.element_size() for shard in shards for tensor in shard.values())
     count = sum(len(shard) for shard in shards)
