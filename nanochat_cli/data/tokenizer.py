@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, decoders, models, trainers
 from tokenizers import Tokenizer as Backend
 
+from nanochat_cli.atomic_write import write_atomically
 from nanochat_cli.data.pre_tokenizers import PRE_TOKENIZERS, llama_cpp_name, pre_tokenizer
 from nanochat_cli.data.training_words import interruptibly, with_short_words
 from nanochat_cli.errors import ConfigError, DataError, reason
+from nanochat_cli.nesting import parse_json
 
 EOS = "<|endoftext|>"
 SPECIAL_TOKENS = (
@@ -53,6 +55,7 @@ def _byte_alphabet() -> list[str]:
     return [chr(byte if byte in printable else next(moved)) for byte in range(256)]
 
 
+_GAPS = "token ids or texts are not unique and gapless; GGUF cannot hold this vocabulary"
 _INVALID = re.compile("([\udc80-\udcff]+)")
 BYTE_TO_CHAR = _byte_alphabet()
 CHAR_TO_BYTE = {char: byte for byte, char in enumerate(BYTE_TO_CHAR)}
@@ -145,16 +148,19 @@ class Tokenizer:
     @classmethod
     def from_str(cls, text: str, where: str = "tokenizer") -> "Tokenizer":
         try:
-            backend = Backend.from_str(text)
+            _require_reachable_ids(parse_json(text), where)
+            return cls(Backend.from_str(text), where)
+        except DataError:
+            raise
         except Exception as error:  # the library raises bare Exception for every parse error
             raise DataError(f"{where}: not a tokenizer.json: {' '.join(str(error).split())}") from error
-        return cls(backend, where)
 
     def to_str(self) -> str:
         return self.backend.to_str()
 
     def save(self, path: Path) -> None:
-        Path(path).write_text(self.to_str(), encoding="utf-8")
+        """Raises OSError."""
+        write_atomically(Path(path), self.to_str().encode())
 
     def padded_to(self, vocab_size: int) -> "Tokenizer":
         """The same tokenizer with `[PAD{i}]` entries up to `vocab_size`; llama.cpp needs every text to be unique.
@@ -242,6 +248,17 @@ class Tokenizer:
         return backend
 
 
+def _require_reachable_ids(definition: Any, where: str) -> None:
+    """Raise DataError for an id beyond the number of tokens: the library allocates memory up to the largest.
+
+    Raises KeyError or TypeError for what is no definition of a tokenizer.
+    """
+    vocab, added = definition["model"]["vocab"], definition["added_tokens"]
+    ids = [*(vocab.values() if isinstance(vocab, dict) else ()), *(token["id"] for token in added)]
+    if ids and max(ids) >= len(ids):
+        raise DataError(f"{where}: {_GAPS}")
+
+
 def enclosing_tokens(definition: dict[str, Any]) -> tuple[str | None, str | None]:
     """The special tokens that the template of a tokenizer.json puts before and after a text; None: nothing."""
     outer = definition["post_processor"] or {}
@@ -257,7 +274,7 @@ def _token_texts(definition: dict, where: str) -> list[str]:
     texts = {token: text for text, token in definition["model"]["vocab"].items()}
     texts |= {token["id"]: token["content"] for token in definition["added_tokens"]}
     if sorted(texts) != list(range(len(texts))) or len(set(texts.values())) != len(texts):
-        raise DataError(f"{where}: token ids or texts are not unique and gapless; GGUF cannot hold this vocabulary")
+        raise DataError(f"{where}: {_GAPS}")
     return [texts[token] for token in range(len(texts))]
 
 
