@@ -8,8 +8,6 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from tokenizers import Tokenizer as Backend
-
 from nanochat_cli.data.tokenizer import EOS_NAMES, Tokenizer
 from nanochat_cli.errors import DataError
 
@@ -40,12 +38,7 @@ def adopt(definition: dict[str, Any], where: str, *, eos_id: int | None, bos_id:
         eos = named if eos_id is None else eos_id
         before, after = (None if token is None else texts[token] for token in (bos_id, eos))
         definition["post_processor"] = template(before, after, special)
-    try:
-        return Tokenizer(Backend.from_str(json.dumps(definition)), where)
-    except DataError:
-        raise
-    except Exception as error:  # the library raises bare Exception for every parse error
-        raise DataError(f"{where}: not a tokenizer.json: {' '.join(str(error).split())}") from error
+    return Tokenizer.from_str(json.dumps(definition), where)
 
 
 def template(before: str | None, after: str | None, special: dict[str, int]) -> dict[str, Any]:

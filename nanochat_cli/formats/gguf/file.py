@@ -33,6 +33,16 @@ class GGUFFile:
         _check_layout(path, reader)
 
 
+class _BoundedReader(GGUFReader):
+    """Refuses what lies beyond the end, which gguf's reader takes for empty: an array of 2⁶⁰ would be read for ever."""
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, *order: Any, **named: Any) -> NDArray[Any]:
+        end = int(offset) + np.dtype(dtype).itemsize * int(count)
+        if end > len(self.data):
+            raise ValueError(f"it needs {end} bytes and has {len(self.data)}")
+        return super()._get(offset, dtype, count, *order, **named)
+
+
 def _read(path: Path) -> GGUFReader:
     try:
         with path.open("rb") as file:
@@ -42,7 +52,7 @@ def _read(path: Path) -> GGUFReader:
     if start != MAGIC:
         raise DataError(f"{path} is not a GGUF file (it starts with {start!r})")
     try:
-        return GGUFReader(path)
+        return _BoundedReader(path)
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, RecursionError) as error:
         # gguf has no error class: a truncated file surfaces as an index or a shape that does not fit.
         raise DataError(

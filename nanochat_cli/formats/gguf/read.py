@@ -197,6 +197,8 @@ def _split_product(values: NDArray[np.float32], granularity: Granularity, what: 
 
     The file has lost the scale of a group whose codes are all zero; 0 computes the same.
     """
+    if not np.isfinite(values).all():
+        raise DataError(f"{what} holds values that are not finite")
     n_rows, n_columns = values.shape
     n_groups = n_columns // granularity if isinstance(granularity, int) else 1
     magnitude = np.abs(values).reshape(n_rows, n_groups, -1).max(axis=-1)

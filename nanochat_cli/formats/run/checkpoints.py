@@ -377,14 +377,17 @@ def _read(folder: Path, document: Mapping[str, Any], device: str | torch.device)
         except (OSError, SafetensorError) as error:  # it was there a moment ago
             raise _DamageError(f"{name} cannot be read ({reason(error)})") from error
         hashes.setdefault(part, []).append(file["sha256"])
-    return Checkpoint(
-        path=folder,
-        step=document["step"],
-        tensors={part: decode(tree, flat.get(part, {})) for part, tree in document["structure"].items()},
-        state=decode(document["state"], {}),
-        model_config=decode(document["model_config"], {}),
-        sha256={part: _joint_hash(found) for part, found in hashes.items()},
-    )
+    try:
+        return Checkpoint(
+            path=folder,
+            step=document["step"],
+            tensors={part: decode(tree, flat.get(part, {})) for part, tree in document["structure"].items()},
+            state=decode(document["state"], {}),
+            model_config=decode(document["model_config"], {}),
+            sha256={part: _joint_hash(found) for part, found in hashes.items()},
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _DamageError(f"{STATE_FILE} is not a state file") from error
 
 
 def _part_of(file: str) -> str:

@@ -168,7 +168,9 @@ def _messages(received: bytearray) -> list[dict[str, Any]]:
 
 
 def _diagnostics(report: dict[str, Any]) -> tuple[Diagnostic, ...]:
-    return tuple(Diagnostic(level, message, line) for level, message, line in report.get("diagnostics", []))
+    found = report.get("diagnostics")
+    items = (item for item in (found if isinstance(found, list) else ()) if isinstance(item, list) and len(item) == 3)
+    return tuple(Diagnostic(str(level), str(message), line) for level, message, line in items)
 
 
 @contextmanager

@@ -15,6 +15,8 @@ TOKEN = re.compile(
 )
 _ALIAS = re.compile(r"let\s+(\w+)\s*=\s*([A-Za-z_]\w*)\Z")
 _LET = re.compile(r"let\s+(?:mut\s+)?(\w+)\b")
+_HEAD = re.compile(rb"(\d{1,9}) (\d{1,9}|panic)(?:\n|\Z)")
+"""The first line of a report."""
 
 _REPORT = """
 fn main() {{
@@ -193,20 +195,17 @@ def _main(count: int, module: str) -> str:
 def reports(received: bytes) -> dict[int, str | None]:
     """The reported values by number, None for a panic, up to the first malformed report."""
     values: dict[int, str | None] = {}
-    while received:
-        head, _, rest = received.partition(b"\n")
-        match = re.fullmatch(rb"(\d{1,9}) (\d{1,9}|panic)", head)
-        if match is None:
-            break
+    at = 0
+    while match := _HEAD.match(received, at):  # never a copy of the rest: a program may send very many
+        at = match.end()
         if match[2] == b"panic":
             values[int(match[1])] = None
-            received = rest
             continue
-        length = int(match[2])
-        if rest[length : length + 1] != b"\n":
+        end = at + int(match[2])
+        if received[end : end + 1] != b"\n":
             break
-        values[int(match[1])] = rest[:length].decode(errors="replace")
-        received = rest[length + 1 :]
+        values[int(match[1])] = received[at:end].decode(errors="replace")
+        at = end + 1
     return values
 
 

@@ -199,18 +199,23 @@ def _diagnostics(errors: str) -> list[Diagnostic]:
     diagnostics = []
     for line in errors.splitlines():
         try:
-            item = parse_json(line)
-        except ValueError:
+            if (found := _diagnostic(parse_json(line))) is not None:
+                diagnostics.append(found)
+        except (ValueError, KeyError, TypeError, AttributeError):  # not one of rustc's
             continue
-        if not isinstance(item, dict) or item.get("$message_type", "diagnostic") != "diagnostic":
-            continue
-        spans = [span for span in item.get("spans", []) if span.get("is_primary")]
-        code = item.get("code")
-        if spans or code or (item.get("level") == "error" and not item["message"].startswith("aborting due to")):
-            label = f"{code['code']}: " if code else ""
-            start = spans[0]["line_start"] if spans else None
-            diagnostics.append(Diagnostic(item["level"], f"{label}{item['message']}"[:1000], start))
     return diagnostics
+
+
+def _diagnostic(item: Any) -> Diagnostic | None:
+    """Raises KeyError, TypeError or AttributeError for JSON of another form."""
+    if item.get("$message_type", "diagnostic") != "diagnostic":
+        return None
+    spans = [span for span in item.get("spans", []) if span.get("is_primary")]
+    code = item.get("code")
+    if not spans and not code and (item["level"] != "error" or item["message"].startswith("aborting due to")):
+        return None
+    label = f"{code['code']}: " if code else ""
+    return Diagnostic(item["level"], f"{label}{item['message']}"[:1000], spans[0]["line_start"] if spans else None)
 
 
 def _run(binary: Path, limits: Limits, isolation: Isolation) -> tuple[Outcome, dict[int, str | None]]:
