@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from nanochat_cli.cli.app import main
+from nanochat_cli.folders import held_file, held_folder
 from nanochat_cli.formats.run.checkpoints import latest_step
 from tests.e2e.processes import run_together, start
 from tests.e2e.tiny import TINY, write_corpus
+from tests.rl.tiny_run import make_run, write_problems
 
 RUN = [
     *TINY,
@@ -120,3 +122,75 @@ def test_only_one_of_two_suites_in_one_folder_runs(folder):
     assert sorted(code for code, _ in ended) == [0, 2], ended
     (refused,) = (error for code, error in ended if code == 2)
     assert re.search(r"error: suite: (process \d+ \(since .*\) runs the suite in it|a suite is here)", refused)
+
+
+GRPO = ["grpo", "whole", "--task", "p.jsonl", "--rounds", "1", "--group", "2", "--mode", "training-free"]
+GRPO += ["--set", "grpo.max_tokens=8", "--set", "grpo.eval_samples=1", "--set", "grpo.held_out=0.34"]
+SUITE = ["bench", "ab", "--base", "quickstart", "--base", "cpu", "--vary", "optim.muon_momentum=0.8", "--seeds", "1"]
+HELD = {
+    "runs/held": ["train", *RUN, "--set", "train.total_steps=2", "--name", "held"],
+    "runs/whole": ["train", "--resume", "whole", "--set", "train.total_steps=4"],
+    "runs/practised": [*GRPO, "--out", "runs/practised"],
+    "held.gguf": ["export", "whole", "--no-verify", "--type", "q2_0", "--out", "held.gguf"],
+    "held-hf": ["export", "whole", "--no-verify", "--hf", "--out", "held-hf"],
+    "held-suite": [*SUITE, "--set", "train.time_budget=none", "--out", "held-suite"],
+}
+"""A place, and a command that would write there."""
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> Path:
+    """The run `whole`, and problems to practise."""
+    write_problems(folder / "p.jsonl")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["train", *RUN, "--set", "train.total_steps=2", "--name", "whole"]) == 0
+    return folder
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("place", HELD)
+def test_what_another_process_writes_is_left_alone_with_one_line(whole, capfd, place):
+    hold = held_file if place.endswith(".gguf") else held_folder
+    with hold(Path(place), "writes"):
+        before = files(whole)
+        capfd.readouterr()
+        assert main(HELD[place]) == 2
+        errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1
+        assert re.search(
+            rf"{re.escape(place)}: process \d+ \(since .*\) writes it; wait until it ends or stop", errors[0]
+        )
+        assert files(whole) == before
+
+
+@pytest.mark.slow
+def test_one_of_two_folders_of_hugging_face_and_of_two_runs_of_grpo_is_written(whole):
+    for line, place in (
+        (["export", "whole", "--hf", "--out", "both-hf"], "both-hf"),
+        ([*GRPO, "--out", "runs/both"], "runs/both"),
+    ):
+        ended = run_together(whole, line, line)
+        assert {code for code, _ in ended} <= {0, 2}, ended
+        assert any(code == 0 for code, _ in ended)
+        for code, error in ended:
+            assert code == 0 or re.search(rf"{place}: (process \d+ .* it; wait until|a run of that name exists)", error)
+            assert error.count("error: ") == (code != 0)
+    assert main(["import", "both-hf", "--out", "runs/imported", "--no-verify"]) == 0
+    assert (whole / "runs" / "both" / "report.md").is_file()
+
+
+@pytest.mark.slow
+def test_two_runs_of_grpo_share_a_library_without_losing_a_line(whole):
+    make_run(whole / "runs")
+    library = whole / "shared.jsonl"
+    line = ["grpo", "source", *GRPO[2:], "--set", f"grpo.library={library}", "--set", "grpo.max_tokens=20"]
+    ended = run_together(whole, [*line, "--out", "runs/one"], [*line, "--out", "runs/other"])
+    assert [code for code, _ in ended] == [0, 0], ended
+    rounds = [json.loads((whole / "runs" / name / "metrics.jsonl").read_text()) for name in ("one", "other")]
+    added = sum(round_["library/added"] for round_ in rounds)
+    assert added > 0
+    assert len([json.loads(text) for text in library.read_text().splitlines()]) == added
