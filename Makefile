@@ -4,13 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint bench figures keys docs validate gpu gpu-e3 clean
+.PHONY: help quickstart test lint bench fuzz soak figures keys docs validate gpu gpu-e3 clean
 
 help:
 	@echo 'make quickstart   train, measure and export a small ternary model on this machine, then run it in llama.cpp'
 	@echo 'make test         run the tests, except the slow ones'
 	@echo 'make lint         ruff, import-linter and basedpyright'
 	@echo 'make bench        short forms of the benchmarks: they work here, and roughly how fast (build/bench/)'
+	@echo 'make fuzz         ten minutes of mutated files, requests and messages against every reader'
+	@echo 'make soak         half an hour of training, serving and GRPO: does anything grow? (MINUTES=120)'
 	@echo 'make figures      write numbers and tables of README and docs from benchmarks/results/ (CHECK=1: only compare)'
 	@echo 'make keys         write the tables of configuration keys in docs from the schema (CHECK=1: only compare)'
 	@echo 'make docs         build the documentation as a site (build/site/)'
@@ -38,6 +40,12 @@ bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/tokenize_throughput.py --quick
 	$(BIN)/nanochat bench kernels --quick --out build/bench/kernels.json
 	$(BIN)/nanochat bench decode --quick --out build/bench/decode.json
+
+fuzz: $(VENV)/.installed-test
+	$(BIN)/python -m tests.fuzz.run --minutes $(or $(MINUTES),10)
+
+soak: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/soak.py --minutes $(or $(MINUTES),30) --out build/bench/soak.json
 
 # Needs no installation: it reads JSON and writes Markdown.
 figures:
