@@ -109,7 +109,7 @@ def _export_folder(
     class_of(config.model)
     require_writable(out)
     if verify and find_spec("transformers") is None:
-        raise ConfigError("--verify: transformers is not installed: pip install 'nanochat[hf]'")
+        raise ConfigError("--verify: transformers is not installed: pip install 'nanochat-ternary[hf]'")
     from nanochat_cli.export.huggingface import export_huggingface
 
     if gguf:

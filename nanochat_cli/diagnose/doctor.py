@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nanochat_cli import __version__
-from nanochat_cli.diagnose.validate.environment import installed, requirements
+from nanochat_cli.diagnose.validate.environment import DISTRIBUTION, installed, requirements
 from nanochat_cli.errors import ConfigError, ValidationFailure
 from nanochat_cli.home import has_home
 from nanochat_cli.report import environment
@@ -215,7 +215,9 @@ def optional() -> list[Extra]:
         ("fastapi", "`nanochat serve`: OpenAI's API, and editors", "serve"),
         ("lm-eval", "the tasks of lm-evaluation-harness, with `nanochat` as a model", "lm-eval"),
     )
-    parts = [Extra(name, installed(name), use, f"pip install 'nanochat[{extra}]'") for name, use, extra in packages]
+    parts = [
+        Extra(name, installed(name), use, f"pip install '{DISTRIBUTION}[{extra}]'") for name, use, extra in packages
+    ]
     programs = (
         ("rustc", "rustc", "Rust programs in `nanochat eval --suite rust` and `nanochat grpo`", "https://rustup.rs"),
         (

@@ -75,7 +75,7 @@ def export_huggingface(
         sections: dict[str, Any] = {"folder": asdict(report)}
         checks: list[str] = []
         if export.verify and not transformers_parity.is_available():
-            reporter.info("transformers was not asked: pip install 'nanochat[hf]' to compare what it computes")
+            reporter.info("transformers was not asked: pip install 'nanochat-ternary[hf]' to compare what it computes")
         elif export.verify:
             checks, verified = _verify(loaded, out, float_twin(loaded.model.config, values))
             sections |= verified

@@ -121,12 +121,12 @@ def _verified(source: Path, imported: Imported, folder: Path, reporter: Reporter
         if transformers_parity.is_available():
             yield transformers_parity.compare_with_transformers(source, model, tokenizer)
         else:
-            reporter.info("transformers was not asked: pip install 'nanochat[hf]' to compare what it computes")
+            reporter.info("transformers was not asked: pip install 'nanochat-ternary[hf]' to compare what it computes")
     if llama_cpp.is_available():
         with _float_file(source, imported, folder) as path:
             yield compare_with_llama_cpp(path, model, tokenizer, str(source))
     else:
-        reporter.info("llama.cpp was not asked: pip install 'nanochat[llama-cpp]' to compare what it computes")
+        reporter.info("llama.cpp was not asked: pip install 'nanochat-ternary[llama-cpp]' to compare what it computes")
 
 
 @contextmanager

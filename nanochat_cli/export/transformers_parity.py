@@ -69,7 +69,9 @@ def is_available() -> bool:
 def require() -> None:
     """Raise ConfigError, with the command that installs it, if transformers is missing."""
     if not is_available():
-        raise ConfigError("transformers is not installed, so nothing can be verified: pip install 'nanochat[hf]'")
+        raise ConfigError(
+            "transformers is not installed, so nothing can be verified: pip install 'nanochat-ternary[hf]'"
+        )
 
 
 @torch.no_grad()

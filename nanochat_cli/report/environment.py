@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from nanochat_cli import __version__
 from nanochat_cli.nesting import parse_json
 
 ENVIRONMENT_FILE = "environment.json"
@@ -27,7 +28,7 @@ _FLAGS = (
 )  # fmt: skip
 """Instruction sets that our CPU kernels, or torch's, choose between."""
 PACKAGES = (
-    "nanochat", "torch", "triton", "numpy", "tokenizers", "safetensors", "datasets", "gguf", "pydantic", "xllamacpp",
+    "torch", "triton", "numpy", "tokenizers", "safetensors", "datasets", "gguf", "pydantic", "xllamacpp",
 )  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 
 def package_versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {}
+    versions: dict[str, str | None] = {"nanochat": __version__}
     for name in PACKAGES:
         try:
             versions[name] = metadata.version(name)

@@ -23,7 +23,7 @@ def serve_with_llama_cpp(
     if target.suffix != ".gguf":
         raise ConfigError(f"{target}: llama.cpp serves .gguf files: export the run first, or use --engine native")
     if not is_available():
-        raise ConfigError("xllamacpp is not installed: pip install 'nanochat[llama-cpp]'")
+        raise ConfigError("xllamacpp is not installed: pip install 'nanochat-ternary[llama-cpp]'")
     asked = {"model": str(target.resolve()), "name": target.stem, "host": host, "port": port, "slots": slots}
     command = [sys.executable, "-m", "nanochat_cli.serve.llama_cpp_child"]
     child = subprocess.Popen(

@@ -27,7 +27,7 @@ SHUTDOWN_SECONDS = 3
 def require_packages() -> None:
     """Raise ConfigError, with the command, if the extra is not installed."""
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
-        raise ConfigError(f"nanochat serve needs {', '.join(missing)}: pip install 'nanochat[serve]'")
+        raise ConfigError(f"nanochat serve needs {', '.join(missing)}: pip install 'nanochat-ternary[serve]'")
 
 
 def serve(

@@ -159,7 +159,7 @@ def test_every_extra_for_users_unlocks_code_that_is_here_and_is_advised():
     advised = {part.name: part.install for part in doctor.optional()}
     for package, extra in packages.items():
         assert re.search(rf"(import|from|find_spec\(\")\s*{MODULES[package]}\b", source), package
-        assert f"nanochat[{extra}]" in advised[package]
+        assert f"nanochat-ternary[{extra}]" in advised[package]
 
 
 DEVELOPERS = ("docs", "test", "dev")

@@ -250,10 +250,10 @@ def test_without_transformers_verify_says_how_to_get_it(
     monkeypatch.setattr("nanochat_cli.cli.export.find_spec", lambda name: None)
     monkeypatch.setattr(transformers_parity, "is_available", lambda: False)
     assert ran("export", "plain", "--hf", "--verify") == USAGE
-    assert "pip install 'nanochat[hf]'" in capfd.readouterr().err
+    assert "pip install 'nanochat-ternary[hf]'" in capfd.readouterr().err
     assert not (work / "runs" / "plain" / "hf").exists()
     assert ran("export", "plain", "--hf") == 0
-    assert "transformers was not asked: pip install 'nanochat[hf]'" in "".join(capfd.readouterr())
+    assert "transformers was not asked: pip install 'nanochat-ternary[hf]'" in "".join(capfd.readouterr())
 
 
 def test_the_library_of_the_hub_is_asked_as_it_is(monkeypatch: pytest.MonkeyPatch, work: Path) -> None:

@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+from nanochat_cli import __version__
 from tests.e2e.compilers import keep_kernels
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,6 +53,12 @@ def test_the_wheel_holds_both_packages_and_every_preset(wheel):
     assert {"nanochat_cli/cli/app.py", "nanochat_kernels/__init__.py"} <= names
     assert not any(name.startswith(("tests/", "kernels/", "benchmarks/")) for name in names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_the_distribution_has_a_name_of_its_own_and_the_command_keeps_its(installed):
+    (found,) = metadata.distributions(path=[str(installed)])
+    assert (found.name, found.version) == ("nanochat-ternary", __version__)
+    assert [(entry.name, entry.value) for entry in found.entry_points] == [("nanochat", "nanochat_cli.__main__:main")]
 
 
 def test_the_wheel_holds_the_problem_sets(wheel):

@@ -38,7 +38,10 @@ def refused(capfd: pytest.CaptureFixture[str], *line: object) -> tuple[int, str]
 
 def test_without_the_extra_one_line_says_how_to_get_it(run, capfd, monkeypatch):
     monkeypatch.setattr(starting, "PACKAGES", ("fastapi", "no_such_package"))
-    assert refused(capfd, run) == (2, "error: nanochat serve needs no_such_package: pip install 'nanochat[serve]'")
+    assert refused(capfd, run) == (
+        2,
+        "error: nanochat serve needs no_such_package: pip install 'nanochat-ternary[serve]'",
+    )
 
 
 def test_what_cannot_be_served_is_refused(run, capfd, tmp_path):

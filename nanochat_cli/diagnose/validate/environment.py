@@ -12,6 +12,7 @@ from nanochat_cli.errors import ValidationFailure
 from nanochat_cli.report.environment import usable_cores
 
 OLDEST_PYTHON = (3, 11)
+DISTRIBUTION = "nanochat-ternary"
 
 
 def environment(workspace: Workspace) -> Figure:
@@ -37,7 +38,7 @@ def environment(workspace: Workspace) -> Figure:
 def requirements() -> list[Requirement]:
     """What nanochat needs on this system, without extras. Raises ValidationFailure if nanochat is not installed."""
     try:
-        lines = metadata.requires("nanochat") or []
+        lines = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
         raise ValidationFailure("nanochat runs from its folder without being installed: pip install it") from None
     parsed = map(Requirement, lines)

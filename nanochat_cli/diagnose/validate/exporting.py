@@ -107,7 +107,7 @@ def _require_same_logits(model: Transformer, prompts: list[list[int]]) -> int:
 def llama_cpp(workspace: Workspace) -> Figure:
     """llama.cpp's log-probabilities for the exported file are the model's, as `export.verify` compares them."""
     if not client.is_available():
-        raise NotHere("install nanochat[llama-cpp]")
+        raise NotHere("install nanochat-ternary[llama-cpp]")
     model, tokenizer, _ = load_run(workspace.run)
     found = compare_with_llama_cpp(workspace.gguf, model, probe_prompts(model, tokenizer))
     if not found.passed:

@@ -90,9 +90,9 @@ def test_an_internal_error_fails_only_its_stage(three, tmp_path):
 
 
 def test_what_is_not_installed_fails_nothing(three, tmp_path):
-    three["alone"] = Stage("alone", failing(NotHere("install nanochat[x]")))
+    three["alone"] = Stage("alone", failing(NotHere("install nanochat-ternary[x]")))
     outcomes = run_stages(tuple(three), Workspace(tmp_path))
-    assert (outcomes[-1].verdict, outcomes[-1].text) == ("not here", "not here: install nanochat[x]")
+    assert (outcomes[-1].verdict, outcomes[-1].text) == ("not here", "not here: install nanochat-ternary[x]")
     require_no_failure(outcomes)
 
 
@@ -126,7 +126,7 @@ def test_each_stage_is_announced_before_it_runs_and_quick_says_what_it_leaves_ou
 def test_a_machine_without_llama_cpp_is_told_how_to_get_it(place, monkeypatch):
     monkeypatch.setattr(llama_cpp, "is_available", lambda: False)
     (outcome,) = run_stages(["llama.cpp"], place)
-    assert (outcome.verdict, outcome.text) == ("not here", "not here: install nanochat[llama-cpp]")
+    assert (outcome.verdict, outcome.text) == ("not here", "not here: install nanochat-ternary[llama-cpp]")
 
 
 def test_the_full_form_takes_more_kernels_and_every_type_of_file(place, monkeypatch):
