@@ -19,6 +19,7 @@ from nanochat_cli.cli.app import main
 from nanochat_cli.config.sections.export import ExportConfig
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.formats.gguf.write import export_gguf
+from nanochat_cli.inference.chat_template import find_template
 from nanochat_cli.inference.generate import generate, generate_tokens
 from nanochat_cli.inference.packed_model import PackedTransformer
 from nanochat_cli.inference.sampling import SamplingConfig
@@ -133,8 +134,7 @@ def test_any_bytes_may_be_piped_in(writes, monkeypatch, capfd, tmp_path):
 def test_a_file_brings_its_own_template_and_an_option_another(talks, monkeypatch, capfd, tmp_path):
     _, model, tokenizer = talks
     export_gguf(model, tokenizer, tmp_path / "small.gguf", ExportConfig(), {}, TEMPLATE)
-    assert chat(monkeypatch, "", tmp_path / "small.gguf") == 0
-    assert "a conversation" in capfd.readouterr().err
+    assert find_template(tmp_path / "small.gguf") == TEMPLATE
     (tmp_path / "mine.jinja").write_text("{{ raise_exception('never') }}")
     assert chat(monkeypatch, "x\n", talks[0], "--chat-template", tmp_path / "mine.jinja") == 0
     assert "warning: the chat template refuses these messages: never" in capfd.readouterr().err
