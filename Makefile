@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint bench fuzz soak figures keys docs validate gpu gpu-e3 clean
+.PHONY: help quickstart test lint bench fuzz soak figures keys docs lock sbom validate gpu gpu-e3 clean
 
 help:
 	@echo 'make quickstart   train, measure and export a small ternary model on this machine, then run it in llama.cpp'
@@ -16,6 +16,8 @@ help:
 	@echo 'make figures      write numbers and tables of README and docs from benchmarks/results/ (CHECK=1: only compare)'
 	@echo 'make keys         write the tables of configuration keys in docs from the schema (CHECK=1: only compare)'
 	@echo 'make docs         build the documentation as a site (build/site/)'
+	@echo 'make lock         resolve what the tests need to versions and hashes (requirements.lock)'
+	@echo 'make sbom         list the packages of requirements.lock as CycloneDX (build/sbom.json)'
 	@echo 'make validate     check the whole chain end to end, against llama.cpp too'
 	@echo 'make gpu          check the kernels and measure training on a CUDA device'
 	@echo 'make gpu-e3       compare the E3 methods on a CUDA device, on data/rust if it exists (nanochat tokenize)'
@@ -56,6 +58,17 @@ keys: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/python -m mkdocs build --strict
+
+# For every system and Python that the project takes; a package that the present file names keeps its version if it can.
+lock: | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile pyproject.toml --extra test --extra dev --universal --python-version 3.11 --generate-hashes \
+		--no-header --no-emit-index-url --no-annotate --quiet --output-file requirements.lock
+
+sbom: | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check cyclonedx-bom
+	@mkdir -p build
+	$(BIN)/cyclonedx-py requirements requirements.lock --output-format JSON --output-file build/sbom.json
 
 # `make test` runs it too, in its quick form.
 validate: $(VENV)/.installed-llama-cpp
