@@ -33,6 +33,8 @@ def inspect_ternary(run: Path, which: Which, out: Path, reporter: Reporter) -> N
     """Health of every ternary layer of a checkpoint. ConfigError for a float model."""
     loaded = open_run(run, which)
     model = loaded.model
+    if loaded.ternary_share < 1:
+        raise ConfigError(f"{loaded}: it has no ternary layers yet")
     if not model.config.quant.enabled:
         raise ConfigError(f"{run} was trained with model.quant.enabled = false: it has no ternary layers")
     telemetry = TernaryTelemetry()

@@ -19,6 +19,7 @@ from nanochat_cli.optim import Optimizers
 from nanochat_cli.training.number_formats import head_backward
 from nanochat_cli.training.part import Part, Setup
 from nanochat_cli.training.progress import Progress
+from nanochat_cli.training.time_budget import CALIBRATION_STEPS
 
 
 class FloatFirst(Part):
@@ -27,16 +28,22 @@ class FloatFirst(Part):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self.quant, self.layers = setup.config.model.quant, list(setup.linears().values())
-        self.share = 1.0
+        self.share, self._steps = 1.0, 0
+        """λ, and steps of this process."""
         self._share = torch.ones((), device=setup.device)
         self._phase: Phase = "ternary"
         self.provisional: str | None = None
         self._use(self.quant.ternary_share(0, setup.config.train.total_steps))
 
     def before_step(self, progress: Progress, optimizers: Optimizers) -> dict[str, float]:
-        """λ never falls, so that a run which is given more steps does not return to float."""
-        before = self._phase
-        self._use(max(self.share, self.quant.ternary_share(progress.step, progress.total_steps)))
+        """λ never falls, so that a run which is given more steps does not return to float.
+
+        It stands still while a time budget has not seen enough steps to know how many fit: what it assumes after a step
+        that compiled is far too few.
+        """
+        before, self._steps = self._phase, self._steps + 1
+        if progress.total_is_final or self._steps > CALIBRATION_STEPS:
+            self._use(max(self.share, self.quant.ternary_share(progress.step, progress.total_steps)))
         if self._phase != before:
             how = "ternary" if self._phase == "ternary" else "on the way from float to ternary"
             self.setup.reporter.info(f"from step {progress.step + 1} on the layers are {how}")
