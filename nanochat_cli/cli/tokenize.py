@@ -35,9 +35,13 @@ def tokenize(
     functions: Annotated[
         bool, typer.Option("--functions", help="Take only the short free functions of Python and Rust files.")
     ] = False,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Records are conversations or instructions, to fine-tune on the answers.")
+    ] = False,
     vocab_size: Annotated[int | None, typer.Option(help="Entries of the tokenizer; default: the preset's.")] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Use this tokenizer.json instead of training one.")
+        Path | None,
+        typer.Option(metavar="FILE|RUN", help="Use this tokenizer.json, or a run's, instead of training one."),
     ] = None,
     token_format: Annotated[
         str | None,
@@ -67,6 +71,8 @@ def tokenize(
     from nanochat_cli.formats.run.find import require_writable
 
     session = session_of(ctx)
+    if tokenizer is not None and tokenizer.is_dir():
+        tokenizer = tokenizer / "tokenizer.json"
     several = len(source) > 1 or (source and is_part(source[0]) and not Path(source[0]).exists())
     resolved = resolve(
         session,
@@ -78,6 +84,7 @@ def tokenize(
             "--source": {"data.sources": source} if several else {"data.source": source[0] if source else None},
             "--glob": {"data.glob": glob},
             "--text-field": {"data.text_field": text_field},
+            "--chat": {"data.chat": chat or None},
             "--functions": {"data.functions": functions or None},
             "--vocab-size": {"model.vocab_size": vocab_size},
             "--format": {"data.format": token_format},

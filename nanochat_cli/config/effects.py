@@ -76,7 +76,11 @@ RULES: tuple[Need | Rule, ...] = (
     Need("model.moe.*", "model.moe.enabled", (True,)),
     Need("model.moe.loss_weight", "model.moe.balance", ("loss",)),
     Need("model.moe.bias_rate", "model.moe.balance", ("bias",)),
-    Need("data.source data.sources data.glob data.text_field data.streaming data.max_bytes", "data.path", (None,)),
+    Need(
+        "data.source data.sources data.glob data.text_field data.streaming data.max_bytes data.chat",
+        "data.path",
+        (None,),
+    ),
     Need("data.source", "data.sources", ((),)),
     Need("data.gitignore data.max_file_bytes data.generated data.secrets data.functions", "data.path", (None,)),
     Need("data.dedup data.contamination data.val_fraction data.workers tokenizer.*", "data.path", (None,)),

@@ -36,6 +36,7 @@ def card(manifest: Manifest) -> str:
         f"# Data set: {parts_without_folders(manifest.source)}",
         _table(("split", "documents", "bytes", "tokens", "bytes per token"), sides),
         f"The tokenizer has {manifest.tokenizer.vocab_size:,} entries ({manifest.tokenizer.pre}).",
+        *([] if manifest.chat is None else [_counted("Conversations by form", manifest.chat.forms)]),
         *_origin(manifest),
         "## Left out",
         _table(("reason", "count"), [(reason, f"{count:,}") for reason, count in manifest.skipped.items()])
@@ -57,6 +58,9 @@ def announce(manifest: Manifest, reporter: Reporter) -> None:
         reporter.info(f"{source}: {', '.join(shares)}{', …' if len(origin.languages) > SAID else ''}")
         if origin.licence_files or origin.licence_tags:
             reporter.info(f"{source}: {_counted('licence files', origin.licence_files)} {_tags(origin)}")
+    if (chat := manifest.chat) is not None:
+        trained = (chat.train + chat.val) / (manifest.train.tokens + manifest.val.tokens)
+        reporter.info(f"{source}: {_counted('conversations', chat.forms)} {trained:.0%} of the tokens are trained")
     copies, near = (manifest.skipped.get(reason, 0) for reason in (COPY, NEAR))
     if copies or near:
         largest = ", ".join(f"{count} like {name}" for count, name in manifest.families)

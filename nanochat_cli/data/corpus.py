@@ -56,7 +56,7 @@ class Corpus:
     kind, `with_secrets` has documents that hold some. `size_bytes` is the size of all files, if known; `files` are
     those that the places of documents refer to, `licences` those that hold a licence; `ignored` counts what git
     ignores. `parts`: its sources, if it is a mixture. tokens: of what format, and with which id between documents, if
-    they were tokenised by others.
+    they were tokenised by others. forms: of the conversations that the last iteration read, if they are some.
     """
 
     source: str
@@ -74,6 +74,7 @@ class Corpus:
     skipped: Counter[str] = field(default_factory=Counter)
     left_out: list[Skipped] = field(default_factory=list)
     long_lines: list[str] = field(default_factory=list)
+    forms: Counter[str] = field(default_factory=Counter)
 
     def __iter__(self) -> Iterator[Document]:
         """Usable documents. Raises DataError if there are none, or if the source cannot be read."""
@@ -211,7 +212,7 @@ def _file_corpus(
 ) -> Corpus:
     """inside: which files of an archive are taken."""
     files = found.files
-    fingerprint, total = _identified(root, files, identity, mtimes)
+    fingerprint, total = identified(root, files, identity, mtimes)
 
     def read() -> Iterator[Document | Skipped | LongLines]:
         for path in files:
@@ -252,7 +253,7 @@ def _is_plain(path: Path) -> bool:
     return not (name.endswith(RECORDS) or compression_of(name) or archive_compression(path) is not None)
 
 
-def _identified(root: Path, files: list[Path], identity: list[str], mtimes: bool = True) -> tuple[str, int]:
+def identified(root: Path, files: list[Path], identity: list[str], mtimes: bool = True) -> tuple[str, int]:
     """A fingerprint of names, sizes and times, and the size of all files."""
     digest, total = hashlib.sha256(json.dumps(identity).encode()), 0
     for path in files:
@@ -291,7 +292,7 @@ def _token_corpus(source: str, root: Path, found: list[Path], tokens: TokenSetti
             yield from token_documents(file, str(file.relative_to(root)), settings, tokenizer(path))
 
     everything = [part for file in files for part in (file, *companions(file, form))]
-    return Corpus(source, _identified(root, everything, [form])[0], None, read, tokens=settings, filters=filters)
+    return Corpus(source, identified(root, everything, [form])[0], None, read, tokens=settings, filters=filters)
 
 
 def _require_text(source: str, tokens: TokenSettings) -> None:
@@ -307,10 +308,10 @@ def _hub_corpus(source: str, text_field: str, filters: Filters, streaming: bool)
 
     A hub data set is identified by its name, so a new revision goes unnoticed; a local folder by its files.
     """
-    name, config, split = _parse_hub_name(source)
+    name, config, split = parse_hub_name(source)
     identity = ["hf", name, config or "", split, text_field]
     if Path(name).is_dir():
-        identity.append(_identified(Path(name), walk(Path(name), "*").files, [])[0])
+        identity.append(identified(Path(name), walk(Path(name), "*").files, [])[0])
 
     def read() -> Iterator[Document | Skipped]:
         from datasets.exceptions import DatasetsError
@@ -335,7 +336,7 @@ def _row(name: str, row: object, text_field: str) -> Document | Skipped:
         return Skipped(name, bad.reason, bad.detail)
 
 
-def _parse_hub_name(source: str) -> tuple[str, str | None, str]:
+def parse_hub_name(source: str) -> tuple[str, str | None, str]:
     """`hf:NAME[@CONFIG][:SPLIT]` -> (name, config or None, split; default train)."""
     rest = source.removeprefix("hf:")
     if rest and Path(rest).is_dir():

@@ -17,6 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from nanochat_cli.data.chat import render
+from nanochat_cli.data.conversations import from_bytes
 from nanochat_cli.data.documents import Document
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import DataError
@@ -29,11 +31,15 @@ WORTH_A_WORKER = 2 * 1024 * 1024
 
 
 class EncodedBatch(NamedTuple):
-    """`tokens` uint32 [n], an EOS after every document; `lengths` int64 [documents], EOS counted."""
+    """`tokens` uint32 [n], an EOS after every document; `lengths` int64 [documents], EOS counted.
+
+    trained: bool [n], of conversations.
+    """
 
     documents: list[bytes]
     tokens: NDArray[np.uint32]
     lengths: NDArray[np.int64]
+    trained: NDArray[np.bool_] | None = None
 
 
 def encode_documents(
@@ -79,6 +85,23 @@ def given_tokens(documents: Iterable[Document], eos_id: int) -> Iterator[Encoded
         assert document.tokens is not None, "documents of token files hold tokens"
         tokens = np.append(document.tokens, np.uint32(eos_id))
         yield EncodedBatch([document.content], tokens, np.array([len(tokens)]))
+
+
+def encode_conversations(documents: Iterable[bytes], tokenizer: Tokenizer) -> Iterator[EncodedBatch]:
+    """Conversations (see `conversations.to_bytes`) as ChatML, in the form that `encode_documents` gives texts.
+
+    `documents` of a batch are the bytes that its tokens stand for.
+    """
+    for batch in _batched(documents, BATCH_BYTES):
+        rendered = render([from_bytes(document) for document in batch], tokenizer)
+        lengths = np.array([len(one.tokens) for one in rendered], dtype=np.int64)
+        tokens = np.concatenate([one.tokens for one in rendered])
+        trained = np.concatenate([one.trained for one in rendered])
+        special = set(tokenizer.special_tokens.values())
+        texts = [
+            tokenizer.decode_bytes(token for token in one.tokens.tolist() if token not in special) for one in rendered
+        ]
+        yield EncodedBatch(texts, tokens.astype(np.uint32), lengths, trained)
 
 
 def _batched(documents: Iterable[bytes], batch_bytes: int) -> Iterator[list[bytes]]:

@@ -2,7 +2,8 @@
 
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.async_loader import AsyncLoader
-from nanochat_cli.data.loader_sources import BatchSource, FimSource, ShardSource, SourceSpec, TextSource
+from nanochat_cli.data.chat import chat_tokens
+from nanochat_cli.data.loader_sources import BatchSource, ChatSource, FimSource, ShardSource, SourceSpec, TextSource
 from nanochat_cli.data.shards import TOKENIZER, ShardReader
 from nanochat_cli.errors import DataError
 from nanochat_cli.report.reporter import QuietReporter, Reporter
@@ -17,6 +18,18 @@ def source_spec(
     """
     stride = config.train.batch_size * config.train.grad_accum
     rows = range(stride) if rows is None else rows
+    if reader.manifest.chat is not None:
+        return ChatSource(
+            folder=reader.folder.absolute(),
+            stop=chat_tokens(reader.tokenizer).stop,
+            batch_size=len(rows),
+            seq_len=config.train.seq_len,
+            seed=config.run.seed,
+            shift=shift + rows.start,
+            stride=stride,
+            base=None if config.data.base is None else config.data.base.absolute(),
+            mix=config.train.mix,
+        )
     source = _plain_spec(reader, config, reporter, shift + rows.start, len(rows), stride)
     if not config.fim.rate:
         return source

@@ -37,13 +37,35 @@ class ShardSource:
     def open(self) -> Batches:
         from nanochat_cli.data.manifest import read_manifest
         from nanochat_cli.data.mixture import shares_of
-        from nanochat_cli.data.shards import Shard, TokenStream
+        from nanochat_cli.data.shards import TokenStream, training_shards
 
-        # The reader has verified the files; only evaluation needs the end-of-text token.
-        manifest = read_manifest(self.folder)
-        stream = TokenStream([Shard(self.folder / info.file, info) for info in manifest.train.shards], eos_id=0)
-        shares = shares_of(manifest)
+        # Only evaluation needs the end-of-text token.
+        stream = TokenStream(training_shards(self.folder), eos_id=0)
+        shares = shares_of(read_manifest(self.folder))
         return Batches(stream, self.batch_size, self.seq_len, self.seed, self.shift, shares, self.stride)
+
+
+@dataclass(frozen=True)
+class ChatSource:
+    """The conversations of the data set in `folder`, packed (see `data.chat_batches`), among text of that in `base`."""
+
+    folder: Path
+    stop: int
+    batch_size: int
+    seq_len: int
+    seed: int
+    shift: int = 0
+    stride: int | None = None
+    base: Path | None = None
+    mix: float = 0.0
+
+    def open(self) -> BatchSource:
+        from nanochat_cli.data.chat_batches import ChatBatches, PackedRows
+        from nanochat_cli.data.shards import TokenStream, training_shards
+
+        rows = PackedRows(training_shards(self.folder), self.stop, self.seq_len, self.seed)
+        text = None if self.base is None else TokenStream(training_shards(self.base), eos_id=self.stop)
+        return ChatBatches(rows, self.batch_size, self.seed, self.shift, self.stride, text, self.mix)
 
 
 @dataclass(frozen=True)

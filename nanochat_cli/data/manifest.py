@@ -70,6 +70,14 @@ class OriginInfo(_Record):
     licence_files: dict[str, int]
 
 
+class ChatInfo(_Record):
+    """Of a data set of conversations. forms: how many records had each; train, val: tokens that are trained."""
+
+    forms: dict[str, int]
+    train: int
+    val: int
+
+
 class SidePart(_Record):
     """What a side has of one source of a mixture: its shards follow those of the source before."""
 
@@ -102,6 +110,7 @@ class Manifest(_Record):
     path of a local source. The setting `data.split` names the rule of the split; a data set without it was split by
     the hash of each document alone, and has no `near_duplicates`. `families`: how many duplicates
     were left out, and the name of the document that stands for them, for the largest families. `secrets` by kind.
+    `chat`: only of conversations, whose shards have a `loss_mask`.
     """
 
     version: Literal[1] = FORMAT_VERSION
@@ -118,6 +127,7 @@ class Manifest(_Record):
     contamination: ContaminationInfo | None = None
     origin: OriginInfo | None = None
     secrets: dict[str, int] = {}
+    chat: ChatInfo | None = None
     skipped: dict[str, int]
     location: str | None = None
     left_out: list[str] = []

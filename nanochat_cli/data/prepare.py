@@ -20,7 +20,9 @@ from nanochat_cli.config.schema import Config, DataConfig
 from nanochat_cli.config.source_parts import Part
 from nanochat_cli.data import split
 from nanochat_cli.data.card import announce, card
+from nanochat_cli.data.chat import chat_tokens
 from nanochat_cli.data.contamination import ProblemRuns
+from nanochat_cli.data.conversation_files import open_conversations
 from nanochat_cli.data.corpus import NAMED, Corpus, open_corpus
 from nanochat_cli.data.documents import as_named, printable
 from nanochat_cli.data.filters import NO_FILTERS, Filters
@@ -93,8 +95,9 @@ def cached_dataset(config: Config, reporter: Reporter) -> Path:
 
 def source_of(manifest: Manifest, data: DataConfig) -> Corpus:
     """The corpus that a data set was made from; data: gives its glob. Raises DataError if it has changed since."""
-    if "data.format" in manifest.settings:
-        raise DataError(f"{manifest.source}: holds token ids, not text, which loader.on_the_fly needs; turn it off")
+    for setting, what in (("data.format", "token ids"), ("data.chat", "conversations")):
+        if setting in manifest.settings:
+            raise DataError(f"{manifest.source}: holds {what}, not text, which loader.on_the_fly needs; turn it off")
     field, filters = as_named(str(manifest.settings["data.text_field"])), _filters(manifest.settings)
 
     def opened(source: str, location: str | None) -> Corpus:
@@ -127,6 +130,13 @@ def cache_folder() -> Path:
 
 def _open(source: str, config: Config, output: Path | None = None) -> Corpus:
     data = config.data
+    if data.chat:
+        if config.tokenizer.path is None:
+            raise ConfigError(
+                "data.chat needs the tokenizer of the model that is to be fine-tuned: name its run or its "
+                "tokenizer.json with --tokenizer (tokenizer.path)"
+            )
+        return open_conversations(source, data.streaming, Filters(gitignore=False, secrets=data.secrets))
     tokens = TokenSettings(data.format, data.eot_id, config.tokenizer.path)
     filters = Filters(data.gitignore, data.max_file_bytes, data.generated, data.secrets, data.functions)
 
@@ -151,7 +161,7 @@ def _settings(corpus: Corpus, config: Config) -> Settings:
         "data.max_bytes": data.max_bytes,
         "data.val_fraction": data.val_fraction,
         "data.split": split.METHOD,
-        "model.vocab_size": config.model.vocab_size,
+        **({"data.chat": True} if data.chat else {"model.vocab_size": config.model.vocab_size}),
     }
     filters = corpus.filters._replace(gitignore=corpus.ignored > 0)
     settings |= {
@@ -235,7 +245,11 @@ def _build(
 ) -> Manifest:
     given = None
     if config.tokenizer.path is not None:
-        given = Tokenizer.load(config.tokenizer.path).padded_to(config.model.vocab_size)
+        given = Tokenizer.load(config.tokenizer.path)
+        if config.data.chat:
+            chat_tokens(given)
+        else:
+            given = given.padded_to(config.model.vocab_size)
         if corpus.tokens is not None:
             eot = given.eos_id if corpus.tokens.eot_id is None else corpus.tokens.eot_id
             reporter.info(f"{corpus.source}: token files ({corpus.tokens.format}), id {eot} between documents")
@@ -273,6 +287,7 @@ def _build(
             contamination=found.contamination,
             origin=written.origin,
             secrets=dict(sorted(corpus.secrets.items())),
+            chat=written.chat,
             skipped=dict(sorted((corpus.skipped + found.left_out).items())),
             left_out=[printable(f"{item.id}: {item.reason}") for item in corpus.left_out],
             long_lines=[printable(name) for name in corpus.long_lines[:NAMED]],

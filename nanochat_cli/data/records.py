@@ -189,7 +189,7 @@ def _array(path: Path, name: str, compression: str, text_field: str) -> Iterator
     number = 0
     try:
         with opened(path, compression) as file:
-            for number, record in enumerate(_elements(io.TextIOWrapper(file, encoding="utf-8-sig"))):
+            for number, record in enumerate(elements(io.TextIOWrapper(file, encoding="utf-8-sig"))):
                 try:
                     yield Document(f"{name}:{number}", text_of(record, text_field))
                 except BadRecord as bad:
@@ -198,7 +198,7 @@ def _array(path: Path, name: str, compression: str, text_field: str) -> Iterator
         yield Skipped(name, "not JSON from some record on", f"after {number}: {' '.join(str(error).split())}")
 
 
-def _elements(text: IO[str]) -> Iterator[object]:
+def elements(text: IO[str]) -> Iterator[object]:
     """The elements of a JSON array, a few at a time in memory. Raises ValueError, RecursionError."""
     decoder = json.JSONDecoder()
     buffer = text.read(READ_AT_A_TIME).lstrip()[1:]  # without the bracket

@@ -2,8 +2,8 @@
 
 A data set is a folder: `tokenizer.json`, `train-00000.safetensors …`, `val-00000.safetensors …` and `manifest.json`,
 which is written last and has the sha256 of everything else: without a manifest there is no data set, so nothing
-half-written is ever trusted. A shard holds `tokens` (uint16 up to 65536 ids, else uint32) and `doc_offsets`
-(int64 [documents + 1]).
+half-written is ever trusted. A shard holds `tokens` (uint16 up to 65536 ids, else uint32), `doc_offsets`
+(int64 [documents + 1]) and, of conversations, `loss_mask` (uint8, 1 where a token is trained).
 Knows nothing of where the tokens came from.
 """
 
@@ -32,7 +32,7 @@ STAGED = ".preparing"
 MAX_SHARD_TOKENS = 64_000_000
 FULL_VERIFY_BYTES = 1 << 30  # hashing this much takes about a second; above, only sizes are checked by default
 COPY_BYTES = 1 << 20
-_DTYPES = {"U16": np.dtype("<u2"), "U32": np.dtype("<u4"), "I64": np.dtype("<i8")}
+_DTYPES = {"U16": np.dtype("<u2"), "U32": np.dtype("<u4"), "I64": np.dtype("<i8"), "U8": np.dtype("u1")}
 
 
 # -- writing ---------------------------------------------------------------------------------------------
@@ -42,7 +42,8 @@ class ShardWriter:
     """Appends documents of one split to shards of at most `max_tokens` (a longer document gets its own shard).
 
     split: train or val, with `-NAME` for one source of a mixture.
-    Tokens are streamed to a hidden temporary file; only doc_offsets are kept in memory. Raises OSError.
+    Tokens are streamed to a hidden temporary file; only doc_offsets, and which tokens of conversations are trained, are
+    kept in memory. Raises OSError.
     """
 
     def __init__(self, folder: Path, split: str, vocab_size: int, max_tokens: int = MAX_SHARD_TOKENS) -> None:
@@ -53,6 +54,7 @@ class ShardWriter:
         self.shards: list[ShardInfo] = []
         self._offsets = [0]
         self._bytes = self._largest = 0
+        self._trained: list[NDArray[np.uint8]] = []
         self._tokens_path = folder / f".{split}-tokens.partial"
         self._tokens: BinaryIO | None = None
 
@@ -65,14 +67,19 @@ class ShardWriter:
             self._tokens = None
         self._tokens_path.unlink(missing_ok=True)
 
-    def add(self, tokens: NDArray[np.integer], n_bytes: int) -> None:
-        """Append one document: its token ids (EOS included) and the bytes of text they stand for."""
+    def add(self, tokens: NDArray[np.integer], n_bytes: int, trained: NDArray[np.bool_] | None = None) -> None:
+        """Append one document: its token ids (EOS included) and the bytes of text they stand for.
+
+        trained: bool, as many, of a conversation; all documents have it or none.
+        """
         if self._offsets[-1] and self._offsets[-1] + len(tokens) > self.max_tokens:
             self._finish_shard()
         if self._tokens is None:
             self._tokens = self._tokens_path.open("wb")
         self._tokens.write(tokens.astype(_DTYPES[self.dtype_name], copy=False).tobytes())
         self._offsets.append(self._offsets[-1] + len(tokens))
+        if trained is not None:
+            self._trained.append(trained.astype(np.uint8))
         self._bytes += n_bytes
         self._largest = max(self._largest, int(tokens.max(initial=0)))
 
@@ -97,12 +104,12 @@ class ShardWriter:
         path = self.folder / f"{self.split}-{len(self.shards):05d}.safetensors"
         temporary = path.with_name(f".{path.name}.partial")
         # doc_offsets first: safetensors wants the widest type first, so that every tensor is aligned.
-        header = _safetensors_header(
-            [("doc_offsets", "I64", len(self._offsets)), ("tokens", self.dtype_name, n_tokens)]
-        )
+        tensors = [("doc_offsets", "I64", len(self._offsets)), ("tokens", self.dtype_name, n_tokens)]
+        mask = b"".join(part.tobytes() for part in self._trained)
+        header = _safetensors_header([*tensors, ("loss_mask", "U8", n_tokens)] if mask else tensors)
         digest = hashlib.sha256()
         with temporary.open("wb") as out, self._tokens_path.open("rb") as tokens:
-            for block in chain((header, offsets), iter(lambda: tokens.read(COPY_BYTES), b"")):
+            for block in chain((header, offsets), iter(lambda: tokens.read(COPY_BYTES), b""), (mask,)):
                 digest.update(block)
                 out.write(block)
             out.flush()
@@ -121,6 +128,7 @@ class ShardWriter:
             )
         )
         self._offsets = [0]
+        self._trained = []
         self._bytes = self._largest = 0
 
 
@@ -141,7 +149,7 @@ def _safetensors_header(tensors: list[tuple[str, str, int]]) -> bytes:
 
 
 class Shard:
-    """One memory-mapped shard: `tokens` [n], `doc_offsets` [documents + 1]."""
+    """One memory-mapped shard: `tokens` [n], `doc_offsets` [documents + 1], `loss_mask` [n] or None."""
 
     def __init__(self, path: Path, info: ShardInfo) -> None:
         self.info = info
@@ -153,6 +161,7 @@ class Shard:
                 header = parse_json(file.read(length))
             self.tokens = _map(path, header["tokens"], 8 + length)
             self.doc_offsets = _map(path, header["doc_offsets"], 8 + length)
+            self.loss_mask = _map(path, header["loss_mask"], 8 + length) if "loss_mask" in header else None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: not a token shard ({reason(error)}); run `nanochat tokenize` again") from error
         if len(self.tokens) != info.tokens or len(self.doc_offsets) != info.documents + 1:
@@ -242,6 +251,7 @@ class ShardReader:
             )
         self._verify = verify
         self._streams: dict[Split, TokenStream] = {}
+        self._shards: dict[Split, list[Shard]] = {}
 
     def tokens(self, split: Split) -> TokenStream:
         if split not in self._streams:
@@ -249,13 +259,24 @@ class ShardReader:
             for shard in shards:
                 read = self._verify == "full" or (self._verify == "auto" and shard.info.size <= FULL_VERIFY_BYTES)
                 shard.require_vocabulary(self.tokenizer.vocab_size, self.folder / shard.info.file, read=read)
+            self._shards[split] = shards
             self._streams[split] = TokenStream(shards, self.tokenizer.eos_id)
         return self._streams[split]
+
+    def shards(self, split: Split) -> list[Shard]:
+        """Those of a split, verified."""
+        self.tokens(split)
+        return self._shards[split]
 
     def documents(self, split: Split) -> Iterator[bytes]:
         """The documents of a split, decoded: exactly the bytes that were encoded."""
         for ids in self.tokens(split).documents():
             yield self.tokenizer.decode_bytes(ids.tolist())
+
+
+def training_shards(folder: Path) -> list[Shard]:
+    """The shards of the training side, of a data set whose files a `ShardReader` has verified."""
+    return [Shard(folder / info.file, info) for info in read_manifest(folder).train.shards]
 
 
 def verify_files(folder: Path, manifest: Manifest, verify: Literal["auto", "full", "size"] = "auto") -> None:

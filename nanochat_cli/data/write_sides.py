@@ -10,8 +10,8 @@ from typing import NamedTuple
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.corpus import Corpus
 from nanochat_cli.data.documents import Document, printable
-from nanochat_cli.data.encoding import WORTH_A_WORKER, encode_documents, given_tokens
-from nanochat_cli.data.manifest import SPLITS, OriginInfo, PartInfo, SidePart, Split, SplitInfo
+from nanochat_cli.data.encoding import WORTH_A_WORKER, encode_conversations, encode_documents, given_tokens
+from nanochat_cli.data.manifest import SPLITS, ChatInfo, OriginInfo, PartInfo, SidePart, Split, SplitInfo
 from nanochat_cli.data.origin import language_of, licence_of, licence_tag
 from nanochat_cli.data.scan import Scan, bounded
 from nanochat_cli.data.shards import MAX_SHARD_TOKENS, ShardWriter
@@ -30,6 +30,7 @@ class Written(NamedTuple):
     families: list[tuple[int, str]]
     origin: OriginInfo
     parts: list[PartInfo]
+    chat: ChatInfo | None
 
 
 def write_sides(
@@ -48,7 +49,9 @@ def write_sides(
             ]
             for name in SPLITS
         }
-        if corpus.tokens is None:
+        if config.data.chat:
+            batches = encode_conversations((document.content for document in taken), tokenizer)
+        elif corpus.tokens is None:
             batches = encode_documents((document.content for document in taken), tokenizer, workers)
         else:
             batches = given_tokens(taken, tokenizer.eos_id)
@@ -56,7 +59,10 @@ def write_sides(
             start = 0
             for content, length in zip(batch.documents, batch.lengths.tolist(), strict=True):
                 held_out, part = taken.places.popleft()
-                writers["val" if held_out else "train"][part].add(batch.tokens[start : start + length], len(content))
+                side, here = "val" if held_out else "train", slice(start, start + length)
+                trained = None if batch.trained is None else batch.trained[here]
+                writers[side][part].add(batch.tokens[here], len(content), trained)
+                taken.trained[side] += 0 if trained is None else int(trained.sum())
                 start += length
             progress.advance(sum(map(len, batch.documents)))
         if taken.digest.hexdigest() != found.content:
@@ -64,7 +70,8 @@ def write_sides(
         sides: dict[Split, list[SplitInfo]] = {name: [writer.finish() for writer in writers[name]] for name in SPLITS}
     families = sorted(taken.families, reverse=True)
     train, val = (_whole(sides[name]) for name in SPLITS)
-    return Written(train, val, families, taken.origin(), _parts(corpus, sides))
+    chat = ChatInfo(forms=dict(corpus.forms), **taken.trained) if config.data.chat else None
+    return Written(train, val, families, taken.origin(), _parts(corpus, sides), chat)
 
 
 def _whole(parts: list[SplitInfo]) -> SplitInfo:
@@ -104,7 +111,7 @@ class _Taken:
     """Iterates over the documents that were taken, and counts them.
 
     digest: of all that was read; places: whether each of the documents that are being encoded is held out, and its
-    source.
+    source; trained: tokens of each side, of conversations.
     """
 
     def __init__(self, corpus: Corpus, found: Scan, limit: int | None) -> None:
@@ -112,6 +119,7 @@ class _Taken:
         self.digest = hashlib.sha256()
         self.places: deque[tuple[bool, int]] = deque()
         self.families: list[tuple[int, str]] = []
+        self.trained: dict[Split, int] = dict.fromkeys(SPLITS, 0)
         self._documents, self._bytes, self._tags = Counter[str](), Counter[str](), Counter[str]()
 
     def __iter__(self) -> Iterator[Document]:

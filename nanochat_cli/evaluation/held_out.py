@@ -72,7 +72,7 @@ def document_languages(reader: ShardReader, config: Config, reporter: Reporter) 
     Raises DataError when the source has changed since the data set was made.
     """
     manifest = reader.manifest
-    if "data.format" in manifest.settings:  # token files, which name no documents
+    if {"data.format", "data.chat"} & manifest.settings.keys():  # they name no documents
         return [OTHER] * manifest.val.documents
     corpus = source_of(manifest, config.data)
     limit = manifest.settings["data.max_bytes"]

@@ -1,9 +1,9 @@
 """`[data]` and `[tokenizer]`: the text that is trained on, and its byte-level BPE of `model.vocab_size` entries."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from nanochat_cli.config.sections.section import Section
 from nanochat_cli.config.source_parts import Part, parts_of
@@ -26,6 +26,11 @@ class DataConfig(Section):
     )
     eot_id: NonNegativeInt | None = Field(
         default=None, description="id between the documents of token files; default: the tokenizer's end of text"
+    )
+    chat: bool = Field(default=False, description="records are conversations or instructions: answers are trained")
+    base: Path | None = Field(
+        default=None,
+        description="data set of text, beside conversations: for train.mix, and measured to see forgetting",
     )
     streaming: bool = Field(default=False, description="read an hf: source without storing it first")
     gitignore: bool = Field(default=True, description="leave out what the .gitignore files of a folder name")
@@ -54,6 +59,18 @@ class DataConfig(Section):
     @classmethod
     def _are_parts(cls, sources: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(map(str, parts_of(sources)))
+
+    @model_validator(mode="after")
+    def _chat_fits(self) -> Self:
+        others = {
+            "sources = []": bool(self.sources),
+            "functions = false": self.functions,
+            'secrets other than "mask"': self.secrets == "mask",
+            'format = "auto"': self.format != "auto",
+        }
+        if self.chat and (wrong := [name for name, is_on in others.items() if is_on]):
+            raise ValueError(f"chat = true reads conversations from one source; it needs {', '.join(wrong)}")
+        return self
 
     @property
     def parts(self) -> list[Part]:
