@@ -74,8 +74,13 @@ def resolve(
     options: option -> {key: value}, as in `config.load.resolve_config`.
     """
     from nanochat_cli.config.load import resolve_config, with_default_model
+    from nanochat_cli.formats.initial import initial_shape, place_of
 
     named, presets = presets, with_default_model(presets, file, default_preset)
     if len(presets) > len(named) and (named or file is not None):
         session.reporter.info(f"no preset names a model: starting from {default_preset}")
-    return resolve_config(presets, file, overrides, options or {}, session.reporter.warn, session.reporter.info)
+    reporter = session.reporter
+    config = resolve_config(presets, file, overrides, options or {}, reporter.warn, reporter.info, initial_shape)
+    if config.train.init is not None:
+        config.train.init = place_of(config.train.init)
+    return config

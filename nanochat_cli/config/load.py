@@ -47,11 +47,13 @@ def resolve_config(
     options: Mapping[str, Mapping[str, object]] = MappingProxyType({}),
     warn: Callable[[str], None] | None = None,
     inform: Callable[[str], None] | None = None,
+    shape_of: Callable[[Path], Mapping[str, object]] | None = None,
 ) -> Config:
     """Compose and validate. A data set (`data.path`) sets the vocabulary, unless one of the last three does.
 
     options: command-line options that stand for keys, as option -> {key: value}; None is "not given". warn is told of
-    settings of the last three that have no effect, inform of a vocabulary that was replaced. Raises ConfigError.
+    settings of the last three that have no effect, inform of a vocabulary that was replaced. shape_of: [model] of what
+    train.init names, which takes the place of the presets' one. Raises ConfigError.
     """
     named = [preset_files.load(name) for name in presets]
     sources: list[Settings] = []
@@ -65,6 +67,8 @@ def resolve_config(
     basis = {key: setting for preset in named for key, setting in _preset_settings(preset).items()}
     chosen = {key: setting for source in sources for key, setting in source.items()}
     settings = _displace(basis, chosen)
+    if shape_of is not None and not any(map(is_record, sources)):
+        settings = _shaped(settings, chosen, shape_of)
     config = _validate(settings)
     size = None if "model.vocab_size" in chosen else _vocabulary_of(config.data.path)
     if size not in (None, config.model.vocab_size):
@@ -138,6 +142,15 @@ def _preset_settings(preset: preset_files.Preset) -> Settings:
         origin = f"preset {one.name}" + ("" if one is preset else f", base of {preset.name}")
         settings = _displace(settings, read_source(one.values, origin))
     return settings
+
+
+def _shaped(settings: Settings, chosen: Settings, shape_of: Callable[[Path], Mapping[str, object]]) -> Settings:
+    """The settings with the [model] of train.init, if that is set, in place of what was not chosen."""
+    init = settings.get("train.init", Setting(None, ""))
+    if not isinstance(init.value, str):
+        return settings
+    kept = {key: setting for key, setting in settings.items() if not key.startswith("model.") or key in chosen}
+    return kept | _displace(read_source({"model": shape_of(Path(init.value))}, f"train.init = {init.value}"), chosen)
 
 
 def _displace(basis: Settings, chosen: Settings) -> Settings:

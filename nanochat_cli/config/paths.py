@@ -11,7 +11,7 @@ from nanochat_cli.config.sections.distill import INIT
 from nanochat_cli.config.source_parts import parts_without_folders, without_folders
 
 _PATHS = (
-    "data.path tokenizer.path collider.reference collider.scores train.init distill.teacher "
+    "data.path tokenizer.path collider.reference collider.scores train.init distill.teacher data.base "
     "grpo.source grpo.library grpo.rewards"
 ).split()
 

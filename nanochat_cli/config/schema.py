@@ -60,6 +60,8 @@ class Config(Section):
             raise ValueError(
                 "bigram_init.steps begins from random weights and train.init from those of a model: set one of them"
             )
+        if self.train.mix and self.data.base is None:
+            raise ValueError("train.mix needs data.base, the data set of text that is mixed in")
         if self.collider.enabled and self.model.is_hybrid:
             raise ValueError(
                 "collider.enabled needs model.deltanet off: its convolution and state mix tokens, and nothing defines "

@@ -16,13 +16,12 @@ from nanochat_cli.config.sections.export import ExportConfig
 from nanochat_cli.config.sections.run import RunConfig
 from nanochat_cli.config.sections.train import TrainConfig
 from nanochat_cli.data.tokenizer import Tokenizer
-from nanochat_cli.errors import DataError
 from nanochat_cli.export import llama_cpp, transformers_parity
 from nanochat_cli.export.import_parity import compare_with_llama_cpp
 from nanochat_cli.formats.gguf.file import GGUFFile
 from nanochat_cli.formats.gguf.float_copy import write_float_copy
-from nanochat_cli.formats.gguf.read import load_gguf
-from nanochat_cli.formats.gguf.tokenizer_metadata import CHAT_TEMPLATE
+from nanochat_cli.formats.gguf.read import load_float_gguf
+from nanochat_cli.formats.gguf.tokenizer_metadata import chat_template_of
 from nanochat_cli.formats.gguf.write import export_gguf
 from nanochat_cli.formats.huggingface.read import read_folder
 from nanochat_cli.formats.run import checkpoints
@@ -82,22 +81,13 @@ def read_huggingface(folder: Path) -> Imported:
 
 def read_gguf(path: Path) -> Imported:
     """Raises DataError, also for a file that is ternary already: as floats it would compute something else."""
-    model, tokenizer = load_gguf(path)
-    if model.config.quant.enabled:
-        raise DataError(
-            f"{path}: its weights are ternary already: nanochat generate and eval take the file itself; only float and "
-            "4- to 8-bit files are imported"
-        )
-    for _, layer in model.linears():  # a factor beside the matrix becomes part of it
-        layer.weight.data *= layer.gain
-        layer.gain = 1.0
+    model, tokenizer = load_float_gguf(path)
     fields = GGUFFile(path).fields
-    template = fields.get(CHAT_TEMPLATE)
     name, license_name = (fields.get(f"general.{key}") for key in ("name", "license"))
     origin = Origin(
         str(name or path.stem), "GGUF file", str(path.absolute()), None if license_name is None else str(license_name)
     )
-    return Imported(model, tokenizer, template if isinstance(template, str) else None, origin)
+    return Imported(model, tokenizer, chat_template_of(fields), origin)
 
 
 def _config(model: Transformer, run: RunConfig) -> Config:

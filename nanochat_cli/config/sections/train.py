@@ -14,8 +14,10 @@ class TrainConfig(Section):
         default=None, description="seconds of training; after a few timed steps total_steps is lowered to what fits"
     )
     init: Path | None = Field(
-        default=None, description="initial weights: a run, or a checkpoint folder in one; none: random"
+        default=None,
+        description="initial weights: of a run, a checkpoint folder, a GGUF file, a Hugging Face folder; none: random",
     )
+    mix: float = Field(default=0.0, ge=0, lt=1, description="share of rows of text from data.base among conversations")
     batch_size: PositiveInt = Field(default=8, description="sequences per micro-batch")
     grad_accum: PositiveInt = Field(default=1, description="micro-batches per step")
     seq_len: PositiveInt = Field(default=256, description="tokens per sequence")
@@ -52,6 +54,9 @@ class TrainConfig(Section):
         default=4.0, description="skip a step whose gradient norm exceeds this multiple of its running mean"
     )
     max_skipped_steps: PositiveInt = Field(default=20, description="non-finite steps in a row that end the run")
+
+    def held(self) -> dict[str, object]:
+        return {"mix": self.mix} if self.mix else {}
 
     @property
     def four_bit(self) -> bool:

@@ -61,7 +61,7 @@ def load_gguf(path: Path) -> tuple[Transformer, Tokenizer]:
 
 @torch.no_grad()
 def _load(file: GGUFFile) -> tuple[Transformer, Tokenizer]:
-    config = _model_config(file)
+    config = model_config(file)
     arch = ARCHITECTURES[file.fields["general.architecture"]]
     with torch.device("meta"):  # shapes without memory, and no random weights to be overwritten
         model = Transformer(config)
@@ -109,7 +109,25 @@ def _load(file: GGUFFile) -> tuple[Transformer, Tokenizer]:
     return model.eval(), tokenizer
 
 
-def _model_config(file: GGUFFile) -> ModelConfig:
+def load_float_gguf(path: Path) -> tuple[Transformer, Tokenizer]:
+    """`load_gguf` of a file of float or 4- to 8-bit weights, each as one matrix.
+
+    Raises DataError for a file that is ternary already: it has codes, and not what they were rounded from.
+    """
+    model, tokenizer = load_gguf(path)
+    if model.config.quant.enabled:
+        raise DataError(
+            f"{path}: its weights are ternary already: nanochat generate and eval take the file itself; only float and "
+            "4- to 8-bit files are imported"
+        )
+    for _, layer in model.linears():  # a factor beside the matrix becomes part of it
+        layer.weight.data *= layer.gain
+        layer.gain = 1.0
+    return model, tokenizer
+
+
+def model_config(file: GGUFFile) -> ModelConfig:
+    """[model] as the metadata has it; the scales of a ternary file are known once they are read."""
     fields = dict(file.fields)
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:

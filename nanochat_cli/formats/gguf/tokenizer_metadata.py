@@ -31,6 +31,12 @@ INFILL_TOKENS = {
 CHAT_TEMPLATE = "tokenizer.chat_template"
 
 
+def chat_template_of(fields: Mapping[str, Any]) -> str | None:
+    """The Jinja template in the metadata of a file, if it has one."""
+    template = fields.get(CHAT_TEMPLATE)
+    return template if isinstance(template, str) else None
+
+
 def tokenizer_metadata(tokenizer: Tokenizer, vocab_size: int, chat_template: str | None = None) -> dict[str, Any]:
     """Every `tokenizer.ggml.*` key with a plain value. vocab_size: rows of the embedding; chat_template: Jinja.
 

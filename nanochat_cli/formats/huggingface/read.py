@@ -56,7 +56,7 @@ def read_folder(folder: Path) -> FolderContent:
     tokenizer, described = read_tokenizer(folder, config)
     model = _read_model(folder, files, config)
     require_intact(folder)  # last, since what does not fit has a better message
-    return FolderContent(model, tokenizer, _chat_template(folder, described), _license(folder))
+    return FolderContent(model, tokenizer, chat_template(folder, described), _license(folder))
 
 
 def read_tokenizer(folder: Path, config: ModelConfig) -> tuple[Tokenizer, dict[str, Any]]:
@@ -147,7 +147,7 @@ def _text(token: object) -> str | None:
     return content if isinstance(content, str) else None
 
 
-def _chat_template(folder: Path, described: Mapping[str, Any]) -> str | None:
+def chat_template(folder: Path, described: Mapping[str, Any]) -> str | None:
     """The template in its own file, or in tokenizer_config.json: a text, or several by name, of which the default."""
     path = folder / CHAT_TEMPLATE
     if path.is_file():
