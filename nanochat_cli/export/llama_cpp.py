@@ -78,6 +78,14 @@ def tokenize(path: Path, texts: Sequence[str], timeout: float = DEFAULT_TIMEOUT)
     return _ask(path, {"texts": list(texts), "context": _context([], 0)}, timeout)["tokens"]
 
 
+def chat_tokens(path: Path, conversations: Sequence[Any], timeout: float = DEFAULT_TIMEOUT) -> list[list[int]]:
+    """Token ids of each conversation up to where the assistant answers, by the file's template and llama.cpp's Jinja.
+
+    conversations: lists of messages, with role and content. Raises ValidationFailure if llama.cpp fails.
+    """
+    return _ask(path, {"conversations": list(conversations), "context": _context([], 0)}, timeout)["chats"]
+
+
 def llama_cpp_generate(
     path: Path, prompt: Sequence[int] | str, n_tokens: int, temperature: float = 0.0, seed: int = 0
 ) -> str:

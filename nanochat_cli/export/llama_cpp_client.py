@@ -27,6 +27,7 @@ def main(request_path: str, response_path: str) -> None:
         "completions": [_complete(url, job) for job in request.get("completions", [])],
         "logprobs": _logprobs(url, request.get("prompts", []), request.get("vocab_size", 0)),
         "tokens": [_tokenize(url, text) for text in request.get("texts", [])],
+        "chats": [_chat(url, messages) for messages in request.get("conversations", [])],
     }
     Path(response_path).write_text(json.dumps(response), encoding="utf-8")
 
@@ -78,8 +79,13 @@ def _logprobs(url: str, prompts: list[list[int]], vocab_size: int) -> list[list[
     return rows
 
 
-def _tokenize(url: str, text: str) -> list[int]:
-    return _post(url, "/tokenize", {"content": text, "add_special": False, "parse_special": False})["tokens"]
+def _chat(url: str, messages: list[dict[str, str]]) -> list[int]:
+    prompt = _post(url, "/apply-template", {"messages": messages})["prompt"]
+    return _tokenize(url, prompt, special=True)
+
+
+def _tokenize(url: str, text: str, *, special: bool = False) -> list[int]:
+    return _post(url, "/tokenize", {"content": text, "add_special": False, "parse_special": special})["tokens"]
 
 
 def _post(url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:

@@ -8,13 +8,12 @@ from jinja2 import TemplateError
 from jinja2.exceptions import TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from nanochat_cli.data.chat import END, escaped, rendered_ids
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import ConfigError, DataError, reason
 from nanochat_cli.formats.gguf.file import GGUFFile
 from nanochat_cli.formats.gguf.tokenizer_metadata import CHAT_TEMPLATE
 from nanochat_cli.formats.run.origin import read_chat_template
-
-TURN_END = "<|im_end|>"
 
 
 def find_template(target: Path, file: Path | None = None) -> str | None:
@@ -43,6 +42,11 @@ def _require_template(template: str, where: str) -> None:
         raise ConfigError(f"{where}: not a chat template: {error.message}, line {error.lineno}") from None
 
 
+def render_ids(template: str | None, messages: list[dict[str, Any]], tokenizer: Tokenizer) -> list[int]:
+    """`render` as token ids. Special tokens are those of the template: a message that spells one is plain text."""
+    return rendered_ids(render(template, _escaped(messages, tokenizer), tokenizer), tokenizer)
+
+
 def render(template: str | None, messages: list[dict[str, Any]], tokenizer: Tokenizer) -> str:
     """The conversation up to where the assistant answers. ConfigError without a template, or if it refuses."""
     if template is None:
@@ -59,7 +63,18 @@ def render(template: str | None, messages: list[dict[str, Any]], tokenizer: Toke
 
 def turn_ends(tokenizer: Tokenizer) -> frozenset[int]:
     """Ids that end an answer, besides the end of the text."""
-    return frozenset({tokenizer.special_tokens[TURN_END]} if TURN_END in tokenizer.special_tokens else ())
+    return frozenset({tokenizer.special_tokens[END]} if END in tokenizer.special_tokens else ())
+
+
+def _escaped(value: Any, tokenizer: Tokenizer) -> Any:
+    """Messages in which no text spells a special token, roles and names of fields included."""
+    if isinstance(value, str):
+        return escaped(value, tokenizer)
+    if isinstance(value, list):
+        return [_escaped(one, tokenizer) for one in value]
+    if isinstance(value, dict):
+        return {_escaped(key, tokenizer): _escaped(one, tokenizer) for key, one in value.items()}
+    return value
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

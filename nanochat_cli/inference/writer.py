@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from nanochat_cli.data.tokenizer import Tokenizer
-from nanochat_cli.inference.chat_template import render, turn_ends
+from nanochat_cli.inference.chat_template import render_ids, turn_ends
 from nanochat_cli.inference.continuous_batch import ContinuousBatch, Row
 from nanochat_cli.inference.generate import encode_prompt
 from nanochat_cli.inference.language_model import LanguageModel
@@ -28,8 +28,7 @@ class Writer:
 
     def answer(self, messages: Messages, settings: SamplingConfig) -> Row:
         """The next turn. Raises ConfigError without a template or if it refuses the messages."""
-        text = render(self.template, [dict(one) for one in messages], self.tokenizer)
-        ids = self.tokenizer.encode(text, allow_special=True)
+        ids = render_ids(self.template, [dict(one) for one in messages], self.tokenizer)
         return self._row(ids, settings, turn_ends(self.tokenizer))
 
     def continuation(self, text: str, settings: SamplingConfig) -> Row:

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from nanochat_cli.inference.chat_template import render, turn_ends
+from nanochat_cli.inference.chat_template import render_ids, turn_ends
 from nanochat_cli.inference.continuous_batch import Row
 from nanochat_cli.serve.asking import REASONS, make_row, seed_of, settings_of, timings, usage
 from nanochat_cli.serve.engine import NativeEngine, Served, Ticket
@@ -111,8 +111,7 @@ async def complete(engine: NativeEngine, body: CompletionRequest, request: Reque
 async def chat(engine: NativeEngine, body: ChatRequest, request: Request) -> Answer:
     """Answer a conversation n times."""
     served, n = engine.served, body.n or 1
-    text = render(served.template, body.messages, served.tokenizer)
-    ids = served.tokenizer.encode(text, allow_special=True)
+    ids = render_ids(served.template, body.messages, served.tokenizer)
     max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     settings, seed = settings_of(body, max_tokens, TEMPERATURE, served.context), seed_of(body)
     scores, ends = _scores(n, (body.top_logprobs or 0) if body.logprobs else None), turn_ends(served.tokenizer)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nanochat_cli.atomic_write import install, staging, sync, write_atomically
 from nanochat_cli.config.sections.model import ModelConfig
+from nanochat_cli.data.chat import END
 from nanochat_cli.data.foreign_tokenizer import template
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import DataError, reason
@@ -74,7 +75,7 @@ def write_folder(
     documents: dict[str, bytes] = {
         TOKENIZER_JSON: tokenizer_json(tokenizer).encode(),
         TOKENIZER_CONFIG: _json(tokenizer_config(tokenizer, config.max_seq_len, chat_template)),
-        GENERATION_CONFIG: _json({**ids, "max_new_tokens": MAX_NEW_TOKENS}),
+        GENERATION_CONFIG: _json({**ids, **turn_ends(tokenizer, chat_template), "max_new_tokens": MAX_NEW_TOKENS}),
         **({} if chat_template is None else {CHAT_TEMPLATE: chat_template.encode()}),
         **({} if len(shards) == 1 else {INDEX: _index(names, shards)}),
         CONFIG_JSON: _json(to_config_json(config, ids, dtype)),
@@ -105,6 +106,14 @@ def token_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
     """The ids that config.json and generation_config.json name."""
     pad = tokenizer.special_tokens.get(PAD_TOKEN, tokenizer.eos_id)
     return {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": pad}
+
+
+def turn_ends(tokenizer: Tokenizer, chat_template: str | None) -> dict[str, list[int]]:
+    """The ids that end an answer, where a template has ChatML's token for it besides the end of a text."""
+    end = tokenizer.special_tokens.get(END)
+    if end in (None, tokenizer.eos_id) or END not in (chat_template or ""):
+        return {}
+    return {"eos_token_id": [tokenizer.eos_id, end]}
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> str:

@@ -17,7 +17,7 @@ from nanochat_cli.config.schema import Config
 from nanochat_cli.errors import DataError
 from nanochat_cli.folders import held_folder
 from nanochat_cli.formats.run.find import new_run
-from nanochat_cli.formats.run.origin import read_origin
+from nanochat_cli.formats.run.origin import CHAT_TEMPLATE_FILE, read_origin
 from nanochat_cli.report.environment import ENVIRONMENT_FILE, environment, read_environment
 from nanochat_cli.report.reporter import Reporter
 
@@ -37,8 +37,14 @@ def run_folder(config: Config, resume: Path | None, doing: str, stem: str = "run
     return new_run(config.run, stem, doing) if resume is None else held_folder(resume, doing)
 
 
-def create_run(run_dir: Path, config: Config, tokenizer: "Tokenizer", record: "DatasetRecord | None") -> None:
-    """Write configuration, environment, tokenizer and data set record. Raises DataError if that fails."""
+def create_run(
+    run_dir: Path,
+    config: Config,
+    tokenizer: "Tokenizer",
+    record: "DatasetRecord | None",
+    chat_template: str | None = None,
+) -> None:
+    """Write configuration, environment, tokenizer, data set record and chat template. DataError if that fails."""
     from nanochat_cli.formats.run.dataset import write_record
 
     assert config.run.name is not None, "the caller names the run"
@@ -50,6 +56,8 @@ def create_run(run_dir: Path, config: Config, tokenizer: "Tokenizer", record: "D
         tokenizer.save(run_dir / "tokenizer.json")
         if record is not None:
             write_record(run_dir, record)
+        if chat_template is not None:
+            write_atomically(run_dir / CHAT_TEMPLATE_FILE, chat_template.encode())
     except OSError as error:
         raise DataError(f"cannot write {run_dir}: {error.strerror}; free space or choose another run.dir") from error
 
