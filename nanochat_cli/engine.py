@@ -83,8 +83,9 @@ class Engine:
             with self._shown(run_dir, show):
                 result, reader = self._fit(config, run_dir, group, resume=resume is not None)
                 sample = summarise(run_dir, config, result, reader, self.reporter)
-        begin = shlex.quote(sample.beginning)
-        self.reporter.info(f"next: nanochat generate {run_dir} -p {begin}   or: nanochat export {run_dir} --gguf")
+        answers = reader.manifest.chat is not None
+        try_it = f"serve {run_dir}" if answers else f"generate {run_dir} -p {shlex.quote(sample.beginning)}"
+        self.reporter.info(f"next: nanochat {try_it}   or: nanochat export {run_dir} --gguf")
         self.reporter.result({"run": str(run_dir), **asdict(result)})
         return run_dir
 
@@ -119,16 +120,19 @@ class Engine:
     def _fit(
         self, config: Config, run_dir: Path, group: "Group | None", *, resume: bool
     ) -> "tuple[TrainResult, ShardReader]":
+        from nanochat_cli.data.chat import CHATML
+        from nanochat_cli.data.conversation_rules import require_combinable
         from nanochat_cli.data.prepare import cached_dataset
         from nanochat_cli.data.shards import ShardReader
         from nanochat_cli.formats.gguf.architecture import destination_of
+        from nanochat_cli.formats.initial import initial_template
         from nanochat_cli.formats.run.checkpoints import is_empty
         from nanochat_cli.formats.run.dataset import record_of, require_same_tokenizer, write_record
         from nanochat_cli.formats.run.find import source_runs
         from nanochat_cli.formats.run.origin import require_trained_here
+        from nanochat_cli.training.chat_data import open_data
         from nanochat_cli.training.devices import choose_device, require_float8, require_nvfp4
         from nanochat_cli.training.distributed.ranks import rows_of
-        from nanochat_cli.training.shard_data import ShardData
         from nanochat_cli.training.trainer import Trainer
 
         # Before any data is prepared.
@@ -148,12 +152,16 @@ class Engine:
             require_same_tokenizer(reference, reader, ", or name another collider.reference")
         for key, run in source_runs(config, begins=not resumable).items():
             require_same_tokenizer(run, reader, f", or name another {key}")
+        chats = reader.manifest.chat is not None
+        require_combinable(config, chats=chats)
+        begins_with = None if resumable else config.train.init
+        template = None if begins_with is None else initial_template(begins_with, reader)
         rows = None if group is None else rows_of(group.rank, group.size, config.train)
-        data = ShardData(reader, config, self.reporter, rows)
+        data = open_data(reader, config, self.reporter, rows)
         data.warn_of_epochs()
         writes = group is None or group.is_first
         if writes and not resumable:
-            create_run(run_dir, config, reader.tokenizer, record_of(reader))
+            create_run(run_dir, config, reader.tokenizer, record_of(reader), CHATML if chats else template)
             if resume:
                 self.reporter.warn(f"{run_dir}: no checkpoint yet; it starts from the beginning")
         trainer = Trainer(config, data, run_dir, self.reporter, resume=resumable, group=group)
@@ -167,12 +175,13 @@ class Engine:
         from nanochat_cli.evaluation.contamination_report import report_contamination
         from nanochat_cli.evaluation.held_out import open_held_out
         from nanochat_cli.training.bits_per_byte import evaluate
-        from nanochat_cli.training.shard_data import ShardData
+        from nanochat_cli.training.chat_data import open_data
 
         loaded = self._open(run, which)
         model = loaded.model
         reader = open_held_out(run, loaded, None, self.reporter)
-        data = ShardData(reader, loaded.config)
+        data = open_data(reader, loaded.config)
+        model.document_end = data.document_end
         with self.reporter.progress("held-out documents", len(reader.tokens("val")) - 1, "tokens") as progress:
 
             def counted() -> Any:

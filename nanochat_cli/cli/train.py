@@ -84,13 +84,26 @@ def require_startable(config: "Config", stem: str) -> None:
 
 
 def _require_data(config: "Config", *, begins: bool = False) -> None:
+    from nanochat_cli.data.conversation_rules import require_combinable
     from nanochat_cli.formats.run.find import source_runs
 
     source_runs(config, begins=begins)
+    for key, path in (("data.path", config.data.path), ("data.base", config.data.base)):
+        if path is not None and not (path / "manifest.json").is_file():
+            reason = "it has no manifest.json; write one with nanochat tokenize" if path.is_dir() else "no such folder"
+            raise DataError(f"{key} = {path}: not a data set: {reason}")
     path = config.data.path
-    if path is not None and not (path / "manifest.json").is_file():
-        reason = "it has no manifest.json; write one with nanochat tokenize" if path.is_dir() else "no such folder"
-        raise DataError(f"data.path = {path}: not a data set: {reason}")
+    require_combinable(config, chats=config.data.chat if path is None else _holds_conversations(path))
+
+
+def _holds_conversations(path: Path) -> bool:
+    """What a manifest says; one that is damaged is refused with its reason when the data set is opened."""
+    from nanochat_cli.data.manifest import read_manifest
+
+    try:
+        return read_manifest(path).chat is not None
+    except DataError:
+        return False
 
 
 def _require_events(config: "Config", tensorboard: bool) -> None:

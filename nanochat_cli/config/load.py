@@ -8,7 +8,7 @@ where it came from, and what is allowed.
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -53,7 +53,7 @@ def resolve_config(
 
     options: command-line options that stand for keys, as option -> {key: value}; None is "not given". warn is told of
     settings of the last three that have no effect, inform of a vocabulary that was replaced. shape_of: [model] of what
-    train.init names, which takes the place of the presets' one. Raises ConfigError.
+    train.init names, which takes the place of that of presets other than overlays. Raises ConfigError.
     """
     named = [preset_files.load(name) for name in presets]
     sources: list[Settings] = []
@@ -68,7 +68,8 @@ def resolve_config(
     chosen = {key: setting for source in sources for key, setting in source.items()}
     settings = _displace(basis, chosen)
     if shape_of is not None and not any(map(is_record, sources)):
-        settings = _shaped(settings, chosen, shape_of)
+        own = {key for preset in named if preset.is_overlay for key in _preset_settings(preset)} | chosen.keys()
+        settings = _shaped(settings, own, shape_of)
     config = _validate(settings)
     size = None if "model.vocab_size" in chosen else _vocabulary_of(config.data.path)
     if size not in (None, config.model.vocab_size):
@@ -144,13 +145,13 @@ def _preset_settings(preset: preset_files.Preset) -> Settings:
     return settings
 
 
-def _shaped(settings: Settings, chosen: Settings, shape_of: Callable[[Path], Mapping[str, object]]) -> Settings:
-    """The settings with the [model] of train.init, if that is set, in place of what was not chosen."""
+def _shaped(settings: Settings, own: Set[str], shape_of: Callable[[Path], Mapping[str, object]]) -> Settings:
+    """The settings with the [model] of train.init, if that is set, in place of the presets'. own: keys that stay."""
     init = settings.get("train.init", Setting(None, ""))
     if not isinstance(init.value, str):
         return settings
-    kept = {key: setting for key, setting in settings.items() if not key.startswith("model.") or key in chosen}
-    return kept | _displace(read_source({"model": shape_of(Path(init.value))}, f"train.init = {init.value}"), chosen)
+    kept = {key: setting for key, setting in settings.items() if not key.startswith("model.") or key in own}
+    return _displace(read_source({"model": shape_of(Path(init.value))}, f"train.init = {init.value}"), kept)
 
 
 def _displace(basis: Settings, chosen: Settings) -> Settings:

@@ -17,6 +17,7 @@ def require_combinable(config: Config, *, chats: bool) -> None:
     refused = {
         "mtp.enabled = true": (config.mtp.enabled, "it predicts tokens of prompts"),
         "collider.enabled = true": (config.collider.enabled, "the mask chooses the tokens that count already"),
+        "distill.teacher": (config.distill.teacher is not None, "it is learned from on text"),
         "fim.rate above 0": (config.fim.rate > 0, "it moves text across the turns"),
         "loader.on_the_fly = true": (config.loader.on_the_fly, "they are packed as tokens"),
         "bigram_init.steps above 0": (config.bigram_init.steps > 0, "it begins from random weights"),

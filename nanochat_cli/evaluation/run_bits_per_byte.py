@@ -11,13 +11,15 @@ from torch import Tensor
 
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.batches import evaluation_batches
+from nanochat_cli.data.origin import OTHER
 from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.evaluation.held_out import encode_held_out, known_languages
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.report.result_file import Result
-from nanochat_cli.training.bits_per_byte import HeldOut, evaluate_groups, merged
+from nanochat_cli.training.bits_per_byte import HeldOut, evaluate, evaluate_groups, merged
+from nanochat_cli.training.chat_data import ChatData
 
 
 class Measured(NamedTuple):
@@ -45,6 +47,8 @@ def measure_bits_per_byte(
         config = Config()
     else:
         seq_len = min(seq_len, config.train.seq_len)
+    if reader.manifest.chat is not None:
+        return _measure_answers(model, reader, config, reporter)
     languages = known_languages(reader, config, reporter)
     tokens = encode_held_out(reader, tokenizer)
     sources = [part.name for part in reader.manifest.parts for _ in range(part.val.documents)] or [""] * len(languages)
@@ -63,6 +67,21 @@ def measure_bits_per_byte(
         whole, found = evaluate_groups(model, counted(), token_bytes, groups, names)
     by_source, by_language = _together(found, 0), _together(found, 1)
     return Measured(whole, by_language, by_source if reader.manifest.parts else {})
+
+
+def _measure_answers(model: Transformer, reader: ShardReader, config: Config, reporter: Reporter) -> Measured:
+    """Of conversations only answers count, each read after its own conversation alone, as in training."""
+    chat = ChatData(reader, config)
+    model.document_end = chat.document_end
+    with reporter.progress("held-out conversations", chat.held_out_batches(None), "batches") as progress:
+
+        def counted() -> Iterator[tuple[Tensor, Tensor]]:
+            for batch in chat.held_out(None):
+                yield batch
+                progress.advance(1)
+
+        whole = evaluate(model, counted(), chat.token_bytes)
+    return Measured(whole, {OTHER: whole}, {})
 
 
 def _together(found: dict[tuple[str, str], HeldOut], which: int) -> dict[str, HeldOut]:

@@ -4,28 +4,34 @@ Knows the kinds of source; the readers of each refuse what our model does not co
 are read, and for the shape of a GGUF file.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanochat_cli.config.load import CONFIG_FILE, load_run_config
 from nanochat_cli.config.sections.model import ModelConfig
 from nanochat_cli.errors import DataError
-from nanochat_cli.formats.run.checkpoint_folders import step_of
-from nanochat_cli.formats.run.find import DEFAULT_FOLDER
+from nanochat_cli.formats.run.find import DEFAULT_FOLDER, is_in_run, run_and_checkpoint
 from nanochat_cli.formats.run.origin import read_chat_template
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from nanochat_cli.data.shards import ShardReader
     from nanochat_cli.data.tokenizer import Tokenizer
     from nanochat_cli.formats.run.checkpoints import Which
-    from nanochat_cli.model.transformer import Transformer
+
+WAY = ("start", "ramp")
+"""Keys of [model.quant] that are about one training, and not about the model."""
 
 
 def initial_shape(named: Path) -> dict[str, Any]:
-    """The section [model] of what train.init names. Raises DataError."""
+    """The section [model] of what train.init names, without a way from float to ternary. Raises DataError."""
     path, which = _located(named)
     if which is not None:
-        return _written(load_run_config(path).model)
+        described = _written(load_run_config(path).model)
+        described["quant"] = {key: value for key, value in described["quant"].items() if key not in WAY}
+        return described
     if path.is_file():
         from nanochat_cli.formats.gguf.file import GGUFFile
         from nanochat_cli.formats.gguf.read import model_config
@@ -43,23 +49,26 @@ def _written(config: ModelConfig) -> dict[str, Any]:
     return {key: value for key, value in config.model_dump(mode="json").items() if value is not None}
 
 
-def initial_model(named: Path) -> "Transformer":
-    """The model that train.init names, in float32 on the CPU.
+def initial_weights(named: Path) -> "tuple[ModelConfig, Mapping[str, Tensor]]":
+    """[model] and the float32 tensors of what train.init names; of a run its latents.
 
-    Raises DataError, also for a GGUF file that is ternary: it has no latents, which training moves.
+    Raises DataError, also for a GGUF file that is ternary: it has none, and they are what training moves.
     """
     path, which = _located(named)
     if which is not None:
-        from nanochat_cli.formats.open import open_run
+        from nanochat_cli.formats.run import checkpoints
 
-        return open_run(path, which).model
+        saved = checkpoints.load(path, which)
+        return ModelConfig.model_validate(saved.model_config), saved.tensors["model"]
     if path.is_file():
         from nanochat_cli.formats.gguf.read import load_float_gguf
 
-        return load_float_gguf(path)[0]
-    from nanochat_cli.formats.huggingface.read import read_folder
+        model, _ = load_float_gguf(path)
+    else:
+        from nanochat_cli.formats.huggingface.read import read_folder
 
-    return read_folder(path).model
+        model = read_folder(path).model
+    return model.config, model.state_dict()
 
 
 def initial_template(named: Path, data: "ShardReader") -> str | None:
@@ -104,13 +113,12 @@ def place_of(named: Path) -> Path:
 
 def _located(named: Path) -> "tuple[Path, Which | None]":
     """The path, and the checkpoint of a run; None for a GGUF file or a Hugging Face folder."""
-    step = step_of(named.name)
-    run = named.resolve().parent.parent
-    if step is not None and named.is_dir() and (run / CONFIG_FILE).is_file():
-        return run, step
     path = place_of(named)
-    if (path / CONFIG_FILE).is_file():
-        return path, "latest"
+    if is_in_run(path):
+        try:
+            return run_and_checkpoint(path)
+        except DataError as error:
+            raise DataError(f"train.init = {error}") from None
     if (named.suffix == ".gguf" and named.is_file()) or (named / "config.json").is_file():
         return named, None
     what = "neither a run nor a Hugging Face folder nor a .gguf file" if named.exists() else "no such file or folder"

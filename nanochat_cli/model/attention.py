@@ -34,7 +34,15 @@ class Attention(nn.Module):
         self.qkv, self.out = Joint(self.wq, self.wk, self.wv), Joint(self.wo)
         self.form: AttentionForm = "torch"
 
-    def forward(self, x: Tensor, norm: RMSNorm, cos: Tensor, sin: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        norm: RMSNorm,
+        cos: Tensor,
+        sin: Tensor,
+        cache: KVCache | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         batch, length, _ = x.shape
         q, k, v = self.qkv.outputs(x, norm)
         q, gate = split_gate(q.view(batch, length, self.n_heads, -1), self.gated)
@@ -48,7 +56,9 @@ class Attention(nn.Module):
                 k = drop_filtered(k, self.wk.kept)
         q, k = apply_rope(q, cos, sin).transpose(1, 2), apply_rope(k, cos, sin).transpose(1, 2)
         v = v.transpose(1, 2)
-        if self.training and cache is None:
+        if mask is not None:
+            y = attend(q, k, v, is_causal=False, mask=mask)
+        elif self.training and cache is None:
             y = attend_in_training(q, k, v, self.form)
         else:
             y = attend(q, k, v) if cache is None else cache.attend(self.layer, q, k, v)

@@ -20,6 +20,7 @@ from nanochat_cli.model.attention import Attention
 from nanochat_cli.model.bitlinear import BitLinear, requantize
 from nanochat_cli.model.cache import KVCache
 from nanochat_cli.model.deltanet import GatedDeltaNet
+from nanochat_cli.model.documents import document_mask
 from nanochat_cli.model.feedforward import FeedForward
 from nanochat_cli.model.hyper_connections import (
     HyperConnection,
@@ -52,19 +53,23 @@ class Block(nn.Module):
         self.attention_mix = HyperConnection(config, layer) if several else None
         self.ffn_mix = HyperConnection(config, layer) if several else None
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         if self.attention_mix is None or self.ffn_mix is None:
-            x = x + self.mix_tokens(x, cos, sin, cache)
+            x = x + self.mix_tokens(x, cos, sin, cache, mask)
             return x + self.feed_forward(x, self.ffn_norm)
         pre, post, _, res = self.attention_mix(x)
-        x = write_streams(x, self.mix_tokens(read_streams(x, pre), cos, sin, cache), post, res)
+        x = write_streams(x, self.mix_tokens(read_streams(x, pre), cos, sin, cache, mask), post, res)
         pre, post, _, res = self.ffn_mix(x)
         return write_streams(x, self.feed_forward(read_streams(x, pre), self.ffn_norm), post, res)
 
-    def mix_tokens(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
+    def mix_tokens(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, mask: Tensor | None = None
+    ) -> Tensor:
         """Attention or DeltaNet of the normed x, [B, T, C]."""
         if self.attention is not None:
-            return self.attention(x, self.attention_norm, cos, sin, cache)
+            return self.attention(x, self.attention_norm, cos, sin, cache, mask)
         assert self.delta is not None
         return self.delta(x, self.attention_norm, cache)
 
@@ -128,6 +133,8 @@ class Transformer(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         self.gradient_checkpointing = False
+        self.document_end: int | None = None
+        """The id that ends a document where rows hold several, and attention does not cross them; None: it does."""
         self.init_weights()
 
     @torch.no_grad()
@@ -150,23 +157,31 @@ class Transformer(nn.Module):
 
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """Hidden states after the final norm. Positions continue those in the cache. ValueError past max_seq_len."""
-        return self.run_blocks(self.embed(tokens), cache)
+        if self.document_end is None or cache is not None:
+            return self.run_blocks(self.embed(tokens), cache)
+        return self.run_blocks(self.embed(tokens), documents=document_mask(tokens, self.document_end))
 
-    def run_blocks(self, embedded: Tensor, cache: KVCache | None = None) -> Tensor:
-        """As `forward`, from embedded tokens [B, T, C]."""
+    def run_blocks(
+        self, embedded: Tensor, cache: KVCache | None = None, documents: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """As `forward`, from embedded tokens [B, T, C]. documents: `document_mask` of rows that hold several."""
         length = embedded.shape[1]
         end = length if cache is None else cache.length + length
         if end > self.config.max_seq_len:
             raise ValueError(f"position {end} is past max_seq_len = {self.config.max_seq_len}")
         tables = self.cos, self.sin
         cos, sin = (table[:length] if cache is None else cache.next_rows(table, length) for table in tables)
+        mask = None
+        if documents is not None:
+            mask, positions = documents
+            cos, sin = cos[positions], sin[positions]
         streams = self.config.mhc.streams
         x = expand_streams(embedded, streams) if streams > 1 else embedded
         for block in self.blocks:
             if self.gradient_checkpointing and self.training:
-                x = torch.utils.checkpoint.checkpoint(block, x, cos, sin, use_reentrant=False)
+                x = torch.utils.checkpoint.checkpoint(block, x, cos, sin, None, mask, use_reentrant=False)
             else:
-                x = block(x, cos, sin, cache)
+                x = block(x, cos, sin, cache, mask)
         if cache is not None:
             cache.advance(length)
         return self.norm(collapse_streams(x).to(embedded.dtype) if streams > 1 else x)

@@ -68,6 +68,7 @@ def build_state(
     require_nvfp4(train, device)
     model = (Transformer(config.model) if model is None else model).to(device).train()
     model.gradient_checkpointing = train.gradient_checkpointing
+    model.document_end = None if data is None else data.document_end
     setup = Setup(config, model, TokenLoss.of(model, train, autocast_dtype), device, reporter, data)
     parts = [method(setup) for method, is_on in (METHODS if methods is None else methods).items() if is_on(config)]
     progress = Progress(train.total_steps, micro_batch=train.batch_size)

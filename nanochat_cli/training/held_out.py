@@ -38,3 +38,18 @@ def score(
         scope = f"{scope}, {provisional}"
     view.update(step, eval_loss=found.loss, bits_per_byte=found.bits_per_byte, eval_scope=scope)
     return found
+
+
+def score_text(
+    model: Transformer, data: TrainingData, view: LiveView, max_tokens: int | None, autocast_dtype: torch.dtype | None
+) -> HeldOut:
+    """Score the text that fine-tuning shall not forget, read as a base model is: one stream, across documents."""
+    stance = "force_eager" if model.device.type == "cpu" else "default"
+    end, model.document_end = model.document_end, None
+    view.phase("evaluating data.base")
+    try:
+        with torch.compiler.set_stance(stance):
+            return evaluate(model, data.held_out_text(max_tokens), data.token_bytes, autocast_dtype=autocast_dtype)
+    finally:
+        model.document_end = end
+        view.phase()

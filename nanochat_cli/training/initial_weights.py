@@ -4,7 +4,7 @@ from pathlib import Path
 
 from nanochat_cli.config.sections.model import ModelConfig
 from nanochat_cli.errors import DataError
-from nanochat_cli.formats.initial import initial_model
+from nanochat_cli.formats.initial import initial_weights
 from nanochat_cli.formats.run.same_model import first_difference
 from nanochat_cli.model.transformer import Transformer
 
@@ -14,9 +14,8 @@ MAY_DIFFER = {"quant", "max_seq_len", "ffn_mult", "qk_norm_init", "embedding_std
 
 def load_initial_weights(model: Transformer, source: Path) -> None:
     """Give the model the latents of what `train.init` names. Raises DataError for another architecture."""
-    found = initial_model(source)
-    weights, state = found.state_dict(), model.state_dict()
-    difference = first_difference(_architecture(found.config), _architecture(model.config), weights, state)
+    there, weights = initial_weights(source)
+    difference = first_difference(_architecture(there), _architecture(model.config), weights, model.state_dict())
     if difference is not None:
         raise DataError(f"train.init = {source} holds another model than this: {difference}; leave the key out")
     model.load_state_dict(weights)

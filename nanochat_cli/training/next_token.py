@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from nanochat_cli.training.losses import IGNORE
 from nanochat_cli.training.part import MicroBatch
 from nanochat_cli.training.state import TrainState
 from nanochat_cli.training.update import Loss, Metrics, update
@@ -15,9 +16,13 @@ def train_step(state: TrainState, inputs: Tensor, targets: Tensor) -> dict[str, 
 def next_token_loss(state: TrainState, inputs: Tensor, targets: Tensor) -> Loss:
     """Metrics: `loss/main`, the cross-entropy of all tokens in nats, `loss/objective`, and those of parts."""
     of_step = len(inputs) if state.owned is None else state.owned.rows
+    # In text every sequence has as many targets as the others; of conversations only answers are some.
+    answers = None if state.model.document_end is None else (targets != IGNORE).sum(1)
 
     def loss(rows: slice) -> tuple[Tensor, Metrics]:
         share = (rows.stop - rows.start) / of_step
+        if answers is not None:
+            share = answers[rows].sum() / answers.sum().clamp(min=1)
         micro = MicroBatch(inputs[rows], targets[rows], rows, share)
         for part in state.parts:
             part.before_forward(micro)

@@ -51,7 +51,8 @@ def linears_of(model: Transformer, beside: Mapping[str, nn.Module]) -> dict[str,
 class MicroBatch:
     """Some sequences of a global batch on their way to a loss.
 
-    inputs, targets: int64 [B, T]; rows: which sequences of the batch; share: of its sequences. hidden: [B, T, C] after
+    inputs, targets: int64 [B, T]; rows: which sequences of the batch; share: of its targets, 0-dim where sequences have
+    different numbers of them. hidden: [B, T, C] after
     the final norm. A part may set the rest after the forward pass: counted, int64 [R] ascending, those of the B · T
     tokens whose loss counts (None: all); logits [B · T, V], if it has them; cross_entropy over all tokens, 0-dim, where
     not all count. metrics: 0-dim; the metric of a step is their mean weighted by `share`.
@@ -60,7 +61,7 @@ class MicroBatch:
     inputs: Tensor
     targets: Tensor
     rows: slice
-    share: float
+    share: float | Tensor
     hidden: Tensor = field(init=False)
     counted: Tensor | None = None
     logits: Tensor | None = None

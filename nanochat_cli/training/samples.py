@@ -4,16 +4,20 @@ Knows documents as bytes and a model that continues text. DEMONSTRATION is how t
 chosen by `benchmarks/sampling.py`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from nanochat_cli.atomic_write import write_atomically
+from nanochat_cli.data.chat import chat_tokens
 from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.data.tokenizer import Tokenizer
+from nanochat_cli.inference.continuous_batch import ContinuousBatch, Row
 from nanochat_cli.inference.generate import generate
 from nanochat_cli.inference.language_model import LanguageModel
 from nanochat_cli.inference.sampling import SamplingConfig
+from nanochat_cli.inference.text_stream import TextStream
 
 DEMONSTRATION = SamplingConfig(max_tokens=96, temperature=0.7, min_p=0.05, seed=0)
 SAMPLES = 3
@@ -25,10 +29,14 @@ SHORTEST = 200
 
 @dataclass(frozen=True)
 class HeldOutPrompt:
-    """The lines around the middle of a held-out document. truth: what follows, as long as a sample may become."""
+    """The lines around the middle of a held-out document. truth: what follows, as long as a sample may become.
+
+    ids: of a conversation up to its first answer, whose texts are not its prompt.
+    """
 
     prompt: str
     truth: str
+    ids: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,11 +88,39 @@ def held_out_prompts(documents: Iterable[bytes], tokenizer: Tokenizer, context: 
 
 def draw_samples(model: LanguageModel, tokenizer: Tokenizer, reader: ShardReader) -> list[Sample]:
     """SAMPLES held-out documents continued; of a data set without a long document, a document from nothing."""
-    prompts = held_out_prompts(reader.documents("val"), tokenizer, model.config.max_seq_len, SAMPLES)
+    context = model.config.max_seq_len
+    if reader.manifest.chat is not None:
+        prompts = list(islice(held_out_questions(reader, context // 2), SAMPLES))
+    else:
+        prompts = held_out_prompts(reader.documents("val"), tokenizer, context, SAMPLES)
     return [
-        Sample(one.prompt, "".join(generate(model, tokenizer, one.prompt, DEMONSTRATION)), one.truth)
-        for one in prompts or [HeldOutPrompt("", "")]
+        Sample(one.prompt, _continued(model, tokenizer, one), one.truth) for one in prompts or [HeldOutPrompt("", "")]
     ]
+
+
+def held_out_questions(reader: ShardReader, room: int) -> Iterator[HeldOutPrompt]:
+    """Held-out conversations up to their first answer, where that begins within `room` tokens."""
+    tokenizer = reader.tokenizer
+    turn_end = chat_tokens(tokenizer).end
+    for shard in reader.shards("val"):
+        assert shard.loss_mask is not None, "shards of conversations have a loss mask"
+        for start, stop in zip(shard.doc_offsets[:-1].tolist(), shard.doc_offsets[1:].tolist(), strict=True):
+            ids, answer = shard.tokens[start:stop].tolist(), int(shard.loss_mask[start:stop].argmax())
+            if answer <= room:
+                truth = ids[answer : ids.index(turn_end, answer)]
+                yield HeldOutPrompt(tokenizer.decode(ids[:answer]), tokenizer.decode(truth), ids[:answer])
+
+
+def _continued(model: LanguageModel, tokenizer: Tokenizer, prompt: HeldOutPrompt) -> str:
+    if prompt.ids is None:
+        return "".join(generate(model, tokenizer, prompt.prompt, DEMONSTRATION))
+    ends = frozenset({chat_tokens(tokenizer).end})
+    row = Row(prompt.ids, DEMONSTRATION, DEMONSTRATION.seed, stream=TextStream(tokenizer), ends=ends)
+    batch = ContinuousBatch(model, 1, eos_id=tokenizer.eos_id, never=tokenizer.never_sampled)
+    batch.submit(row)
+    while batch.step():
+        pass
+    return row.text
 
 
 def write_samples(run_dir: Path, step: int, samples: list[Sample]) -> Path:

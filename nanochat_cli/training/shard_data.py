@@ -4,7 +4,7 @@ The order of batches comes from `data.batches`, and `data.loader` may read them 
 the micro-batches of a step become one global batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nanochat_cli.config.schema import Config
 from nanochat_cli.data.async_loader import AsyncLoader
+from nanochat_cli.data.batches import Batch as Arrays
 from nanochat_cli.data.batches import Batches, evaluation_batches, evaluation_windows
 from nanochat_cli.data.fim import sentinels
 from nanochat_cli.data.loader import open_batches
@@ -21,6 +22,7 @@ from nanochat_cli.data.mixture import Mixture, shares_of, too_often
 from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.training.score_file import ScoreBatches
+from nanochat_cli.training.training_data import Batch
 
 PIECE = 4_000_000
 
@@ -41,7 +43,10 @@ class ShardData:
         self._shift = 0
         self.token_bytes: Tensor = torch.from_numpy(reader.tokenizer.byte_lengths())
         self._train = reader.tokens("train")
-        if not config.loader.on_the_fly:  # a corpus that is too short is an error before a run begins
+        self.document_end: int | None = None
+        if (
+            not config.loader.on_the_fly and reader.manifest.chat is None
+        ):  # a corpus that is too short is an error before a run begins
             size, shares = train.batch_size * train.grad_accum, shares_of(reader.manifest)
             Batches(self._train, size, train.seq_len, config.run.seed, shares=shares)
         if config.fim.rate:  # and so is a vocabulary without the tokens
@@ -98,7 +103,14 @@ class ShardData:
         """How many `held_out` yields."""
         return -(-evaluation_windows(self._held_out, self._seq_len, max_tokens) // self._rows)
 
-    def held_out(self, max_tokens: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+    def held_out(self, max_tokens: int | None) -> Iterator[Batch]:
         """The held-out tokens in order, int64 [eval.batch_size, T]; targets that do not count are -100."""
-        for inputs, targets in evaluation_batches(self._held_out, self._rows, self._seq_len, max_tokens):
-            yield torch.from_numpy(inputs), torch.from_numpy(targets)
+        return as_tensors(evaluation_batches(self._held_out, self._rows, self._seq_len, max_tokens))
+
+    def held_out_text(self, max_tokens: int | None) -> Iterator[Batch]:
+        return self.held_out(max_tokens)
+
+
+def as_tensors(batches: Iterable[Arrays]) -> Iterator[Batch]:
+    """The same memory as tensors."""
+    return ((torch.from_numpy(inputs), torch.from_numpy(targets)) for inputs, targets in batches)

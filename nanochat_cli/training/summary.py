@@ -29,8 +29,11 @@ CURVE_FILE = "curve.png"
 
 def summarise(run_dir: Path, config: Config, result: TrainResult, reader: ShardReader, reporter: Reporter) -> Sample:
     """Write everything into the run's folder, and say the essence; returns the sample that was shown."""
-    baselines = _baselines(reader, reporter)
+    chats = reader.manifest.chat is not None
+    baselines = {} if chats else _baselines(reader, reporter)  # of answers alone a compressor knows nothing
     records = read_metrics(run_dir)
+    text = [record for record in records if "final/base_bits_per_byte" in record]
+    base = {"base_bits_per_byte": text[-1]["final/base_bits_per_byte"]} if text else {}
     own = {"all held-out files": result.held_out.bits_per_byte}
     plot_run(records, run_dir / CURVE_FILE, title=run_dir.name, baselines=own | baselines)
     samples = _samples(run_dir, result.progress.step, reader)
@@ -44,6 +47,7 @@ def summarise(run_dir: Path, config: Config, result: TrainResult, reader: ShardR
         environment=read_environment(run_dir) or environment(),
         results={
             **result.held_out.as_dict(),
+            **base,
             "steps": result.progress.step,
             "training_tokens": result.progress.tokens,
             "training_seconds": result.progress.seconds,
@@ -75,6 +79,7 @@ def summarise(run_dir: Path, config: Config, result: TrainResult, reader: ShardR
         ("tokens per second", round(result.tokens_per_second)),
         ("model FLOP/s over the matmul peak", f"{result.utilisation:.0%}"),
     ]
+    rows += [("bits per byte of data.base", value) for value in base.values()]
     rows += [(f"epochs of {name}", round(count, 2)) for name, count in epochs.items()]
     reporter.table(str(run_dir), ("measure", "value"), rows)
     reporter.info(f"report: {report}   curve: {run_dir / CURVE_FILE}")

@@ -32,7 +32,7 @@ from nanochat_cli.training.devices import choose_device
 from nanochat_cli.training.distributed.group import Group
 from nanochat_cli.training.distributed.save import save_together
 from nanochat_cli.training.flops import measured_peak, training_flops_per_token
-from nanochat_cli.training.held_out import score
+from nanochat_cli.training.held_out import score, score_text
 from nanochat_cli.training.initial_weights import load_initial_weights
 from nanochat_cli.training.next_token import train_step
 from nanochat_cli.training.number_formats import choose_number_formats, use_number_formats
@@ -255,7 +255,8 @@ class Trainer:
         if not math.isfinite(held_out.loss):
             raise self.state.skip_policy.divergence(f"the held-out loss is {held_out.loss}", self.state.last_good)
         if self.progress.final_step != self.progress.step:  # else: a finished run was resumed
-            self._log({f"final/{name}": value for name, value in held_out.as_dict().items()})
+            own = {f"final/{name}": value for name, value in held_out.as_dict().items()}
+            self._log(own | self._score_text("final", self.config.eval.final_max_tokens))
             self.progress.final_step = self.progress.step
         self.save()
         return held_out
@@ -267,6 +268,14 @@ class Trainer:
             found = asdict(score(self.state.model, self.data, self.view, step, max_tokens, dtype, provisional))
         return HeldOut(**self.group.share(found))
 
+    def _score_text(self, group: str, max_tokens: int | None) -> dict[str, float]:
+        """Metrics of data.base, if there is one."""
+        if self.config.data.base is None:
+            return {}
+        dtype = self.state.score.autocast_dtype
+        found = score_text(self.state.model, self.data, self.view, max_tokens, dtype)
+        return {f"{group}/base_bits_per_byte": found.bits_per_byte, f"{group}/base_loss": found.loss}
+
     def _evaluate(self) -> None:
         """A periodic evaluation: the same sample of the held-out tokens every time, so that points compare.
 
@@ -276,7 +285,8 @@ class Trainer:
         held_out = self._score(self.config.eval.max_tokens)
         if not any(past["step"] == progress.step for past in progress.evaluations):  # else: resumed after it
             group = "provisional" if provisional else "eval"
-            self._log({f"{group}/{name}": value for name, value in held_out.as_dict().items()})
+            own = {f"{group}/{name}": value for name, value in held_out.as_dict().items()}
+            self._log(own | self._score_text(group, self.config.eval.max_tokens))
             where = {"step": progress.step, "tokens": progress.tokens, "seconds": progress.seconds}
             where |= {"provisional": 1.0} if provisional else {}
             progress.evaluations.append({**held_out.as_dict(), **where})

@@ -14,6 +14,8 @@ class TrainingData(Protocol):
     """Batches of inputs and targets, int64 [B, T]; a target of -100 does not count."""
 
     token_bytes: Tensor
+    document_end: int | None
+    """The token after every conversation, across which attention does not look; None for text, which is one stream."""
 
     def batch(self, step: int) -> Batch:
         """The global batch of a step; on one of several ranks the rows that it computes."""
@@ -41,6 +43,10 @@ class TrainingData(Protocol):
 
     def held_out(self, max_tokens: int | None) -> Iterator[Batch]:
         """The held-out stream, or evenly spread windows of it."""
+        ...
+
+    def held_out_text(self, max_tokens: int | None) -> Iterator[Batch]:
+        """The held-out side of data.base, the text that fine-tuning shall not forget."""
         ...
 
     def pieces(self) -> Iterator[NDArray[np.int64]]:

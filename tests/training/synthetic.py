@@ -20,6 +20,7 @@ class SyntheticData:
         self.rows, self.seq_len = rows, seq_len
         self.token_bytes = torch.full((VOCAB,), 2)
         self.token_bytes[0] = 0
+        self.document_end: int | None = None
         self.read: list[int] = []
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from nanochat_cli.errors import DataError
 from nanochat_cli.formats.gguf.write import export_gguf
 from nanochat_cli.formats.huggingface.tensors import stored_values
 from nanochat_cli.formats.huggingface.write import write_folder
-from nanochat_cli.formats.initial import initial_model, initial_shape
+from nanochat_cli.formats.initial import initial_shape, initial_weights
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.training.initial_weights import load_initial_weights
 from tests.evaluation.saved_runs import save_run
@@ -80,7 +80,7 @@ def test_another_architecture_is_refused_by_its_first_key(
     ("place", "words"),
     [
         ("none", "no such file or folder"),
-        ("run/checkpoints/step-000002", "no such file or folder"),
+        ("run/checkpoints/step-000002", "has no such checkpoint"),
         ("empty", "neither a run nor a Hugging Face folder nor a .gguf file"),
         ("ternary.gguf", "its weights are ternary already"),
     ],
@@ -90,6 +90,6 @@ def test_what_has_no_weights_to_begin_with_is_one_clear_line(tmp_path: Path, pla
     (tmp_path / "empty").mkdir()
     export_gguf(model, tokenizer, tmp_path / "ternary.gguf", ExportConfig(), {})
     with pytest.raises(DataError) as error:
-        initial_model(tmp_path / place)
+        initial_weights(tmp_path / place)
     assert words in str(error.value)
     assert "\n" not in str(error.value)

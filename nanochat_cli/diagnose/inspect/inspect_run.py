@@ -10,10 +10,10 @@ from nanochat_cli.formats.open import open_run
 from nanochat_cli.formats.run.checkpoints import Which
 from nanochat_cli.formats.run.dataset import open_run_data
 from nanochat_cli.report.reporter import Reporter
+from nanochat_cli.training.chat_data import open_data
 from nanochat_cli.training.health.streams import measure_streams
 from nanochat_cli.training.health.ternary import TernaryTelemetry
 from nanochat_cli.training.methods.fire import stacked
-from nanochat_cli.training.shard_data import ShardData
 
 SEQUENCES = 4
 """Held-out sequences on which streams are measured."""
@@ -65,7 +65,7 @@ def inspect_streams(run: Path, which: Which, out: Path, reporter: Reporter) -> N
     if config.model.mhc.streams == 1:
         raise ConfigError(f"{run} was trained with model.mhc.streams = 1: it has a plain residual")
     reader = open_run_data(run, config, reporter)
-    batches = ShardData(reader, config).held_out(SEQUENCES * config.train.seq_len)
+    batches = open_data(reader, config).held_out(SEQUENCES * config.train.seq_len)
     inputs, targets = next(iter(batches))
     report = measure_streams(model, inputs[:SEQUENCES], targets[:SEQUENCES])
     rows = [

@@ -114,6 +114,11 @@ def find_run_or_gguf(target: Path | None) -> Path:
     return find_run(target)
 
 
+def is_in_run(source: Path) -> bool:
+    """Whether a path is that of a run, or looks like a checkpoint of one."""
+    return (source / CONFIG_FILE).is_file() or re.fullmatch(r"step-\d+", source.name) is not None
+
+
 def run_and_checkpoint(source: Path) -> tuple[Path, Literal["latest"] | int]:
     """The run that a key names, and its checkpoint: RUN, or RUN/checkpoints/step-000500. Raises DataError."""
     folder = source.absolute()
@@ -131,11 +136,12 @@ def run_and_checkpoint(source: Path) -> tuple[Path, Literal["latest"] | int]:
 def source_runs(config: Config, *, begins: bool) -> dict[str, Path]:
     """The runs that training reads weights of, by the key that names them. Raises DataError for what is no run.
 
-    begins: it starts at step 0; later the weights are those of its own checkpoint.
+    begins: it starts at step 0; later the weights are those of its own checkpoint. Initial weights may come from what
+    is no run too (`formats.initial`), except those of a teacher.
     """
-    named = {"distill.teacher": config.distill.teacher}
-    if begins or config.distill.teacher == INIT:
-        named["train.init"] = config.train.init
+    named, init = {"distill.teacher": config.distill.teacher}, config.train.init
+    if config.distill.teacher == INIT or (begins and init is not None and is_in_run(init)):
+        named["train.init"] = init
     found: dict[str, Path] = {}
     for key, path in named.items():
         if path is not None and path != INIT:
