@@ -132,7 +132,7 @@ class Engine:
         from nanochat_cli.formats.run.origin import require_trained_here
         from nanochat_cli.training.chat_data import open_data
         from nanochat_cli.training.devices import choose_device, require_float8, require_nvfp4
-        from nanochat_cli.training.distributed.ranks import rows_of
+        from nanochat_cli.training.distributed.ranks import rows_of, turns_of
         from nanochat_cli.training.trainer import Trainer
 
         # Before any data is prepared.
@@ -156,8 +156,9 @@ class Engine:
         require_combinable(config, chats=chats)
         begins_with = None if resumable else config.train.init
         template = None if begins_with is None else initial_template(begins_with, reader)
-        rows = None if group is None else rows_of(group.rank, group.size, config.train)
-        data = open_data(reader, config, self.reporter, rows)
+        turns = 1 if group is None else turns_of(config, group.size)
+        rows = None if group is None else rows_of(group.rank, group.size, config.train, turns)
+        data = open_data(reader, config, self.reporter, rows, turns)
         data.warn_of_epochs()
         writes = group is None or group.is_first
         if writes and not resumable:

@@ -30,7 +30,7 @@ def plan(
     devices: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Ranks that train together, each on a device of its own.")
     ] = None,
-    mode: Annotated[Literal["owned"], typer.Option(help="How they share the work.")] = "owned",
+    mode: Annotated[Literal["owned", "fsdp"], typer.Option(help="How they share the work.")] = "owned",
     per_machine: Annotated[int, typer.Option(min=1, metavar="N", help="Of --devices, so many are in a machine.")] = 8,
 ) -> None:
     """Print a configuration's parameters, FLOPs per token, peak training memory, file, llama.cpp support and time."""

@@ -10,13 +10,19 @@ from nanochat_cli.report.reporter import QuietReporter, Reporter
 
 
 def source_spec(
-    reader: ShardReader, config: Config, reporter: Reporter, shift: int = 0, rows: range | None = None
+    reader: ShardReader,
+    config: Config,
+    reporter: Reporter,
+    shift: int = 0,
+    rows: range | None = None,
+    turns: int = 1,
 ) -> SourceSpec:
     """The source that `config` trains on; indexes the text first if it is to be tokenised on the fly. Raises DataError.
 
-    shift: see `data.batches`. rows: of each batch, for a process that reads a part of it; None: all.
+    shift: see `data.batches`. rows: of each batch, for a process that reads a part of it; None: all. turns: batches
+    that follow each other in place of the one of a step.
     """
-    stride = config.train.batch_size * config.train.grad_accum
+    stride = config.train.batch_size * config.train.grad_accum // turns
     rows = range(stride) if rows is None else rows
     if reader.manifest.chat is not None:
         return ChatSource(
@@ -68,9 +74,10 @@ def open_batches(
     reporter: Reporter | None = None,
     shift: int = 0,
     rows: range | None = None,
+    turns: int = 1,
 ) -> BatchSource:
     """The training batches. Raises DataError if there is not even one, before any process is started."""
-    spec = source_spec(reader, config, reporter or QuietReporter(), shift, rows)
+    spec = source_spec(reader, config, reporter or QuietReporter(), shift, rows, turns)
     batches = spec.open()
     if not config.loader.enabled:
         return batches

@@ -6,8 +6,10 @@ METHODS is the one list of all parts; what is off is neither built nor saved.
 from collections.abc import Callable, Mapping
 
 import torch
+from torch import nn
 
 from nanochat_cli.config.schema import Config
+from nanochat_cli.model.bitlinear import BitLinear
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.optim import build_optimizer
 from nanochat_cli.optim.build import trained_parameters
@@ -15,6 +17,7 @@ from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.training.devices import choose_autocast, require_float8, require_nvfp4
 from nanochat_cli.training.distributed.group import Group
 from nanochat_cli.training.distributed.owned import Owned
+from nanochat_cli.training.distributed.ranks import is_cut
 from nanochat_cli.training.health.streams import StreamHealth
 from nanochat_cli.training.health.ternary import TernaryHealth
 from nanochat_cli.training.losses import TokenLoss
@@ -41,7 +44,7 @@ METHODS: Methods = {
     Fire: lambda config: config.fire.enabled,
     TokenFilter: lambda config: config.collider.enabled,
     ExpertBalance: lambda config: config.model.moe.enabled,
-    TernaryHealth: lambda config: config.model.quant.enabled,
+    TernaryHealth: lambda config: config.model.quant.enabled and config.distributed.mode != "fsdp",
     StreamHealth: lambda config: config.model.mhc.streams > 1,
 }
 """Parts in the order in which their hooks run, and whether a configuration asks for them."""
@@ -75,7 +78,7 @@ def build_state(
     use_configured(progress, config)
     linears, owned = setup.linears(), None
     if group is not None:
-        owned = Owned(group, trained_parameters(model, setup.beside), linears, train)
+        owned = divide(config, group, trained_parameters(model, setup.beside), linears, model)
     state = TrainState(
         model=model,
         linears=linears,
@@ -90,3 +93,18 @@ def build_state(
     )
     use_number_formats(state, config)
     return state
+
+
+def divide(
+    config: Config,
+    group: Group,
+    parameters: Mapping[str, nn.Parameter],
+    linears: Mapping[str, BitLinear],
+    model: Transformer,
+) -> Owned:
+    """What this rank computes and owns. parameters, linears: all that are trained, by name."""
+    if not is_cut(config, group.size):
+        return Owned(group, parameters, linears, config.train)
+    from nanochat_cli.training.distributed.sharded import Sharded  # FSDP2 takes a while to import
+
+    return Sharded(group, parameters, linears, config.train, model)

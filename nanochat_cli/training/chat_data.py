@@ -17,11 +17,16 @@ from nanochat_cli.training.training_data import Batch
 
 
 def open_data(
-    reader: ShardReader, config: Config, reporter: Reporter | None = None, rows: range | None = None
+    reader: ShardReader,
+    config: Config,
+    reporter: Reporter | None = None,
+    rows: range | None = None,
+    turns: int = 1,
 ) -> ShardData:
     """The data set as what it holds: text or conversations. Arguments as of `ShardData`."""
-    kind = ShardData if reader.manifest.chat is None else ChatData
-    return kind(reader, config, reporter, rows)
+    if reader.manifest.chat is None:
+        return ShardData(reader, config, reporter, rows, turns)
+    return ChatData(reader, config, reporter, rows)
 
 
 class ChatData(ShardData):

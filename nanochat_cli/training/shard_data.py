@@ -30,14 +30,20 @@ PIECE = 4_000_000
 class ShardData:
     """Training and held-out batches of `reader`, shaped by `config`. token_bytes: int64 [V].
 
-    rows: of the batch of a step, for a rank that computes these; None: all.
+    rows: of the batch of a step, for a rank that computes these; None: all. turns: equal parts of a batch, one after
+    the other, each of which has such rows.
     """
 
     def __init__(
-        self, reader: ShardReader, config: Config, reporter: Reporter | None = None, rows: range | None = None
+        self,
+        reader: ShardReader,
+        config: Config,
+        reporter: Reporter | None = None,
+        rows: range | None = None,
+        turns: int = 1,
     ) -> None:
         train = config.train
-        self._reader, self._config, self._reporter, self._part = reader, config, reporter, rows
+        self._reader, self._config, self._reporter, self._part, self._turns = reader, config, reporter, rows, turns
         self._batches: BatchSource | None = None  # opened by the first batch: evaluation needs none
         self._scores: ScoreBatches | None = None
         self._shift = 0
@@ -67,9 +73,11 @@ class ShardData:
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of a step, int64 [batch_size × grad_accum, T], or of its `rows`."""
         if self._batches is None:
-            self._batches = open_batches(self._reader, self._config, self._reporter, self._shift, self._part)
-        inputs, targets = self._batches.batch(step)
-        return torch.from_numpy(inputs), torch.from_numpy(targets)
+            arguments = (self._reader, self._config, self._reporter, self._shift, self._part, self._turns)
+            self._batches = open_batches(*arguments)
+        of_turns = [self._batches.batch(step * self._turns + turn) for turn in range(self._turns)]
+        inputs, targets = (torch.from_numpy(np.concatenate(part)) for part in zip(*of_turns, strict=True))
+        return inputs, targets
 
     def shift(self, windows: int) -> None:
         """Before the first batch: move the order by so many windows (see `data.batches`)."""
@@ -82,12 +90,13 @@ class ShardData:
             return None
         if self._scores is None:
             self._scores = ScoreBatches(path, self._reader, self._config, self._shift)
-        scores = self._scores.batch(step)
-        return scores if self._part is None else scores[self._part.start : self._part.stop]
+        scores, part = self._scores.batch(step), self._part
+        return scores if part is None else scores.unflatten(0, (self._turns, -1))[:, part].flatten(0, 1)
 
     def is_ready(self, step: int) -> bool:
         """Whether the batch of a step has been read ahead."""
-        return isinstance(self._batches, AsyncLoader) and self._batches.is_ready(step)
+        batches, first = self._batches, step * self._turns
+        return isinstance(batches, AsyncLoader) and all(batches.is_ready(first + turn) for turn in range(self._turns))
 
     def close(self) -> None:
         """End the processes that read ahead."""

@@ -27,7 +27,7 @@ from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.training.announcement import announcement
 from nanochat_cli.training.bits_per_byte import HeldOut
 from nanochat_cli.training.build import build_state
-from nanochat_cli.training.compilation import compile_blocks, decide, run_eagerly, why_not_compiled
+from nanochat_cli.training.compilation import Decision, compile_blocks, decide, run_eagerly, why_not_compiled
 from nanochat_cli.training.devices import choose_device
 from nanochat_cli.training.distributed.group import Group
 from nanochat_cli.training.distributed.save import save_together
@@ -49,8 +49,8 @@ from nanochat_cli.training.training_data import TrainingData
 class Trainer:
     """Trains in `run_dir`. `fit` runs to the end, or raises Interrupted after saving.
 
-    group: the ranks that train together, in mode `owned`; each has a trainer, and rank 0 measures, decides and writes
-    for all.
+    group: the ranks that train together, in mode `owned` or `fsdp`; each has a trainer, and rank 0 measures, decides
+    and writes for all.
     """
 
     config: Config
@@ -263,7 +263,7 @@ class Trainer:
 
     def _score(self, max_tokens: int | None) -> HeldOut:
         found, dtype = {}, self.state.score.autocast_dtype
-        if self.group.is_first:
+        if self.group.is_first or self._lockstep:
             step, provisional = self.progress.step, self.state.provisional
             found = asdict(score(self.state.model, self.data, self.view, step, max_tokens, dtype, provisional))
         return HeldOut(**self.group.share(found))
@@ -313,7 +313,7 @@ class Trainer:
         if train.init is not None:
             load_initial_weights(self.state.model, train.init)
             self.reporter.info(f"the weights are those of {train.init}")
-        decision = decide(train.compile, self.device, self._expected_seconds())
+        decision = self._decision()
         progress.compiled = decision.compile
         self.reporter.info(f"{'compiled' if decision.compile else 'eager'}: {decision.reason}")
         if self.group.is_first:
@@ -364,8 +364,8 @@ class Trainer:
         progress = state.progress = restored_progress(saved, config, changed, self.warm_ups)
         if "flops" not in saved:
             progress.flops = progress.tokens * self.flops_per_token
-        if "train.compile" in changed:
-            progress.compiled = decide(config.train.compile, self.device, self._expected_seconds()).compile
+        if "train.compile" in changed or self._lockstep:
+            progress.compiled = self._decision().compile
         formats = {"train.attention", "train.forward", "train.backward", "train.grad_input", "optim.muon_format"}
         if self.group.is_first and formats & set(changed):
             choose_number_formats(state, config, self.reporter)
@@ -383,6 +383,15 @@ class Trainer:
         """The last checkpoint that was saved while no steps were being skipped."""
         self.progress.good_step = step
         self.state.last_good = None if step is None else f"step {step}"
+
+    @property
+    def _lockstep(self) -> bool:
+        return self.state.owned is not None and self.state.owned.lockstep
+
+    def _decision(self) -> Decision:
+        if self._lockstep:
+            return Decision(False, "distributed.mode = fsdp")
+        return decide(self.config.train.compile, self.device, self._expected_seconds())
 
     def _expected_seconds(self) -> float:
         """From the configuration alone (no clock): a resumed run must come to the same decision."""

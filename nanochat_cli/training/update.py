@@ -64,6 +64,11 @@ def accumulate_units(state: TrainState, owned: Owned, loss: Loss) -> Metrics:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
+        if owned.lockstep:
+            raise ConfigError(
+                "out of memory, and the ranks of distributed.mode = fsdp cannot start a step again; lower "
+                "train.batch_size (and raise train.grad_accum), or set train.gradient_checkpointing = true"
+            ) from error
         failure = error
     if owned.group.any(failure is not None):
         raise failure or MemoryError("on another rank")

@@ -21,9 +21,14 @@ from nanochat_cli.config.load import resolve_config
 from nanochat_cli.config.schema import Config
 from nanochat_cli.diagnose.plan.memory import training_memory
 from nanochat_cli.diagnose.plan.ranks import Exchange, OwnedPlan
+from nanochat_cli.diagnose.plan.sharded_ranks import ShardedPlan
+from nanochat_cli.diagnose.plan.show import plan_of
 from nanochat_cli.report.reporter import SilentReporter
 from nanochat_cli.training.build import build_state
 from nanochat_cli.training.distributed.group import Group
+from nanochat_cli.training.distributed.sharded import Sharded
+from nanochat_cli.training.next_token import next_token_loss
+from nanochat_cli.training.update import gradient
 
 NARROW = ["model.dim=128", "model.n_layers=2", "model.n_heads=2", "model.n_kv_heads=1", "model.ffn_dim=256"]
 TINY = [*NARROW, "model.vocab_size=300", "train.batch_size=1", "train.seq_len=32", "optim.muon_format=fp32"]
@@ -43,13 +48,17 @@ class Counted(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.c10d.alltoall_base_.default:
-            output, given, _, out_splits, in_splits = args[:5]
-            self.sent += given.nbytes - in_splits[self.rank] * given.itemsize
-            self.received += output.nbytes - out_splits[self.rank] * output.itemsize
+            output, given, _, *splits = args[:5]
+            came, gone = (of[self.rank] if of else given.numel() // dist.get_world_size() for of in splits)
+            self.sent += given.nbytes - gone * given.itemsize
+            self.received += output.nbytes - came * output.itemsize
         elif func is torch.ops.c10d.broadcast_.default:
             for tensor in args[0] if args[2] != self.rank else ():
                 self.weights += tensor.nbytes
                 tensor.zero_()  # which are codes; nobody sends any
+        elif func is torch.ops.c10d._allgather_base_.default:
+            self.weights += args[0].nbytes - args[1].nbytes
+            args[0].zero_()
         elif func is torch.ops.c10d.allreduce_.default:
             self.small += sum(tensor.nbytes for tensor in args[0])
         else:
@@ -100,6 +109,46 @@ def test_bytes_of_a_step_are_those_that_a_rank_gives_to_collectives(monkeypatch,
     planned = OwnedPlan(config, ranks).exchange(range(rank, rank + 1), range(ranks))
     assert planned == Exchange(found.sent, found.received, found.weights)
     assert found.small < 0.02 * planned.total  # what the plan leaves out
+
+
+FSDP = "distributed.mode=fsdp"
+
+
+def storages(tensors: Any) -> int:
+    """Bytes of memory behind tensors that share none."""
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "rank", "turns", "overrides"),
+    [(8, 3, 2, []), (2, 1, 3, ["mtp.enabled=true", "mtp.n_tokens=2"]), (64, 5, 1, ["model.quant.scale=64"])],
+)
+def test_bytes_and_memory_of_mode_fsdp_are_those_that_a_rank_exchanges_and_holds(
+    monkeypatch, ranks, rank, turns, overrides
+):
+    config = configured(turns * ranks, FSDP, *overrides)
+    plan = ShardedPlan(config, ranks)
+    with one_of(ranks, rank, monkeypatch) as group:
+        state = build_state(config, group.device, SilentReporter(), group=group)
+        owned = state.owned
+        assert isinstance(owned, Sharded)
+        owned.publish()
+        tokens = torch.zeros(turns, config.train.seq_len, dtype=torch.int64)
+        with Counted(rank) as counted:
+            gradient(state, turns, next_token_loss(state, tokens, tokens))
+            owned.publish()
+        planned, rows = plan.exchange(range(rank, rank + 1), range(ranks)), sum(plan.rows) // ranks
+        # rows go back as gradients came, by the same collective
+        assert counted.sent - planned.gradients_sent == pytest.approx(plan.rows[rank] * (1 - 1 / ranks), abs=8)
+        assert counted.received + counted.weights == planned.gradients_received + planned.weights
+        held = [name for name in owned.parameters if name in owned.mine or name not in owned.layers]
+        memory = plan.memory_of(rank, training_memory(config))
+        assert sum(owned.parameters[name].nbytes for name in held) == memory.latents
+        forgotten = 4 * (len(owned.parameters) - len(held))
+        assert storages(owned.parameters.values()) == memory.latents + forgotten
+        assert state.optimizers.state_bytes() == memory.optimizer
+        assert sum(shard.rows.numel() for shard in owned.shards.values()) == rows
+        assert storages(layer.operand for name, layer in owned.layers.items() if owned.is_cut(name)) == 0
 
 
 @pytest.mark.parametrize("ranks", [2, 8, 24])
@@ -155,9 +204,13 @@ def real(ranks: int, overrides: list[str]) -> list[dict[str, int]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "units"), [(2, 2), (2, 7), (4, 4), (4, 6)])
-def test_bytes_of_a_step_are_those_that_gloo_s_connections_carry(ranks, units):
+@pytest.mark.parametrize(
+    ("ranks", "units", "mode"),
+    [(2, 2, "owned"), (2, 7, "owned"), (4, 4, "owned"), (4, 6, "owned"), (2, 4, "fsdp"), (4, 4, "fsdp")],
+)
+def test_bytes_of_a_step_are_those_that_gloo_s_connections_carry(ranks, units, mode):
     overrides = [
+        f"distributed.mode={mode}",
         *NARROW,
         "train.batch_size=1",
         "train.seq_len=32",
@@ -165,7 +218,7 @@ def test_bytes_of_a_step_are_those_that_gloo_s_connections_carry(ranks, units):
         "optim.muon_format=fp32",
     ]
     found = real(ranks, overrides)
-    plan = OwnedPlan(resolve_config(["quickstart"], None, overrides), ranks)
+    plan = plan_of(resolve_config(["quickstart"], None, overrides), ranks)
     planned = [plan.exchange(range(rank, rank + 1), range(ranks)) for rank in range(ranks)]
     for one, measured in zip(planned, found, strict=True):
         assert measured["received"] == pytest.approx(one.gradients_received + one.weights, rel=0.02)
@@ -175,10 +228,12 @@ def test_bytes_of_a_step_are_those_that_gloo_s_connections_carry(ranks, units):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mode", ["owned", "fsdp"])
 @pytest.mark.parametrize("overrides", [["train.grad_accum=2"], ["train.grad_accum=8", "train.batch_size=2"]])
-def test_predicted_memory_of_a_rank_is_within_ten_percent_of_the_measured(overrides):
+def test_predicted_memory_of_a_rank_is_within_ten_percent_of_the_measured(overrides, mode):
+    overrides = [*overrides, f"distributed.mode={mode}"]
     config = resolve_config(["quickstart"], None, overrides)
-    predicted = OwnedPlan(config, 2).memory(training_memory(config)).peak
+    predicted = plan_of(config, 2).memory(training_memory(config)).peak
     assert predicted == pytest.approx(max(one["peak_bytes"] for one in real(2, overrides)), rel=0.10)
 
 

@@ -24,8 +24,8 @@ from nanochat_cli.model.mtp import build_mtp
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.optim import build_optimizer
 from nanochat_cli.optim.build import trained_parameters
+from nanochat_cli.training.build import divide
 from nanochat_cli.training.distributed.group import Group
-from nanochat_cli.training.distributed.owned import Owned
 from nanochat_cli.training.distributed.ranks import units_of
 from nanochat_cli.training.distributed.tree import Node, TreeSum, nodes_of
 from nanochat_cli.training.part import linears_of
@@ -109,7 +109,7 @@ class OwnedPlan:
         group = Group(torch.device("meta"))
         group.size = ranks
         parameters = trained_parameters(self._model, self._beside)
-        self._owned = Owned(group, parameters, linears_of(self._model, self._beside), config.train)
+        self._owned = divide(config, group, parameters, linears_of(self._model, self._beside), self._model)
         self.numbers = [sum(parameters[name].numel() for name in names) for names in self._owned.names]
         self.weights = self._owned.weight_bytes
         self.units = [units_of(rank, ranks, units) for rank in range(ranks)]

@@ -15,6 +15,7 @@ from nanochat_cli.report.environment import cpu_model
 from nanochat_cli.report.quantities import counted, format_quantity, format_span
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.training.devices import choose_autocast, choose_device
+from nanochat_cli.training.distributed.ranks import is_cut
 from nanochat_cli.training.flops import measured_peak
 
 
@@ -30,10 +31,10 @@ def show_plan(
 ) -> None:
     """Print the plan of a configuration. peak_flops: by default that of train.device, measured, if it is here.
 
-    ranks: that train together in mode `owned`, `per_machine` of them on a machine; None: one process, as ever.
+    ranks: that train together in distributed.mode, `per_machine` of them on a machine; None: one process, as ever.
     """
     peak, of_what = (peak_flops, "--peak-flops") if peak_flops is not None else _peak(config)
-    owned = None if ranks is None else OwnedPlan(config, ranks)
+    owned = None if ranks is None else plan_of(config, ranks)
     all_flops = peak if peak is None or owned is None else peak * owned.speed_up
     plan = make_plan(config, tokens=tokens, utilisation=utilisation, peak_flops=all_flops)
     destination = destination_of(config.model)
@@ -85,6 +86,15 @@ def show_plan(
             "peak_of": of_what,
         }
     )
+
+
+def plan_of(config: Config, ranks: int) -> OwnedPlan:
+    """That of distributed.mode."""
+    if not is_cut(config, ranks):
+        return OwnedPlan(config, ranks)
+    from nanochat_cli.diagnose.plan.sharded_ranks import ShardedPlan  # FSDP2 takes a while to import
+
+    return ShardedPlan(config, ranks)
 
 
 def _show_exchange(reporter: Reporter, links: Sequence[Link], computing: float | None) -> None:

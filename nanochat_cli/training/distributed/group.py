@@ -50,7 +50,7 @@ class Group:
     def add(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks, in place. Exact in any order where only one rank has a number that is not 0."""
         if self._store is not None:
-            with self._contact():
+            with self.contact():
                 dist.all_reduce(tensor)
         return tensor
 
@@ -63,14 +63,21 @@ class Group:
         if self._store is None:
             return parts
         received = parts[0].new_empty(sum(sizes))
-        with self._contact():
+        with self.contact():
             dist.all_to_all_single(received, torch.cat(list(parts)), [*sizes], [len(part) for part in parts])
         return received.split([*sizes])
+
+    def transpose(self, tensor: Tensor) -> Tensor:
+        """Send the r-th part of [ranks, …] to rank r; returns the parts that all ranks sent here, in their order."""
+        received = torch.empty_like(tensor)
+        with self.contact():
+            dist.all_to_all_single(received, tensor)
+        return received
 
     def gather(self, buffers: Sequence[Tensor]) -> None:
         """Fill the r-th buffer with that of rank r: an all-gather of unequal sizes."""
         if self._store is not None:
-            with self._contact():
+            with self.contact():
                 for work in [dist.broadcast(buffer, source, async_op=True) for source, buffer in enumerate(buffers)]:
                     if work is not None:
                         work.wait()
@@ -78,7 +85,7 @@ class Group:
     def send(self, tensor: Tensor, source: int) -> None:
         """Copy rank `source`'s tensor to all."""
         if self._store is not None:
-            with self._contact():
+            with self.contact():
                 dist.broadcast(tensor, source)
 
     def share(self, value: Any = None) -> Any:
@@ -103,7 +110,7 @@ class Group:
             return []
         keys = [f"collected/{call}/{rank}" for rank in range(1, self.size)]
         found = [value, *map(self._taken, keys)]
-        with self._contact():
+        with self.contact():
             for key in (*self._read, *keys):  # whoever has come here has read what was shared before
                 self._store.delete_key(key)
         self._read.clear()
@@ -111,13 +118,13 @@ class Group:
 
     def _put(self, key: str, value: Any) -> None:
         assert self._store is not None
-        with self._contact():
+        with self.contact():
             self._store.set(key, json.dumps(value))
 
     def _taken(self, key: str) -> Any:
         assert self._store is not None
         pause = 1e-3
-        with self._contact():
+        with self.contact():
             while not self._store.check([key]):
                 time.sleep(pause)  # and not inside the store, where no signal arrives
                 pause = min(2 * pause, LONGEST_PAUSE)
@@ -145,7 +152,8 @@ class Group:
             self.share()
 
     @contextmanager
-    def _contact(self) -> Iterator[None]:
+    def contact(self) -> Iterator[None]:
+        """Within, what a collective raises is that another rank has ended: DataError."""
         try:
             yield
         except torch.OutOfMemoryError:

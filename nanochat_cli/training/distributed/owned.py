@@ -30,6 +30,9 @@ class Owned:
     units: those of this rank, numbers of micro-batches of a step. rows: of the batch of a step.
     """
 
+    lockstep = False
+    """Ranks meet within every block: none may evaluate alone, and none starts a step again."""
+
     def __init__(
         self,
         group: Group,
@@ -39,13 +42,17 @@ class Owned:
     ) -> None:
         self.group, self._batch_size = group, train.batch_size
         self._n_units, self.rows = train.grad_accum, train.grad_accum * train.batch_size
-        self.units = units_of(group.rank, group.size, self._n_units)
+        self.units: Sequence[int] = units_of(group.rank, group.size, self._n_units)
         self.parameters = dict(parameters)
         self.layers = {f"{name}.weight": layer for name, layer in linears.items() if layer.quant.enabled}
         self.owner = owners({name: tuple(p.shape) for name, p in parameters.items()}, group.size)
         self.names = [[n for n in self.parameters if self.owner[n] == rank] for rank in range(group.size)]
         """Of the parameters of each rank, in the order of the model."""
-        self.weight_bytes = [sum(self._byte_count(name) for name in names) for names in self.names]
+        self.uncut = [name for name in self.parameters if not self.is_cut(name)]
+        """Those of which every rank computes the whole gradient, and holds the whole value or all codes."""
+        whole = frozenset(self.uncut)
+        self.whole = [[name for name in names if name in whole] for names in self.names]
+        self.weight_bytes = [sum(self._byte_count(name) for name in names) for names in self.whole]
         """What each rank sends to every other after a step."""
         self.stop_here: Callable[[], bool] = lambda: False
         self.stop = False
@@ -53,7 +60,7 @@ class Owned:
         self._has_others = True
         """Latents that are not owned are here too."""
         self._squares = torch.zeros(0)
-        self._sums: TreeSum[Gradients] = TreeSum(self._n_units, _add)
+        self._sums: TreeSum[Gradients] = TreeSum(self._n_units, add_all)
         self._metrics: dict[int, Mapping[str, Tensor]] = {}
 
     @property
@@ -61,30 +68,38 @@ class Owned:
         """Names of the parameters that this rank owns."""
         return self.names[self.group.rank]
 
+    def is_cut(self, name: str) -> bool:
+        """Whether a rank has some rows of it only."""
+        return False
+
     # -- gradients ---------------------------------------------------------------------------------------------
 
     def begin(self, counters: Sequence[Tensor]) -> None:
         """Before the first unit. counters: what the units add to, equal on all ranks."""
-        self._sums, self._metrics = TreeSum(self._n_units, _add), {}
+        self._sums, self._metrics = TreeSum(self._n_units, add_all), {}
         if not self.group.is_first:
             for counter in counters:
                 counter.zero_()
 
     def rows_of(self, unit: int) -> slice:
         """Of the rows that this rank reads."""
-        start = (unit - self.units.start) * self._batch_size
+        start = self.units.index(unit) * self._batch_size
         return slice(start, start + self._batch_size)
 
     def collect(self, unit: int, metrics: Mapping[str, Tensor]) -> None:
         """Take the gradients of a unit, and what it adds to each metric, 0-dim."""
+        self._sums.put(Node(0, unit), self._taken())
+        self._metrics[unit] = metrics
+
+    def _taken(self) -> Gradients:
+        """The whole gradients of a unit, which their parameters forget."""
         gradients = []
-        for parameter in self.parameters.values():
+        for parameter in map(self.parameters.__getitem__, self.uncut):
             gradient, parameter.grad = parameter.grad, None
             if gradient is None:
                 gradient = torch.zeros(parameter.shape, device=self.group.device)
             gradients.append(gradient.contiguous())  # as those are that have travelled
-        self._sums.put(Node(0, unit), gradients)
-        self._metrics[unit] = metrics
+        return gradients
 
     @torch.no_grad()
     def finish(self, counters: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -94,7 +109,7 @@ class Owned:
         """
         for name, gradient in self._to_owners().items():
             self.parameters[name].grad = gradient
-        names = list(self._metrics[self.units.start])
+        names = list(self._metrics[self.units[0]])
         units = torch.zeros(self._n_units, len(names), dtype=torch.float64, device=self.group.device)
         for unit, metrics in self._metrics.items():
             units[unit] = torch.stack([metrics[name].double() for name in names])
@@ -119,30 +134,37 @@ class Owned:
     def _to_owners(self) -> dict[str, Tensor]:
         """The whole gradients of this rank's parameters; forgets those of the units."""
         local, size = self._sums.nodes, self.group.size
-        self._sums = TreeSum(self._n_units, _add)
+        self._sums = TreeSum(self._n_units, add_all)
         if size == 1:
             ((_, gradients),) = local
             return dict(zip(self.parameters, gradients, strict=True))
-        place = {name: i for i, name in enumerate(self.parameters)}
-        parts = [
-            torch.cat([node[place[name]].reshape(-1) for _, node in local for name in names] or [self._nothing()])
-            for names in self.names
-        ]
+        parts = self._for_owners([gradients for _, gradients in local])
         del local
-        width = sum(self.parameters[name].numel() for name in self.mine)
+        width = self._numbers(self.whole[self.group.rank])
         nodes = [nodes_of(units_of(rank, size, self._n_units), self._n_units) for rank in range(size)]
         received = self.group.exchange(parts, [width * len(of_rank) for of_rank in nodes])
-        whole: TreeSum[Gradients] = TreeSum(self._n_units, _add)
+        whole: TreeSum[Gradients] = TreeSum(self._n_units, add_all)
         for of_rank, values in zip(nodes, received, strict=True):
             for node, value in zip(of_rank, values.view(len(of_rank), width), strict=True):
                 whole.put(node, [value])
         (total,) = whole.total
-        shapes = [self.parameters[name].shape for name in self.mine]
-        flat = total.split([shape.numel() for shape in shapes])
-        return {name: part.view(shape) for name, part, shape in zip(self.mine, flat, shapes, strict=True)}
+        return self._by_name(total, self.whole[self.group.rank])
 
-    def _nothing(self) -> Tensor:
-        return torch.zeros(0, device=self.group.device)
+    def _for_owners(self, sums: Sequence[Gradients]) -> list[Tensor]:
+        """What is sent to each rank: of each sum the gradients of its parameters, flat."""
+        place, nothing = {name: i for i, name in enumerate(self.uncut)}, torch.zeros(0, device=self.group.device)
+        return [
+            torch.cat([one[place[name]].reshape(-1) for one in sums for name in names] or [nothing])
+            for names in self.whole
+        ]
+
+    def _numbers(self, names: Sequence[str]) -> int:
+        return sum(self.parameters[name].numel() for name in names)
+
+    def _by_name(self, flat: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        shapes = [self.parameters[name].shape for name in names]
+        parts = flat.split([shape.numel() for shape in shapes])
+        return {name: part.view(shape) for name, part, shape in zip(names, parts, shapes, strict=True)}
 
     @torch.no_grad()
     def clip_grad_norm(self, max_norm: float) -> Tensor:
@@ -168,7 +190,7 @@ class Owned:
             requantize(self.layers.values())
             return
         sent = []
-        for name in self.mine:
+        for name in self.whole[self.group.rank]:
             ternary = None
             if (layer := self.layers.get(name)) is not None:
                 layer.hold(ternary := layer.ternary())
@@ -177,7 +199,7 @@ class Owned:
         if sent:
             torch.cat(sent, out=buffers[self.group.rank])
         self.group.gather(buffers)
-        for rank, (names, buffer) in enumerate(zip(self.names, buffers, strict=True)):
+        for rank, (names, buffer) in enumerate(zip(self.whole, buffers, strict=True)):
             if rank != self.group.rank:
                 for name, data in zip(names, buffer.split([self._byte_count(n) for n in names]), strict=True):
                     self._receive(name, data)
@@ -223,14 +245,17 @@ class Owned:
             elif isinstance(tree, Mapping):
                 prefix = "" if part == "model" else f"{part}."
                 share[part] = {
-                    key: value for key, value in tree.items() if self.owner.get(f"{prefix}{key}", 0) == self.group.rank
+                    key: self.parameters[name].detach() if (name := f"{prefix}{key}") in self.parameters else value
+                    for key, value in tree.items()
+                    if self.owner.get(f"{prefix}{key}", 0) == self.group.rank
                 }
             elif self.group.is_first:
                 share[part] = tree
         return share
 
 
-def _add(left: Gradients, right: Gradients) -> Gradients:
+def add_all(left: Gradients, right: Gradients) -> Gradients:
+    """The sums, in place of the first."""
     for one, other in zip(left, right, strict=True):
         one.add_(other)
     return left

@@ -35,8 +35,18 @@ def attempt() -> str:
 
 
 def is_owned(config: "Config") -> bool:
-    """Whether a run is computed in mode `owned`."""
-    return config.distributed.mode == "owned" or world_size() > 1
+    """Whether a run adds in the order of mode `owned`, which mode `fsdp` shares."""
+    return config.distributed.mode != "auto" or world_size() > 1
+
+
+def is_cut(config: "Config", ranks: int) -> bool:
+    """Whether ranks have rows of matrices only; one alone has all of them."""
+    return config.distributed.mode == "fsdp" and ranks > 1
+
+
+def turns_of(config: "Config", ranks: int) -> int:
+    """In how many turns a rank computes its units: in mode `fsdp` all ranks compute neighbouring ones, one each."""
+    return config.train.grad_accum // ranks if is_cut(config, ranks) else 1
 
 
 def units_of(rank: int, ranks: int, units: int) -> range:
@@ -44,9 +54,9 @@ def units_of(rank: int, ranks: int, units: int) -> range:
     return range(rank * units // ranks, (rank + 1) * units // ranks)
 
 
-def rows_of(rank: int, ranks: int, train: "TrainConfig") -> range:
-    """The rows of a step's batch that a rank computes."""
-    units = units_of(rank, ranks, train.grad_accum)
+def rows_of(rank: int, ranks: int, train: "TrainConfig", turns: int = 1) -> range:
+    """The rows of a step's batch that a rank computes, in the first of so many turns."""
+    units = units_of(rank, ranks, train.grad_accum // turns)
     return range(units.start * train.batch_size, units.stop * train.batch_size)
 
 
@@ -69,8 +79,31 @@ def require_shareable(config: "Config", ranks: int) -> None:
         "fire.trigger = dormant": config.fire.enabled and config.fire.trigger == "dormant",
     }
     for setting, is_on in refused.items():
-        if is_on and (ranks > 1 or config.distributed.mode == "owned"):
+        if is_on and (ranks > 1 or config.distributed.mode != "auto"):
             raise ConfigError(f"{setting}: not with several ranks (distributed.mode = owned) yet; train in one process")
+    if config.distributed.mode == "fsdp":
+        _require_cuttable(config, ranks)
+
+
+def _require_cuttable(config: "Config", ranks: int) -> None:
+    """Raise ConfigError for what mode `fsdp` lacks or cannot cut into rows, where ranks would wait for each other."""
+    model, units = config.model, config.train.grad_accum
+    widths = {"model.dim": model.dim, "model.ffn_dim": model.resolved_ffn_dim}
+    refused = {
+        "model.quant.enabled = false: cuts ternary matrices only": not model.quant.enabled,
+        "fire.enabled = true: no rank has all latents": config.fire.enabled,
+        "train.compile = on: runs eagerly": config.train.compile == "on",
+        f"{ranks} ranks: adds in pairs, and needs a power of two of them": bool(ranks & (ranks - 1)),
+        f"train.grad_accum = {units}: all {ranks} ranks compute a micro-batch at a time": bool(units % ranks),
+        **{
+            f"{name} = {width}: so many rows are not {ranks} equal parts": width % ranks > 0
+            for name, width in widths.items()
+        },
+    }
+    for reason, is_so in refused.items():
+        if is_so:
+            setting, _, why = reason.partition(": ")
+            raise ConfigError(f"{setting}: not with distributed.mode = fsdp ({why}); change it, or use mode owned")
 
 
 def speaks(exit_code: int) -> bool:

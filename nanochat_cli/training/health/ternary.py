@@ -116,7 +116,8 @@ class TernaryHealth(Part):
         return {"telemetry": self.telemetry.state_dict()}
 
     def restore(self, tensors: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-        self.telemetry.load_state_dict(tensors["telemetry"], self.setup.device)
+        if "telemetry" in tensors:  # mode fsdp measures none
+            self.telemetry.load_state_dict(tensors["telemetry"], self.setup.device)
 
 
 def margins(latent: Tensor, scales: Tensor) -> Tensor:

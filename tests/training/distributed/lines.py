@@ -15,7 +15,10 @@ from unittest import mock
 from nanochat_cli.cli.app import main
 from nanochat_cli.training.distributed.ranks import LAUNCHED, rank
 
-HEAVY = ("nanochat_cli.training.trainer", "nanochat_cli.training.summary", "nanochat_cli.data.prepare")
+HEAVY = (
+    *("nanochat_cli.training.trainer", "nanochat_cli.training.summary", "nanochat_cli.data.prepare"),
+    "nanochat_cli.training.distributed.sharded",
+)
 
 
 def run(line: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""Mode `owned` computes the same bits on any number of ranks: real processes over gloo, and what they have saved."""
+"""Both modes compute the same bits on any number of ranks: real processes over gloo, and what they have saved."""
 
 from pathlib import Path
 
@@ -32,6 +32,12 @@ CASES = {
     "loader": "loader.enabled=true loader.workers=1 loader.prefetch=2",
     "bigram-start": "bigram_init.steps=5",
 }
+FSDP = "distributed.mode=fsdp"
+OF_FSDP = {name: f"{FSDP} {settings}" for name, settings in CASES.items() if name not in ("float", "fire")} | {
+    "tensor": f"{FSDP} model.quant.scale=tensor",
+    "checkpointing": f"{FSDP} train.gradient_checkpointing=true",
+    "int8-forward": f"{FSDP} train.forward=int8",
+}
 
 
 def compare(folder: Path, names: list[str], counts: tuple[int, ...]) -> None:
@@ -46,8 +52,13 @@ def compare(folder: Path, names: list[str], counts: tuple[int, ...]) -> None:
 
 def test_two_ranks_save_and_log_what_one_does(folder):
     settings = f"{CASES['mtp']} {CASES['fire']} {CASES['muon-int8']}"
-    assert ended(start_two(folder, [line("a-2", settings), ["alone", *line("a-1", settings)]])) == ""
+    by_rows = line("b-2", f"{FSDP} train.total_steps=2"), ["alone", *line("b-1", "train.total_steps=2")]
+    assert ended(start_two(folder, [line("a-2", settings), ["alone", *line("a-1", settings)], *by_rows])) == ""
     compare(folder, ["a"], (1, 2))
+    fsdp, owned = (contents(folder / "runs" / name) for name in ("b-2", "b-1"))
+    assert fsdp == {part: owned[part] for part in fsdp}
+    assert fsdp.keys() >= {"model", "optimizer"}
+    assert measured(folder / "runs/b-2") == measured(folder / "runs/b-1")
     written = sorted(file.name for file in latest(folder / "runs" / "a-2").glob("model*"))
     assert written == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     assert (latest(folder / "runs" / "a-1") / "model.safetensors").is_file()
@@ -63,6 +74,31 @@ def test_every_optimizer_and_method_gives_the_same_bits(folder, count):
     for process in processes:
         ended(process)
     compare(folder, list(CASES), (1, count))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_mode_fsdp_gives_the_bits_of_one_process(folder, count):
+    processes = [
+        start(folder, ranks, [line(f"{name}-{ranks}", settings) for name, settings in OF_FSDP.items()])
+        for ranks in (1, count)
+    ]
+    for process in processes:
+        ended(process)
+    compare(folder, list(OF_FSDP), (1, count))
+
+
+@pytest.mark.slow
+def test_modes_and_numbers_of_ranks_may_change_at_a_resume(folder):
+    ended(start(folder, 1, [line("run-1", "train.total_steps=8")]))
+    run = folder / "runs" / "run-4"
+    ended(start(folder, 4, [line("run-4", f"{FSDP} train.total_steps=2")]))
+    for ranks, steps, mode in ((2, 4, "owned"), (2, 6, "fsdp"), (1, 8, "owned")):
+        ended(start(folder, ranks, [resumed("run-4", f"train.total_steps={steps} distributed.mode={mode}")]))
+    whole, found = contents(folder / "runs" / "run-1"), contents(run)
+    assert [found[part] for part in ("model", "optimizer", "random")] == [
+        whole[part] for part in ("model", "optimizer", "random")
+    ]
 
 
 @pytest.mark.slow

@@ -29,9 +29,9 @@ def workers(launcher: int) -> dict[int, int]:
     return found
 
 
-def begun(folder: Path) -> "subprocess.Popen[str]":
+def begun(folder: Path, settings: str = "") -> "subprocess.Popen[str]":
     """A run of two ranks that has logged ten steps and saved."""
-    arguments = [word for word in line("run", LONG) if word != "--quiet"]
+    arguments = [word for word in line("run", f"{LONG} {settings}") if word != "--quiet"]
     process = nanochat(folder, 2, arguments)
     assert process.stderr is not None
     for text in process.stderr:
@@ -56,8 +56,9 @@ def continued(folder: Path, settings: str) -> int:
     return process.returncode
 
 
-def test_a_killed_rank_ends_all_within_a_minute_and_the_last_checkpoint_goes_on(folder):
-    process = begun(folder)
+@pytest.mark.parametrize("mode", ["owned", "fsdp"])
+def test_a_killed_rank_ends_all_within_a_minute_and_the_last_checkpoint_goes_on(folder, mode):
+    process = begun(folder, f"distributed.mode={mode}")
     os.kill(workers(process.pid)[1], signal.SIGKILL)
     killed = time.monotonic()
     said = errors(process)

@@ -10,7 +10,14 @@ from nanochat_cli.errors import DataError
 from nanochat_cli.model.bitlinear import BitLinear
 from nanochat_cli.training.distributed.group import Group
 from nanochat_cli.training.distributed.owned import Owned
-from nanochat_cli.training.distributed.weight_bytes import byte_count, from_bytes, to_bytes
+from nanochat_cli.training.distributed.weight_bytes import (
+    byte_count,
+    from_bytes,
+    from_rows,
+    row_bytes,
+    to_bytes,
+    to_rows,
+)
 from nanochat_kernels import ternarize
 from tests.training.distributed.threads import Thread, on_ranks
 
@@ -157,6 +164,27 @@ def test_bytes_of_a_layer_give_back_its_codes_and_scales(scale, shape):
     assert torch.equal(back.codes, ternary.codes)
     assert torch.equal(back.scales, ternary.scales)
     assert back.granularity == ternary.granularity
+
+
+@pytest.mark.parametrize("scale", ["row", "tensor", 64])
+@pytest.mark.parametrize("shape", [(4, 64), (128, 192), (2, 128)])
+def test_a_layer_computes_with_rows_that_came_apart_what_it_did(scale, shape):
+    layer, other = (BitLinear(shape[1], shape[0], QuantConfig(scale=scale)) for _ in range(2))
+    nn.init.normal_(layer.weight, generator=torch.Generator().manual_seed(1))
+    layer.requantize()
+    rows = to_rows(layer.ternary(), layer)
+    assert rows.shape == (shape[0], row_bytes(layer))
+    assert rows.shape[1] == shape[1] / 4 + 2 * (shape[1] // 64 if scale == 64 else 1)
+    other.hold(from_rows(torch.cat(rows.chunk(2)), other))
+    assert torch.equal(other.operand, layer.operand)
+    assert torch.equal(other.scales, layer.scales)
+
+
+def test_codes_of_a_width_that_four_does_not_divide_are_packed_too():
+    layer = BitLinear(7, 3, QuantConfig())
+    nn.init.normal_(layer.weight, generator=torch.Generator().manual_seed(1))
+    ternary = layer.ternary()
+    assert torch.equal(from_rows(to_rows(ternary, layer), layer).codes, ternary.codes)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

@@ -8,7 +8,15 @@ import pytest
 from nanochat_cli.cli.app import main
 from nanochat_cli.config.schema import Config
 from nanochat_cli.errors import ConfigError
-from nanochat_cli.training.distributed.ranks import LAUNCHED, is_owned, rank, require_shareable, world_size
+from nanochat_cli.training.distributed.ranks import (
+    LAUNCHED,
+    is_owned,
+    rank,
+    require_shareable,
+    rows_of,
+    turns_of,
+    world_size,
+)
 
 REFUSED = {
     "optim.galore.unbiased": {"optim": {"galore": {"enabled": True, "unbiased": True}}},
@@ -16,6 +24,15 @@ REFUSED = {
     "model.quant.start or model.quant.ramp": {"model": {"quant": {"start": 0.2}}},
     "distill.teacher": {"distill": {"teacher": "runs/teacher"}},
     "fire.trigger = dormant": {"fire": {"enabled": True, "trigger": "dormant"}},
+}
+
+UNCUT = {
+    "model.quant.enabled = false": {"model": {"quant": {"enabled": False}}},
+    "fire.enabled = true": {"fire": {"enabled": True, "steps": [2]}},
+    "train.compile = on": {"train": {"grad_accum": 4, "compile": "on"}},
+    "train.grad_accum = 5": {"train": {"grad_accum": 5}},
+    "model.dim = 126": {"model": {"dim": 126, "n_heads": 3, "n_kv_heads": 3, "head_dim": 42}},
+    "model.ffn_dim = 254": {"model": {"ffn_dim": 254}},
 }
 
 
@@ -57,6 +74,34 @@ def test_what_ranks_do_not_share_yet_is_refused_in_mode_owned_only(key):
         require_shareable(config(REFUSED[key]), 2)
     with pytest.raises(ConfigError, match=key):  # where any number of ranks is to compute the same
         require_shareable(config(REFUSED[key] | {"distributed": {"mode": "owned"}}), 1)
+
+
+@pytest.mark.parametrize("key", UNCUT)
+def test_what_cannot_be_cut_into_rows_is_refused_by_its_name(key):
+    fsdp = UNCUT[key] | {"distributed": {"mode": "fsdp"}}
+    with pytest.raises(ConfigError, match=rf"^{key}: not with distributed\.mode = fsdp \("):
+        require_shareable(config(fsdp), 4)
+    require_shareable(config(UNCUT[key]), 4)
+
+
+def test_mode_fsdp_takes_a_power_of_two_of_ranks():
+    fsdp: dict[str, object] = {"distributed": {"mode": "fsdp"}}
+    for ranks in (1, 2, 4, 8):
+        require_shareable(config(fsdp, grad_accum=24), ranks)
+    with pytest.raises(ConfigError, match=r"^3 ranks: not with distributed"):
+        require_shareable(config(fsdp, grad_accum=24), 3)
+
+
+@pytest.mark.parametrize("mode", ["owned", "fsdp"])
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_each_row_of_a_step_is_read_once_and_at_one_time_neighbouring_units_are(mode, ranks):
+    train = {"train": {"grad_accum": 8, "batch_size": 3}}
+    shared = Config.model_validate(train | {"distributed": {"mode": mode}})
+    turns = turns_of(shared, ranks)
+    assert turns == (8 // ranks if mode == "fsdp" and ranks > 1 else 1)
+    of_turns = [[*(row for one in range(ranks) for row in rows_of(one, ranks, shared.train, turns))]] * turns
+    stride = 24 // turns
+    assert [row + turn * stride for turn, rows in enumerate(of_turns) for row in rows] == list(range(24))
 
 
 def test_a_named_gpu_is_not_shared():
