@@ -146,12 +146,12 @@ def build_optimizer(
     model: Transformer,
     config: OptimConfig,
     beside: Mapping[str, nn.Module] | None = None,
-    only: Collection[str] | None = None,
+    stepped: Mapping[str, nn.Parameter] | None = None,
 ) -> Optimizers:
     """Assign every trained parameter to exactly one group.
 
-    beside: what is trained beside the model, by the prefix of its parameters' names. only: names of the parameters that
-    this process steps; None: all. What happens to a parameter does not depend on which others there are.
+    beside: what is trained beside the model, by the prefix of its parameters' names. stepped: the parameters, or rows
+    of them, that this process steps; None: all. What happens to a parameter does not depend on which others there are.
     """
     matrices = {f"{name}.weight" for name, _ in model.linears()}
     experts = {f"{name}.weight": m.experts for name, m in model.named_modules() if isinstance(m, ExpertLinear)}
@@ -159,9 +159,7 @@ def build_optimizer(
         matrices |= {f"{prefix}.{name}.weight" for name, m in module.named_modules() if isinstance(m, BitLinear)}
     named = trained_parameters(model, beside or {})
     members: dict[str, list[tuple[str, nn.Parameter]]] = {"matrix": [], "embedding": [], "head": [], "scalar": []}
-    for name, parameter in named.items():
-        if only is not None and name not in only:
-            continue
+    for name, parameter in (named if stepped is None else stepped).items():
         kind = "matrix" if name in matrices else name.split(".")[0]
         members[kind if kind in members else "scalar"].append((name, parameter))
     rates = {
@@ -176,7 +174,7 @@ def build_optimizer(
             optimizer, factor = _optimizer(kind, parameters, config, experts)
             names = [name for name, _ in parameters]
             groups.append(Group(kind, optimizer, rates[kind] * factor, optimizer.weight_decay, names))
-    return Optimizers(groups, list(named.values()), config)
+    return Optimizers(groups, [*named.values(), *(stepped or {}).values()], config)
 
 
 def build_matrix_optimizer(

@@ -82,7 +82,7 @@ def build_state(
     state = TrainState(
         model=model,
         linears=linears,
-        optimizers=build_optimizer(model, config.optim, setup.beside, None if owned is None else owned.mine),
+        optimizers=build_optimizer(model, config.optim, setup.beside, None if owned is None else owned.stepped),
         skip_policy=SkipPolicy(train.spike_factor, train.max_skipped_steps),
         progress=progress,
         score=setup.score,

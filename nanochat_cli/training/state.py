@@ -109,6 +109,7 @@ class TrainState:
         self.model.requantize()
         for part in self.parts:
             part.restore(tensors, values)
-        self.optimizers.load_state_dict(tensors["optimizer"])
+        states = tensors["optimizer"]
+        self.optimizers.load_state_dict(states if self.owned is None else self.owned.own_state(states))
         self.skip_policy.load_state_dict(values["skip_policy"])
         checkpoints.restore_rng_state(tensors["random"])

@@ -110,7 +110,7 @@ class OwnedPlan:
         group.size = ranks
         parameters = trained_parameters(self._model, self._beside)
         self._owned = divide(config, group, parameters, linears_of(self._model, self._beside), self._model)
-        self.numbers = [sum(parameters[name].numel() for name in names) for names in self._owned.names]
+        self.numbers = [sum(self._owned.parameters[n].numel() for n in names) for names in self._owned.names]
         self.weights = self._owned.weight_bytes
         self.units = [units_of(rank, ranks, units) for rank in range(ranks)]
         self.sums = [len(nodes_of(run, units)) for run in self.units]
@@ -121,14 +121,15 @@ class OwnedPlan:
 
     def memory_of(self, rank: int, whole: Memory) -> RankMemory:
         owned, optim, all_numbers = self._owned, self.config.optim, sum(self.numbers)
-        ternary = [owned.layers[name] for name in owned.names[rank] if name in owned.layers]
+        of_rank = {name: owned.parameters[name] for name in owned.names[rank]}
+        ternary = [owned.layers[name] for name in of_rank if name in owned.layers]
         elsewhere = sum(layer.weight.numel() for name, layer in owned.layers.items() if owned.owner[name] != rank)
         buffers = MUON_COPIES * 4 * largest_stack(ternary) if optim.matrix == "muon" else 0
         travelling = 2 * self.sums[rank] * all_numbers + self.numbers[rank] * sum(self.sums)
         return RankMemory(
             latents=4 * (all_numbers - elsewhere),
             quantised=whole.quantised,
-            optimizer=build_optimizer(self._model, optim, self._beside, owned.names[rank]).state_bytes(),
+            optimizer=build_optimizer(self._model, optim, self._beside, of_rank).state_bytes(),
             earlier_gradients=4 * all_numbers * self._most_sums(rank),
             gradients=4 * all_numbers,
             activations=whole.activations,

@@ -17,6 +17,7 @@ from nanochat_cli.config.sections.train import TrainConfig
 from nanochat_cli.model.bitlinear import BitLinear, requantize
 from nanochat_cli.training.distributed.group import Group
 from nanochat_cli.training.distributed.ownership import owners
+from nanochat_cli.training.distributed.pieces import Pieces
 from nanochat_cli.training.distributed.ranks import units_of
 from nanochat_cli.training.distributed.tree import Node, TreeSum, nodes_of
 from nanochat_cli.training.distributed.weight_bytes import byte_count, from_bytes, to_bytes
@@ -43,9 +44,11 @@ class Owned:
         self.group, self._batch_size = group, train.batch_size
         self._n_units, self.rows = train.grad_accum, train.grad_accum * train.batch_size
         self.units: Sequence[int] = units_of(group.rank, group.size, self._n_units)
-        self.parameters = dict(parameters)
+        self._pieces = Pieces(parameters)
+        self.parameters = self._pieces.parameters
         self.layers = {f"{name}.weight": layer for name, layer in linears.items() if layer.quant.enabled}
-        self.owner = owners({name: tuple(p.shape) for name, p in parameters.items()}, group.size)
+        self.owner = owners({name: tuple(p.shape) for name, p in self.parameters.items()}, group.size)
+        self._writer = self.owner | self._pieces.writers(self.owner)
         self.names = [[n for n in self.parameters if self.owner[n] == rank] for rank in range(group.size)]
         """Of the parameters of each rank, in the order of the model."""
         self.uncut = [name for name in self.parameters if not self.is_cut(name)]
@@ -67,6 +70,11 @@ class Owned:
     def mine(self) -> Sequence[str]:
         """Names of the parameters that this rank owns."""
         return self.names[self.group.rank]
+
+    @property
+    def stepped(self) -> dict[str, nn.Parameter]:
+        """The parameters that this rank owns."""
+        return {name: self.parameters[name] for name in self.mine}
 
     def is_cut(self, name: str) -> bool:
         """Whether a rank has some rows of it only."""
@@ -93,6 +101,7 @@ class Owned:
 
     def _taken(self) -> Gradients:
         """The whole gradients of a unit, which their parameters forget."""
+        self._pieces.take_gradients()
         gradients = []
         for parameter in map(self.parameters.__getitem__, self.uncut):
             gradient, parameter.grad = parameter.grad, None
@@ -241,17 +250,21 @@ class Owned:
         share: dict[str, Any] = {}
         for part, tree in tensors.items():
             if part == "optimizer":
-                share[part] = tree
+                share[part] = self._pieces.joined(tree, self.owner, self.group)
             elif isinstance(tree, Mapping):
                 prefix = "" if part == "model" else f"{part}."
                 share[part] = {
                     key: self.parameters[name].detach() if (name := f"{prefix}{key}") in self.parameters else value
                     for key, value in tree.items()
-                    if self.owner.get(f"{prefix}{key}", 0) == self.group.rank
+                    if self._writer.get(f"{prefix}{key}", 0) == self.group.rank
                 }
             elif self.group.is_first:
                 share[part] = tree
         return share
+
+    def own_state(self, states: Mapping[str, Any]) -> dict[str, Any]:
+        """The optimizer's part of a checkpoint, by the names of the parameters here."""
+        return self._pieces.divided(states)
 
 
 def add_all(left: Gradients, right: Gradients) -> Gradients:
