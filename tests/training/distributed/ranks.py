@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from safetensors.numpy import load_file
@@ -48,9 +49,10 @@ def start(folder: Path, ranks: int, lines: Sequence[Sequence[str]]) -> "subproce
 def start_two(folder: Path, lines: Sequence[Sequence[str]]) -> "subprocess.Popen[str]":
     """Begin the lines as two ranks without a launcher, which would take as long to start as they do."""
     (folder / "lines.json").write_text(json.dumps(lines))
-    with socket.create_server(("localhost", 0)) as server:
-        port = server.getsockname()[1]
-    return python(folder, "-m", LINES, "lines.json", str(port))
+    with ExitStack() as open_now:
+        servers = [open_now.enter_context(socket.create_server(("localhost", 0))) for _ in lines]
+        ports = [str(server.getsockname()[1]) for server in servers]
+    return python(folder, "-m", LINES, "lines.json", *ports)
 
 
 def nanochat(folder: Path, ranks: int, arguments: Sequence[str]) -> "subprocess.Popen[str]":
