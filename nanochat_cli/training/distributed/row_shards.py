@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter
@@ -73,7 +74,7 @@ class Unheld(torch.Tensor):
         buffers = held_by(layer)
         if out is None:
             resize(buffers, whole=True)
-        with torch.autograd._unsafe_preserve_version_counter(buffers):  # as FSDP does: the backward pass sees no change
+        with _unsafe_preserve_version_counter(buffers):  # as FSDP does: the backward pass sees no change
             layer.hold(from_rows(rows, layer))
         shape = torch.empty(len(rows), layer.in_features, device="meta")
         return (Unheld(shape, self.shard), buffers) if out is None else None
