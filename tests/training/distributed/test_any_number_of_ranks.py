@@ -31,6 +31,7 @@ CASES = {
     "hybrid-mhc": "model.deltanet.pattern=DA model.mhc.streams=2",
     "loader": "loader.enabled=true loader.workers=1 loader.prefetch=2",
     "bigram-start": "bigram_init.steps=5",
+    "pieces": "model.vocab_size=16384 optim.eight_bit=true optim.eight_bit_other=true",
 }
 FSDP = "distributed.mode=fsdp"
 OF_FSDP = {name: f"{FSDP} {settings}" for name, settings in CASES.items() if name not in ("float", "fire")} | {
@@ -90,15 +91,15 @@ def test_mode_fsdp_gives_the_bits_of_one_process(folder, count):
 
 @pytest.mark.slow
 def test_modes_and_numbers_of_ranks_may_change_at_a_resume(folder):
-    ended(start(folder, 1, [line("run-1", "train.total_steps=8")]))
-    run = folder / "runs" / "run-4"
-    ended(start(folder, 4, [line("run-4", f"{FSDP} train.total_steps=2")]))
-    for ranks, steps, mode in ((2, 4, "owned"), (2, 6, "fsdp"), (1, 8, "owned")):
-        ended(start(folder, ranks, [resumed("run-4", f"train.total_steps={steps} distributed.mode={mode}")]))
-    whole, found = contents(folder / "runs" / "run-1"), contents(run)
-    assert [found[part] for part in ("model", "optimizer", "random")] == [
-        whole[part] for part in ("model", "optimizer", "random")
-    ]
+    ended(start(folder, 1, [line("run-1", "train.total_steps=6")]))
+    ended(start(folder, 4, [line("run-4", f"{FSDP} train.total_steps=6 checkpoint.keep_last=9")]))
+    run, parts = folder / "runs" / "run-4", ("model", "optimizer", "random")
+    whole = contents(folder / "runs" / "run-1")
+    for step, ranks, mode in ((2, 2, "owned"), (4, 2, "fsdp"), (4, 1, "owned")):
+        (run / "checkpoints" / "latest").write_text(f"step-{step:06d}\n")
+        ended(start(folder, ranks, [resumed("run-4", f"distributed.mode={mode}")]))
+        found = contents(run)
+        assert [found[part] for part in parts] == [whole[part] for part in parts], f"{mode} on {ranks} ranks"
 
 
 @pytest.mark.slow
