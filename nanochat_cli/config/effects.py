@@ -82,6 +82,7 @@ RULES: tuple[Need | Rule, ...] = (
         (None,),
     ),
     Need("data.source", "data.sources", ((),)),
+    Need("data.glob data.text_field", "data.chat", (False,)),
     Need("data.gitignore data.max_file_bytes data.generated data.secrets data.functions", "data.path", (None,)),
     Need("data.dedup data.contamination data.val_fraction data.workers tokenizer.*", "data.path", (None,)),
     Need("tokenizer.pre tokenizer.max_token_length tokenizer.train_bytes", "tokenizer.path", (None,)),

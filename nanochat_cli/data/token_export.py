@@ -26,8 +26,12 @@ def export_tokens(reader: ShardReader, form: TokenFormat, out: Path) -> list[Pat
     """Write both sides and the tokenizer into the folder `out`, which is new or empty; returns the files of tokens.
 
     If it fails, nothing of it stays. Raises ConfigError if `out` is not empty or the format cannot hold the ids,
-    DataError if it cannot be written.
+    DataError if it cannot be written, and for conversations.
     """
+    if reader.manifest.chat is not None:
+        raise DataError(
+            f"{reader.folder}: holds conversations; token files cannot say which of their tokens are trained"
+        )
     vocab_size = reader.tokenizer.vocab_size
     if form == "nanogpt" and vocab_size > 1 << 16:
         raise ConfigError(f"{reader.folder}: nanoGPT files hold ids of 16 bits, but the tokenizer has {vocab_size}")

@@ -93,7 +93,8 @@ def initial_template(named: Path, data: "ShardReader") -> str | None:
     if not _same_tokens(tokenizer, data.tokenizer):
         raise DataError(
             f"train.init = {named} has another tokenizer than {data.folder}, whose tokens would mean something else to "
-            "it; prepare the data again with its tokenizer: nanochat tokenize --tokenizer RUN"
+            "it; prepare the data again with its tokenizer: nanochat tokenize --tokenizer RUN (a model from elsewhere "
+            "becomes a run with nanochat import)"
         )
     return template
 

@@ -57,6 +57,8 @@ class ChatData(ShardData):
             f"{len(found):,} conversations in {len(rows):,} rows of {self._seq_len} tokens, "
             f"{packing.filled:.1%} filled; an epoch is {per_epoch:.1f} steps{epochs}"
         )
+        if self._config.train.init is None:
+            reporter.warn("train.init is not set: the model begins from random weights, and knows nothing but answers")
         if found.cut or found.left_out:
             reporter.warn(
                 f"longer than train.seq_len = {self._seq_len}: {found.cut} conversations lose their end, and "

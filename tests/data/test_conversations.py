@@ -15,6 +15,7 @@ from nanochat_cli.data.chat import ROLES, Turn, chat_tokens, render
 from nanochat_cli.data.conversations import conversation_of, from_bytes, to_bytes
 from nanochat_cli.data.manifest import SPLITS, Split
 from nanochat_cli.data.shards import ShardReader
+from nanochat_cli.data.token_export import export_tokens
 from nanochat_cli.errors import DataError
 from tests.data.chat_sets import chat_set, messages, text_set, write_records
 
@@ -149,6 +150,7 @@ REFUSED = [
     (["--source", "text", "--chat", "--tokenizer", "base"], 3, "conversations are read from a file of records"),
     (["--source", "plain.txt", "--chat", "--tokenizer", "base"], 3, "plain.txt: not a file of records"),
     (["--source", "chat.jsonl", "--chat", "--functions", "--tokenizer", "base"], 2, "functions = false"),
+    (["--source", "chat.jsonl", "--chat", "--set", "data.generated=remove"], 2, 'generated = "keep"'),
     (["--source", "broken.jsonl", "--chat", "--tokenizer", "base"], 3, "broken.jsonl:1: not JSON"),
     (["--source", "chat.jsonl", "--chat", "--tokenizer", "missing"], 3, "missing: no such file"),
 ]
@@ -185,3 +187,9 @@ def test_the_stop_token_ends_every_conversation_and_is_nowhere_else(tmp_path: Pa
     stop = chat_tokens(reader.tokenizer).stop
     for split in SPLITS:
         assert all(tokens.index(stop) == len(tokens) - 1 for tokens, _ in documents(reader, split))
+
+
+def test_token_files_cannot_hold_the_mask(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot say which of their tokens are trained"):
+        export_tokens(chat_set(tmp_path, messages(20)), "nanotron", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -18,6 +18,7 @@ from nanochat_cli.data.loader import source_spec
 from nanochat_cli.data.prepare import prepare_dataset
 from nanochat_cli.data.shards import ShardReader
 from nanochat_cli.errors import ConfigError, DataError, NanochatError
+from nanochat_cli.formats.gguf.file import GGUFFile
 from nanochat_cli.formats.open import open_run
 from nanochat_cli.formats.run import checkpoints
 from nanochat_cli.formats.run.origin import read_chat_template
@@ -308,6 +309,7 @@ def test_conversations_that_do_not_fit_are_counted(
     said = capsys.readouterr().err
     assert "filled; an epoch is" in said
     assert "conversations lose their end" in said
+    assert "begins from random weights" in said
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
@@ -342,6 +344,8 @@ def test_from_a_base_run_to_an_exported_chat_model(
     assert main(["eval", "tuned"]) == 0
     assert main(["eval", "tuned", "--suite", "bpb", "--json", "bpb.json"]) == 0
     assert main(["train", "--resume", "tuned", "--set", "train.total_steps=4"]) == 0
+    assert main(["export", "tuned", "--gguf", "--out", "tuned.gguf", "--no-verify"]) == 0
+    assert GGUFFile(Path("tuned.gguf")).fields["tokenizer.chat_template"] == CHATML
 
 
 def test_a_data_set_in_other_tokens_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Training begins with the weights of another model, and nothing else of it."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,8 @@ from nanochat_cli.errors import DataError
 from nanochat_cli.formats.gguf.write import export_gguf
 from nanochat_cli.formats.huggingface.tensors import stored_values
 from nanochat_cli.formats.huggingface.write import write_folder
-from nanochat_cli.formats.initial import initial_shape, initial_weights
+from nanochat_cli.formats.initial import initial_shape, initial_template, initial_weights
+from nanochat_cli.formats.run.origin import CHAT_TEMPLATE_FILE
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.training.initial_weights import load_initial_weights
 from tests.evaluation.saved_runs import save_run
@@ -58,6 +61,17 @@ def test_the_shape_of_the_model_takes_the_place_of_the_presets(tmp_path: Path, p
     config = resolve_config(["quickstart", "sft"], overrides=chosen, shape_of=initial_shape)
     assert (config.model.quant.enabled, config.model.max_seq_len) == (True, 32)
     assert config.model.dim == saved.config.dim
+
+
+@pytest.mark.parametrize("place", ["run", "run/checkpoints/step-000001", "model.gguf", "folder"])
+def test_tokens_are_compared_and_a_template_comes_along(tmp_path: Path, place: str) -> None:
+    _, tokenizer = saved_everywhere(tmp_path)
+    (tmp_path / "run" / CHAT_TEMPLATE_FILE).write_text("a template")
+    data: Any = SimpleNamespace(folder=tmp_path / "data", tokenizer=tokenizer)
+    assert initial_template(tmp_path / place, data) == "a template"
+    data.tokenizer = Tokenizer.train(["other words"], tokenizer.vocab_size)
+    with pytest.raises(DataError, match=r"has another tokenizer than .*data, whose tokens would mean something else"):
+        initial_template(tmp_path / place, data)
 
 
 @pytest.mark.parametrize(

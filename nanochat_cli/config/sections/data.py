@@ -67,6 +67,8 @@ class DataConfig(Section):
             "functions = false": self.functions,
             'secrets other than "mask"': self.secrets == "mask",
             'format = "auto"': self.format != "auto",
+            'generated = "keep"': self.generated == "remove",
+            "max_file_bytes = none": self.max_file_bytes is not None,
         }
         if self.chat and (wrong := [name for name, is_on in others.items() if is_on]):
             raise ValueError(f"chat = true reads conversations from one source; it needs {', '.join(wrong)}")

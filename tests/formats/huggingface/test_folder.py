@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nanochat_cli.config.schema import ExportConfig, ModelConfig
+from nanochat_cli.data.chat import CHATML, Turn, prompt_ids
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import ConfigError, DataError, ValidationFailure
 from nanochat_cli.export import transformers_parity
@@ -74,6 +75,21 @@ def test_transformers_computes_the_same_from_every_class(
     assert compared.max_difference <= 1e-4 * compared.logit_std
     assert compared.n_greedy >= 16
     assert compared.n_texts >= 200
+
+
+def test_transformers_renders_conversations_as_we_do_and_ends_answers_where_turns_end(
+    transformers: Any, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    turns = [Turn("system", "be brief"), Turn("user", "def f(x):\n\n")]
+    write(small("LlamaForCausalLM"), tokenizer, tmp_path, chat_template=CHATML)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    asked = [{"role": role, "content": text} for role, text in turns]
+    found = theirs.apply_chat_template(asked, add_generation_prompt=True, return_dict=True)
+    assert found["input_ids"] == prompt_ids(turns, tokenizer)
+    end = tokenizer.special_tokens["<|im_end|>"]
+    assert transformers.GenerationConfig.from_pretrained(tmp_path).eos_token_id == [tokenizer.eos_id, end]
+    write(small("LlamaForCausalLM"), tokenizer, tmp_path)
+    assert transformers.GenerationConfig.from_pretrained(tmp_path).eos_token_id == tokenizer.eos_id
 
 
 @pytest.mark.parametrize("shard_bytes", [10**9, 200_000])
