@@ -115,6 +115,8 @@ def watch(spec: dict, child: int, reader: int, start: float) -> tuple[str | None
         pids = kernel.descendants(child)
         if sum(map(kernel.memory_of, pids)) > limits["memory"]:
             return "memory", text
+        if spec["mode"] == "bubblewrap" and kernel.files_inside(pids, spec["work"]) > limits["files"]:
+            return "disk limit", text  # bubblewrap bounds the bytes of a tmpfs alone
         if spec["mode"] == "limits" and not fits(spec["work"], limits, pids):
             return "disk limit", text
 

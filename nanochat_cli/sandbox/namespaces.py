@@ -183,6 +183,16 @@ def unlinked_bytes(pids: list[int], folder: str) -> int:
     return sum(held.values())
 
 
+def files_inside(pids: list[int], folder: str) -> int:
+    """Files and folders in the tmpfs at `folder` of bubblewrap's tree, as its processes see it; 0 before it exists."""
+    for pid in reversed(pids):
+        with contextlib.suppress(OSError):
+            os.stat(f"/proc/{pid}/root/spec.json")  # noqa: PTH116 (the host's own tree has none)
+            found = os.statvfs(f"/proc/{pid}/root{folder}")
+            return found.f_files - found.f_ffree
+    return 0
+
+
 def tasks_of(uid: int) -> int:
     """Number of threads that a user runs on this machine."""
     count = 0

@@ -204,6 +204,12 @@ def test_files_without_a_name_count_as_disk(sandbox, source):
     assert outcome.status == "disk limit" or (outcome.status == "runtime error" and "won" not in outcome.stdout)
 
 
+def test_empty_folders_count_as_files(sandbox):
+    source = "import os\nfor i in range(10**6):\n    os.mkdir(str(i))\nprint('won')\n"
+    outcome = sandbox.execute("python", source)
+    assert outcome.status in ("disk limit", "runtime error"), outcome
+
+
 RUST = r"""
 extern "C" {
     fn shmget(key: i32, size: usize, flags: i32) -> i32;
