@@ -3,8 +3,8 @@
     python benchmarks/hostile.py [--only namespaces] [--out benchmarks/results/hostile.json]
 
 The programs, and what counts as contained, are in `hostile_programs.py`. Isolation without a file tree of its own is
-tried only under Landlock and never as root: a fault would otherwise cost this machine its files. Run it as root and as a
-user, who gets other isolations.
+tried only under Landlock and never as root: a fault would otherwise cost this machine its files. Root and a user
+have different isolations, so run it as both.
 """
 
 import argparse
