@@ -84,7 +84,7 @@ class Engine:
                 result, reader = self._fit(config, run_dir, group, resume=resume is not None)
                 sample = summarise(run_dir, config, result, reader, self.reporter)
         answers = reader.manifest.chat is not None
-        try_it = f"serve {run_dir}" if answers else f"generate {run_dir} -p {shlex.quote(sample.beginning)}"
+        try_it = f"chat {run_dir}" if answers else f"generate {run_dir} -p {shlex.quote(sample.beginning)}"
         self.reporter.info(f"next: nanochat {try_it}   or: nanochat export {run_dir} --gguf")
         self.reporter.result({"run": str(run_dir), **asdict(result)})
         return run_dir
