@@ -141,6 +141,7 @@ def test_bytes_and_memory_of_mode_fsdp_are_those_that_a_rank_exchanges_and_holds
         # rows go back as gradients came, by the same collective
         assert counted.sent - planned.gradients_sent == pytest.approx(plan.rows[rank] * (1 - 1 / ranks), abs=8)
         assert counted.received + counted.weights == planned.gradients_received + planned.weights
+        assert sum(plan.rows) <= 0.141 * 2 * sum(plan.cut)  # of bf16; with a scale for 64 weights it is 9 / 64
         held = [name for name in owned.parameters if name in owned.mine or name not in owned.layers]
         memory = plan.memory_of(rank, training_memory(config))
         assert sum(owned.parameters[name].nbytes for name in held) == memory.latents
@@ -277,6 +278,10 @@ def test_plan_prints_memory_bytes_and_time_of_ranks(capsys, tmp_path):
     assert found["seconds"] == pytest.approx(alone["seconds"] / 16)
     assert found["links"][0]["name"] == "NVLink 4"
     assert "links" not in alone
+    cut, _ = planned(capsys, tmp_path, "--devices", "16", "--mode", "fsdp", "--per-machine", "4")
+    assert cut["memory"]["latents"] == found["memory"]["latents"]
+    assert cut["memory"]["peak"] < found["memory"]["peak"]
+    assert cut["links"][0]["exchange"]["weights"] > found["links"][0]["exchange"]["weights"]
 
 
 def test_more_ranks_than_units_are_refused_as_in_training(capsys):
