@@ -174,6 +174,8 @@ class Tokenizer:
             )
         if size == vocab_size:
             return self
+        if vocab_size > MAX_VOCAB:
+            raise DataError(f"a vocabulary of {vocab_size} entries is too large: at most {MAX_VOCAB}")
         definition = json.loads(self.to_str())
         definition["model"]["vocab"].update({f"[PAD{i}]": i for i in range(size, vocab_size)})
         return Tokenizer(Backend.from_str(json.dumps(definition)))

@@ -265,6 +265,8 @@ class ExperienceLibrary:
             for name, kinds in KINDS.items():
                 if not isinstance(values[name], kinds) or isinstance(values[name], bool):
                     raise ValueError(f"{name} has the wrong type")
+            if not _is_finite(values["metadata"]):  # JSON has no such numbers, and pruning writes the line again
+                raise ValueError("a number in metadata is not finite")
             return Experience(**values)
         except (ValueError, OverflowError) as error:
             message = "not JSON" if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) else error
@@ -308,6 +310,13 @@ def few_shot_prompt(
             break
         text = examples + prompt
     return text
+
+
+def _is_finite(value: Any) -> bool:
+    """Of every number in a JSON value."""
+    if isinstance(value, dict | list):
+        return all(map(_is_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _line(experience: Experience) -> str:

@@ -24,7 +24,7 @@ from nanochat_cli.export.huggingface import stored_values
 from nanochat_cli.formats.gguf import write
 from nanochat_cli.formats.gguf.read import load_gguf
 from nanochat_cli.formats.gguf.write import export_gguf
-from nanochat_cli.formats.huggingface.files import CONFIG_JSON, WEIGHTS
+from nanochat_cli.formats.huggingface.files import CHECKSUMS, CONFIG_JSON, WEIGHTS
 from nanochat_cli.formats.huggingface.read import read_folder
 from nanochat_cli.formats.huggingface.write import write_folder
 from nanochat_cli.formats.run import checkpoints
@@ -89,6 +89,7 @@ def _hugging_face(work: Path, model: Transformer, tokenizer: Tokenizer) -> Itera
     for name, file, mutations in (("safetensors", WEIGHTS, 30), ("hf-config", CONFIG_JSON, 60)):
         folder = work / name
         write_folder(model.config, stored_values(model, ExportConfig()), tokenizer, folder)
+        (folder / CHECKSUMS).unlink()  # it would refuse most mutations before anything else looks at them
         seed = (folder / file).read_bytes()
 
         def read(data: bytes, path: Path = folder / file) -> None:

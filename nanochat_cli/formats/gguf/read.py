@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from nanochat_cli.config.sections.model import ModelConfig, QuantConfig
 from nanochat_cli.data.tokenizer import Tokenizer
 from nanochat_cli.errors import DataError
+from nanochat_cli.formats.buildable import buildable, shapes_of
 from nanochat_cli.formats.gguf.architecture import ARCHITECTURES, config_from_metadata
 from nanochat_cli.formats.gguf.checksum import require_intact
 from nanochat_cli.formats.gguf.file import GGUFFile, rows_of
@@ -63,8 +64,7 @@ def load_gguf(path: Path) -> tuple[Transformer, Tokenizer]:
 def _load(file: GGUFFile) -> tuple[Transformer, Tokenizer]:
     config = model_config(file)
     arch = ARCHITECTURES[file.fields["general.architecture"]]
-    with torch.device("meta"):  # shapes without memory, and no random weights to be overwritten
-        model = Transformer(config)
+    model = shapes_of(config, str(file.path))  # no random weights to be overwritten
     _check_tensors(file, model)
     require_intact(file)
     tokenizer = tokenizer_from_metadata(file.fields)
@@ -74,8 +74,9 @@ def _load(file: GGUFFile) -> tuple[Transformer, Tokenizer]:
             "not the tokenizer it was trained with; export or download the file again"
         )
 
-    model.to_empty(device="cpu")
-    cos, sin = rope_table(config.max_seq_len, config.resolved_head_dim, config.rope_theta)
+    with buildable(str(file.path)):
+        model.to_empty(device="cpu")
+        cos, sin = rope_table(config.max_seq_len, config.resolved_head_dim, config.rope_theta)
     model.cos.copy_(cos)
     model.sin.copy_(sin)
     linears = dict(model.linears())

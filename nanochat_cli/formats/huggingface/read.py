@@ -19,6 +19,7 @@ from nanochat_cli.config.sections.model import ModelConfig
 from nanochat_cli.data.foreign_tokenizer import adopt
 from nanochat_cli.data.tokenizer import Tokenizer, enclosing_tokens
 from nanochat_cli.errors import DataError, reason
+from nanochat_cli.formats.buildable import buildable, shapes_of
 from nanochat_cli.formats.huggingface.checksums import require_intact
 from nanochat_cli.formats.huggingface.files import (
     CARD,
@@ -91,8 +92,7 @@ def _read_model(folder: Path, files: list[Path], config: ModelConfig) -> Transfo
     last = f"model.layers.{config.n_layers - 1}."
     if not any(name.startswith(last) for name in found):  # before millions of layers are built
         raise DataError(f"{folder}: num_hidden_layers = {config.n_layers}, but there is no tensor {last}…")
-    with torch.device("meta"):  # shapes without memory
-        shapes = {key: list(value.shape) for key, value in Transformer(config).state_dict().items()}
+    shapes = {key: list(value.shape) for key, value in shapes_of(config, str(folder)).state_dict().items()}
     names = {key: file_names(key, config) for key in shapes}
     expected = {name for several in names.values() for name in several}
     if missing := sorted(expected - found.keys()):
@@ -106,7 +106,8 @@ def _read_model(folder: Path, files: list[Path], config: ModelConfig) -> Transfo
         stored = [len(names[key]) * n if at == 0 else n for at, n in enumerate(found[names[key][0]].shape)]
         if stored != shape or any(found[name].shape != found[names[key][0]].shape for name in names[key]):
             raise DataError(f"{folder}: tensor {names[key][0]} has another shape than {CONFIG_JSON} asks for {shape}")
-    model = Transformer(config)
+    with buildable(str(folder)):
+        model = Transformer(config)
     for key, parameter in model.state_dict().items():
         parameter.copy_(torch.cat([_float(folder, name, found.pop(name)) for name in names[key]]))
     return model.eval()
@@ -117,7 +118,7 @@ def _load(files: list[Path]) -> dict[str, Tensor]:
     for path in files:
         try:
             tensors |= safetensors_torch.load_file(path)
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
+        except (SafetensorError, OSError, RuntimeError, ValueError, KeyError) as error:  # torch's for a failing disk
             raise DataError(f"{path}: damaged or incomplete ({reason(error)}); download it again") from error
     return tensors
 

@@ -374,7 +374,7 @@ def _read(folder: Path, document: Mapping[str, Any], device: str | torch.device)
         part = _part_of(name)
         try:
             flat.setdefault(part, {}).update(safetensors_torch.load_file(folder / name, device=str(device)))
-        except (OSError, SafetensorError) as error:  # it was there a moment ago
+        except (OSError, SafetensorError, RuntimeError) as error:  # it was there a moment ago; torch opens it
             raise _DamageError(f"{name} cannot be read ({reason(error)})") from error
         hashes.setdefault(part, []).append(file["sha256"])
     try:
