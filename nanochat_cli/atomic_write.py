@@ -8,11 +8,23 @@ from pathlib import Path
 from typing import IO
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError name the file, as those of writing and syncing do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def sync(path: Path) -> None:
     """Flush a file, or the names in a folder, to the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -30,9 +42,10 @@ def whole(path: Path) -> Iterator[Path]:
     path = path.resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        yield temporary
-        sync(temporary)
-        temporary.rename(path)
+        with naming(path):
+            yield temporary
+            sync(temporary)
+            temporary.rename(path)
     except BaseException:  # Ctrl-C included: nothing half-written stays behind
         with suppress(OSError):  # what prevented the writing may prevent this too; report the first error
             temporary.unlink()
@@ -57,7 +70,7 @@ def write_all(file: IO[bytes], content: bytes) -> None:
 
 def append_synced(path: Path, content: bytes) -> None:
     """Add to a file, which is on the disk when this returns; if that fails it ends where it did. Raises OSError."""
-    with path.open("ab", buffering=0) as file:
+    with naming(path), path.open("ab", buffering=0) as file:
         end = file.tell()
         try:
             write_all(file, content)

@@ -52,12 +52,13 @@ def convert(
         teacher, runs = _resume(session, out, overrides, scratch=scratch)
     else:
         teacher, runs = _begin(session, model, data, preset, overrides, out, scratch=scratch)
+    from nanochat_cli.atomic_write import write_atomically
     from nanochat_cli.evaluation.conversion import compare_with_teacher
     from nanochat_cli.formats.run.origin import CHAT_TEMPLATE_FILE
 
     for run in runs.values():
         if (teacher / CHAT_TEMPLATE_FILE).is_file():
-            (run / CHAT_TEMPLATE_FILE).write_bytes((teacher / CHAT_TEMPLATE_FILE).read_bytes())
+            write_atomically(run / CHAT_TEMPLATE_FILE, (teacher / CHAT_TEMPLATE_FILE).read_bytes())
         config = _config_of(run)
         session.engine.export(run, run / GGUF_FILE, config.export)
     compare_with_teacher(teacher, runs, session.reporter)

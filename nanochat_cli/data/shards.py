@@ -162,7 +162,7 @@ class Shard:
             self.tokens = _map(path, header["tokens"], 8 + length)
             self.doc_offsets = _map(path, header["doc_offsets"], 8 + length)
             self.loss_mask = _map(path, header["loss_mask"], 8 + length) if "loss_mask" in header else None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise DataError(f"{path}: not a token shard ({reason(error)}); run `nanochat tokenize` again") from error
         if len(self.tokens) != info.tokens or len(self.doc_offsets) != info.documents + 1:
             raise DataError(f"{path}: its counts differ from {MANIFEST}; run `nanochat tokenize` again")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nanochat_cli import __version__
+from nanochat_cli.errors import DataError
 from nanochat_cli.nesting import parse_json
 
 ENVIRONMENT_FILE = "environment.json"
@@ -58,11 +59,17 @@ def blemish(recorded: Mapping[str, Any]) -> str | None:
 
 
 def read_environment(run_dir: Path) -> dict[str, Any] | None:
-    """A run's `environment.json`; None if it is missing or damaged, since nothing depends on it."""
+    """A run's `environment.json`; None if it is missing or damaged, since nothing depends on it.
+
+    Raises DataError if it cannot be read now: exported without it, a file would not be the same.
+    """
+    path = run_dir / ENVIRONMENT_FILE
     try:
-        recorded = parse_json((run_dir / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        recorded = parse_json(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}; try again, or remove it") from error
     return recorded if isinstance(recorded, dict) else None
 
 

@@ -89,7 +89,7 @@ class ScoreBatches:
                 self._scores: Tensor = file.get_tensor("scores")
                 metadata = file.metadata() or {}
                 found, self._part = metadata.get("train"), metadata.get("order")
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, RuntimeError) as error:  # torch's for a failing disk
             raise DataError(f"collider.scores = {path}: not a file of nanochat score ({reason(error)})") from error
         stream = reader.tokens("train")
         if found != split_fingerprint(reader, "train") or self._scores.shape != (len(stream),):

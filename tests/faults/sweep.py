@@ -1,6 +1,6 @@
 """Every file operation of the work in `operations` fails once in every way: what remains, and what a repetition makes.
 
-    LD_PRELOAD=… python -m tests.faults.sweep OUT.json [--cases N]
+    LD_PRELOAD=… python -m tests.faults.sweep OUT.json [--cases N] [--only NAME]
 
 Run in a process of its own by `run_sweep`, with the failing disk preloaded. After every fault the command must have
 ended well or with one line; every file that was there must be what it was or what it should become, and so must every
@@ -178,11 +178,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--cases", type=int)
+    parser.add_argument("--only", help="one kind of work")
     arguments = parser.parse_args()
     os.environ.pop("LD_PRELOAD", None)  # not for the processes that this one starts
     with tempfile.TemporaryDirectory(prefix="nanochat-faults-") as name:
         work = Path(name).resolve()
-        swept = [sweep(careless(work), None), *(sweep(one, arguments.cases) for one in operations(work))]
+        swept = [sweep(careless(work), None)]
+        for one in operations(work):
+            if arguments.only in (None, one.name):
+                swept.append(sweep(one, arguments.cases))
+                print(f"{one.name}: {swept[-1].cases} faults, {swept[-1].lost} lost something", flush=True)
     arguments.out.write_text(json.dumps([asdict(one) for one in swept]))
 
 
