@@ -14,6 +14,7 @@ def script():
     return load("sft")
 
 
+@pytest.mark.slow
 def test_the_instructions_are_300_different_answers_and_always_the_same(script):
     rows = script.instructions()
     assert len(rows) == len({row["completion"] for row in rows}) == len({row["prompt"] for row in rows}) == 300

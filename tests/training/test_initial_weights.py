@@ -1,5 +1,6 @@
 """Training begins with the weights of another model, and nothing else of it."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,52 +27,70 @@ def like(model: Transformer, **changes: object) -> Transformer:
     return Transformer(ModelConfig.model_validate({**model.config.model_dump(), **changes}))
 
 
-def saved_everywhere(folder: Path) -> tuple[Transformer, Tokenizer]:
-    """The same float model as a run, a GGUF file and a Hugging Face folder."""
+@dataclass(frozen=True)
+class Saved:
+    """The same float model as a run, a GGUF file and a Hugging Face folder, inside a folder."""
+
+    folder: Path
+    model: Transformer
+    tokenizer: Tokenizer
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    folder = tmp_path_factory.mktemp("saved")
     model, tokenizer = save_run(folder / "run", quant={"enabled": False})
+    (folder / "run" / CHAT_TEMPLATE_FILE).write_text("a template")
     settings = ExportConfig(type="f32", head="f32")
     export_gguf(model, tokenizer, folder / "model.gguf", settings, {}, "a template")
     write_folder(model.config, stored_values(model, settings), tokenizer, folder / "folder", "a template")
-    return model, tokenizer
+    return Saved(folder, model, tokenizer)
 
 
-@pytest.mark.parametrize("place", ["run", "run/checkpoints/step-000001", "model.gguf", "folder"])
-@pytest.mark.parametrize("enabled", [True, False])
-def test_every_source_gives_its_latents_to_a_ternary_or_float_model(tmp_path: Path, place: str, enabled: bool) -> None:
-    saved, _ = saved_everywhere(tmp_path)
-    model = like(saved, quant={"enabled": enabled}, max_seq_len=16)
-    load_initial_weights(model, tmp_path / place)
-    for name, weight in saved.state_dict().items():
-        # a Hugging Face folder has matrices in float16 unless that loses something
+PLACES = ["run", "run/checkpoints/step-000001", "model.gguf", "folder"]
+
+
+@pytest.mark.parametrize(("place", "enabled"), [*((place, False) for place in PLACES), ("run", True)])
+def test_every_source_gives_its_latents_to_a_ternary_or_float_model(saved: Saved, place: str, enabled: bool) -> None:
+    model = like(saved.model, quant={"enabled": enabled}, max_seq_len=16)
+    load_initial_weights(model, saved.folder / place)
+    for name, weight in saved.model.state_dict().items():
         assert torch.equal(model.state_dict()[name], weight), name
     for _, layer in model.ternary_layers():  # quantised from them, not from what was there before
         assert torch.equal(layer.operand * layer.scales, layer.ternary().dequantize())
 
 
-@pytest.mark.parametrize("place", ["run", "run/checkpoints/step-000001", "model.gguf", "folder"])
-def test_the_shape_of_the_model_takes_the_place_of_the_presets(tmp_path: Path, place: str) -> None:
-    saved, _ = saved_everywhere(tmp_path)
-    init = f"train.init={tmp_path / place}"
-    config = resolve_config(["quickstart", "sft"], overrides=[init, "train.seq_len=16"], shape_of=initial_shape)
+@pytest.mark.parametrize("place", PLACES)
+def test_the_shape_of_the_model_takes_the_place_of_the_presets(saved: Saved, place: str) -> None:
+    given = [f"train.init={saved.folder / place}", "train.seq_len=16"]
+    config = resolve_config(["quickstart", "sft"], overrides=given, shape_of=initial_shape)
     assert not config.model.quant.enabled
-    model = Transformer(config.model)
-    load_initial_weights(model, tmp_path / place)
-    assert config.model.max_seq_len == saved.config.max_seq_len
-    chosen = [init, "train.seq_len=16", "model.quant.enabled=true", "model.max_seq_len=32"]
+    load_initial_weights(Transformer(config.model), saved.folder / place)
+    assert config.model.max_seq_len == saved.model.config.max_seq_len
+    chosen = [*given, "model.quant.enabled=true", "model.max_seq_len=32"]
     config = resolve_config(["quickstart", "sft"], overrides=chosen, shape_of=initial_shape)
     assert (config.model.quant.enabled, config.model.max_seq_len) == (True, 32)
-    assert config.model.dim == saved.config.dim
+    assert config.model.dim == saved.model.config.dim
 
 
-@pytest.mark.parametrize("place", ["run", "run/checkpoints/step-000001", "model.gguf", "folder"])
-def test_tokens_are_compared_and_a_template_comes_along(tmp_path: Path, place: str) -> None:
-    _, tokenizer = saved_everywhere(tmp_path)
-    (tmp_path / "run" / CHAT_TEMPLATE_FILE).write_text("a template")
-    data: Any = SimpleNamespace(folder=tmp_path / "data", tokenizer=tokenizer)
-    assert initial_template(tmp_path / place, data) == "a template"
-    data.tokenizer = Tokenizer.train(["other words"], tokenizer.vocab_size)
-    with pytest.raises(DataError, match=r"has another tokenizer than .*data, whose tokens would mean something else"):
-        initial_template(tmp_path / place, data)
+def test_an_overlay_goes_on_top_of_the_shape_and_a_way_to_ternary_is_not_gone_twice(tmp_path: Path) -> None:
+    save_run(tmp_path / "run", quant={"enabled": True, "start": 0.2, "ramp": 0.4})
+    given = [f"train.init={tmp_path / 'run'}", "train.seq_len=16"]
+    quant = resolve_config(["quickstart", "sft"], overrides=given, shape_of=initial_shape).model.quant
+    assert (quant.enabled, quant.start, quant.ramp) == (True, 0.0, 0.0)
+    save_run(tmp_path / "float", quant={"enabled": False})
+    given[0] = f"train.init={tmp_path / 'float'}"
+    quant = resolve_config(["quickstart", "convert"], overrides=given, shape_of=initial_shape).model.quant
+    assert (quant.enabled, quant.ramp) == (True, 0.3)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_tokens_are_compared_and_a_template_comes_along(saved: Saved, place: str) -> None:
+    data: Any = SimpleNamespace(folder=Path("data"), tokenizer=saved.tokenizer)
+    assert initial_template(saved.folder / place, data) == "a template"
+    data.tokenizer = Tokenizer.train(["other words"], saved.tokenizer.vocab_size)
+    with pytest.raises(DataError, match=r"has another tokenizer than data, whose tokens would mean something else"):
+        initial_template(saved.folder / place, data)
 
 
 @pytest.mark.parametrize(
