@@ -31,6 +31,7 @@ from nanochat_cli.formats.run.dataset import record_of
 from nanochat_cli.report.metrics_log import MetricsLog
 from nanochat_cli.report.reporter import QuietReporter
 from nanochat_cli.rl.experience import Experience, ExperienceLibrary
+from nanochat_cli.training import trainer as training
 from nanochat_cli.training.shard_data import ShardData
 from nanochat_cli.training.trainer import Trainer
 from tests.bench.matched.suites import read_suite
@@ -85,7 +86,8 @@ def _trained(work: Path, config: Config) -> Trainer:
     reader = ShardReader(work / "data")
     with mock.patch.object(create, "environment", return_value=ENVIRONMENT):
         create.create_run(work / "run", config, reader.tokenizer, record_of(reader))
-    trainer = Trainer(config, ShardData(reader, config), work / "run", QuietReporter())
+    with mock.patch.object(training, "measured_peak", return_value=1e9):
+        trainer = Trainer(config, ShardData(reader, config), work / "run", QuietReporter())
     trainer.fit()
     trainer.log = MetricsLog(work / "run", tensorboard=False, resumed_step=4)
     return trainer

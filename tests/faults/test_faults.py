@@ -16,7 +16,7 @@ def require_survived(found: list[Swept]) -> None:
 
 
 def test_a_few_faults_of_every_kind_of_work_lose_nothing():
-    require_survived(run_sweep(cases=3))
+    require_survived(run_sweep(cases=2))
 
 
 @pytest.mark.slow

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 FOUND = ROOT / "build" / "fuzz"
+LAST = "last"
+"""Name of the file with the input that is being read: a process that dies leaves nothing else."""
 FIRST = 10**6
 """Number of the first mutation, beyond those of the tests."""
 
@@ -42,20 +44,21 @@ def keep(target: str, data: bytes, said: str) -> None:
         print(f"{path.relative_to(ROOT)}:\n{said}", file=sys.stderr, flush=True)
 
 
-def mutate(target: "Target", seconds: float, start: int) -> int:
-    """Mutations for so much processor time; returns how many."""
+def mutate(target: "Target", seconds: float, start: int, last: Path) -> int:
+    """Mutations for so much processor time; returns how many. last: gets every input before it is read."""
     until = time.process_time() + seconds
     for number in itertools.count(start):
         if time.process_time() >= until:
             return number - start
         data = mutation(target.name, number, target.seeds)
+        last.write_bytes(data)
         if (said := breach(target.read, data)) is not None:
             keep(target.name, data, said)
     raise AssertionError("unreachable")
 
 
-def guided(target: "Target", seconds: float, work: Path, count: Callable[[], None]) -> None:
-    """By atheris, which ends the process. count: called for every execution."""
+def guided(target: "Target", seconds: float, work: Path, count: Callable[[bytes], None]) -> None:
+    """By atheris, which ends the process. count: called with every input before it is read."""
     import atheris
 
     corpus = work / "inputs"
@@ -64,7 +67,7 @@ def guided(target: "Target", seconds: float, work: Path, count: Callable[[], Non
         (corpus / str(number)).write_bytes(seed)
 
     def one(data: bytes) -> None:
-        count()
+        count(data)
         if (said := breach(target.read, data)) is not None:
             keep(target.name, data, said)
 
@@ -91,11 +94,12 @@ def fuzz_one(name: str, seconds: float, start: int, report: Path) -> None:
         target = next(target for target in found if target.name == name)
         if find_spec("atheris") is None:
             with bounded_memory():
-                report.write_text(json.dumps(mutate(target, seconds, start)))
+                report.write_text(json.dumps(mutate(target, seconds, start, report.with_name(LAST))))
             return
         done = itertools.count(1)
 
-        def count() -> None:
+        def count(data: bytes) -> None:
+            report.with_name(LAST).write_bytes(data)
             if (number := next(done)) % 100 == 0:
                 report.write_text(json.dumps(number))
 
@@ -112,9 +116,11 @@ def fuzz(minutes: float, names: list[str], start: int = FIRST) -> dict[str, int]
             command += ["--seconds", str(60 * minutes / len(names)), "--report", str(report)]
             ended = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
             done[name] = json.loads(report.read_text()) if report.exists() else 0
-        print(f"{name}: {done[name]:,} executions, exit code {ended.returncode}", flush=True)
-        if ended.returncode:  # not by Python: the process itself died
-            keep(name, f"the process of {name} ended with {ended.returncode} after start {start}".encode(), "crash")
+            print(f"{name}: {done[name]:,} executions", flush=True)
+            if ended.returncode < 0 and (last := report.with_name(LAST)).exists():
+                keep(name, last.read_bytes(), f"the process died with signal {-ended.returncode}")
+            elif ended.returncode:
+                sys.exit(f"{name}: the fuzzer itself failed")
     return done
 
 
