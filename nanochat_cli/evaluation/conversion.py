@@ -21,9 +21,9 @@ from nanochat_cli.report.quantities import format_quantity
 from nanochat_cli.report.reporter import Reporter
 from nanochat_cli.report.run_results import add_results
 from nanochat_cli.training.bits_per_byte import evaluate
+from nanochat_cli.training.chat_data import open_data
 from nanochat_cli.training.divergence import token_divergences
 from nanochat_cli.training.losses import IGNORE
-from nanochat_cli.training.shard_data import ShardData
 
 TEACHER = "teacher"
 CHUNK = 512
@@ -71,7 +71,8 @@ def compare_with_teacher(teacher: Path, runs: Mapping[str, Path], reporter: Repo
     """
     first = next(iter(runs.values()))
     source, converted = open_run(teacher), open_run(first)
-    data = ShardData(open_run_data(first, converted.config, reporter), converted.config)
+    data = open_data(open_run_data(first, converted.config, reporter), converted.config)
+    source.model.document_end = data.document_end
     most = converted.config.eval.final_max_tokens
 
     def batches(what: str) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
@@ -86,6 +87,7 @@ def compare_with_teacher(teacher: Path, runs: Mapping[str, Path], reporter: Repo
     found = {TEACHER: _compare(source, source.model, batches(TEACHER), data.token_bytes, _size_in_f16(source, first))}
     for name, run in runs.items():
         loaded = converted if run == first else open_run(run)
+        loaded.model.document_end = data.document_end
         size = (run / "model.gguf").stat().st_size
         found[name] = _compare(loaded, source.model, batches(name), data.token_bytes, size)
     _report(first, teacher, found, reporter)

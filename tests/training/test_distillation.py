@@ -86,6 +86,14 @@ def test_only_tokens_that_count_are_compared(distilled):
     assert some["loss/distillation"] != every["loss/distillation"]
 
 
+def test_the_teacher_looks_across_documents_no_more_than_the_model(distilled):
+    model = build("plain+attention+dense+untied", **FLOAT)
+    teacher = copy.deepcopy(model).eval()
+    model.document_end = int(batch()[0][0, 9])
+    assert distilled(model, teacher)[0]["loss/distillation"].item() == pytest.approx(0, abs=1e-9)
+    assert teacher.document_end == model.document_end
+
+
 def config(teacher, **train: object) -> Config:
     model = {"vocab_size": 300, "dim": 64, "n_heads": 2, "n_kv_heads": 2}
     return Config.model_validate({"model": model, "train": {"seq_len": 32, **train}, "distill": {"teacher": teacher}})

@@ -26,6 +26,7 @@ class Distillation(Part):
         super().__init__(setup)
         self.config = setup.config.distill
         self.teacher = load_teacher(setup.config).to(setup.device)
+        self.teacher.document_end = setup.model.document_end
         if (dtype := setup.score.autocast_dtype) is not None:
             for _, layer in self.teacher.linears():  # their products round the weights to it anyway
                 if not layer.quant.enabled:
