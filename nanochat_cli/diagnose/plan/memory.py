@@ -182,10 +182,11 @@ def _phases(module: nn.Module) -> Iterator[None]:
     layers = [layer for layer in module.modules() if isinstance(layer, BitLinear)]
     quant = layers[0].quant
     phases: dict[Phase, float] = {"float": quant.start, "ramp": quant.ramp, "ternary": 1}
-    for phase in (phase for phase, share in phases.items() if share):
-        for layer in layers:
-            layer.use_phase(phase, torch.ones(()))
-        yield
+    for phase, share in phases.items():
+        if share:
+            for layer in layers:
+                layer.use_phase(phase, torch.ones(()))
+            yield
 
 
 def _forms(layer: BitLinear, config: Config, device: torch.device) -> tuple[Form, Backward]:
