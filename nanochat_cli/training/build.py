@@ -44,7 +44,7 @@ METHODS: Methods = {
     Fire: lambda config: config.fire.enabled,
     TokenFilter: lambda config: config.collider.enabled,
     ExpertBalance: lambda config: config.model.moe.enabled,
-    TernaryHealth: lambda config: config.model.quant.enabled and config.distributed.mode != "fsdp",
+    TernaryHealth: lambda config: config.model.quant.enabled,
     StreamHealth: lambda config: config.model.mhc.streams > 1,
 }
 """Parts in the order in which their hooks run, and whether a configuration asks for them."""
@@ -79,6 +79,8 @@ def build_state(
     linears, owned = setup.linears(), None
     if group is not None:
         owned = divide(config, group, trained_parameters(model, setup.beside), linears, model)
+    for part in parts:
+        part.owned = owned
     state = TrainState(
         model=model,
         linears=linears,

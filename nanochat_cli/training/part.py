@@ -15,6 +15,7 @@ from nanochat_cli.model.bitlinear import BitLinear
 from nanochat_cli.model.transformer import Transformer
 from nanochat_cli.optim import Optimizers
 from nanochat_cli.report.reporter import Reporter
+from nanochat_cli.training.distributed.owned import Owned
 from nanochat_cli.training.losses import TokenLoss
 from nanochat_cli.training.progress import Progress
 from nanochat_cli.training.training_data import TrainingData
@@ -79,6 +80,8 @@ class Part:
     """Group of metrics (`group/…`) whose last values are a section of the run's report, and the section's title."""
     warmup_steps = 0
     """Steps before the part acts; `progress.warm_ups.filtering` says how many of them a short run has."""
+    owned: Owned | None = None
+    """What this rank owns of what is trained; None where one process does all. Known before the first hook."""
     backward_share: float | None = None
     """Share of the last step's tokens in its backward pass, of a part that leaves some out."""
     provisional: str | None = None
@@ -92,10 +95,6 @@ class Part:
 
     def changes_latents(self, progress: Progress) -> bool:
         """Whether `before_step` may read or change latents now, which a rank has of its own matrices only."""
-        return False
-
-    def reads_latents(self, progress: Progress) -> bool:
-        """Whether `observe` will read latents now."""
         return False
 
     def counters(self) -> list[Tensor]:

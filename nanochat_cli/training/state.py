@@ -74,15 +74,10 @@ class TrainState:
         return metrics
 
     def observe(self) -> dict[str, float]:
-        """What the parts measure after a step, with the latents of all ranks where they need them."""
-        owned = self.owned if any(part.reads_latents(self.progress) for part in self.parts) else None
-        if owned is not None:
-            owned.fetch_latents()
+        """What the parts measure after a step."""
         observed: dict[str, float] = {}
         for part in self.parts:
             observed |= part.observe(self.progress)
-        if owned is not None:
-            owned.forget()
         return observed
 
     def tensors(self) -> dict[str, Any]:

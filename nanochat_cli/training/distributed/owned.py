@@ -7,7 +7,7 @@ order of the names, losses by the same tree: the bits do not depend on the numbe
 codes and scales; a latent that is not owned is NaN, so that nothing can use it unnoticed.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,8 +21,11 @@ from nanochat_cli.training.distributed.pieces import Pieces
 from nanochat_cli.training.distributed.ranks import units_of
 from nanochat_cli.training.distributed.tree import Node, TreeSum, nodes_of
 from nanochat_cli.training.distributed.weight_bytes import byte_count, from_bytes, to_bytes
+from nanochat_kernels import ternarize
 
 Gradients = list[Tensor]
+OF_OWNERS = ("telemetry",)
+"""Parts of a checkpoint of which a rank has what belongs to its own parameters, beside the optimizer's."""
 
 
 class Owned:
@@ -240,6 +243,14 @@ class Owned:
                 parameter.data = torch.empty(parameter.shape, device=parameter.device)
             self.group.send(parameter.data, source)
 
+    def own_layers(self, named: Mapping[str, BitLinear]) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
+        """Of ternary layers those whose latents are here: name, codes int8 [N, K], latent [N, K], scales."""
+        for name, layer in named.items():
+            if self.owner[f"{name}.weight"] == self.group.rank:
+                latent = self.parameters[f"{name}.weight"].detach()
+                ternary = ternarize(latent, layer.quant.scale)
+                yield name, ternary.codes, latent, ternary.scales
+
     # -- checkpoints -------------------------------------------------------------------------------------------
 
     def share_of(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
@@ -251,6 +262,8 @@ class Owned:
         for part, tree in tensors.items():
             if part == "optimizer":
                 share[part] = self._pieces.joined(tree, self.owner, self.group)
+            elif part in OF_OWNERS:
+                share[part] = tree
             elif isinstance(tree, Mapping):
                 prefix = "" if part == "model" else f"{part}."
                 share[part] = {

@@ -3,22 +3,33 @@
 All layers are counted on their device, and one `.tolist()` at the end is the only host synchronisation.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from nanochat_cli.model.bitlinear import BitLinear
+from nanochat_cli.training.distributed.group import Group
 from nanochat_cli.training.part import Part, Setup
 from nanochat_cli.training.progress import Progress
 
 MARGIN_EDGES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0)
 """Lower edges of the margin histogram; the last bin is open. A zero code has a margin of at most 0.5."""
 
+COUNTS = 3 + len(MARGIN_EDGES) + 2
+"""Numbers that are counted in a layer, see `count_layer` and `count_changes`."""
+
 Layer = tuple[str, Tensor, Tensor, Tensor]
 """name, codes int8 [N, K], latent float32 [N, K], scales float32 ([1, 1] tensor, [N, 1] row, [N, K / g] groups)."""
+
+
+class Elsewhere(NamedTuple):
+    """sizes: weights and scales of every layer, by name. group: the ranks, each of which has some of the layers."""
+
+    sizes: dict[str, tuple[int, int]]
+    group: Group
 
 
 @dataclass(frozen=True)
@@ -59,19 +70,29 @@ class TernaryTelemetry:
         self._scales: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def measure(self, layers: Iterable[Layer]) -> tuple[TernaryStatistics, dict[str, TernaryStatistics]]:
-        """Statistics of all layers together, and of each by name. Raises ValueError without layers."""
+    def measure(
+        self, layers: Iterable[Layer], elsewhere: Elsewhere | None = None
+    ) -> tuple[TernaryStatistics, dict[str, TernaryStatistics]]:
+        """Statistics of all layers together, and of each by name. Raises ValueError without layers.
+
+        elsewhere: all layers, where other ranks have the rest of them.
+        """
         sizes: dict[str, tuple[int, int]] = {}
-        rows: list[Tensor] = []
+        rows: dict[str, Tensor] = {}
         for name, codes, latent, scales in layers:
             sizes[name] = codes.numel(), scales.numel()
             changes = count_changes(codes, scales, self._codes.get(name), self._scales.get(name))
-            rows.append(torch.cat([count_layer(codes, latent, scales), changes]))
+            rows[name] = torch.cat([count_layer(codes, latent, scales), changes])
             self._codes[name] = codes.clone()
             self._scales[name] = scales.clone()
+        if elsewhere is not None:
+            sizes = elsewhere.sizes
+            nothing = torch.zeros(COUNTS, dtype=torch.float64, device=elsewhere.group.device)
+            summed = elsewhere.group.add(torch.stack([rows.get(name, nothing) for name in sizes]))
+            rows = dict(zip(sizes, summed, strict=True))
         if not rows:
             raise ValueError("no ternary layers to measure")
-        counts: list[list[float]] = torch.stack(rows).tolist()
+        counts: list[list[float]] = torch.stack(list(rows.values())).tolist()
         by_name = {name: _statistics(*sizes[name], row) for name, row in zip(sizes, counts, strict=True)}
         weights, scale_count = (sum(column) for column in zip(*sizes.values(), strict=True))
         total = [sum(column) for column in zip(*counts, strict=True)]
@@ -81,9 +102,15 @@ class TernaryTelemetry:
         """Codes (int8) and scales of the last measurement: what the next one is compared with after a resume."""
         return {"codes": dict(self._codes), "scales": dict(self._scales)}
 
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]], device: str | torch.device = "cpu") -> None:
-        self._codes = {name: codes.to(device) for name, codes in state["codes"].items()}
-        self._scales = {name: scales.to(device) for name, scales in state["scales"].items()}
+    def load_state_dict(
+        self,
+        state: Mapping[str, Mapping[str, Tensor]],
+        device: str | torch.device = "cpu",
+        wanted: Callable[[str], bool] = lambda name: True,
+    ) -> None:
+        """wanted: the names of layers that will be measured here."""
+        self._codes = {name: codes.to(device) for name, codes in state["codes"].items() if wanted(name)}
+        self._scales = {name: scales.to(device) for name, scales in state["scales"].items() if wanted(name)}
 
 
 def layers_of(named: Iterable[tuple[str, BitLinear]]) -> list[Layer]:
@@ -104,20 +131,29 @@ class TernaryHealth(Part):
         super().__init__(setup)
         self.telemetry = TernaryTelemetry()
 
-    def reads_latents(self, progress: Progress) -> bool:
-        return progress.step % self.setup.config.telemetry.interval == 0
-
     def observe(self, progress: Progress) -> dict[str, float]:
-        if not self.reads_latents(progress):
+        """Each rank counts in what it owns: no other has the latents."""
+        if progress.step % self.setup.config.telemetry.interval:
             return {}
-        return self.telemetry.measure(layers_of(self.setup.model.ternary_layers()))[0].scalars()
+        named = dict(self.setup.model.ternary_layers())
+        if self.owned is None:
+            return self.telemetry.measure(layers_of(named.items()))[0].scalars()
+        sizes = {name: (layer.weight.numel(), _scale_count(layer)) for name, layer in named.items()}
+        own = self.owned.own_layers(named)
+        return self.telemetry.measure(own, Elsewhere(sizes, self.owned.group))[0].scalars()
 
     def tensors(self) -> dict[str, Any]:
         return {"telemetry": self.telemetry.state_dict()}
 
     def restore(self, tensors: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-        if "telemetry" in tensors:  # mode fsdp measures none
-            self.telemetry.load_state_dict(tensors["telemetry"], self.setup.device)
+        owned = self.owned
+        self.telemetry.load_state_dict(
+            tensors["telemetry"], self.setup.device, lambda name: owned is None or f"{name}.weight" in owned.mine
+        )
+
+
+def _scale_count(layer: BitLinear) -> int:
+    return 1 if layer.quant.scale == "tensor" else layer.scales.numel()
 
 
 def margins(latent: Tensor, scales: Tensor) -> Tensor:
