@@ -52,10 +52,11 @@ class Counted(TorchDispatchMode):
             came, gone = (of[self.rank] if of else given.numel() // dist.get_world_size() for of in splits)
             self.sent += given.nbytes - gone * given.itemsize
             self.received += output.nbytes - came * output.itemsize
+            output.zero_()  # which may be codes; nobody sends any
         elif func is torch.ops.c10d.broadcast_.default:
             for tensor in args[0] if args[2] != self.rank else ():
                 self.weights += tensor.nbytes
-                tensor.zero_()  # which are codes; nobody sends any
+                tensor.zero_()
         elif func is torch.ops.c10d._allgather_base_.default:
             self.weights += args[0].nbytes - args[1].nbytes
             args[0].zero_()
@@ -132,7 +133,8 @@ def test_bytes_and_memory_of_mode_fsdp_are_those_that_a_rank_exchanges_and_holds
         state = build_state(config, group.device, SilentReporter(), group=group)
         owned = state.owned
         assert isinstance(owned, Sharded)
-        owned.publish()
+        with Counted(rank):
+            owned.publish()
         tokens = torch.zeros(turns, config.train.seq_len, dtype=torch.int64)
         with Counted(rank) as counted:
             gradient(state, turns, next_token_loss(state, tokens, tokens))
