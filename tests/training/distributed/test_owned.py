@@ -1,12 +1,15 @@
 """What ranks exchange in a step: gradients by the tree, weights as codes and scales; ranks are threads here."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from nanochat_cli.config.sections.model import QuantConfig
 from nanochat_cli.config.sections.train import TrainConfig
-from nanochat_cli.errors import DataError
+from nanochat_cli.errors import ConfigError, DataError
 from nanochat_cli.model.bitlinear import BitLinear
 from nanochat_cli.training.distributed.group import Group
 from nanochat_cli.training.distributed.owned import Owned
@@ -18,6 +21,8 @@ from nanochat_cli.training.distributed.weight_bytes import (
     to_bytes,
     to_rows,
 )
+from nanochat_cli.training.phases import Phases
+from nanochat_cli.training.update import accumulate_units
 from nanochat_kernels import ternarize
 from tests.training.distributed.threads import Thread, on_ranks
 
@@ -217,3 +222,13 @@ def test_an_error_of_one_rank_ends_all_with_its_message(fails):
         return "went on"
 
     assert on_ranks(3, ending) == ["no space left" if fails else "went on"] * 3
+
+
+def test_ranks_that_meet_in_every_block_do_not_start_a_step_again_for_lack_of_memory():
+    def loss(rows: slice) -> Any:
+        raise torch.OutOfMemoryError
+
+    state: Any = SimpleNamespace(parts=[], progress=SimpleNamespace(micro_batch=1), phases=Phases())
+    owned: Any = SimpleNamespace(lockstep=True, begin=list, collect=max, units=[0], rows_of=lambda unit: slice(0, 1))
+    with pytest.raises(ConfigError, match=r"^out of memory.*lower train\.batch_size"):
+        accumulate_units(state, owned, loss)
