@@ -2,6 +2,7 @@
 and is not supported is refused, since silence is worse.
 """
 
+import json
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
@@ -40,6 +41,15 @@ class Body(BaseModel):
         for name, harmless in REFUSED.items():
             if (value := (self.model_extra or {}).get(name)) not in harmless:
                 raise RequestError(400, f"{name} = {str(value)[:80]} is not supported: leave it out", name)
+        return self
+
+    @model_validator(mode="after")
+    def _refuse_half_characters(self) -> "Body":
+        """Of messages, whose values may be anything; JSON can spell half of a surrogate pair, which is no text."""
+        try:
+            json.dumps(getattr(self, "messages", None), ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise RequestError(400, "messages: half of a surrogate pair is no text", "messages") from None
         return self
 
 

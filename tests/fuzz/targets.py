@@ -15,6 +15,9 @@ from unittest import mock
 
 from nanochat_cli.config.load import config_to_toml, load_run_config, resolve_config
 from nanochat_cli.config.schema import Config, ExportConfig
+from nanochat_cli.data.chat import render
+from nanochat_cli.data.conversation_files import open_conversations
+from nanochat_cli.data.conversations import from_bytes
 from nanochat_cli.data.manifest import MANIFEST, ShardInfo, read_manifest
 from nanochat_cli.data.shards import Shard
 from nanochat_cli.data.tokenizer import Tokenizer
@@ -65,6 +68,7 @@ def targets(work: Path, *, serving: bool = True) -> Iterator[list[Target]]:
         *_configurations(work),
         _experiences(work),
         _problems(work),
+        *_conversations(work, tokenizer),
         *_sandbox(),
     ]
     if not serving:
@@ -171,7 +175,25 @@ def _problems(work: Path) -> Target:
     published = {"task_id": "t/0", "prompt": "def f(x):\n", "entry_point": "f", "canonical_solution": "    return x\n"}
     published["test"] = "def check(candidate):\n    assert candidate(1) == 1\n"
     seeds = [seed, json.dumps(published).encode() + b"\n"]
-    return Target("problems", lambda data: load_problems(_written(work / "problems.jsonl", data)), seeds, 200)
+    return Target("problems", lambda data: load_problems(_written(work / "problems.jsonl", data)), seeds, 100)
+
+
+def _conversations(work: Path, tokenizer: Tokenizer) -> Iterator[Target]:
+    """All four forms of records, as lines and as one array, up to their tokens."""
+    records = [
+        {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]},
+        {"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}], "system": "s"},
+        {"prompt": "x", "completion": "y"},
+        {"instruction": "do", "input": "x", "output": "y"},
+    ]
+
+    def read(path: Path) -> None:
+        render([from_bytes(one.content) for one in open_conversations(str(path))], tokenizer)
+
+    lines = "".join(json.dumps(record) + "\n" for record in records).encode()
+    yield Target("conversations", lambda data: read(_written(work / "chat.jsonl", data)), [lines], 100)
+    array = json.dumps(records).encode()
+    yield Target("conversations-array", lambda data: read(_written(work / "chat.json", data)), [array], 50)
 
 
 def _sandbox() -> Iterator[Target]:
@@ -188,13 +210,15 @@ def _sandbox() -> Iterator[Target]:
         assert judged.total == len(judged.results) == 3
 
     def value(data: bytes) -> None:
-        with suppress(plain_values.Refused, TypeError, ValueError, RecursionError):  # each is a test that failed
+        with suppress(
+            plain_values.Refused, TypeError, ValueError, OverflowError, RecursionError
+        ):  # each is a test that failed
             plain_values.decode((plain_values.read(io.BytesIO(data)) or {}).get("value"), lambda number: [number])
 
     values = plain_values.encode({"a": [1, 2.5, (True, b"x")], "b": {1 + 2j}}, lambda _: 7)
     rustc = {"$message_type": "diagnostic", "level": "error", "message": "m", "code": {"code": "E0308"}}
     rustc["spans"] = [{"is_primary": True, "line_start": 3}]
-    yield Target("verdict", verdict, [lines(passed), lines(failed)], 150)
+    yield Target("verdict", verdict, [lines(passed), lines(failed)], 100)
     yield Target("plain-value", value, [json.dumps({"value": values}).encode() + b"\n", lines(failed)], 100)
     yield Target(
         "rustc", lambda data: rust_judge._diagnostics(data.decode(errors="replace")), [lines([rustc] * 2)], 100

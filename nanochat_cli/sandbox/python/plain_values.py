@@ -40,7 +40,10 @@ def encode(value: Any, refer: Any) -> Any:
 
 
 def decode(form: Any, resolve: Any) -> Any:
-    """The value of a JSON form. `resolve` returns the object of a number. Raises Refused, TypeError, ValueError."""
+    """The value of a JSON form. `resolve` returns the object of a number.
+
+    Raises Refused, TypeError, ValueError, OverflowError.
+    """
     if form is None or isinstance(form, (bool, str)):
         return form
     if not isinstance(form, list) or len(form) != 2:
