@@ -107,6 +107,7 @@ def without_timings(suite: Suite, configs: list[str]) -> list[RunRecord]:
     return found
 
 
+@pytest.mark.slow  # three processes that train; conformance/test_old_files has a suite that goes on
 def test_a_suite_that_is_stopped_killed_and_continued_ends_as_an_undisturbed_one(folder):
     line = ["bench", "ab", *SUITE, "--vary", OTHER, "--out", "split"]
     base, other = (folder / "split" / "runs" / name / "metrics.jsonl" for name in ("base-seed0", f"{OTHER}-seed0"))
