@@ -208,6 +208,7 @@ def breach(name: str, outcome: Outcome) -> str | None:
 def release(sandbox_of: Isolation | None, folder: Path, workers: int = 4) -> Aftermath:
     """Run all programs, side by side, on a host whose `folder` is new and holds a secret.
 
+    One that had too little time beside the others to end as it should is run again by itself.
     sandbox_of: None takes what works here. Rust programs are left out where the sandbox cannot start rustc.
     """
     folder.chmod(0o755)
@@ -227,6 +228,9 @@ def release(sandbox_of: Isolation | None, folder: Path, workers: int = 4) -> Aft
             return sandbox.execute(language, source)
 
         after.outcomes = dict(zip(programs, pool.map(run, programs.values()), strict=True))
+        for name, outcome in after.outcomes.items():
+            if outcome.status == "timeout" and breach(name, outcome):
+                after.outcomes[name] = run(programs[name])
     return after
 
 
