@@ -51,6 +51,17 @@ def compare(folder: Path, names: list[str], counts: tuple[int, ...]) -> None:
             assert measured(other) == measured(first), f"{name} on {count} ranks"
 
 
+def compare_with_one(folder: Path, cases: dict[str, str], count: int) -> None:
+    """Train every case on one rank and on `count`, at the same time, and compare."""
+    processes = [
+        start(folder, ranks, [line(f"{name}-{ranks}", settings) for name, settings in cases.items()])
+        for ranks in (1, count)
+    ]
+    for process in processes:
+        ended(process)
+    compare(folder, list(cases), (1, count))
+
+
 def test_two_ranks_save_and_log_what_one_does(folder):
     settings = f"{CASES['mtp']} {CASES['fire']} {CASES['muon-int8']}"
     short = "train.total_steps=2 telemetry.interval=1"
@@ -66,25 +77,13 @@ def test_two_ranks_save_and_log_what_one_does(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_every_optimizer_and_method_gives_the_same_bits(folder, count):
-    processes = [
-        start(folder, ranks, [line(f"{name}-{ranks}", settings) for name, settings in CASES.items()])
-        for ranks in (1, count)
-    ]
-    for process in processes:
-        ended(process)
-    compare(folder, list(CASES), (1, count))
+    compare_with_one(folder, CASES, count)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
 def test_mode_fsdp_gives_the_bits_of_one_process(folder, count):
-    processes = [
-        start(folder, ranks, [line(f"{name}-{ranks}", settings) for name, settings in OF_FSDP.items()])
-        for ranks in (1, count)
-    ]
-    for process in processes:
-        ended(process)
-    compare(folder, list(OF_FSDP), (1, count))
+    compare_with_one(folder, OF_FSDP, count)
 
 
 @pytest.mark.slow
