@@ -15,15 +15,20 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def verify(
     ctx: typer.Context,
-    target: Annotated[Path, typer.Argument(metavar="PATH", help="A .gguf file, a Hugging Face folder, or a run.")],
+    target: Annotated[
+        Path | None,
+        typer.Argument(metavar="PATH", help="A .gguf file, a Hugging Face folder, or a run; default: the latest run."),
+    ] = None,
 ) -> None:
     """Compare a GGUF file, a Hugging Face folder or a run's checkpoints with the checksums they were written with.
 
     Exit code 4 when one does not match. A file without a checksum is named, which is not a failure.
     """
     from nanochat_cli.diagnose.integrity import check_integrity
+    from nanochat_cli.formats.run.find import latest_run
 
     reporter = session_of(ctx).reporter
+    target = latest_run() if target is None else target
     findings = list(check_integrity(target))
     if not findings:
         raise DataError(f"{target}: nothing is saved in it yet")

@@ -52,6 +52,14 @@ def test_a_run_with_its_exports_is_whole_until_a_bit_changes(nanochat, folder, r
     assert "error: " in outcome.err.splitlines()[-1]
 
 
+def test_without_a_path_it_is_the_latest_run(nanochat, folder, run):
+    shutil.copytree(run, folder / "runs" / "later")
+    flip(run / "model.gguf")
+    assert nanochat("verify").code == 0
+    flip(folder / "runs" / "later" / "model.gguf")
+    assert "runs/later/model.gguf: not what was written" in nanochat("verify").err
+
+
 def test_one_file_or_folder_is_looked_at_alone(nanochat, folder, run):
     flip(run / "model.gguf")
     assert nanochat("verify", "runs/plain/hf").code == 0
